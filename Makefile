@@ -1,0 +1,36 @@
+# The two commands of the README, each from nothing: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+SOURCES := $(shell find exporter plugins runtime -not -path '*/__pycache__*' -type f)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/package.stamp
+	$(BIN)/python scripts/demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/package.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and by itself: its CPU build where one is found, the default one elsewhere.
+$(VENV)/dependencies.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install --quiet "torch==$(TORCH)"
+	$(PIP) install --quiet --constraint constraints.txt scikit-build-core
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[export,dev]"
+	touch $@
+
+$(VENV)/package.stamp: $(VENV)/dependencies.stamp $(SOURCES)
+	$(PIP) install --quiet --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+clean:
+	rm -rf $(VENV) out

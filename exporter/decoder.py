@@ -1,0 +1,102 @@
+"""The graph that is traced: a patched model with flat inputs, its load signal, and what it tells of itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from clada.exporter.patch import Sparsity
+from clada.plugins.ops import LOAD_SIGNAL
+from clada.plugins.torch import torch_op
+
+
+@dataclass
+class LoadMap:
+    """Calibrated constants of the load signal.
+
+    Args:
+        surprisal_knots: f32[K], quantiles of surprisal in nats.
+        entropy_knots: f32[K], quantiles of entropy in nats.
+        scale_knots: f32[M], the factor on the thresholds at load 0, 1/(M-1), ..., 1; non-increasing.
+        reanalysis_load: f32 scalar, the load from which the pool opens.
+        surprisal_weight: Share of surprisal in the load; the rest is entropy.
+    """
+
+    surprisal_knots: Tensor
+    entropy_knots: Tensor
+    scale_knots: Tensor
+    reanalysis_load: Tensor
+    surprisal_weight: float
+
+
+class Decoder(nn.Module):
+    """The contract's graph: prefill dense, decode sparse, padding skipped; see `forward`."""
+
+    def __init__(self, model: Any, sparsity: Sparsity, surprisal_weight: float, all_logits: bool = False) -> None:
+        super().__init__()
+        self.model, self.sparsity = model, sparsity
+        self.surprisal_weight, self.all_logits = surprisal_weight, all_logits
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_logits: Tensor,
+        pools: list[Tensor],
+        past: list[tuple[Tensor, Tensor]],
+        thresholds: list[Tensor],
+        surprisal_knots: Tensor,
+        entropy_knots: Tensor,
+        scale_knots: Tensor,
+        reanalysis_load: Tensor,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+        """One step, prefill or decode.
+
+        Args:
+            input_ids: i64[B, S].
+            attention_mask: i64[B, P + S], 0 where padded.
+            position_ids: i64[B, S].
+            past_logits: T[B, V], the logits that predicted the last of input_ids; unused in prefill.
+            pools: bool[B, F] for each layer.
+            past: Keys and values T[B, H, P, d] for each layer.
+            thresholds: f32[F] for each layer.
+            surprisal_knots: See LoadMap, as are the following.
+            entropy_knots: See LoadMap.
+            scale_knots: See LoadMap.
+            reanalysis_load: See LoadMap.
+
+        Returns:
+            Logits T[B, 1, V] (or [B, S, V]), keys and values for each layer, scores f32[B, F] for each layer, and
+            load, surprisal, entropy f32[B] and active i32[L, B] of the last position.
+        """
+        scale, load, surprisal, entropy = torch_op(LOAD_SIGNAL)(
+            past_logits, input_ids[:, -1], surprisal_knots, entropy_knots, scale_knots, self.surprisal_weight
+        )
+        # Lengths as tensors [B, 1]: a Python comparison would fix the graph to the example's sizes.
+        here = torch.ones_like(input_ids).sum(1, keepdim=True)
+        total = torch.ones_like(attention_mask).sum(1, keepdim=True)
+        is_prefill = (here > 1) | (total == here)
+        token_scale = torch.where(is_prefill, 0.0, scale.unsqueeze(1)).expand(input_ids.shape)
+        is_padding = attention_mask[:, -input_ids.shape[1] :] == 0
+        pool_open = is_prefill | (load >= reanalysis_load).unsqueeze(1)
+
+        cache: Any = DynamicCache(past)
+        with self.sparsity.steered(
+            scale=torch.where(is_padding, -1.0, token_scale),
+            pools=[pool | pool_open for pool in pools],
+            thresholds=thresholds,
+        ):
+            logits = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=0 if self.all_logits else 1,
+            ).logits
+        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        active = torch.stack([kept[:, -1] for kept in self.sparsity.active])
+        return logits, present, list(self.sparsity.score), load, surprisal, entropy, active

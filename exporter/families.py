@@ -1,0 +1,68 @@
+"""Which models can be exported, and where each keeps its feed-forward network; a new family is one row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clada.plugins.ops import SPARSE_FFN, SPARSE_GATED_FFN, Op
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family of models keeps its feed-forward networks.
+
+    Args:
+        op: The op that takes its place.
+        layers: Path from the model to the list of its decoder layers.
+        linears: For each weight matrix of the op, the path from a layer to the linear module that holds it.
+        site: Path from a layer to the module that the sparse one replaces.
+        bypass: Paths from a layer to modules after the site whose work the sparse module does as well.
+        activation: Name of the configuration's field that names the activation.
+    """
+
+    op: Op
+    layers: str
+    linears: Mapping[str, str]
+    site: str
+    bypass: tuple[str, ...] = ()
+    activation: str = "hidden_act"
+
+
+_LLAMA_LIKE = Family(
+    op=SPARSE_GATED_FFN,
+    layers="model.layers",
+    linears={"w_gate": "mlp.gate_proj", "w_up": "mlp.up_proj", "w_down": "mlp.down_proj"},
+    site="mlp",
+)
+
+# By the `model_type` of the configuration.
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA_LIKE,
+    "mistral": _LLAMA_LIKE,
+    "qwen2": _LLAMA_LIKE,
+    "qwen3": _LLAMA_LIKE,
+    "gpt_neox": Family(
+        op=SPARSE_FFN,
+        layers="gpt_neox.layers",
+        linears={"w_in": "mlp.dense_h_to_4h", "w_out": "mlp.dense_4h_to_h"},
+        site="mlp",
+    ),
+    "opt": Family(
+        op=SPARSE_FFN,
+        layers="model.decoder.layers",
+        linears={"w_in": "fc1", "w_out": "fc2"},
+        site="fc1",
+        bypass=("activation_fn", "fc2"),
+        activation="activation_function",
+    ),
+}
+
+# Names in Hugging Face configurations to ours.
+ACTIVATION_NAMES: dict[str, str] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}

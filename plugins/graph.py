@@ -1,0 +1,46 @@
+"""Names of the exported graph's inputs, outputs and calibrated constants, as exporter and runtimes meet on them."""
+
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+POSITION_IDS = "position_ids"
+PAST_LOGITS = "past_logits"
+LOGITS = "logits"
+LOAD = "load"
+SURPRISAL = "surprisal"
+ENTROPY = "entropy"
+ACTIVE = "active"
+
+SURPRISAL_KNOTS = "surprisal_knots"
+ENTROPY_KNOTS = "entropy_knots"
+SCALE_KNOTS = "scale_knots"
+REANALYSIS_LOAD = "reanalysis_load"
+
+BATCH_SIZE = "batch_size"
+SEQUENCE_LENGTH = "sequence_length"
+PAST_SEQUENCE_LENGTH = "past_sequence_length"
+TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
+
+
+def pool(layer: int) -> str:
+    """Input bool[B, F]: the neurons a layer may use."""
+    return f"pool.{layer}"
+
+
+def score(layer: int) -> str:
+    """Output f32[B, F]: how much each neuron of a layer contributed."""
+    return f"score.{layer}"
+
+
+def threshold(layer: int) -> str:
+    """Initializer f32[F]: a layer's calibrated thresholds."""
+    return f"threshold.{layer}"
+
+
+def past(layer: int) -> tuple[str, str]:
+    """Inputs: a layer's cached keys and values."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present(layer: int) -> tuple[str, str]:
+    """Outputs: a layer's keys and values, the past's and this call's."""
+    return f"present.{layer}.key", f"present.{layer}.value"

@@ -1,0 +1,9 @@
+"""The ops of the `clada` domain, each defined once."""
+
+from clada.plugins.ops.load_signal import LOAD_SIGNAL
+from clada.plugins.ops.record import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Op
+from clada.plugins.ops.sparse_ffn import SPARSE_FFN, SPARSE_GATED_FFN
+
+OPS: dict[str, Op] = {op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, LOAD_SIGNAL)}
+
+__all__ = ["DOMAIN", "LOAD_SIGNAL", "OPS", "PLUGIN_ATTRIBUTES", "SPARSE_FFN", "SPARSE_GATED_FFN", "VERSION", "Op"]

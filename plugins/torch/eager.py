@@ -1,0 +1,88 @@
+"""Eager torch kernels of the ops: products in the tensors' own dtype, everything else in float32."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda z: functional.gelu(z, approximate="tanh"),
+    "relu": functional.relu,
+}
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def _kept(a: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor) -> Tensor:
+    column = scale.unsqueeze(-1)
+    return pool.unsqueeze(1) & (column >= 0) & (a != 0) & ~(a.abs() < column * threshold)
+
+
+def _count_and_score(kept: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    energy = h.square()
+    total = energy.sum(-1, keepdim=True)
+    score = (energy / total.masked_fill(total == 0, 1)).sum(1)
+    return kept.sum(-1, dtype=torch.int32), score
+
+
+def sparse_gated_ffn(
+    x: Tensor,
+    w_gate: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    threshold: Tensor,
+    scale: Tensor,
+    pool: Tensor,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `clada.plugins.ops.SPARSE_GATED_FFN`."""
+    a = ACTIVATIONS[activation](functional.linear(x, w_gate).float())
+    kept = _kept(a, threshold, scale, pool)
+    h = torch.where(kept, a * functional.linear(x, w_up).float(), 0)
+    return h.to(x.dtype) @ w_down, *_count_and_score(kept, h)
+
+
+def sparse_ffn(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    threshold: Tensor,
+    scale: Tensor,
+    pool: Tensor,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `clada.plugins.ops.SPARSE_FFN`."""
+    a = ACTIVATIONS[activation](functional.linear(x, w_in, b_in).float())
+    kept = _kept(a, threshold, scale, pool)
+    h = torch.where(kept, a, 0)
+    return h.to(x.dtype) @ w_out + b_out, *_count_and_score(kept, h)
+
+
+def _distribution(value: Tensor, knots: Tensor) -> Tensor:
+    low, width = knots[:-1], knots.diff().clamp_min(_TINY)
+    return ((value.unsqueeze(-1) - low) / width).clamp(0, 1).mean(-1)
+
+
+def load_signal(
+    logits: Tensor,
+    token: Tensor,
+    surprisal_knots: Tensor,
+    entropy_knots: Tensor,
+    scale_knots: Tensor,
+    surprisal_weight: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `clada.plugins.ops.LOAD_SIGNAL`."""
+    log_p = logits.float().log_softmax(-1)
+    p = log_p.exp()
+    surprisal = -log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    entropy = -torch.where(p == 0, 0, p * log_p).sum(-1)
+    load = surprisal_weight * _distribution(surprisal, surprisal_knots)
+    load = load + (1 - surprisal_weight) * _distribution(entropy, entropy_knots)
+    steps = scale_knots.diff()
+    segments = torch.arange(len(steps), device=load.device)
+    along = (load.unsqueeze(-1) * len(steps) - segments).clamp(0, 1)
+    return scale_knots[0] + (along * steps).sum(-1), load, surprisal, entropy

@@ -1,0 +1,1 @@
+"""Tests of CLADA; run them with `make test`."""

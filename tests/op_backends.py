@@ -1,0 +1,63 @@
+"""Ways to execute one op on NumPy inputs: each backend takes a record, inputs in their final dtypes, attributes."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from clada.plugins.onnx import function_proto
+from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Op
+from clada.plugins.ops.record import Array
+from clada.plugins.torch import torch_op
+
+OPSETS = (20, 23)
+
+
+def body_model(op: Op, dtype: str, attributes: Mapping[str, str | float], opset: int) -> onnx.ModelProto:
+    """A model of one node of the op, with its function body, all dimensions dynamic."""
+
+    def value_info(spec):
+        name = dtype if spec.dtype == "T" else spec.dtype
+        return onnx.helper.make_tensor_value_info(
+            spec.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(name)), list(spec.axes)
+        )
+
+    node = onnx.helper.make_node(
+        op.name,
+        [spec.name for spec in op.inputs],
+        [spec.name for spec in op.outputs],
+        domain=DOMAIN,
+        **attributes,
+        **PLUGIN_ATTRIBUTES,
+    )
+    graph = onnx.helper.make_graph(
+        [node], op.name, [value_info(s) for s in op.inputs], [value_info(s) for s in op.outputs]
+    )
+    return onnx.helper.make_model(
+        graph,
+        functions=[function_proto(op, attributes, opset)],
+        opset_imports=[onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, VERSION)],
+        ir_version=10,
+    )
+
+
+def run_body(op: Op, inputs: list[Array], attributes: Mapping[str, str | float], opset: int) -> list[Array]:
+    """Run the function body in ONNX Runtime."""
+    model = body_model(op, str(inputs[0].dtype), attributes, opset)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {spec.name: a for spec, a in zip(op.inputs, inputs, strict=True)})
+
+
+def run_torch(op: Op, inputs: list[Array], attributes: Mapping[str, str | float]) -> list[Array]:
+    """Run the registered torch op."""
+    return [t.numpy() for t in torch_op(op)(*map(torch.from_numpy, inputs), *attributes.values())]
+
+
+Backend = Callable[[Op, list[Array], Mapping[str, str | float]], list[Array]]
+BACKENDS: dict[str, Backend] = {"torch": run_torch} | {
+    f"body-opset{opset}": lambda op, inputs, attributes, opset=opset: run_body(op, inputs, attributes, opset)
+    for opset in OPSETS
+}
