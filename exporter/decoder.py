@@ -83,13 +83,32 @@ class Decoder(nn.Module):
         is_padding = attention_mask[:, -input_ids.shape[1] :] == 0
         pool_open = is_prefill | (load >= reanalysis_load).unsqueeze(1)
 
-        cache: Any = DynamicCache(past)
-        with self.sparsity.steered(
+        logits, present = self.run(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past,
             scale=torch.where(is_padding, -1.0, token_scale),
             pools=[pool | pool_open for pool in pools],
             thresholds=thresholds,
-        ):
-            logits = self.model(
+        )
+        active = torch.stack([kept[:, -1] for kept in self.sparsity.active])
+        return logits, present, list(self.sparsity.score), load, surprisal, entropy, active
+
+    def run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[tuple[Tensor, Tensor]],
+        scale: Tensor,
+        pools: list[Tensor],
+        thresholds: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The model alone, steered: arguments and results as of `forward`, and scale f32[B, S]."""
+        cache: Any = DynamicCache(past)
+        with self.sparsity.steered(scale, pools, thresholds):
+            logits: Tensor = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -97,6 +116,4 @@ class Decoder(nn.Module):
                 use_cache=True,
                 logits_to_keep=0 if self.all_logits else 1,
             ).logits
-        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        active = torch.stack([kept[:, -1] for kept in self.sparsity.active])
-        return logits, present, list(self.sparsity.score), load, surprisal, entropy, active
+        return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

@@ -154,7 +154,7 @@ def _tie_free_threshold(a: Array, scale: Array, rng: np.random.Generator) -> Arr
     """Per-neuron thresholds f32[F] far from every |a| / scale, so that rounding cannot move a neuron across."""
     positive = scale > 0
     if not positive.any():
-        return rng.uniform(0.1, 1, a.shape[-1]).astype(np.float32)
+        return np.asarray(rng.uniform(0.1, 1, (a.shape[-1],)), np.float32)
     values = np.sort(np.abs(a[positive]) / scale[positive][:, None], axis=0)
     edges = np.concatenate([0 * values[:1], values, 2 * values[-1:] + 0.1])
     # The widest gaps among the middle half: about half of the neurons are kept.

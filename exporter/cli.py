@@ -1,0 +1,64 @@
+"""The `clada-export` command."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clada.exporter.allocation import ALLOCATIONS
+from clada.exporter.calibrate import CalibrationConfig
+from clada.exporter.export import DTYPES, ExportConfig, export
+from clada.exporter.families import FAMILIES
+from clada.exporter.neurons import IMPORTANCES
+from clada.exporter.trace import DEFAULT_OPSET
+from clada.plugins.errors import CladaError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clada-export",
+        description="Export a Hugging Face causal LM as a dynamically sparse ONNX model.",
+        epilog=f"Model types: {', '.join(FAMILIES)}.",
+    )
+    parser.add_argument("output", type=Path, help="the .onnx file to write; its companions go beside it")
+    parser.add_argument("--model", required=True, help="a checkpoint's folder, or a Hugging Face model id")
+    parser.add_argument("--calibration-data", type=Path, help="text or JSONL to calibrate on (default: Python sources)")
+    parser.add_argument(
+        "--calibration-tokens", type=int, default=4096, help="how many tokens of it to use (default: %(default)s)"
+    )
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--target-sparsity", type=float, default=0.5, help="mean share of neurons to skip (default: %(default)s)"
+    )
+    goal.add_argument("--error-budget", type=float, help="instead: the most KL divergence, in nats a token")
+    parser.add_argument(
+        "--allocation", choices=ALLOCATIONS, default="kl", help="how layers share the sparsity (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--importance",
+        choices=IMPORTANCES,
+        default="contribution",
+        help="what a neuron's threshold is divided by; 'activation' is the plain CATS rule (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which parts of the text are used")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help="of the graph (default: %(default)s)")
+    parser.add_argument("--all-logits", action="store_true", help="give logits for all positions, not only the last")
+    parser.add_argument("--overwrite", action="store_true", help="replace an artefact that is there")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
+    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = vars(_parser().parse_args(argv))
+    output, source = args.pop("output"), args.pop("model")
+    try:
+        calibration = CalibrationConfig(
+            **{name: args.pop(name) for name in ("target_sparsity", "error_budget", "allocation", "importance")}
+        )
+        export(output, source, ExportConfig(calibration=calibration, **args), lambda line: print(line, flush=True))
+    except CladaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,134 @@
+"""The whole export: load, calibrate, patch, trace, verify, write."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
+from clada.exporter.calibration_text import digest, read_texts, row_length, sample_file, token_rows
+from clada.exporter.checkpoint import load_config, load_model
+from clada.exporter.manifest import calibration_section, model_section, policy_section, write_manifest
+from clada.exporter.patch import sparsify
+from clada.exporter.staging import staged
+from clada.exporter.trace import DEFAULT_OPSET, check_opset, save, trace
+from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
+from clada.plugins.errors import CladaError
+from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How to export.
+
+    Args:
+        calibration: What to calibrate for.
+        calibration_data: Text file or JSONL; the sample that ships with the project where not given.
+        calibration_tokens: How many tokens of it to use.
+        seed: Decides which parts of the text are used.
+        dtype: One of DTYPES.
+        opset: Version of ONNX's standard ops.
+        all_logits: Give logits for all positions, not only the last.
+        overwrite: Replace an artefact that is there.
+        trust_remote_code: Run code that the checkpoint brings.
+        allow_pickle: Read pickle weights where there are no safetensors.
+    """
+
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    calibration_data: Path | None = None
+    calibration_tokens: int = 4096
+    seed: int = 0
+    dtype: str = "float32"
+    opset: int = DEFAULT_OPSET
+    all_logits: bool = False
+    overwrite: bool = False
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        check_opset(self.opset)
+        if self.dtype not in DTYPES:
+            raise CladaError(f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}")
+        if self.calibration_tokens < 1:
+            raise CladaError(f"calibration_tokens is {self.calibration_tokens}; it must be at least 1")
+        if self.seed < 0:
+            raise CladaError(f"seed is {self.seed}; it must be 0 or more")
+
+
+def _write_companions(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Tokenizer, chat template and configurations, as the runtime reads them."""
+    aside = folder / "tokenizer"
+    tokenizer.save_pretrained(aside)
+    for name in (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, CHAT_TEMPLATE_NAME):
+        if (aside / name).exists():
+            (aside / name).replace(folder / name)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+
+
+def export(
+    output: Path, source: str, config: ExportConfig | None = None, report: Callable[[str], None] = print
+) -> Calibration:
+    """Export a Hugging Face causal LM as an artefact.
+
+    Args:
+        output: Path of the ONNX file; the artefact's other files are written beside it.
+        source: A checkpoint's folder or a Hugging Face model id.
+        config: How to export.
+        report: Called with each line of progress.
+
+    Returns:
+        What calibration chose and measured.
+
+    Raises:
+        CladaError: Anything given cannot be used, or the exported graph disagrees with the model; nothing is
+            written then.
+    """
+    config = config or ExportConfig()
+    trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
+    with staged(output, config.overwrite) as folder:
+        hf_config = load_config(source, **trust)
+        data = config.calibration_data or sample_file()
+        texts = read_texts(data)
+        model, tokenizer = load_model(source, torch.float32, **trust)
+        length = row_length(hf_config.max_position_embeddings)
+        rows = token_rows(texts, tokenizer, config.calibration_tokens, length, config.seed)
+        report(f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens")
+
+        sparsity = sparsify(model)
+        calibration = calibrate(model, sparsity, rows, config.calibration)
+        for index, layer in enumerate(calibration.layers):
+            report(f"  layer {index:3}  sparsity {layer.sparsity:6.1%}  realised {layer.realised:6.1%}")
+        report(
+            f"  all layers sparse: KL {calibration.divergence:.4f} nats a token, "
+            f"{calibration.agreement:.1%} of next tokens unchanged"
+        )
+
+        model.to(DTYPES[config.dtype])
+        report(f"tracing, opset {config.opset}, {config.dtype}")
+        staged_model = folder / output.name
+        traced = trace(model, sparsity, calibration.load_map, opset=config.opset, all_logits=config.all_logits)
+        save(traced, staged_model)
+        del traced
+        report("verifying against PyTorch")
+        verify_rows = verification_rows(texts, tokenizer, config.seed)
+        checks = verify(staged_model, model, sparsity, calibration.load_map, verify_rows)
+        for line in check_lines(checks):
+            report(f"  {line}")
+        require_passed(checks)
+
+        _write_companions(folder, model, tokenizer)
+        write_manifest(
+            folder,
+            model,
+            model_info=model_section(model, config.dtype, config.opset),
+            policy=policy_section(config.calibration, config.seed),
+            calibration=calibration_section(calibration, data.name, digest(data)),
+            checks=checks,
+        )
+    report(f"wrote {output} and its companions")
+    return calibration

@@ -1,0 +1,247 @@
+"""Compares an exported graph, as ONNX Runtime runs it, with the patched PyTorch model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx.external_data_helper import load_external_data_for_tensor
+from torch import Tensor
+
+from clada.exporter.calibration_text import token_rows
+from clada.exporter.decoder import Decoder, LoadMap
+from clada.exporter.neurons import activations
+from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
+from clada.exporter.trace import cache_shapes, constants
+from clada.plugins import graph
+from clada.plugins.errors import CladaError
+from clada.plugins.ops import LOAD_SIGNAL
+from clada.plugins.torch import torch_op
+from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
+
+# Largest difference of a logit allowed, as a share of the range of the logits.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2}
+# Largest difference of the load allowed: it is steep where calibrated knots lie close together.
+LOAD_TOLERANCES = {torch.float32: 1e-2, torch.float16: 1e-1}
+PROMPT_TOKENS = 48
+DECODE_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was compared, the tolerance at which it just passes, and the one it must pass at."""
+
+    name: str
+    required: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two agree; a NaN on either side does not."""
+        return self.required <= self.tolerance
+
+
+def read_constants(path: Path) -> tuple[list[Tensor], LoadMap]:
+    """Thresholds and load map of an exported graph."""
+    model = onnx.load(path, load_external_data=False)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def constant(name: str) -> Tensor:
+        if onnx.external_data_helper.uses_external_data(tensors[name]):
+            load_external_data_for_tensor(tensors[name], str(path.parent))
+        return torch.from_numpy(onnx.numpy_helper.to_array(tensors[name]).copy())
+
+    layers = sum(name.startswith(graph.threshold(0).rstrip("0")) for name in tensors)
+    node = next(node for node in model.graph.node if node.op_type == LOAD_SIGNAL.name)
+    weight = next(a.f for a in node.attribute if a.name == LOAD_SIGNAL.attributes[0].name)
+    load_map = LoadMap(
+        surprisal_knots=constant(graph.SURPRISAL_KNOTS),
+        entropy_knots=constant(graph.ENTROPY_KNOTS),
+        scale_knots=constant(graph.SCALE_KNOTS),
+        reanalysis_load=constant(graph.REANALYSIS_LOAD),
+        surprisal_weight=weight,
+    )
+    return [constant(graph.threshold(n)) for n in range(layers)], load_map
+
+
+def _relative(ours: Any, reference: Tensor) -> float:
+    """Largest difference as a share of the range of the reference; infinite where either is not finite."""
+    expected = reference.double().numpy().reshape(len(reference), -1)
+    given = np.asarray(ours, np.float64).reshape(expected.shape)
+    if not (np.isfinite(given).all() and np.isfinite(expected).all()):
+        return float("inf")
+    return float((np.abs(given - expected).max(axis=1) / np.ptp(expected, axis=1)).max())
+
+
+def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str]) -> dict[str, Any]:
+    """Run the exported graph on the inputs of Decoder.forward."""
+    names = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
+    inputs = {name: step[name].numpy() for name in names}
+    inputs |= {graph.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])}
+    cache = [
+        onnxruntime.OrtValue.ortvalue_from_numpy(tensor.contiguous().numpy())
+        for keys_values in step["past"]
+        for tensor in keys_values
+    ]
+    return model.step(inputs, cache, fetch)[0]
+
+
+@contextmanager
+def _layer_inputs(layers: Sequence[SparseLayer]) -> Iterator[list[Tensor]]:
+    """Within the context each pass leaves the layers' inputs [B, S, D] in the list, in order."""
+    inputs: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _layer, args: inputs.append(args[0])) for layer in layers]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _decision_gap(
+    layer: SparseLayer, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor, kept: Tensor
+) -> tuple[int, float]:
+    """How many neurons PyTorch decides otherwise than `kept` [B, F], and how far from the threshold the farthest is.
+
+    The distance is a share of the token's largest activation: what rounding moves an activation by is.
+    """
+    weights = [layer.get_parameter(name) for name in layer.weight_names]
+    x = x.reshape(len(kept), 1, -1)
+    score = torch_op(layer.op)(x, *weights, threshold, scale, pool, layer.activation)[2]
+    magnitude = activations(layer, x)[0].float().abs().squeeze(1)
+    distance = (magnitude - scale * threshold).abs() / magnitude.amax(-1, keepdim=True)
+    otherwise = (score > 0) != kept
+    return int(otherwise.sum()), float(distance[otherwise].max()) if otherwise.any() else 0.0
+
+
+@torch.no_grad()
+def _verify_batch(
+    exported: OnnxRuntimeModel, decoder: Decoder, constants: dict[str, Any], rows: Tensor, batch: int
+) -> list[Check]:
+    """Prefill and decode of a batch of prompts, the second and later ones padded on the left.
+
+    Rounding may move an activation across its threshold, and then the two sides rightly differ. So in decode PyTorch
+    computes with the neurons that ONNX Runtime kept, which must give the same logits, and the decisions are
+    compared by themselves: the sides may only disagree about a neuron that is near its threshold.
+    """
+    model, layers = decoder.model, sparse_layers(decoder.model)
+    tolerance = TOLERANCES[model.dtype]
+    mask = torch.ones(batch, PROMPT_TOKENS, dtype=torch.int64)
+    mask[1:, : PROMPT_TOKENS // 3] = 0
+    step: dict[str, Any] = {
+        "input_ids": rows[:batch, :PROMPT_TOKENS],
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
+        "past_logits": torch.zeros(batch, model.config.vocab_size, dtype=model.dtype),
+        "pools": [torch.ones(batch, layer.neurons, dtype=torch.bool) for layer in layers],
+        "past": [
+            (
+                torch.zeros(batch, c.heads, 0, c.key_width, dtype=model.dtype),
+                torch.zeros(batch, c.heads, 0, c.value_width, dtype=model.dtype),
+            )
+            for c in cache_shapes(model)
+        ],
+    }
+    logits, present, *_ = decoder(**step, **constants)
+    outputs = _run_onnx(exported, step, [graph.LOGITS])
+    checks = [Check(f"prefill, batch {batch}", _relative(outputs[graph.LOGITS], logits), tolerance)]
+
+    worst_logits, worst_gap, otherwise = 0.0, 0.0, 0
+    worst_signal = {graph.LOAD: 0.0, graph.SURPRISAL: 0.0, graph.ENTROPY: 0.0}
+    for at in range(PROMPT_TOKENS, PROMPT_TOKENS + DECODE_STEPS):
+        mask = torch.cat([mask, torch.ones(batch, 1, dtype=torch.int64)], dim=1)
+        step |= {
+            "input_ids": rows[:batch, at : at + 1],
+            "attention_mask": mask,
+            "position_ids": mask.sum(1, keepdim=True) - 1,
+            "past_logits": logits[:, -1],
+            "past": list(zip(present[::2], present[1::2], strict=True)),
+        }
+        scores = [graph.score(n) for n in range(len(layers))]
+        outputs = _run_onnx(exported, step, [graph.LOGITS, *worst_signal, *scores])
+        knots = [constants[name] for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS)]
+        scale, *signals = torch_op(LOAD_SIGNAL)(
+            step["past_logits"], step["input_ids"][:, -1], *knots, decoder.surprisal_weight
+        )
+        for name, signal in zip(worst_signal, signals, strict=True):
+            difference = np.abs(outputs[name] - signal.numpy()) / np.maximum(1, np.abs(signal.numpy()))
+            worst_signal[name] = max(worst_signal[name], float(difference.max()))
+        kept = [torch.from_numpy(outputs[name]) > 0 for name in scores]
+        with _layer_inputs(layers) as inputs:
+            logits, present = decoder.run(
+                **{name: step[name] for name in ("input_ids", "attention_mask", "position_ids", "past")},
+                scale=torch.zeros(batch, 1),
+                pools=kept,
+                thresholds=constants["thresholds"],
+            )
+        worst_logits = max(worst_logits, _relative(outputs[graph.LOGITS], logits))
+        for n, layer in enumerate(layers):
+            count, gap = _decision_gap(
+                layer, inputs[n], constants["thresholds"][n], scale[:, None], step["pools"][n], kept[n]
+            )
+            otherwise, worst_gap = otherwise + count, max(worst_gap, gap)
+    neurons = DECODE_STEPS * batch * sum(layer.neurons for layer in layers)
+    return [
+        *checks,
+        Check(f"decode, batch {batch}", worst_logits, tolerance),
+        *(
+            Check(
+                f"decode, batch {batch}: {name}",
+                worst,
+                (LOAD_TOLERANCES if name == graph.LOAD else TOLERANCES)[model.dtype],
+            )
+            for name, worst in worst_signal.items()
+        ),
+        Check(f"decode, batch {batch}: {otherwise} of {neurons} neurons decided otherwise", worst_gap, tolerance),
+    ]
+
+
+def verification_rows(texts: list[str], tokenizer: Any, seed: int) -> Tensor:
+    """Two rows of real text to verify on; see `verify`."""
+    length = PROMPT_TOKENS + DECODE_STEPS
+    return token_rows(texts, tokenizer, 2 * length, length, seed)
+
+
+def verify(path: Path, model: Any, sparsity: Sparsity, load_map: LoadMap, rows: Tensor) -> list[Check]:
+    """Compare an exported graph with the model it was traced from, in prefill and decode, alone and in a batch.
+
+    Args:
+        path: The ONNX file.
+        model: The patched causal LM, in the dtype of the file.
+        sparsity: Its state, with the thresholds of the file.
+        load_map: The load map of the file.
+        rows: i64[2, N] tokens of real text, N >= PROMPT_TOKENS + DECODE_STEPS.
+
+    Returns:
+        What was compared, how close it was, and how close it had to be.
+    """
+    exported = OnnxRuntimeModel(path)
+    decoder = Decoder(model, sparsity, load_map.surprisal_weight)
+    values = constants(sparsity, load_map)
+    return [check for batch in (1, 2) for check in _verify_batch(exported, decoder, values, rows, batch)]
+
+
+def check_lines(checks: Sequence[Check]) -> list[str]:
+    """A table of checks, one line each."""
+    width = max(len(check.name) for check in checks)
+    return [
+        f"{check.name:<{width}}  needs {check.required:8.1e}  allowed {check.tolerance:8.1e}  "
+        f"{'ok' if check.passed else 'FAILED'}"
+        for check in checks
+    ]
+
+
+def require_passed(checks: Sequence[Check]) -> None:
+    """Raise CladaError when a check has failed, with the tolerance it would need."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        worst = max(failed, key=lambda check: check.required / check.tolerance)
+        raise CladaError(
+            f"ONNX Runtime and PyTorch disagree in {len(failed)} of {len(checks)} checks; the worst is "
+            f"'{worst.name}': it needs a tolerance of {worst.required:.1e}, allowed is {worst.tolerance:.1e}"
+        )

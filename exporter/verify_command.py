@@ -1,0 +1,47 @@
+"""The `clada verify` command: an artefact against the checkpoint it was made from."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clada.exporter.calibration_text import read_texts, sample_file
+from clada.exporter.checkpoint import load_model
+from clada.exporter.export import DTYPES
+from clada.exporter.patch import sparsify
+from clada.exporter.verify import check_lines, read_constants, require_passed, verification_rows, verify
+from clada.plugins.errors import CladaError
+from clada.runtime.artefact import open_artefact
+
+
+def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
+    """Print the comparison of an artefact with a checkpoint.
+
+    Raises:
+        CladaError: Either cannot be used, they do not belong together, or they disagree.
+    """
+    artefact = open_artefact(artefact_model)
+    manifest = artefact.manifest
+    model, tokenizer = load_model(source, DTYPES[manifest["model"]["dtype"]], **trust)
+    for name, ours in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
+        if manifest["model"][name] != ours:
+            raise CladaError(f"{artefact_model} has {name} {manifest['model'][name]}, but {source} has {ours}")
+    thresholds, load_map = read_constants(artefact.model)
+    sparsity = sparsify(model, thresholds)
+    rows = verification_rows(read_texts(sample_file()), tokenizer, manifest["policy"]["seed"])
+    checks = verify(artefact.model, model, sparsity, load_map, rows)
+    print("\n".join(check_lines(checks)))
+    require_passed(checks)
+
+
+def _run(args: argparse.Namespace) -> None:
+    verify_artefact(args.path, args.model, trust_remote_code=args.trust_remote_code, allow_pickle=args.allow_pickle)
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to `clada`'s."""
+    parser = commands.add_parser("verify", help="compare an artefact with the checkpoint it was made from")
+    parser.add_argument("path", type=Path, help="the artefact's .onnx file")
+    parser.add_argument("--model", required=True, help="the checkpoint's folder, or a Hugging Face model id")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
+    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    parser.set_defaults(run=_run)

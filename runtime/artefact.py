@@ -1,0 +1,99 @@
+"""The files of an artefact, and its manifest: written by the exporter, checked before anything is run."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from clada.plugins.errors import CladaError
+from clada.plugins.ops import OPS, VERSION
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "clada.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+GENERATION_CONFIG_NAME = "generation_config.json"
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """An exported model on disk.
+
+    Args:
+        model: Path of the ONNX file.
+        manifest: The content of clada.json.
+    """
+
+    model: Path
+    manifest: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where all its files lie."""
+        return self.model.parent
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_hashes(folder: Path, hashes: dict[str, str]) -> None:
+    for name, expected in hashes.items():
+        plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
+        if not plain or name in ("", ".", ".."):
+            raise CladaError(f"{MANIFEST_NAME} names the file '{name}', which is not in the artefact's own folder")
+        path = folder / name
+        if not path.is_file():
+            raise CladaError(f"the artefact lacks {path}")
+        if file_hash(path) != expected:
+            raise CladaError(
+                f"{path} does not match its hash in {MANIFEST_NAME}: it was damaged or changed; export it again"
+            )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CladaError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(manifest, dict) or "format_version" not in manifest:
+        raise CladaError(f"{path} is not a CLADA manifest: it has no format_version")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise CladaError(
+            f"{path} has format version {manifest['format_version']}, this runtime reads {FORMAT_VERSION}; "
+            "use a matching release of clada"
+        )
+    missing = [key for key in ("model", "policy", "calibration", "ops", "files") if key not in manifest]
+    if missing:
+        raise CladaError(f"{path} lacks {', '.join(missing)}")
+    for name, version in manifest["ops"].items():
+        if name not in OPS or version != VERSION:
+            raise CladaError(f"{path} uses op {name} version {version}, which this release of clada does not know")
+    return manifest
+
+
+def open_artefact(model: Path | str) -> Artefact:
+    """Find an artefact by its ONNX file, and check its manifest and the hash of every file.
+
+    Raises:
+        CladaError: The file is missing or not ours, the manifest is not understood, or a hash does not match.
+    """
+    model = Path(model)
+    if not model.is_file():
+        raise CladaError(f"there is no file {model}")
+    manifest_path = model.parent / MANIFEST_NAME
+    if not manifest_path.is_file():
+        raise CladaError(f"{model} has no {MANIFEST_NAME} beside it: it was not made by clada-export")
+    manifest = _read_manifest(manifest_path)
+    if model.name not in manifest["files"]:
+        raise CladaError(f"{manifest_path} does not list {model.name}: that file was not made by clada-export")
+    _check_hashes(model.parent, manifest["files"])
+    return Artefact(model, manifest)

@@ -1,0 +1,117 @@
+"""The generation loop: sample, decode, emit, until something ends it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clada.plugins.errors import CladaError
+from clada.runtime.sampling import SamplingConfig, sample
+from clada.runtime.telemetry import TokenStats
+from clada.runtime.text import TextStream
+
+if TYPE_CHECKING:
+    from clada.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """When to stop, and how to choose.
+
+    Args:
+        max_new_tokens: The most tokens to generate.
+        stop: Strings that end the text; they are not part of it.
+        sampling: How each token is chosen.
+    """
+
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise CladaError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token.
+
+    Args:
+        token: Its id.
+        text: The text it completes; may be empty, or hold what earlier tokens left open.
+        stats: How hard it was and what it was given; None for the token that ends the text.
+        finish: None while the text goes on; else "end" (the model ended it), "stop" (a stop string) or "length".
+    """
+
+    token: int
+    text: str
+    stats: TokenStats | None
+    finish: str | None
+
+
+@dataclass
+class Completion:
+    """A whole generated text; fields as of Piece, over all of its tokens but the one that ends it."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    stats: list[TokenStats] = field(default_factory=list)
+    finish: str = "length"
+
+
+def _alive_rows(alive: Sequence[bool]) -> list[int]:
+    return [row for row, going_on in enumerate(alive) if going_on]
+
+
+def _pieces(
+    session: "Session", prompts: Sequence[Sequence[int]], config: GenerationConfig
+) -> Iterator[tuple[int, Piece]]:
+    """Pieces of each prompt's continuation, with the prompt's index, until all have ended."""
+    state = session.prefill(prompts)
+    texts = [TextStream(session.tokenizer, prompt, config.stop) for prompt in prompts]
+    seen = [list(prompt) for prompt in prompts]
+    sources = [np.random.default_rng(config.sampling.seed) for _ in prompts]
+    alive = [True] * len(prompts)
+    for count in range(1, config.max_new_tokens + 1):
+        tokens = [0] * len(prompts)
+        for row in _alive_rows(alive):
+            tokens[row] = sample(state.logits[row], np.array(seen[row]), config.sampling, sources[row])
+            seen[row].append(tokens[row])
+            if tokens[row] in session.end_tokens:
+                alive[row] = False
+                yield row, Piece(tokens[row], texts[row].flush(), None, "end")
+        if not any(alive):
+            return
+        stats = session.decode(state, tokens, alive)
+        for row in _alive_rows(alive):
+            text = texts[row].push(tokens[row])
+            finish = None
+            if texts[row].stopped:
+                finish = "stop"
+            elif count == config.max_new_tokens or len(seen[row]) >= session.context_length:
+                finish, text = "length", text + texts[row].flush()
+            alive[row] = finish is None
+            yield row, Piece(tokens[row], text, stats[row], finish)
+        if not any(alive):
+            return
+
+
+def stream(session: "Session", prompt: Sequence[int], config: GenerationConfig) -> Iterator[Piece]:
+    """Continue one prompt, token by token."""
+    return (piece for _, piece in _pieces(session, [prompt], config))
+
+
+def generate(session: "Session", prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[Completion]:
+    """Continue prompts as one batch."""
+    completions = [Completion() for _ in prompts]
+    for row, piece in _pieces(session, prompts, config):
+        completion = completions[row]
+        completion.text += piece.text
+        if piece.stats is not None:
+            completion.tokens.append(piece.token)
+            completion.stats.append(piece.stats)
+        if piece.finish is not None:
+            completion.finish = piece.finish
+    return completions

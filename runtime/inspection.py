@@ -1,0 +1,49 @@
+"""What an artefact is, in a few tables."""
+
+from typing import Any
+
+from clada.runtime.artefact import Artefact
+
+_Row = tuple[str, ...]
+
+
+def _table(rows: list[_Row]) -> list[str]:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def _layer_rows(model: dict[str, Any], calibration: dict[str, Any]) -> list[_Row]:
+    rows: list[_Row] = [("layer", "neurons", "sparsity", "realised", "tau")]
+    for index, (neurons, layer) in enumerate(zip(model["neurons"], calibration["layers"], strict=True)):
+        share = (f"{layer['sparsity']:.1%}", f"{layer['realised']:.1%}")
+        rows.append((str(index), str(neurons), *share, f"{layer['level']:.4g}"))
+    mean = [sum(layer[key] for layer in calibration["layers"]) / model["layers"] for key in ("sparsity", "realised")]
+    rows.append(("mean", "", f"{mean[0]:.1%}", f"{mean[1]:.1%}", ""))
+    return rows
+
+
+def inspection_lines(artefact: Artefact) -> list[str]:
+    """Describe an artefact whose hashes have been checked."""
+    manifest = artefact.manifest
+    model, policy, calibration = manifest["model"], manifest["policy"], manifest["calibration"]
+    goal = "error_budget" if "error_budget" in policy else "target_sparsity"
+    files: list[_Row] = [("file", "bytes")]
+    files += [(name, f"{(artefact.folder / name).stat().st_size:,}") for name in sorted(manifest["files"])]
+    checks: list[_Row] = [("check", "needs", "allowed")]
+    checks += [(c["name"], f"{c['required']:.1e}", f"{c['tolerance']:.1e}") for c in manifest["verification"]]
+    return [
+        f"{model['family']}, {model['parameters']:,} parameters, {model['layers']} layers, {model['dtype']}, "
+        f"opset {model['opset']}, context {model['context_length']}",
+        f"ops: {', '.join(f'{name} {v}' for name, v in manifest['ops'].items())}; run as ONNX function bodies",
+        f"policy: {policy['name']}, {goal} {policy[goal]}, allocation {policy['allocation']}, "
+        f"importance {policy['importance']}",
+        f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: KL "
+        f"{calibration['divergence_nats']:.4f} nats a token, {calibration['agreement']:.1%} of next tokens unchanged",
+        "",
+        *_table(_layer_rows(model, calibration)),
+        "",
+        *_table(files),
+        "",
+        *_table(checks),
+    ]

@@ -1,0 +1,140 @@
+"""A loaded artefact: prefill, decode, and text."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clada.plugins import graph
+from clada.plugins.errors import CladaError
+from clada.runtime.artefact import GENERATION_CONFIG_NAME, open_artefact
+from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
+from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
+from clada.runtime.telemetry import TokenStats
+from clada.runtime.text import load_tokenizer, render_chat
+
+
+@dataclass
+class State:
+    """Where a batch of texts stands.
+
+    Args:
+        cache: Keys and values, as the backend holds them.
+        mask: i64[B, T], 0 where padded.
+        logits: T[B, V], the distribution of the next token.
+    """
+
+    cache: list[Any]
+    mask: npt.NDArray[np.int64]
+    logits: npt.NDArray[Any]
+
+
+class Session:
+    """Runs an artefact on the CPU.
+
+    Args:
+        model: Path of the ONNX file that `clada-export` wrote.
+        threads: Threads within an op; 0 lets ONNX Runtime choose.
+
+    Raises:
+        CladaError: The artefact is missing, damaged, not ours, or ONNX Runtime cannot load it.
+
+    Example:
+        >>> session = Session("out/model.onnx")
+        >>> for piece in session.stream("def parse(", GenerationConfig(max_new_tokens=32)):
+        ...     print(piece.text, end="")
+    """
+
+    def __init__(self, model: Path | str, *, threads: int = 0) -> None:
+        artefact = open_artefact(model)
+        self.folder, self.manifest = artefact.folder, artefact.manifest
+        self.context_length = int(self.manifest["model"]["context_length"])
+        self.tokenizer = load_tokenizer(self.folder)
+        self.end_tokens = _end_tokens(self.folder)
+        self._model = OnnxRuntimeModel(artefact.model, threads)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, begun as the model expects.
+
+        Raises:
+            CladaError: The prompt is empty or leaves no room in the model's context.
+        """
+        ids = list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        if not ids:
+            raise CladaError("the prompt is empty")
+        if len(ids) >= self.context_length:
+            raise CladaError(
+                f"the prompt has {len(ids)} tokens; the model's context is {self.context_length}, "
+                "which must also hold what is generated"
+            )
+        return ids
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, written by the model's chat template."""
+        return self.encode(render_chat(self.folder, messages), add_special_tokens=False)
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
+        """Read prompts, densely; shorter ones are padded on the left."""
+        longest = max(map(len, prompts))
+        ids = np.array([[0] * (longest - len(p)) + list(p) for p in prompts], np.int64)
+        mask = np.array([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], np.int64)
+        nothing_read = np.zeros((len(prompts), self._model.vocabulary), self._model.dtype)
+        state = State(self._model.empty_cache(len(prompts)), mask[:, :0], nothing_read)
+        self._advance(state, ids, mask, [graph.LOGITS])
+        return state
+
+    def decode(self, state: State, tokens: Sequence[int], alive: Sequence[bool] | None = None) -> list[TokenStats]:
+        """Read one token a text, sparsely.
+
+        Args:
+            state: Brought up to date in place.
+            tokens: The token each text goes on with.
+            alive: False for texts that have ended: their token is padding.
+
+        Returns:
+            How hard each token was and what it was given.
+        """
+        mask = np.ones((len(tokens), 1), np.int64) if alive is None else np.array(alive, np.int64)[:, None]
+        fetch = [graph.LOGITS, graph.SURPRISAL, graph.ENTROPY, graph.LOAD, graph.ACTIVE]
+        outputs = self._advance(state, np.array(tokens, np.int64)[:, None], mask, fetch)
+        fractions = outputs[graph.ACTIVE].sum(axis=0) / sum(self._model.neurons)
+        columns = [outputs[graph.SURPRISAL], outputs[graph.ENTROPY], outputs[graph.LOAD], fractions]
+        return [TokenStats(*map(float, row)) for row in zip(*columns, strict=True)]
+
+    def _advance(
+        self, state: State, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], fetch: list[str]
+    ) -> dict[str, npt.NDArray[Any]]:
+        before = state.mask.sum(axis=1, keepdims=True)
+        state.mask = np.concatenate([state.mask, mask], axis=1)
+        inputs = {
+            graph.INPUT_IDS: ids,
+            graph.ATTENTION_MASK: state.mask,
+            graph.POSITION_IDS: np.maximum(before + mask.cumsum(axis=1) - 1, 0),
+            graph.PAST_LOGITS: state.logits,
+        }
+        for layer, neurons in enumerate(self._model.neurons):
+            inputs[graph.pool(layer)] = np.ones((len(ids), neurons), np.bool_)
+        outputs, state.cache = self._model.step(inputs, state.cache, fetch)
+        state.logits = outputs[graph.LOGITS][:, -1]
+        return outputs
+
+    def generate(self, prompts: str | Sequence[str], config: GenerationConfig | None = None) -> list[Completion]:
+        """Complete prompts as one batch; each comes out as it would alone."""
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        return generate(self, [self.encode(text) for text in texts], config or GenerationConfig())
+
+    def stream(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Iterator[Piece]:
+        """Complete one prompt, given as text or token ids, piece by piece."""
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return stream(self, ids, config or GenerationConfig())
+
+
+def _end_tokens(folder: Path) -> frozenset[int]:
+    """Tokens that end a text, as the model's generation configuration names them."""
+    config = json.loads((folder / GENERATION_CONFIG_NAME).read_text(encoding="utf-8"))
+    value = config.get("eos_token_id")
+    return frozenset() if value is None else frozenset([value] if isinstance(value, int) else value)

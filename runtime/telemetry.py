@@ -1,0 +1,30 @@
+"""What a decode step tells of itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """How hard one token was, and what it was given; measured in the graph while the token was read.
+
+    Args:
+        surprisal: -log p of the token under the distribution it was drawn from, in nats.
+        entropy: Of that distribution, in nats.
+        load: The load signal, in [0, 1].
+        active_fraction: Share of all layers' neurons that were computed.
+    """
+
+    surprisal: float
+    entropy: float
+    load: float
+    active_fraction: float
+
+
+def mean_stats(stats: Sequence[TokenStats]) -> TokenStats:
+    """Mean of each figure over tokens; NaN where there are none."""
+    names = list(TokenStats.__dataclass_fields__)
+    columns = {name: [getattr(s, name) for s in stats] for name in names}
+    return TokenStats(**{name: float(np.mean(values)) if values else float("nan") for name, values in columns.items()})
