@@ -64,12 +64,14 @@ class LayerCalibration:
         sparsity: Share of neurons to drop.
         realised: Share of neurons dropped on the calibration tokens, all layers sparse.
         level: tau, so that threshold_i = tau / c_i.
+        median_threshold: Of the layer's neurons.
         cost: Measured at each sparsity of GRID, as the allocation needs it; empty if it needs none.
     """
 
     sparsity: float
     realised: float
     level: float
+    median_threshold: float
     cost: tuple[float, ...]
 
 
@@ -95,18 +97,26 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class Comparison:
+    """Of a sparse output with the dense one: KL divergence in nats a token, share of likeliest tokens unchanged."""
+
     divergence: float
     agreement: float
 
 
-class _Reference:
-    """The dense model's output on the calibration rows, kept as the inputs of its output matrix."""
+class Reference:
+    """The dense model's output on rows of tokens, kept as the inputs of its output matrix.
 
-    def __init__(self, model: Any, batches: list[Tensor]) -> None:
-        self.model, self.batches = model, batches
+    Args:
+        model: A causal LM after `sparsify`, its thresholds all zero.
+        rows: i64[N, S] tokens, S > DENSE_PREFIX.
+    """
+
+    def __init__(self, model: Any, rows: Tensor) -> None:
+        rows_in_batch = max(1, min(16, _LOGITS_IN_FLIGHT // (model.config.vocab_size * rows.shape[1])))
+        self.model, self.batches = model, list(rows.split(rows_in_batch))
         self.head = model.get_output_embeddings()
-        self.before_head = [input_of(model, self.head, ids) for ids in batches]
+        self.before_head = [input_of(model, self.head, ids) for ids in self.batches]
 
     @torch.no_grad()
     def log_probabilities(self, batch: int) -> Tensor:
@@ -114,7 +124,7 @@ class _Reference:
         return torch.log_softmax(self.head(self.before_head[batch]).float(), dim=-1)
 
     @torch.no_grad()
-    def compare(self, sparsity: Sparsity, layer: int = 0, hidden: list[Tensor] | None = None) -> _Comparison:
+    def compare(self, sparsity: Sparsity, layer: int = 0, hidden: list[Tensor] | None = None) -> Comparison:
         """Mean KL divergence and agreement of a pass from a layer on, with the thresholds as set."""
         total, agreed, count = 0.0, 0, 0
         for index, ids in enumerate(self.batches):
@@ -127,10 +137,10 @@ class _Reference:
             total += float((dense.exp() * (dense - sparse)).sum(dtype=torch.float64))
             agreed += int((dense.argmax(-1) == sparse.argmax(-1)).sum())
             count += sparse.shape[0] * sparse.shape[1]
-        return _Comparison(total / count, agreed / count)
+        return Comparison(total / count, agreed / count)
 
 
-def _load_map(reference: _Reference) -> LoadMap:
+def _load_map(reference: Reference) -> LoadMap:
     """Quantile knots of surprisal and entropy, and the load that only few tokens reach."""
     surprisal, entropy = [], []
     for index, ids in enumerate(reference.batches):
@@ -152,7 +162,7 @@ def _load_map(reference: _Reference) -> LoadMap:
 
 
 def _measure_layers(
-    model: Any, sparsity: Sparsity, reference: _Reference, config: CalibrationConfig, step: Callable[[str], None]
+    model: Any, sparsity: Sparsity, reference: Reference, config: CalibrationConfig, step: Callable[[str], None]
 ) -> tuple[list[NeuronStatistics], Floats]:
     """Statistics of each layer and its cost [L, len(GRID)] at each sparsity of GRID, one layer at a time."""
     cost_kind = ALLOCATIONS[config.allocation].cost
@@ -215,9 +225,6 @@ def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationC
     Returns:
         The thresholds, the load signal's constants, and what was measured.
     """
-    vocabulary = model.config.vocab_size
-    rows_in_batch = max(1, min(16, _LOGITS_IN_FLIGHT // (vocabulary * rows.shape[1])))
-    batches = list(rows.split(rows_in_batch))
     layers = len(sparsity.thresholds)
     sparsity.thresholds[:] = [torch.zeros_like(threshold) for threshold in sparsity.thresholds]
     points = len(GRID) if ALLOCATIONS[config.allocation].cost else 0
@@ -227,12 +234,12 @@ def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationC
             bar.set_postfix_str(what)
             bar.update()
 
-        reference = _Reference(model, batches)
+        reference = Reference(model, rows)
         load_map = _load_map(reference)
         step("dense")
         statistics, costs = _measure_layers(model, sparsity, reference, config, step)
 
-        def apply(mean: float) -> tuple[Floats, _Comparison]:
+        def apply(mean: float) -> tuple[Floats, Comparison]:
             shares = ALLOCATIONS[config.allocation].share(costs, mean)
             sparsity.thresholds[:] = [s.threshold(share) for s, share in zip(statistics, shares, strict=True)]
             return shares, reference.compare(sparsity)
@@ -245,15 +252,23 @@ def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationC
                 within = apply(middle)[1].divergence <= config.error_budget
                 mean, high = (middle, high) if within else (mean, middle)
         shares, comparison = apply(mean)
-        realised = _realised(model, sparsity, batches)
+        realised = _realised(model, sparsity, reference.batches)
         step("all layers")
 
     return Calibration(
         thresholds=list(sparsity.thresholds),
         load_map=load_map,
         layers=[
-            LayerCalibration(float(share), real, s.level(float(share)), tuple(cost) if points else ())
-            for share, real, s, cost in zip(shares, realised, statistics, costs.tolist(), strict=True)
+            LayerCalibration(
+                sparsity=share,
+                realised=real,
+                level=neurons.level(share),
+                median_threshold=float(threshold.median()),
+                cost=tuple(cost) if points else (),
+            )
+            for share, real, neurons, threshold, cost in zip(
+                shares.tolist(), realised, statistics, sparsity.thresholds, costs.tolist(), strict=True
+            )
         ],
         divergence=comparison.divergence,
         agreement=comparison.agreement,

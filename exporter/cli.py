@@ -61,4 +61,6 @@ def main(argv: list[str] | None = None) -> int:
     except CladaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0

@@ -46,10 +46,11 @@ def file_hash(path: Path) -> str:
 
 
 def _check_hashes(folder: Path, hashes: dict[str, str]) -> None:
-    for name, expected in hashes.items():
+    for name in hashes:
         plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
         if not plain or name in ("", ".", ".."):
             raise CladaError(f"{MANIFEST_NAME} names the file '{name}', which is not in the artefact's own folder")
+    for name, expected in hashes.items():
         path = folder / name
         if not path.is_file():
             raise CladaError(f"the artefact lacks {path}")

@@ -14,10 +14,10 @@ def _table(rows: list[_Row]) -> list[str]:
 
 
 def _layer_rows(model: dict[str, Any], calibration: dict[str, Any]) -> list[_Row]:
-    rows: list[_Row] = [("layer", "neurons", "sparsity", "realised", "tau")]
+    rows: list[_Row] = [("layer", "neurons", "sparsity", "realised", "median threshold")]
     for index, (neurons, layer) in enumerate(zip(model["neurons"], calibration["layers"], strict=True)):
         share = (f"{layer['sparsity']:.1%}", f"{layer['realised']:.1%}")
-        rows.append((str(index), str(neurons), *share, f"{layer['level']:.4g}"))
+        rows.append((str(index), str(neurons), *share, f"{layer['median_threshold']:.4g}"))
     mean = [sum(layer[key] for layer in calibration["layers"]) / model["layers"] for key in ("sparsity", "realised")]
     rows.append(("mean", "", f"{mean[0]:.1%}", f"{mean[1]:.1%}", ""))
     return rows

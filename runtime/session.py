@@ -50,6 +50,8 @@ class Session:
     """
 
     def __init__(self, model: Path | str, *, threads: int = 0) -> None:
+        if threads < 0:
+            raise CladaError(f"threads is {threads}; it must be 0 (ONNX Runtime chooses) or more")
         artefact = open_artefact(model)
         self.folder, self.manifest = artefact.folder, artefact.manifest
         self.context_length = int(self.manifest["model"]["context_length"])

@@ -1,0 +1,47 @@
+"""What several test files stand on: checkpoints and artefacts, each made once."""
+
+from pathlib import Path
+
+import pytest
+
+from clada.exporter.export import ExportConfig, export
+from clada.runtime import Session
+from tests.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_MODEL = ROOT / "models" / "demo"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A function from a family to the folder of its tiny checkpoint."""
+    made = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = write_checkpoint(tmp_path_factory.mktemp(f"hf-{family}"), family)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_artefact(checkpoint, tmp_path_factory) -> Path:
+    """The ONNX file of a tiny Llama; tests that change its files copy the folder."""
+    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
+    export(path, str(checkpoint("llama")), ExportConfig(calibration_tokens=600))
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_artefact(tmp_path_factory) -> Path:
+    """The ONNX file of the demo model, exported as the README does."""
+    path = tmp_path_factory.mktemp("demo") / "model.onnx"
+    export(path, str(DEMO_MODEL))
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_session(demo_artefact) -> Session:
+    """The demo model, loaded."""
+    return Session(demo_artefact, threads=1)

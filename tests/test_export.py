@@ -1,0 +1,176 @@
+"""clada-export from the command line, and what it leaves on disk."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from clada.exporter import cli, verify
+from clada.exporter.export import ExportConfig, export
+from clada.exporter.families import FAMILIES
+from clada.plugins.errors import CladaError
+from clada.runtime import GenerationConfig, Session
+from clada.runtime import cli as runtime_cli
+from clada.runtime.artefact import file_hash
+from tests.checkpoints import LAYERS, NEURONS, VOCABULARY
+
+FILES = {"model.onnx", "model.onnx.data", "clada.json", "tokenizer.json", "tokenizer_config.json"}
+FILES |= {"generation_config.json", "config.json"}
+
+
+def run_export(*args: object) -> int:
+    return cli.main([str(arg) for arg in args])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_exports_and_runs(checkpoint, tmp_path, capsys, family, dtype):
+    path = tmp_path / "new" / "folder" / "model.onnx"
+    code = run_export(path, "--model", checkpoint(family), "--dtype", dtype, "--calibration-tokens", 600)
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "FAILED" not in out
+    assert {p.name for p in path.parent.iterdir()} == FILES
+
+    manifest = json.loads((path.parent / "clada.json").read_text())
+    assert manifest["model"] | {"parameters": 0} == {
+        "family": family,
+        "layers": LAYERS,
+        "hidden_size": 48,
+        "neurons": [NEURONS] * LAYERS,
+        "vocabulary_size": VOCABULARY,
+        "context_length": 128,
+        "parameters": 0,
+        "dtype": dtype,
+        "opset": 20,
+    }
+    assert set(manifest["files"]) == FILES - {"clada.json"}
+    assert all(file_hash(path.parent / name) == value for name, value in manifest["files"].items())
+    assert all(check["required"] <= check["tolerance"] for check in manifest["verification"])
+    # OPT's ReLU is sparse by itself; the others realise what was asked for.
+    realised = np.mean([layer["realised"] for layer in manifest["calibration"]["layers"]])
+    assert realised == pytest.approx(0.5, abs=0.06) or family == "opt"
+
+    completion = Session(path).generate(["def f(x):", "import"], GenerationConfig(max_new_tokens=5))
+    assert [len(c.stats) for c in completion] == [5, 5]
+
+    assert runtime_cli.main(["verify", str(path), "--model", str(checkpoint(family))]) == 0
+    assert runtime_cli.main(["inspect", str(path)]) == 0
+    assert f"{family}," in capsys.readouterr().out
+
+
+def test_same_seed_same_artefact(checkpoint, tmp_path):
+    hashes = []
+    for name in ("a", "b"):
+        export(tmp_path / name / "model.onnx", str(checkpoint("qwen3")), ExportConfig(calibration_tokens=600), str)
+        hashes.append(json.loads((tmp_path / name / "clada.json").read_text())["files"])
+    assert hashes[0] == hashes[1]
+
+
+def test_existing_artefact_is_kept_without_overwrite(tiny_artefact, checkpoint, tmp_path, capsys):
+    folder = tmp_path / "artefact"
+    shutil.copytree(tiny_artefact.parent, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run_export(folder / "model.onnx", "--model", checkpoint("opt")) == 1
+    assert "model.onnx exists; pass --overwrite" in capsys.readouterr().err
+    assert run_export(folder / "other.onnx", "--model", checkpoint("opt")) == 1
+    assert "exists; pass --overwrite" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    (folder / "chat_template.jinja").write_text("left by another model")
+    (folder / "notes.txt").write_text("the user's own")
+    assert run_export(folder / "model.onnx", "--model", checkpoint("opt"), "--overwrite") == 0
+    assert json.loads((folder / "clada.json").read_text())["model"]["family"] == "opt"
+    assert (folder / "notes.txt").exists()
+    Session(folder / "model.onnx")
+
+
+def test_overwriting_removes_the_replaced_artefacts_files(tiny_artefact, checkpoint, tmp_path):
+    folder = tmp_path / "artefact"
+    shutil.copytree(tiny_artefact.parent, folder)
+    assert run_export(folder / "other.onnx", "--model", checkpoint("opt"), "--overwrite") == 0
+    assert {p.name for p in folder.iterdir()} == {name.replace("model", "other") for name in FILES}
+
+
+def test_disagreement_fails_the_export_and_leaves_nothing(checkpoint, tmp_path, capsys, monkeypatch):
+    """At a tolerance that rounding cannot meet, the export says which one it would need."""
+    monkeypatch.setattr(verify, "TOLERANCES", dict.fromkeys(verify.TOLERANCES, 1e-12))
+    path = tmp_path / "new" / "model.onnx"
+    assert run_export(path, "--model", checkpoint("llama"), "--calibration-tokens", 600) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out
+    assert err.strip().splitlines()[-1].startswith("error: ONNX Runtime and PyTorch disagree in")
+    assert "it needs a tolerance of" in err
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("initializer", ["threshold.1", "scale_knots", "model.model.layers.1.mlp.w_up"])
+def test_verify_notices_a_changed_weight(tiny_artefact, checkpoint, tmp_path, initializer):
+    """A graph whose constants are not the model's does not pass: neither weights nor what calibration found."""
+    model = onnx.load(tiny_artefact)
+    tensor = next(t for t in model.graph.initializer if t.name == initializer)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[: values.size // 2] *= 3
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, initializer))
+    onnx.save(model, tmp_path / "changed.onnx")
+
+    from clada.exporter.calibration_text import read_texts, sample_file
+    from clada.exporter.checkpoint import load_model
+    from clada.exporter.patch import sparsify
+
+    hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
+    thresholds, load_map = verify.read_constants(tiny_artefact)
+    sparsity = sparsify(hf_model, thresholds)
+    rows = verify.verification_rows(read_texts(sample_file()), tokenizer, 0)
+    verify.require_passed(verify.verify(tiny_artefact, hf_model, sparsity, load_map, rows))
+    with pytest.raises(CladaError, match="disagree"):
+        verify.require_passed(verify.verify(tmp_path / "changed.onnx", hf_model, sparsity, load_map, rows))
+
+
+def test_clada_verify_refuses_another_checkpoint(tiny_artefact, checkpoint, capsys):
+    assert runtime_cli.main(["verify", str(tiny_artefact), "--model", str(checkpoint("opt"))]) == 1
+    assert "has family llama, but" in capsys.readouterr().err
+
+
+def test_interrupted_export_leaves_nothing(checkpoint, tmp_path):
+    """Killed in the middle of calibration, with SIGINT as from a keyboard."""
+    program = (
+        "import os, signal\n"
+        "from clada.exporter import calibrate, cli, export\n"
+        "export.calibrate = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"raise SystemExit(cli.main([{str(tmp_path / 'x' / 'model.onnx')!r}, '--model', {str(checkpoint('llama'))!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 130, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_chat_template_is_kept_and_used(checkpoint, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "hf"
+    shutil.copytree(checkpoint("llama"), folder)
+    template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    path = tmp_path / "out" / "model.onnx"
+    assert run_export(path, "--model", folder, "--calibration-tokens", 600) == 0
+    messages = [{"role": "system", "content": " be brief "}, {"role": "user", "content": "hello"}]
+    session = Session(path)
+    from transformers import AutoTokenizer
+
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, add_generation_prompt=True)
+    assert session.encode_chat(messages) == list(expected["input_ids"])
+
+    answers = iter(["hello", ""])
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(answers))
+    assert runtime_cli.main(["chat", str(path), "--max-new-tokens", "3", "--system", "be brief", "--stats"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert "surprisal" in err

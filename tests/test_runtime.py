@@ -1,0 +1,171 @@
+"""Generation from the demo model's artefact."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from clada.exporter.checkpoint import load_model
+from clada.exporter.patch import sparsify
+from clada.exporter.verify import greedy_tokens, read_constants
+from clada.plugins.errors import CladaError
+from clada.runtime import GenerationConfig, SamplingConfig
+from clada.runtime.text import TextStream
+from tests.conftest import DEMO_MODEL
+
+PROMPTS = [
+    "def parse_args(argv):\n",
+    "import os\nimport sys\n\nclass Reader:\n    def __init__(self, path):\n        self.path",
+    "for i in range(10):\n    print(",
+]
+SAMPLED = GenerationConfig(max_new_tokens=24, sampling=SamplingConfig(temperature=0.8, top_k=40, top_p=0.95, seed=7))
+GREEDY = GenerationConfig(max_new_tokens=24)
+
+
+@pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_batch_gives_the_tokens_of_each_alone(demo_session, config):
+    together = demo_session.generate(PROMPTS, config)
+    for prompt, completion in zip(PROMPTS, together, strict=True):
+        alone = demo_session.generate(prompt, config)[0]
+        assert completion.tokens == alone.tokens
+        assert completion.text == alone.text
+        assert completion.finish == alone.finish
+        for ours, theirs in zip(completion.stats, alone.stats, strict=True):
+            np.testing.assert_allclose(dataclasses.astuple(ours), dataclasses.astuple(theirs), rtol=1e-2, atol=1e-3)
+
+
+def test_stream_is_the_completion_piece_by_piece(demo_session):
+    pieces = list(demo_session.stream(PROMPTS[0], GREEDY))
+    completion = demo_session.generate(PROMPTS[0], GREEDY)[0]
+    assert "".join(piece.text for piece in pieces) == completion.text
+    assert [piece.token for piece in pieces] == completion.tokens
+    assert [piece.finish for piece in pieces] == [None] * 23 + ["length"]
+    assert len(completion.tokens) == 24
+
+
+def test_greedy_tokens_are_those_of_pytorch(demo_artefact, demo_session):
+    """The same tokens as the patched model in PyTorch, prefill dense, decode sparse, load signal and all."""
+    thresholds, load_map = read_constants(demo_artefact)
+    model, _ = load_model(str(DEMO_MODEL), torch.float32)
+    sparsity = sparsify(model, thresholds)
+    for prompt in PROMPTS:
+        ids = demo_session.encode(prompt)
+        ours = demo_session.generate(prompt, GREEDY)[0].tokens
+        assert ours == greedy_tokens(model, sparsity, load_map, ids, len(ours))
+
+
+def test_decode_skips_neurons_and_says_so(demo_session):
+    stats = demo_session.generate(PROMPTS, SAMPLED)[1].stats
+    sparsity = demo_session.manifest["policy"]["target_sparsity"]
+    assert np.mean([s.active_fraction for s in stats]) == pytest.approx(1 - sparsity, abs=0.15)
+    assert all(0 < s.active_fraction < 1 for s in stats)
+    assert all(s.surprisal >= 0 and s.entropy >= 0 and 0 <= s.load <= 1 for s in stats)
+    assert len({s.load for s in stats}) > 5
+
+
+def test_telemetry_is_of_the_tokens_distribution(demo_session):
+    """Surprisal and entropy are those of the logits that the token was drawn from."""
+    state = demo_session.prefill([demo_session.encode(PROMPTS[0])])
+    log_p = state.logits[0] - np.logaddexp.reduce(state.logits[0].astype(np.float64))
+    token = int(log_p.argsort()[-5])
+    stats = demo_session.decode(state, [token])[0]
+    assert stats.surprisal == pytest.approx(-log_p[token], rel=1e-4)
+    assert stats.entropy == pytest.approx(-(np.exp(log_p) * log_p).sum(), rel=1e-4)
+
+
+def test_harder_text_computes_more_neurons(demo_session):
+    """The load loosens the thresholds: surprising tokens are given more neurons than expected ones."""
+    stats = [
+        s for c in demo_session.generate(PROMPTS, dataclasses.replace(SAMPLED, max_new_tokens=64)) for s in c.stats
+    ]
+    median = np.median([s.load for s in stats])
+    hard = [s.active_fraction for s in stats if s.load > median]
+    easy = [s.active_fraction for s in stats if s.load <= median]
+    assert np.mean(hard) > np.mean(easy)
+
+
+def test_seed_decides(demo_session):
+    texts = [
+        demo_session.generate(
+            PROMPTS[0], dataclasses.replace(SAMPLED, sampling=dataclasses.replace(SAMPLED.sampling, seed=s))
+        )[0].text
+        for s in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stop_string_ends_the_text_and_is_not_in_it(demo_session):
+    whole = demo_session.generate(PROMPTS[0], GREEDY)[0].text
+    stop = whole[10:13]
+    stopped = demo_session.generate(PROMPTS[0], dataclasses.replace(GREEDY, stop=(stop, "\0")))[0]
+    assert stopped.text == whole[: whole.index(stop)]
+    assert stopped.finish == "stop"
+
+
+def test_end_token_ends_the_text(demo_session, monkeypatch):
+    first = demo_session.generate(PROMPTS[0], GREEDY)[0].tokens
+    monkeypatch.setattr(demo_session, "end_tokens", frozenset([first[3]]))
+    completion = demo_session.generate(PROMPTS[0], GREEDY)[0]
+    assert completion.finish == "end"
+    assert completion.tokens == first[: first.index(first[3])]
+
+
+def test_ended_texts_do_not_disturb_the_others(demo_session):
+    """One text of a batch stops early; the rest go on as if alone."""
+    whole = demo_session.generate(PROMPTS, GREEDY)
+    stop = next(text for text in whole[0].text.split() if text not in whole[1].text)
+    config = dataclasses.replace(GREEDY, stop=(stop,))
+    together = demo_session.generate(PROMPTS, config)
+    assert together[0].finish == "stop"
+    assert together[1].tokens == whole[1].tokens
+
+
+def test_context_ends_the_text(demo_session):
+    ids = list(range(300, 300 + 508))
+    pieces = list(demo_session.stream(ids, GenerationConfig(max_new_tokens=50)))
+    assert len(pieces) == 512 - 508
+    assert pieces[-1].finish in ("length", "end")
+
+
+def test_prompt_longer_than_the_context_is_refused(demo_session):
+    with pytest.raises(CladaError, match=r"the prompt has \d+ tokens; the model's context is 512"):
+        demo_session.generate("word " * 600)
+
+
+def test_empty_prompt_begins_a_text(demo_session):
+    """The tokenizer's own start token is a prompt."""
+    assert demo_session.generate("", GenerationConfig(max_new_tokens=4))[0].tokens
+
+
+def test_too_few_new_tokens_are_refused():
+    with pytest.raises(CladaError, match="max_new_tokens is 0; it must be at least 1"):
+        GenerationConfig(max_new_tokens=0)
+
+
+def test_text_streams_whole_characters(demo_session):
+    """Characters of several tokens come out whole, and the pieces add up to the text."""
+    text = "naïve — 日本語 🎉 done"
+    ids = demo_session.encode(text, add_special_tokens=False)
+    stream = TextStream(demo_session.tokenizer, [], ())
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) + stream.flush() == text
+    assert "\ufffd" not in "".join(pieces)
+    assert len(ids) > len(text.split())
+
+
+def test_stop_string_across_tokens_is_never_shown(demo_session):
+    ids = demo_session.encode("return value\n\nclass Other:\n    pass", add_special_tokens=False)
+    stream = TextStream(demo_session.tokenizer, [], ["\n\nclass"])
+    shown = ""
+    for token in ids:
+        shown += stream.push(token)
+        if stream.stopped:
+            break
+    assert shown == "return value"
+
+
+def test_held_back_text_is_shown_when_no_stop_follows(demo_session):
+    ids = demo_session.encode("a\n\nb", add_special_tokens=False)
+    stream = TextStream(demo_session.tokenizer, [], ["\n\nclass"])
+    assert "".join(stream.push(token) for token in ids) + stream.flush() == "a\n\nb"
