@@ -62,12 +62,13 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def token_rows(texts: list[str], tokenizer: Any, tokens: int, length: int, seed: int) -> Tensor:
+def token_rows(texts: list[str], tokenizer: Any, *, vocabulary: int, tokens: int, length: int, seed: int = 0) -> Tensor:
     """Draw rows of consecutive tokens, each begun as the tokenizer begins a text.
 
     Args:
         texts: What to draw from.
         tokenizer: A Hugging Face tokenizer.
+        vocabulary: Size of the model's vocabulary.
         tokens: How many tokens to draw, about; fewer where the texts are shorter.
         length: Tokens in a row.
         seed: Decides which pieces of the texts are drawn.
@@ -76,7 +77,7 @@ def token_rows(texts: list[str], tokenizer: Any, tokens: int, length: int, seed:
         i64[N, length].
 
     Raises:
-        CladaError: The texts do not fill one row.
+        CladaError: The texts do not fill one row, or the tokenizer knows more tokens than the model.
     """
     start = list(tokenizer("").input_ids)
     width = length - len(start)
@@ -90,4 +91,10 @@ def token_rows(texts: list[str], tokenizer: Any, tokens: int, length: int, seed:
     if count == 0:
         raise CladaError(f"the calibration data has {len(stream)} tokens; at least {width} are needed")
     rows = torch.tensor(stream[: count * width]).reshape(count, width)
+    vocabulary_needed = max(stream + start) + 1
+    if vocabulary_needed > vocabulary:
+        raise CladaError(
+            f"the tokenizer gives token {vocabulary_needed - 1}, the model's vocabulary has only {vocabulary}: "
+            "the tokenizer is another model's"
+        )
     return torch.cat([torch.tensor(start, dtype=torch.int64).repeat(count, 1), rows], dim=1)

@@ -93,11 +93,6 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise CladaError(f"cannot read the tokenizer of {source}: {_first_line(error)}") from error
-    if len(tokenizer) > config.vocab_size:
-        raise CladaError(
-            f"the tokenizer of {source} has {len(tokenizer)} tokens, the model only {config.vocab_size}: "
-            "they do not belong together"
-        )
     if not getattr(tokenizer, "is_fast", False):
         raise CladaError(f"the tokenizer of {source} has no tokenizer.json, which the runtime needs")
     return model.eval(), tokenizer

@@ -95,8 +95,14 @@ def export(
         data = config.calibration_data or sample_file()
         texts = read_texts(data)
         model, tokenizer = load_model(source, torch.float32, **trust)
-        length = row_length(hf_config.max_position_embeddings)
-        rows = token_rows(texts, tokenizer, config.calibration_tokens, length, config.seed)
+        rows = token_rows(
+            texts,
+            tokenizer,
+            vocabulary=hf_config.vocab_size,
+            tokens=config.calibration_tokens,
+            length=row_length(hf_config.max_position_embeddings),
+            seed=config.seed,
+        )
         report(f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens")
 
         sparsity = sparsify(model)
@@ -115,7 +121,7 @@ def export(
         save(traced, staged_model)
         del traced
         report("verifying against PyTorch")
-        verify_rows = verification_rows(texts, tokenizer, config.seed)
+        verify_rows = verification_rows(texts, tokenizer, hf_config.vocab_size)
         checks = verify(staged_model, model, sparsity, calibration.load_map, verify_rows)
         for line in check_lines(checks):
             report(f"  {line}")

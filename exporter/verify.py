@@ -236,10 +236,10 @@ def _verify_batch(
     ]
 
 
-def verification_rows(texts: list[str], tokenizer: Any, seed: int) -> Tensor:
+def verification_rows(texts: list[str], tokenizer: Any, vocabulary: int) -> Tensor:
     """Two rows of real text to verify on; see `verify`."""
     length = PROMPT_TOKENS + DECODE_STEPS
-    return token_rows(texts, tokenizer, 2 * length, length, seed)
+    return token_rows(texts, tokenizer, vocabulary=vocabulary, tokens=2 * length, length=length)
 
 
 def verify(path: Path, model: Any, sparsity: Sparsity, load_map: LoadMap, rows: Tensor) -> list[Check]:

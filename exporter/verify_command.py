@@ -27,7 +27,7 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
             raise CladaError(f"{artefact_model} has {name} {manifest['model'][name]}, but {source} has {ours}")
     thresholds, load_map = read_constants(artefact.model)
     sparsity = sparsify(model, thresholds)
-    rows = verification_rows(read_texts(sample_file()), tokenizer, manifest["policy"]["seed"])
+    rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
     checks = verify(artefact.model, model, sparsity, load_map, rows)
     print("\n".join(check_lines(checks)))
     require_passed(checks)

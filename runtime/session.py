@@ -63,11 +63,16 @@ class Session:
         """Token ids of a prompt, begun as the model expects.
 
         Raises:
-            CladaError: The prompt is empty or leaves no room in the model's context.
+            CladaError: The prompt is empty, leaves no room in the model's context or holds a token it does not know.
         """
         ids = list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
         if not ids:
             raise CladaError("the prompt is empty")
+        if max(ids) >= self._model.vocabulary:
+            raise CladaError(
+                f"the prompt holds token {max(ids)} ({self.tokenizer.id_to_token(max(ids))}), "
+                f"which the model's vocabulary of {self._model.vocabulary} does not"
+            )
         if len(ids) >= self.context_length:
             raise CladaError(
                 f"the prompt has {len(ids)} tokens; the model's context is {self.context_length}, "

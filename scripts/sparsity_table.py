@@ -28,7 +28,9 @@ def main() -> None:
 
     model, tokenizer = load_model(args.model, torch.float32)
     sparsity = sparsify(model)
-    rows = token_rows(read_texts(sample_file()), tokenizer, 16384, 256, seed=0)
+    rows = token_rows(
+        read_texts(sample_file()), tokenizer, vocabulary=model.config.vocab_size, tokens=16384, length=256
+    )
     calibration_rows, other_rows = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     reference = Reference(model, other_rows)
 

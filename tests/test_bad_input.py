@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSeque
 from clada.exporter.cli import main as export_main
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import random_model, tiny_tokenizer
+from tests.conftest import DEMO_MODEL
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
 
@@ -96,12 +97,11 @@ def make_no_tokenizer(folder, checkpoint):
     return folder, "tokenizer"
 
 
-def make_larger_tokenizer(folder, checkpoint):
+def make_other_tokenizer(folder, checkpoint):
     shutil.copytree(checkpoint("llama"), folder, dirs_exist_ok=True)
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["<one more>"])
-    tokenizer.save_pretrained(folder)
-    return folder, "has 513 tokens, the model only 512: they do not belong together"
+    for path in DEMO_MODEL.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder, "the model's vocabulary has only 512: the tokenizer is another model's"
 
 
 MAKERS = [value for name, value in list(globals().items()) if name.startswith("make_")]

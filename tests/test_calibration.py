@@ -21,7 +21,8 @@ from tests.conftest import DEMO_MODEL
 
 
 def rows_for(tokenizer, tokens: int = 512, length: int = 64, seed: int = 0) -> torch.Tensor:
-    return token_rows(read_texts(sample_file()), tokenizer, tokens, length, seed)
+    texts = read_texts(sample_file())
+    return token_rows(texts, tokenizer, vocabulary=len(tokenizer), tokens=tokens, length=length, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -233,4 +234,4 @@ def test_bad_calibration_data_is_refused(tmp_path, name, content, message):
 
 def test_too_little_calibration_data_is_refused():
     with pytest.raises(CladaError, match=r"calibration data has \d+ tokens; at least \d+ are needed"):
-        token_rows(["only a few words"], tiny_tokenizer(), 1000, 64, 0)
+        token_rows(["only a few words"], tiny_tokenizer(), vocabulary=512, tokens=1000, length=64)

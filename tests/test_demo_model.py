@@ -27,7 +27,7 @@ def test_model_card_states_data_tokens_and_loss():
 def test_it_predicts_text_it_was_not_trained_on():
     """The calibration split is not in the training data: far below the 8.3 nats of a guess."""
     model, tokenizer = load_model(str(DEMO_MODEL), torch.float32)
-    rows = token_rows(read_texts(sample_file()), tokenizer, 8192, 512, 0)
+    rows = token_rows(read_texts(sample_file()), tokenizer, vocabulary=4096, tokens=8192, length=512)
     losses = [model(input_ids=row[None], labels=row[None]).loss.item() for row in rows]
     assert sum(losses) / len(losses) < 2.6
 
@@ -42,12 +42,7 @@ def parses(text: str) -> bool:
 
 def test_it_writes_python(demo_session):
     """Greedy continuations of simple headers parse, up to a line near the one that the length cuts off."""
-    headers = [
-        "def main():\n",
-        "class Error(Exception):\n",
-        "import os\n\ndef exists(path):\n",
-        "def __repr__(self):\n",
-    ]
+    headers = ["def main():", "class Error(Exception):", "import os\n\ndef exists(path):", "def __repr__(self):"]
     good = 0
     for header in headers:
         text = header + demo_session.generate(header, GenerationConfig(max_new_tokens=48))[0].text

@@ -126,7 +126,7 @@ def test_verify_notices_a_changed_weight(tiny_artefact, checkpoint, tmp_path, in
     hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
     thresholds, load_map = verify.read_constants(tiny_artefact)
     sparsity = sparsify(hf_model, thresholds)
-    rows = verify.verification_rows(read_texts(sample_file()), tokenizer, 0)
+    rows = verify.verification_rows(read_texts(sample_file()), tokenizer, VOCABULARY)
     verify.require_passed(verify.verify(tiny_artefact, hf_model, sparsity, load_map, rows))
     with pytest.raises(CladaError, match="disagree"):
         verify.require_passed(verify.verify(tmp_path / "changed.onnx", hf_model, sparsity, load_map, rows))

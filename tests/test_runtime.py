@@ -10,7 +10,7 @@ from clada.exporter.checkpoint import load_model
 from clada.exporter.patch import sparsify
 from clada.exporter.verify import greedy_tokens, read_constants
 from clada.plugins.errors import CladaError
-from clada.runtime import GenerationConfig, SamplingConfig
+from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.text import TextStream
 from tests.conftest import DEMO_MODEL
 
@@ -169,3 +169,11 @@ def test_held_back_text_is_shown_when_no_stop_follows(demo_session):
     ids = demo_session.encode("a\n\nb", add_special_tokens=False)
     stream = TextStream(demo_session.tokenizer, [], ["\n\nclass"])
     assert "".join(stream.push(token) for token in ids) + stream.flush() == "a\n\nb"
+
+
+def test_token_outside_the_vocabulary_is_refused(demo_artefact):
+    """A tokenizer may know tokens that were added to it and never to the model."""
+    session = Session(demo_artefact)
+    session.tokenizer.add_tokens(["<extra>"])
+    with pytest.raises(CladaError, match=r"token 4096 \(<extra>\), which the model's vocabulary of 4096 does not"):
+        session.generate("a <extra> b")
