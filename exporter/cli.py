@@ -1,7 +1,6 @@
 """The `clada-export` command."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from clada.exporter.allocation import ALLOCATIONS
@@ -10,7 +9,7 @@ from clada.exporter.export import DTYPES, ExportConfig, export
 from clada.exporter.families import FAMILIES
 from clada.exporter.neurons import IMPORTANCES
 from clada.exporter.trace import DEFAULT_OPSET
-from clada.plugins.errors import CladaError
+from clada.plugins.errors import exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,18 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(args: argparse.Namespace) -> None:
+    values = vars(args)
+    output, source = values.pop("output"), values.pop("model")
+    goal = {name: values.pop(name) for name in ("target_sparsity", "error_budget", "allocation", "importance")}
+    config = ExportConfig(calibration=CalibrationConfig(**goal), **values)
+    export(output, source, config, lambda line: print(line, flush=True))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    args = vars(_parser().parse_args(argv))
-    output, source = args.pop("output"), args.pop("model")
-    try:
-        calibration = CalibrationConfig(
-            **{name: args.pop(name) for name in ("target_sparsity", "error_budget", "allocation", "importance")}
-        )
-        export(output, source, ExportConfig(calibration=calibration, **args), lambda line: print(line, flush=True))
-    except CladaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    args = _parser().parse_args(argv)
+    return exit_code(lambda: _run(args))

@@ -5,17 +5,16 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from clada.exporter.decoder import Decoder, LoadMap
-from clada.exporter.patch import Sparsity, sparse_layers
+from clada.exporter.patch import Sparsity
+from clada.exporter.steps import constants, random_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.onnx import function_proto, translation
@@ -25,55 +24,6 @@ from clada.plugins.torch import torch_op
 
 DEFAULT_OPSET = 20
 MAXIMUM_OPSET = 23
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """Sizes of one layer's key-value cache: heads, and width of a key and of a value."""
-
-    heads: int
-    key_width: int
-    value_width: int
-
-
-def cache_shapes(model: Any) -> list[CacheShape]:
-    """Read each layer's cache sizes off a pass over one token."""
-    cache: Any = DynamicCache()
-    with torch.no_grad():
-        model(input_ids=torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache, use_cache=True)
-    return [CacheShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in cache.layers]
-
-
-def step_inputs(model: Any, batch: int, sequence: int, past: int, seed: int = 0) -> dict[str, Any]:
-    """Random inputs of a step, by the arguments of Decoder.forward up to `past`; all tensors are distinct."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(model.dtype)
-
-    vocabulary = model.config.vocab_size
-    return {
-        "input_ids": torch.randint(0, vocabulary, (batch, sequence), generator=generator),
-        "attention_mask": torch.ones(batch, past + sequence, dtype=torch.int64),
-        "position_ids": torch.arange(past, past + sequence).repeat(batch, 1),
-        "past_logits": random(batch, vocabulary),
-        "pools": [torch.ones(batch, layer.neurons, dtype=torch.bool) for layer in sparse_layers(model)],
-        "past": [
-            (random(batch, c.heads, past, c.key_width), random(batch, c.heads, past, c.value_width))
-            for c in cache_shapes(model)
-        ],
-    }
-
-
-def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
-    """The calibrated arguments of Decoder.forward."""
-    return {
-        "thresholds": list(sparsity.thresholds),
-        graph.SURPRISAL_KNOTS: load_map.surprisal_knots,
-        graph.ENTROPY_KNOTS: load_map.entropy_knots,
-        graph.SCALE_KNOTS: load_map.scale_knots,
-        graph.REANALYSIS_LOAD: load_map.reanalysis_load,
-    }
 
 
 def _dynamic_shapes(layers: int) -> dict[str, Any]:
@@ -217,7 +167,7 @@ def trace(
     layers = len(sparsity.thresholds)
     decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits).eval()
     # Sizes of 0 and 1 would be taken for constants.
-    arguments = step_inputs(model, batch=2, sequence=3, past=5) | constants(sparsity, load_map)
+    arguments = random_step(model, batch=2, sequence=3, past=5) | constants(sparsity, load_map)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             decoder,

@@ -17,7 +17,7 @@ from clada.exporter.calibration_text import token_rows
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.neurons import activations
 from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
-from clada.exporter.trace import cache_shapes, constants
+from clada.exporter.steps import constants, first_step, next_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import LOAD_SIGNAL
@@ -78,37 +78,6 @@ def _relative(ours: Any, reference: Tensor) -> float:
     return float((np.abs(given - expected).max(axis=1) / np.ptp(expected, axis=1)).max())
 
 
-def _first_step(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Inputs of Decoder.forward that read prompts: ids and mask i64[B, S]."""
-    batch, dtype = len(ids), model.dtype
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
-        "past_logits": torch.zeros(batch, model.config.vocab_size, dtype=dtype),
-        "pools": [torch.ones(batch, layer.neurons, dtype=torch.bool) for layer in sparse_layers(model)],
-        "past": [
-            (
-                torch.zeros(batch, c.heads, 0, c.key_width, dtype=dtype),
-                torch.zeros(batch, c.heads, 0, c.value_width, dtype=dtype),
-            )
-            for c in cache_shapes(model)
-        ],
-    }
-
-
-def _next_step(step: dict[str, Any], tokens: Tensor, logits: Tensor, present: list[Tensor]) -> dict[str, Any]:
-    """Inputs that read one token more, i64[B, 1], given what the step before put out."""
-    mask = torch.cat([step["attention_mask"], torch.ones_like(tokens)], dim=1)
-    return step | {
-        "input_ids": tokens,
-        "attention_mask": mask,
-        "position_ids": mask.sum(1, keepdim=True) - 1,
-        "past_logits": logits[:, -1],
-        "past": list(zip(present[::2], present[1::2], strict=True)),
-    }
-
-
 @torch.no_grad()
 def greedy_tokens(model: Any, sparsity: Sparsity, load_map: LoadMap, prompt: Sequence[int], count: int) -> list[int]:
     """What PyTorch generates by itself from the patched model: prefill dense, decode sparse, greedy.
@@ -123,14 +92,14 @@ def greedy_tokens(model: Any, sparsity: Sparsity, load_map: LoadMap, prompt: Seq
     decoder = Decoder(model, sparsity, load_map.surprisal_weight)
     values = constants(sparsity, load_map)
     ids = torch.tensor([list(prompt)])
-    step = _first_step(model, ids, torch.ones_like(ids))
+    step = first_step(model, ids, torch.ones_like(ids))
     tokens: list[int] = []
     while True:
         logits, present, *_ = decoder(**step, **values)
         tokens.append(int(logits[0, -1].argmax()))
         if len(tokens) == count:
             return tokens
-        step = _next_step(step, torch.tensor([tokens[-1:]]), logits, present)
+        step = next_step(step, torch.tensor([tokens[-1:]]), logits, present)
 
 
 def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str]) -> dict[str, Any]:
@@ -188,7 +157,7 @@ def _verify_batch(
     tolerance = TOLERANCES[model.dtype]
     mask = torch.ones(batch, PROMPT_TOKENS, dtype=torch.int64)
     mask[1:, : PROMPT_TOKENS // 3] = 0
-    step = _first_step(model, rows[:batch, :PROMPT_TOKENS], mask)
+    step = first_step(model, rows[:batch, :PROMPT_TOKENS], mask)
     logits, present, *_ = decoder(**step, **constants)
     outputs = _run_onnx(exported, step, [graph.LOGITS])
     checks = [Check(f"prefill, batch {batch}", _relative(outputs[graph.LOGITS], logits), tolerance)]
@@ -196,7 +165,7 @@ def _verify_batch(
     worst_logits, worst_gap, otherwise = 0.0, 0.0, 0
     worst_signal = {graph.LOAD: 0.0, graph.SURPRISAL: 0.0, graph.ENTROPY: 0.0}
     for at in range(PROMPT_TOKENS, PROMPT_TOKENS + DECODE_STEPS):
-        step = _next_step(step, rows[:batch, at : at + 1], logits, present)
+        step = next_step(step, rows[:batch, at : at + 1], logits, present)
         scores = [graph.score(n) for n in range(len(layers))]
         outputs = _run_onnx(exported, step, [graph.LOGITS, *worst_signal, *scores])
         knots = [constants[name] for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS)]

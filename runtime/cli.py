@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from clada.plugins.errors import CladaError
+from clada.plugins.errors import CladaError, exit_code
 from clada.runtime.artefact import open_artefact
 from clada.runtime.generation import GenerationConfig, Piece
 from clada.runtime.inspection import inspection_lines
@@ -125,13 +125,10 @@ def _parser(asked: str) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        args = _parser(asked=argv[0] if argv else "").parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+
+    def command() -> None:
+        args = _parser(asked=words[0] if words else "").parse_args(words)
         args.run(args)
-    except CladaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return exit_code(command)

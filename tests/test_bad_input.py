@@ -283,6 +283,15 @@ def test_chat_without_a_template(tiny_artefact, capsys):
     fails_with(capsys, clada_main, ["chat", tiny_artefact], "this model has no chat template")
 
 
+def test_reader_that_leaves_early(tiny_artefact):
+    script = Path(sys.executable).with_name("clada")
+    # pipefail: the exit code is clada's own, and the pipe is closed before it can write.
+    line = f"set -o pipefail; '{script}' run '{tiny_artefact}' --prompt x --max-new-tokens 60 | true"
+    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert result.returncode in (0, 141)
+    assert result.stderr == ""
+
+
 def test_real_process_prints_one_line(tmp_path):
     """As a user sees it: the installed script, its exit code and its two streams."""
     script = Path(sys.executable).with_name("clada-export")

@@ -12,6 +12,7 @@ from clada.exporter import trace as tracing
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.families import FAMILIES
 from clada.exporter.patch import sparsify
+from clada.exporter.steps import constants, random_step
 from clada.exporter.verify import read_constants
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
@@ -63,7 +64,7 @@ def run_both(model, sparsity, path, step):
     copy = {**step, "past": [tuple(t.clone() for t in pair) for pair in step["past"]]}
     with torch.no_grad():
         logits, present, score, *rest = Decoder(model, sparsity, LOAD_MAP.surprisal_weight)(
-            **copy, **tracing.constants(sparsity, LOAD_MAP)
+            **copy, **constants(sparsity, LOAD_MAP)
         )
     names = tracing.output_names(LAYERS)
     expected = [t.numpy() for t in (logits, *present, *score, *rest)]
@@ -74,7 +75,7 @@ def run_both(model, sparsity, path, step):
 @pytest.mark.parametrize(("batch", "sequence", "past"), SIZES)
 def test_graph_equals_module(exported, family, opset, batch, sequence, past):
     model, sparsity, path = exported(family, opset)
-    step = tracing.step_inputs(model, batch, sequence, past, seed=100 * batch + 10 * sequence + past)
+    step = random_step(model, batch, sequence, past, seed=100 * batch + 10 * sequence + past)
     if batch == 3 and past + sequence > 3:
         step["attention_mask"][1, :2] = 0
         step["attention_mask"][2, :3] = 0
@@ -102,7 +103,7 @@ def test_prefill_is_dense_and_decode_sparse(exported, family):
         "one token": (1, 1, 0),
         "decode": (1, 1, 5),
     }.items():
-        given, _ = run_both(model, sparsity, path, tracing.step_inputs(model, *sizes))
+        given, _ = run_both(model, sparsity, path, random_step(model, *sizes))
         active[name] = given[graph.ACTIVE].sum()
     # Dense drops only what is exactly zero: nothing for SiLU, about half for ReLU.
     dense = LAYERS * NEURONS if family == "llama" else 0.35 * LAYERS * NEURONS
@@ -113,7 +114,7 @@ def test_prefill_is_dense_and_decode_sparse(exported, family):
 def test_load_opens_the_pool(exported):
     """Past the reanalysis load a token may use every neuron, whatever its pool says."""
     model, sparsity, path = exported("llama", tracing.DEFAULT_OPSET)
-    step = tracing.step_inputs(model, 2, 1, 5)
+    step = random_step(model, 2, 1, 5)
     step["pools"] = [torch.zeros_like(pool) for pool in step["pools"]]
     step["past_logits"] = torch.zeros(2, VOCABULARY)
     step["past_logits"][0, step["input_ids"][0]] = 50  # expected: no surprise, no entropy
@@ -127,8 +128,8 @@ def test_load_opens_the_pool(exported):
 
 def test_padding_does_not_change_a_prompt(exported):
     model, sparsity, path = exported("llama", tracing.DEFAULT_OPSET)
-    alone = tracing.step_inputs(model, 1, 5, 0)
-    padded = tracing.step_inputs(model, 1, 9, 0, seed=7)
+    alone = random_step(model, 1, 5, 0)
+    padded = random_step(model, 1, 9, 0, seed=7)
     padded["input_ids"][:, 4:] = alone["input_ids"]
     padded["attention_mask"][:, :4] = 0
     padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
@@ -201,7 +202,7 @@ def test_equal_thresholds_keep_their_names(tmp_path):
 
 def test_all_logits_on_request(exported):
     model, _, path = exported("llama", tracing.DEFAULT_OPSET, all_logits=True)
-    step = tracing.step_inputs(model, 2, 7, 0)
+    step = random_step(model, 2, 7, 0)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     logits = session.run([graph.LOGITS], flat_inputs(step))[0]
     with torch.no_grad():

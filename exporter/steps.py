@@ -1,0 +1,92 @@
+"""Inputs of Decoder.forward, step by step, and the calibrated constants that go with them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from clada.exporter.decoder import LoadMap
+from clada.exporter.patch import Sparsity, sparse_layers
+from clada.plugins import graph
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """Sizes of one layer's key-value cache: heads, and width of a key and of a value."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+
+def cache_shapes(model: Any) -> list[CacheShape]:
+    """Read each layer's cache sizes off a pass over one token."""
+    cache: Any = DynamicCache()
+    with torch.no_grad():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache, use_cache=True)
+    return [CacheShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in cache.layers]
+
+
+def random_step(model: Any, batch: int, sequence: int, past: int, seed: int = 0) -> dict[str, Any]:
+    """Random inputs of a step, by the arguments of Decoder.forward up to `past`; all tensors are distinct."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(model.dtype)
+
+    vocabulary = model.config.vocab_size
+    return {
+        "input_ids": torch.randint(0, vocabulary, (batch, sequence), generator=generator),
+        "attention_mask": torch.ones(batch, past + sequence, dtype=torch.int64),
+        "position_ids": torch.arange(past, past + sequence).repeat(batch, 1),
+        "past_logits": random(batch, vocabulary),
+        "pools": [torch.ones(batch, layer.neurons, dtype=torch.bool) for layer in sparse_layers(model)],
+        "past": [
+            (random(batch, c.heads, past, c.key_width), random(batch, c.heads, past, c.value_width))
+            for c in cache_shapes(model)
+        ],
+    }
+
+
+def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
+    """The calibrated arguments of Decoder.forward."""
+    return {
+        "thresholds": list(sparsity.thresholds),
+        graph.SURPRISAL_KNOTS: load_map.surprisal_knots,
+        graph.ENTROPY_KNOTS: load_map.entropy_knots,
+        graph.SCALE_KNOTS: load_map.scale_knots,
+        graph.REANALYSIS_LOAD: load_map.reanalysis_load,
+    }
+
+
+def first_step(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Inputs of Decoder.forward that read prompts: ids and mask i64[B, S]."""
+    batch, dtype = len(ids), model.dtype
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
+        "past_logits": torch.zeros(batch, model.config.vocab_size, dtype=dtype),
+        "pools": [torch.ones(batch, layer.neurons, dtype=torch.bool) for layer in sparse_layers(model)],
+        "past": [
+            (
+                torch.zeros(batch, c.heads, 0, c.key_width, dtype=dtype),
+                torch.zeros(batch, c.heads, 0, c.value_width, dtype=dtype),
+            )
+            for c in cache_shapes(model)
+        ],
+    }
+
+
+def next_step(step: dict[str, Any], tokens: Tensor, logits: Tensor, present: list[Tensor]) -> dict[str, Any]:
+    """Inputs that read one token more, i64[B, 1], given what the step before put out."""
+    mask = torch.cat([step["attention_mask"], torch.ones_like(tokens)], dim=1)
+    return step | {
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "position_ids": mask.sum(1, keepdim=True) - 1,
+        "past_logits": logits[:, -1],
+        "past": list(zip(present[::2], present[1::2], strict=True)),
+    }
