@@ -10,6 +10,17 @@ Floats = npt.NDArray[np.float64]
 
 # Sparsities at which a layer's cost is measured; the last is the most that a layer is given.
 GRID: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.95)
+_STEPS = 95
+
+
+def cost_curve(cost: Floats) -> tuple[Floats, Floats]:
+    """A layer's cost between the measured points: sparsities and costs, both [N], from 0 and in small steps.
+
+    The square root is interpolated linearly: a divergence grows as the square of the error that causes it.
+    """
+    x = np.array([0.0, *GRID])
+    fine = np.linspace(0, GRID[-1], _STEPS + 1)
+    return fine, np.interp(fine, x, np.sqrt(np.maximum.accumulate([0.0, *cost]))) ** 2
 
 
 def _lower_hull(x: Floats, y: Floats) -> Floats:
@@ -28,8 +39,8 @@ def _lower_hull(x: Floats, y: Floats) -> Floats:
 def equal_marginal_cost(costs: Floats, mean: float) -> Floats:
     """The sparsities that minimise the summed cost at a mean sparsity.
 
-    Each layer's cost is taken as the lower convex hull of its measured points, and sparsity is given out where the
-    next bit of it costs least: the exact minimum of a separable convex problem (a Lagrangian's solution).
+    Each layer's cost is taken as the lower convex hull of its curve, and sparsity is given out where the next bit of
+    it costs least: the exact minimum of a separable convex problem (a Lagrangian's solution).
 
     Args:
         costs: [L, len(GRID)], the cost of each layer at each sparsity of GRID; at 0 it is 0.
@@ -38,11 +49,9 @@ def equal_marginal_cost(costs: Floats, mean: float) -> Floats:
     Returns:
         [L], a sparsity for each layer.
     """
-    x = np.array([0.0, *GRID])
     segments: list[tuple[float, int, float]] = []
     for layer, cost in enumerate(costs):
-        rising = np.maximum.accumulate([0.0, *cost])
-        hull = _lower_hull(x, rising)
+        hull = _lower_hull(*cost_curve(cost))
         widths, rises = np.diff(hull[:, 0]), np.diff(hull[:, 1])
         segments += [(rise / width, layer, width) for rise, width in zip(rises, widths, strict=True)]
     shares, left = np.zeros(len(costs)), mean * len(costs)

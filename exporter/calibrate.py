@@ -23,7 +23,7 @@ _SCALE_KNOTS = (1.2, 1.1, 1.0, 0.9, 0.8)
 _SURPRISAL_WEIGHT = 0.5
 # The share of tokens whose load opens the pool.
 _REANALYSIS_SHARE = 0.01
-_LOGITS_IN_FLIGHT = 2**27  # elements; bounds the rows in a batch for a large vocabulary
+_LOGITS_IN_FLIGHT = 2**25  # elements; bounds the rows in a batch for a large vocabulary
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,13 @@ class Comparison:
     agreement: float
 
 
+def _scale_after_prefix(ids: Tensor) -> Tensor:
+    """f32[B, S]: 0 for the dense prefix, 1 after it."""
+    scale = torch.ones(ids.shape)
+    scale[:, :DENSE_PREFIX] = 0
+    return scale
+
+
 class Reference:
     """The dense model's output on rows of tokens, kept as the inputs of its output matrix.
 
@@ -128,9 +135,7 @@ class Reference:
         """Mean KL divergence and agreement of a pass from a layer on, with the thresholds as set."""
         total, agreed, count = 0.0, 0, 0
         for index, ids in enumerate(self.batches):
-            scale = torch.ones(ids.shape)
-            scale[:, :DENSE_PREFIX] = 0
-            with sparsity.steered(scale=scale):
+            with sparsity.steered(scale=_scale_after_prefix(ids)):
                 logits = logits_from(self.model, ids, layer, None if hidden is None else hidden[index])
             sparse = torch.log_softmax(logits[:, DENSE_PREFIX:].float(), dim=-1)
             dense = self.log_probabilities(index)[:, DENSE_PREFIX:]
@@ -146,7 +151,7 @@ def _load_map(reference: Reference) -> LoadMap:
     for index, ids in enumerate(reference.batches):
         log_p = reference.log_probabilities(index)[:, DENSE_PREFIX - 1 : -1]
         surprisal.append(-log_p.gather(-1, ids[:, DENSE_PREFIX:, None]).flatten())
-        entropy.append(-(log_p.exp() * log_p).sum(-1).flatten())
+        entropy.append(torch.special.entr(log_p.exp()).sum(-1).flatten())
     at = np.linspace(0, 1, _KNOTS)
     values = [torch.cat(parts).double().numpy() for parts in (surprisal, entropy)]
     knots = [np.quantile(value, at) for value in values]
@@ -202,9 +207,7 @@ def _realised(model: Any, sparsity: Sparsity, batches: list[Tensor]) -> list[flo
     dropped = np.zeros(len(sparsity.thresholds))
     count = 0
     for ids in batches:
-        scale = torch.ones(ids.shape)
-        scale[:, :DENSE_PREFIX] = 0
-        with sparsity.steered(scale=scale):
+        with sparsity.steered(scale=_scale_after_prefix(ids)):
             input_of(model, model.get_output_embeddings(), ids)
         kept = torch.stack([active[:, DENSE_PREFIX:] for active in sparsity.active]).double()
         neurons = torch.tensor([layer.neurons for layer in sparse_layers(model)])
@@ -228,7 +231,7 @@ def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationC
     layers = len(sparsity.thresholds)
     sparsity.thresholds[:] = [torch.zeros_like(threshold) for threshold in sparsity.thresholds]
     points = len(GRID) if ALLOCATIONS[config.allocation].cost else 0
-    with tqdm(total=2 + layers * (1 + points), desc="calibrating", unit="step", leave=False) as bar:
+    with tqdm(total=2 + layers * (1 + points), desc="calibrating", leave=False, disable=None) as bar:
 
         def step(what: str) -> None:
             bar.set_postfix_str(what)

@@ -13,6 +13,7 @@ from torch import Tensor
 from clada.plugins.errors import CladaError
 
 _ROW_LENGTH = 256
+_SHORTEST_CONTEXT = 64
 _PIECE = 16_000  # characters; long texts are drawn from in pieces
 
 
@@ -53,7 +54,13 @@ def read_texts(path: Path) -> list[str]:
 
 
 def row_length(context_length: int) -> int:
-    """Tokens in a calibration row for a model's context."""
+    """Tokens in a calibration row for a model's context.
+
+    Raises:
+        CladaError: The context is too short to calibrate in.
+    """
+    if context_length < _SHORTEST_CONTEXT:
+        raise CladaError(f"the model's context is {context_length} tokens; at least {_SHORTEST_CONTEXT} are needed")
     return min(_ROW_LENGTH, context_length)
 
 

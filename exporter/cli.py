@@ -22,11 +22,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="a checkpoint's folder, or a Hugging Face model id")
     parser.add_argument("--calibration-data", type=Path, help="text or JSONL to calibrate on (default: Python sources)")
     parser.add_argument(
-        "--calibration-tokens", type=int, default=4096, help="how many tokens of it to use (default: %(default)s)"
+        "--calibration-tokens",
+        type=int,
+        default=ExportConfig.calibration_tokens,
+        help="how many tokens of it to use (default: %(default)s)",
     )
     goal = parser.add_mutually_exclusive_group()
     goal.add_argument(
-        "--target-sparsity", type=float, default=0.5, help="mean share of neurons to skip (default: %(default)s)"
+        "--target-sparsity",
+        type=float,
+        default=CalibrationConfig.target_sparsity,
+        help="mean share of neurons to skip (default: %(default)s)",
     )
     goal.add_argument("--error-budget", type=float, help="instead: the most KL divergence, in nats a token")
     parser.add_argument(

@@ -40,7 +40,7 @@ class ExportConfig:
 
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     calibration_data: Path | None = None
-    calibration_tokens: int = 4096
+    calibration_tokens: int = 2048
     seed: int = 0
     dtype: str = "float32"
     opset: int = DEFAULT_OPSET
@@ -92,6 +92,7 @@ def export(
     trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
     with staged(output, config.overwrite) as folder:
         hf_config = load_config(source, **trust)
+        length = row_length(hf_config.max_position_embeddings)
         data = config.calibration_data or sample_file()
         texts = read_texts(data)
         model, tokenizer = load_model(source, torch.float32, **trust)
@@ -100,7 +101,7 @@ def export(
             tokenizer,
             vocabulary=hf_config.vocab_size,
             tokens=config.calibration_tokens,
-            length=row_length(hf_config.max_position_embeddings),
+            length=length,
             seed=config.seed,
         )
         report(f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens")

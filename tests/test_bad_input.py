@@ -97,6 +97,13 @@ def make_no_tokenizer(folder, checkpoint):
     return folder, "tokenizer"
 
 
+def make_tiny_context(folder, checkpoint):
+    shutil.copytree(checkpoint("llama"), folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    return folder, "the model's context is 40 tokens; at least 64 are needed"
+
+
 def make_other_tokenizer(folder, checkpoint):
     shutil.copytree(checkpoint("llama"), folder, dirs_exist_ok=True)
     for path in DEMO_MODEL.glob("tokenizer*"):

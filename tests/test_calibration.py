@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clada.exporter import calibrate as calibration
-from clada.exporter.allocation import ALLOCATIONS, GRID, equal_cost, equal_marginal_cost
+from clada.exporter.allocation import ALLOCATIONS, GRID, cost_curve, equal_cost, equal_marginal_cost
 from clada.exporter.calibrate import CalibrationConfig, calibrate
 from clada.exporter.calibration_text import read_texts, sample_file, token_rows
 from clada.exporter.checkpoint import load_model
@@ -36,17 +36,18 @@ def test_equal_marginal_cost_is_the_minimum():
     """No other way to share the same sparsity among the layers costs less."""
     rng = np.random.default_rng(0)
     x = np.array([0.0, *GRID])
-    costs = np.cumsum(np.cumsum(rng.uniform(0, 1, (3, len(GRID))), axis=1) * np.diff(x), axis=1)
-    steps = np.linspace(0, GRID[-1], 20)
+    costs = np.cumsum(np.cumsum(rng.uniform(0, 1, (3, len(GRID))), axis=1) * np.diff(x), axis=1) ** 2
+    curves = [cost_curve(cost) for cost in costs]
+
+    def total(shares) -> float:
+        return sum(np.interp(share, *curve) for share, curve in zip(shares, curves, strict=True))
+
+    steps = np.linspace(0, GRID[-1], 39)
     for mean in (0.2, 0.5, 0.8):
         shares = equal_marginal_cost(costs, mean)
         assert shares.mean() == pytest.approx(mean)
-        ours = sum(np.interp(s, x, [0, *cost]) for s, cost in zip(shares, costs, strict=True))
-        for first, second in itertools.product(steps, steps):
-            third = 3 * mean - first - second
-            if 0 <= third <= GRID[-1]:
-                other = [np.interp(s, x, [0, *c]) for s, c in zip((first, second, third), costs, strict=True)]
-                assert ours <= sum(other) + 1e-9
+        others = [(a, b, 3 * mean - a - b) for a, b in itertools.product(steps, steps)]
+        assert total(shares) <= min(total(other) for other in others if 0 <= other[2] <= GRID[-1]) + 1e-9
 
 
 def test_free_sparsity_is_taken_first():
