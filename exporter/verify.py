@@ -149,9 +149,14 @@ def _decision_gap(
     return int(otherwise.sum()), float(distance[otherwise].max()) if otherwise.any() else 0.0
 
 
+def _worse(a: float, b: float) -> float:
+    """The larger of two differences; unlike `max`, NaN where either is."""
+    return float(np.maximum(a, b))
+
+
 @torch.no_grad()
 def _verify_batch(
-    exported: OnnxRuntimeModel, decoder: Decoder, constants: dict[str, Any], rows: Tensor, batch: int
+    exported: OnnxRuntimeModel, decoder: Decoder, values: dict[str, Any], rows: Tensor, batch: int
 ) -> list[Check]:
     """Prefill and decode of a batch of prompts, the second and later ones padded on the left.
 
@@ -164,7 +169,7 @@ def _verify_batch(
     mask = torch.ones(batch, PROMPT_TOKENS, dtype=torch.int64)
     mask[1:, : PROMPT_TOKENS // 3] = 0
     step = first_step(model, rows[:batch, :PROMPT_TOKENS], mask)
-    logits, present, *_ = decoder(**step, **constants)
+    logits, present, *_ = decoder(**step, **values)
     outputs = _run_onnx(exported, step, [graph.LOGITS])
     checks = [Check(f"prefill, batch {batch}", _relative(outputs[graph.LOGITS], logits), tolerance)]
 
@@ -174,28 +179,28 @@ def _verify_batch(
         step = next_step(step, rows[:batch, at : at + 1], logits, present)
         scores = [graph.score(n) for n in range(len(layers))]
         outputs = _run_onnx(exported, step, [graph.LOGITS, *worst_signal, *scores])
-        knots = [constants[name] for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS)]
+        knots = [values[name] for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS)]
         signals = torch_op(LOAD_SIGNAL)(
             step["past_logits"], step["input_ids"][:, -1], *knots, decoder.surprisal_weight
         )[1:]
         for name, signal in zip(worst_signal, signals, strict=True):
             difference = np.abs(outputs[name] - signal.numpy()) / np.maximum(1, np.abs(signal.numpy()))
-            worst_signal[name] = max(worst_signal[name], float(difference.max()))
-        scale = _scale(outputs[graph.LOAD], constants[graph.SCALE_KNOTS])
+            worst_signal[name] = _worse(worst_signal[name], float(difference.max()))
+        scale = _scale(outputs[graph.LOAD], values[graph.SCALE_KNOTS])
         kept = [torch.from_numpy(outputs[name]) > 0 for name in scores]
         with _layer_inputs(layers) as inputs:
             logits, present = decoder.run(
                 **{name: step[name] for name in ("input_ids", "attention_mask", "position_ids", "past")},
                 scale=torch.zeros(batch, 1),
                 pools=kept,
-                thresholds=constants["thresholds"],
+                thresholds=values["thresholds"],
             )
-        worst_logits = max(worst_logits, _relative(outputs[graph.LOGITS], logits))
+        worst_logits = _worse(worst_logits, _relative(outputs[graph.LOGITS], logits))
         for n, layer in enumerate(layers):
             count, gap = _decision_gap(
-                layer, inputs[n], constants["thresholds"][n], scale[:, None], step["pools"][n], kept[n]
+                layer, inputs[n], values["thresholds"][n], scale[:, None], step["pools"][n], kept[n]
             )
-            otherwise, worst_gap = otherwise + count, max(worst_gap, gap)
+            otherwise, worst_gap = otherwise + count, _worse(worst_gap, gap)
     neurons = DECODE_STEPS * batch * sum(layer.neurons for layer in layers)
     return [
         *checks,

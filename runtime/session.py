@@ -66,6 +66,10 @@ class Session:
             CladaError: The prompt is empty, leaves no room in the model's context or holds a token it does not know.
         """
         ids = list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        self._check_prompt(ids)
+        return ids
+
+    def _check_prompt(self, ids: Sequence[int]) -> None:
         if not ids:
             raise CladaError("the prompt is empty")
         if max(ids) >= self._model.vocabulary:
@@ -78,7 +82,6 @@ class Session:
                 f"the prompt has {len(ids)} tokens; the model's context is {self.context_length}, "
                 "which must also hold what is generated"
             )
-        return ids
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, written by the model's chat template."""
@@ -132,11 +135,14 @@ class Session:
     def generate(self, prompts: str | Sequence[str], config: GenerationConfig | None = None) -> list[Completion]:
         """Complete prompts as one batch; each comes out as it would alone."""
         texts = [prompts] if isinstance(prompts, str) else prompts
+        if not texts:
+            return []
         return generate(self, [self.encode(text) for text in texts], config or GenerationConfig())
 
     def stream(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Iterator[Piece]:
         """Complete one prompt, given as text or token ids, piece by piece."""
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check_prompt(ids)
         return stream(self, ids, config or GenerationConfig())
 
 

@@ -109,13 +109,16 @@ def test_disagreement_fails_the_export_and_leaves_nothing(checkpoint, tmp_path, 
     assert not path.parent.exists()
 
 
-@pytest.mark.parametrize("initializer", ["threshold.1", "scale_knots", "model.model.layers.1.mlp.w_up"])
-def test_verify_notices_a_changed_weight(tiny_artefact, checkpoint, tmp_path, initializer):
+@pytest.mark.parametrize(
+    ("initializer", "factor"),
+    [("threshold.1", 3), ("scale_knots", 3), ("model.model.layers.1.mlp.w_up", 3), ("entropy_knots", np.nan)],
+)
+def test_verify_notices_a_changed_constant(tiny_artefact, checkpoint, tmp_path, initializer, factor):
     """A graph whose constants are not the model's does not pass: neither weights nor what calibration found."""
     model = onnx.load(tiny_artefact)
     tensor = next(t for t in model.graph.initializer if t.name == initializer)
     values = onnx.numpy_helper.to_array(tensor).copy()
-    values.flat[: values.size // 2] *= 3
+    values.flat[: values.size // 2] *= factor
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, initializer))
     onnx.save(model, tmp_path / "changed.onnx")
 

@@ -133,6 +133,19 @@ def test_prompt_longer_than_the_context_is_refused(demo_session):
         demo_session.generate("word " * 600)
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([], "prompt is empty"), ([1] * 512, "the prompt has 512 tokens"), ([5000], "holds token 5000")],
+)
+def test_token_ids_are_checked_like_text(demo_session, ids, message):
+    with pytest.raises(CladaError, match=message):
+        demo_session.stream(ids)
+
+
+def test_no_prompts_no_completions(demo_session):
+    assert demo_session.generate([]) == []
+
+
 def test_empty_prompt_begins_a_text(demo_session):
     """The tokenizer's own start token is a prompt."""
     assert demo_session.generate("", GenerationConfig(max_new_tokens=4))[0].tokens
