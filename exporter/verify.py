@@ -103,7 +103,7 @@ def greedy_tokens(model: Any, sparsity: Sparsity, load_map: LoadMap, prompt: Seq
 
 
 def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str]) -> dict[str, Any]:
-    """Run the exported graph on the inputs of Decoder.forward."""
+    """Run the exported graph on the inputs of Decoder.forward; of logits, only the last position is kept."""
     names = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
     inputs = {name: step[name].numpy() for name in names}
     inputs |= {graph.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])}
@@ -112,7 +112,8 @@ def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str
         for keys_values in step["past"]
         for tensor in keys_values
     ]
-    return model.step(inputs, cache, fetch)[0]
+    outputs, _ = model.step(inputs, cache, fetch)
+    return outputs | {graph.LOGITS: outputs[graph.LOGITS][:, -1:]}
 
 
 def _scale(load: Any, scale_knots: Tensor) -> Tensor:

@@ -64,6 +64,19 @@ def test_every_family_exports_and_runs(checkpoint, tmp_path, capsys, family, dty
     assert f"{family}," in capsys.readouterr().out
 
 
+def test_all_logits_export_verifies_and_runs(checkpoint, tmp_path, capsys):
+    path = tmp_path / "model.onnx"
+    assert run_export(path, "--model", checkpoint("llama"), "--calibration-tokens", 600, "--all-logits") == 0
+    assert runtime_cli.main(["verify", str(path), "--model", str(checkpoint("llama"))]) == 0
+    assert runtime_cli.main(["run", str(path), "--prompt", "def f(x):", "--max-new-tokens", "3"]) == 0
+
+
+def test_output_in_the_current_folder(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_export("model.onnx", "--model", checkpoint("opt"), "--calibration-tokens", 600) == 0
+    assert {p.name for p in tmp_path.iterdir()} == FILES
+
+
 def test_same_seed_same_artefact(checkpoint, tmp_path):
     hashes = []
     for name in ("a", "b"):
