@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -12,8 +13,8 @@ from clada.exporter.families import FAMILIES
 from clada.plugins.errors import CladaError
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _check_source(source: str, allow_pickle: bool) -> None:
@@ -45,8 +46,8 @@ def load_config(source: str, *, trust_remote_code: bool = False, allow_pickle: b
     _check_source(source, allow_pickle)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise CladaError(f"cannot read the configuration of {source}: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise CladaError(f"cannot read the configuration of {source}: {_one_line(error)}") from error
     if config.model_type not in FAMILIES:
         raise CladaError(f"model type '{config.model_type}' is not supported; known are: {', '.join(FAMILIES)}")
     architectures = config.architectures or []
@@ -82,17 +83,25 @@ def load_model(
             trust_remote_code=trust_remote_code,
             attn_implementation="sdpa",
             output_loading_info=True,
+            # Checked below, where the weight can be named.
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CladaError(f"cannot read the weights of {source}: {_first_line(error)}") from error
+        raise CladaError(f"cannot read the weights of {source}: {_one_line(error)}") from error
     model, info = loaded
+    if info["mismatched_keys"]:
+        name, stored, wanted = sorted(info["mismatched_keys"])[0]
+        raise CladaError(
+            f"{len(info['mismatched_keys'])} weights of {source} do not fit its config.json, such as {name}: "
+            f"{list(stored)} instead of {list(wanted)}"
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise CladaError(f"{source} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise CladaError(f"cannot read the tokenizer of {source}: {_first_line(error)}") from error
+        raise CladaError(f"cannot read the tokenizer of {source}: {_one_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise CladaError(f"the tokenizer of {source} has no tokenizer.json, which the runtime needs")
     return model.eval(), tokenizer

@@ -84,9 +84,7 @@ def make_truncated_weights(folder, checkpoint):
 
 
 def make_incomplete_weights(folder, checkpoint):
-    shutil.copytree(checkpoint("llama"), folder, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    edit_config(folder, checkpoint, num_hidden_layers=5)
     return folder, "of the model's weights, such as model.layers.3"
 
 
@@ -97,10 +95,30 @@ def make_no_tokenizer(folder, checkpoint):
     return folder, "tokenizer"
 
 
-def make_tiny_context(folder, checkpoint):
+def edit_config(folder, checkpoint, **changes):
     shutil.copytree(checkpoint("llama"), folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def make_other_width(folder, checkpoint):
+    edit_config(folder, checkpoint, intermediate_size=80)
+    return folder, "mlp.down_proj.weight: [48, 88] instead of [48, 80]"
+
+
+def make_nonsense_config(folder, checkpoint):
+    edit_config(folder, checkpoint, hidden_size="wide")
+    return folder, "cannot read the configuration"
+
+
+def make_broken_tokenizer(folder, checkpoint):
+    shutil.copytree(checkpoint("llama"), folder, dirs_exist_ok=True)
+    truncate(folder / "tokenizer.json")
+    return folder, "cannot read the tokenizer"
+
+
+def make_tiny_context(folder, checkpoint):
+    edit_config(folder, checkpoint, max_position_embeddings=40)
     return folder, "the model's context is 40 tokens; at least 64 are needed"
 
 
