@@ -207,7 +207,8 @@ It completes Python in the standard library's manner; it knows nothing else.
 | seed | {seed} |
 | time | {minutes:.0f} minutes on two CPU cores |
 
-Made by `python scripts/train_demo_model.py`. The text, and therefore the weights, fall under the PSF licence.
+Made by `python scripts/train_demo_model.py`. The text, and therefore the weights, fall under the PSF
+licence (`exporter/data/LICENSE-PSF.txt`).
 """
 
 

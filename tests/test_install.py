@@ -45,7 +45,7 @@ def test_wheel_holds_only_clada(wheel):
     assert packages == {"exporter", "plugins", "runtime"}
     for package in packages:
         assert f"clada/{package}/py.typed" in names
-    assert "clada/exporter/data/calibration.jsonl" in names
+    assert {"clada/exporter/data/calibration.jsonl", "clada/exporter/data/LICENSE-PSF.txt"} <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
