@@ -40,7 +40,7 @@ class NeuronStatistics:
 
 
 def activations(layer: SparseLayer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A and what it is multiplied with before the output matrix, both [..., F], for x [..., D]."""
+    """The activation a and what it is multiplied with, both [..., F], for x [..., D]."""
     weights = {name: layer.get_parameter(name) for name in layer.weight_names}
     act = ACTIVATIONS[layer.activation]
     if layer.op is SPARSE_GATED_FFN:
