@@ -37,7 +37,7 @@ def read_texts(path: Path) -> list[str]:
     texts = [content]
     if path.suffix == ".jsonl":
         texts = []
-        for number, line in enumerate(content.splitlines(), start=1):
+        for number, line in enumerate(content.split("\n"), start=1):
             if not line.strip():
                 continue
             try:

@@ -215,6 +215,13 @@ def test_jsonl_and_text_are_read(tmp_path):
     assert read_texts(tmp_path / "a.jsonl") == ["one", "two"]
 
 
+def test_unusual_line_separators_do_not_end_a_jsonl_line(tmp_path):
+    """JSON allows U+2028 and U+0085 inside a string; only a line feed ends a line."""
+    text = "one\u2028two\u0085three"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read_texts(tmp_path / "a.jsonl") == [text]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
