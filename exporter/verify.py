@@ -116,7 +116,7 @@ def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str
     return outputs | {graph.LOGITS: outputs[graph.LOGITS][:, -1:]}
 
 
-def _scale(load: Any, scale_knots: Tensor) -> Tensor:
+def scale_of_load(load: Any, scale_knots: Tensor) -> Tensor:
     """The scale f32[B] that follows from a load, so that what moved the load is not blamed on the decisions."""
     at = np.linspace(0, 1, len(scale_knots))
     return torch.from_numpy(np.interp(load, at, scale_knots.double().numpy())).float()
@@ -187,7 +187,7 @@ def _verify_batch(
         for name, signal in zip(worst_signal, signals, strict=True):
             difference = np.abs(outputs[name] - signal.numpy()) / np.maximum(1, np.abs(signal.numpy()))
             worst_signal[name] = _worse(worst_signal[name], float(difference.max()))
-        scale = _scale(outputs[graph.LOAD], values[graph.SCALE_KNOTS])
+        scale = scale_of_load(outputs[graph.LOAD], values[graph.SCALE_KNOTS])
         kept = [torch.from_numpy(outputs[name]) > 0 for name in scores]
         with _layer_inputs(layers) as inputs:
             logits, present = decoder.run(

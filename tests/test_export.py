@@ -14,6 +14,8 @@ from clada.exporter import cli, verify
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.families import FAMILIES
 from clada.plugins.errors import CladaError
+from clada.plugins.ops import LOAD_SIGNAL
+from clada.plugins.ops.record import evaluate
 from clada.runtime import GenerationConfig, Session
 from clada.runtime import cli as runtime_cli
 from clada.runtime.artefact import file_hash
@@ -146,6 +148,14 @@ def test_verify_notices_a_changed_constant(tiny_artefact, checkpoint, tmp_path, 
     verify.require_passed(verify.verify(tiny_artefact, hf_model, sparsity, load_map, rows))
     with pytest.raises(CladaError, match="disagree"):
         verify.require_passed(verify.verify(tmp_path / "changed.onnx", hf_model, sparsity, load_map, rows))
+
+
+def test_scale_follows_from_the_load_as_in_the_op():
+    """Verification takes the scale from the exported graph's load; it must be the op's own map."""
+    for case in LOAD_SIGNAL.cases():
+        scale, load, *_ = evaluate(LOAD_SIGNAL, case)
+        ours = verify.scale_of_load(load, torch.from_numpy(case.inputs["scale_knots"]))
+        np.testing.assert_allclose(ours.numpy(), scale, rtol=1e-6)
 
 
 def test_clada_verify_refuses_another_checkpoint(tiny_artefact, checkpoint, capsys):
