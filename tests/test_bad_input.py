@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSequenceClassification
 
 from clada.exporter.cli import main as export_main
+from clada.runtime.artefact import file_hash
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import random_model, tiny_tokenizer
 from tests.conftest import DEMO_MODEL
@@ -262,10 +264,6 @@ def test_damaged_artefact(artefact, capsys, damage, command):
 
 def test_external_data_outside_the_folder_is_refused(artefact, tmp_path, capsys):
     """A graph that reads its weights from elsewhere, with a manifest that vouches for it."""
-    import onnx
-
-    from clada.runtime.artefact import file_hash
-
     (tmp_path / "secret.data").write_bytes(artefact.with_name("model.onnx.data").read_bytes())
     model = onnx.load(artefact, load_external_data=False)
     for tensor in model.graph.initializer:

@@ -9,10 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from clada.exporter import cli, verify
+from clada.exporter.calibration_text import read_texts, sample_file
+from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.families import FAMILIES
+from clada.exporter.patch import sparsify
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import LOAD_SIGNAL
 from clada.plugins.ops.record import evaluate
@@ -137,10 +141,6 @@ def test_verify_notices_a_changed_constant(tiny_artefact, checkpoint, tmp_path, 
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, initializer))
     onnx.save(model, tmp_path / "changed.onnx")
 
-    from clada.exporter.calibration_text import read_texts, sample_file
-    from clada.exporter.checkpoint import load_model
-    from clada.exporter.patch import sparsify
-
     hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
     thresholds, load_map = verify.read_constants(tiny_artefact)
     sparsity = sparsify(hf_model, thresholds)
@@ -189,8 +189,6 @@ def test_chat_template_is_kept_and_used(checkpoint, tmp_path, capsys, monkeypatc
     assert run_export(path, "--model", folder, "--calibration-tokens", 600) == 0
     messages = [{"role": "system", "content": " be brief "}, {"role": "user", "content": "hello"}]
     session = Session(path)
-    from transformers import AutoTokenizer
-
     expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, add_generation_prompt=True)
     assert session.encode_chat(messages) == list(expected["input_ids"])
 
