@@ -16,6 +16,7 @@ from clada.runtime.artefact import (
     MANIFEST_NAME,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
+    data_name,
 )
 
 
@@ -23,7 +24,7 @@ def artefact_files(model: Path) -> list[str]:
     """Names of the files an artefact may have, the manifest last."""
     return [
         model.name,
-        f"{model.name}.data",
+        data_name(model),
         TOKENIZER_NAME,
         TOKENIZER_CONFIG_NAME,
         CHAT_TEMPLATE_NAME,

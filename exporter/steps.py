@@ -1,5 +1,6 @@
 """Inputs of Decoder.forward, step by step, and the calibrated constants that go with them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,55 +30,33 @@ def cache_shapes(model: Any) -> list[CacheShape]:
     return [CacheShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in cache.layers]
 
 
-def random_step(model: Any, batch: int, sequence: int, past: int, seed: int = 0) -> dict[str, Any]:
-    """Random inputs of a step, by the arguments of Decoder.forward up to `past`; all tensors are distinct."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(model.dtype)
-
-    vocabulary = model.config.vocab_size
-    return {
-        "input_ids": torch.randint(0, vocabulary, (batch, sequence), generator=generator),
-        "attention_mask": torch.ones(batch, past + sequence, dtype=torch.int64),
-        "position_ids": torch.arange(past, past + sequence).repeat(batch, 1),
-        "past_logits": random(batch, vocabulary),
-        "pools": [torch.ones(batch, layer.neurons, dtype=torch.bool) for layer in sparse_layers(model)],
-        "past": [
-            (random(batch, c.heads, past, c.key_width), random(batch, c.heads, past, c.value_width))
-            for c in cache_shapes(model)
-        ],
-    }
-
-
-def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
-    """The calibrated arguments of Decoder.forward."""
-    return {
-        "thresholds": list(sparsity.thresholds),
-        graph.SURPRISAL_KNOTS: load_map.surprisal_knots,
-        graph.ENTROPY_KNOTS: load_map.entropy_knots,
-        graph.SCALE_KNOTS: load_map.scale_knots,
-        graph.REANALYSIS_LOAD: load_map.reanalysis_load,
-    }
-
-
-def first_step(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Inputs of Decoder.forward that read prompts: ids and mask i64[B, S]."""
-    batch, dtype = len(ids), model.dtype
+def _step(model: Any, ids: Tensor, mask: Tensor, make: Callable[..., Tensor]) -> dict[str, Any]:
+    """Inputs of Decoder.forward up to `past`, all pools open; `make` gives the logits and the cache of a shape."""
+    batch, past = len(ids), mask.shape[1] - ids.shape[1]
     return {
         "input_ids": ids,
         "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
-        "past_logits": torch.zeros(batch, model.config.vocab_size, dtype=dtype),
+        "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, past:],
+        "past_logits": make(batch, model.config.vocab_size),
         "pools": [torch.ones(batch, layer.neurons, dtype=torch.bool) for layer in sparse_layers(model)],
         "past": [
-            (
-                torch.zeros(batch, c.heads, 0, c.key_width, dtype=dtype),
-                torch.zeros(batch, c.heads, 0, c.value_width, dtype=dtype),
-            )
+            (make(batch, c.heads, past, c.key_width), make(batch, c.heads, past, c.value_width))
             for c in cache_shapes(model)
         ],
     }
+
+
+def random_step(model: Any, batch: int, sequence: int, past: int, seed: int = 0) -> dict[str, Any]:
+    """Random inputs of a step of any sizes; all tensors are distinct."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.config.vocab_size, (batch, sequence), generator=generator)
+    mask = torch.ones(batch, past + sequence, dtype=torch.int64)
+    return _step(model, ids, mask, lambda *shape: torch.randn(*shape, generator=generator).to(model.dtype))
+
+
+def first_step(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Inputs that read prompts: ids and mask i64[B, S]."""
+    return _step(model, ids, mask, lambda *shape: torch.zeros(*shape, dtype=model.dtype))
 
 
 def next_step(step: dict[str, Any], tokens: Tensor, logits: Tensor, present: list[Tensor]) -> dict[str, Any]:
@@ -89,4 +68,15 @@ def next_step(step: dict[str, Any], tokens: Tensor, logits: Tensor, present: lis
         "position_ids": mask.sum(1, keepdim=True) - 1,
         "past_logits": logits[:, -1],
         "past": list(zip(present[::2], present[1::2], strict=True)),
+    }
+
+
+def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
+    """The calibrated arguments of Decoder.forward."""
+    return {
+        "thresholds": list(sparsity.thresholds),
+        graph.SURPRISAL_KNOTS: load_map.surprisal_knots,
+        graph.ENTROPY_KNOTS: load_map.entropy_knots,
+        graph.SCALE_KNOTS: load_map.scale_knots,
+        graph.REANALYSIS_LOAD: load_map.reanalysis_load,
     }

@@ -21,6 +21,7 @@ from clada.plugins.onnx import function_proto, translation
 from clada.plugins.onnx.functions import MINIMUM_OPSET
 from clada.plugins.ops import DOMAIN, OPS
 from clada.plugins.torch import torch_op
+from clada.runtime.artefact import data_name
 
 DEFAULT_OPSET = 20
 MAXIMUM_OPSET = 23
@@ -191,12 +192,6 @@ def trace(
     return traced
 
 
-def save(traced: onnx_ir.Model, path: Path) -> Path:
-    """Write a model with its weights beside it.
-
-    Returns:
-        The file that holds the weights.
-    """
-    data = path.with_name(path.name + ".data")
-    onnx_ir.save(traced, path, external_data=data.name)
-    return data
+def save(traced: onnx_ir.Model, path: Path) -> None:
+    """Write a model, with its weights in a file beside it."""
+    onnx_ir.save(traced, path, external_data=data_name(path))

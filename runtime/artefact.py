@@ -17,6 +17,13 @@ CHAT_TEMPLATE_NAME = "chat_template.jinja"
 GENERATION_CONFIG_NAME = "generation_config.json"
 CONFIG_NAME = "config.json"
 
+_SECTIONS = {"model": dict, "policy": dict, "calibration": dict, "ops": dict, "verification": list, "files": dict}
+
+
+def data_name(model: Path) -> str:
+    """Name of the file that holds the weights of an ONNX file."""
+    return f"{model.name}.data"
+
 
 @dataclass(frozen=True)
 class Artefact:
@@ -72,9 +79,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has format version {manifest['format_version']}, this runtime reads {FORMAT_VERSION}; "
             "use a matching release of clada"
         )
-    missing = [key for key in ("model", "policy", "calibration", "ops", "files") if key not in manifest]
+    missing = [key for key, kind in _SECTIONS.items() if not isinstance(manifest.get(key), kind)]
     if missing:
-        raise CladaError(f"{path} lacks {', '.join(missing)}")
+        raise CladaError(f"{path} is incomplete: {', '.join(missing)}")
     for name, version in manifest["ops"].items():
         if name not in OPS or version != VERSION:
             raise CladaError(f"{path} uses op {name} version {version}, which this release of clada does not know")
@@ -96,5 +103,9 @@ def open_artefact(model: Path | str) -> Artefact:
     manifest = _read_manifest(manifest_path)
     if model.name not in manifest["files"]:
         raise CladaError(f"{manifest_path} does not list {model.name}: that file was not made by clada-export")
+    # What is not listed is not checked: every file that is read must be.
+    for name in (data_name(model), TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME):
+        if name not in manifest["files"]:
+            raise CladaError(f"{manifest_path} does not list {name}, which the model needs; export it again")
     _check_hashes(model.parent, manifest["files"])
     return Artefact(model, manifest)

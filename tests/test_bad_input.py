@@ -221,6 +221,16 @@ def edit_manifest(artefact: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def also_list(artefact: Path, name: str) -> None:
+    files = json.loads(artefact.with_name("clada.json").read_text())["files"]
+    edit_manifest(artefact, files={**files, name: ""})
+
+
+def unlist(artefact: Path, name: str) -> None:
+    files = json.loads(artefact.with_name("clada.json").read_text())["files"]
+    edit_manifest(artefact, files={key: value for key, value in files.items() if key != name})
+
+
 def flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -248,9 +258,12 @@ DAMAGES = {
     "unknown op": (lambda a: edit_manifest(a, ops={"SparseMixer": 1}), "uses op SparseMixer version 1"),
     "op of the future": (lambda a: edit_manifest(a, ops={"SparseGatedFFN": 2}), "uses op SparseGatedFFN version 2"),
     "missing section": (lambda a: edit_manifest(a, files={}), "does not list model.onnx"),
-    "path out of the folder": (lambda a: edit_manifest(a, files={"model.onnx": "", "../x": ""}), "the file '../x'"),
-    "windows path": (lambda a: edit_manifest(a, files={"..\\x": "", "model.onnx": ""}), "not in the artefact's own"),
-    "absolute path": (lambda a: edit_manifest(a, files={"/etc/passwd": "", "model.onnx": ""}), "'/etc/passwd'"),
+    "sections of a wrong kind": (lambda a: edit_manifest(a, files=[], ops=3), "clada.json is incomplete: ops, files"),
+    "weights that nobody vouches for": (lambda a: unlist(a, "model.onnx.data"), "does not list model.onnx.data"),
+    "tokenizer that nobody vouches for": (lambda a: unlist(a, "tokenizer.json"), "does not list tokenizer.json"),
+    "path out of the folder": (lambda a: also_list(a, "../x"), "names the file '../x', which is not in"),
+    "windows path": (lambda a: also_list(a, "..\\x"), "not in the artefact's own folder"),
+    "absolute path": (lambda a: also_list(a, "/etc/passwd"), "names the file '/etc/passwd'"),
 }
 
 

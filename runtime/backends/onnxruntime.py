@@ -46,7 +46,6 @@ class OnnxRuntimeModel:
             first = str(error).splitlines()[0]
             raise CladaError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first}") from error
         inputs = {value.name: value for value in self._session.get_inputs()}
-        self._outputs = [value.name for value in self._session.get_outputs()]
         self.layers = sum(name.startswith(graph.pool(0).rstrip("0")) for name in inputs)
         self.neurons = [int(inputs[graph.pool(n)].shape[1]) for n in range(self.layers)]
         logits = inputs[graph.PAST_LOGITS]
