@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-SOURCES := $(shell find exporter plugins runtime -not -path '*/__pycache__*' -type f)
+SOURCES := CMakeLists.txt $(shell find exporter plugins runtime -not -path '*/__pycache__*' -type f)
+export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
 
 .PHONY: demo test lint clean
 
@@ -18,13 +19,15 @@ test: lint
 lint: $(VENV)/package.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find plugins tests -name '*.cpp' -o -name '*.h')
 	$(BIN)/mypy
 
 # torch first and by itself: its CPU build where one is found, the default one elsewhere.
-$(VENV)/dependencies.stamp: pyproject.toml constraints.txt
+$(VENV)/dependencies.stamp: pyproject.toml constraints.txt scripts/onnxruntime_headers.sh
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install --quiet "torch==$(TORCH)"
-	$(PIP) install --quiet --constraint constraints.txt scikit-build-core
+	$(PIP) install --quiet --constraint constraints.txt scikit-build-core cmake ninja numpy
+	scripts/onnxruntime_headers.sh $(CLADA_ONNXRUNTIME_INCLUDE)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[export,dev]"
 	touch $@
 
@@ -33,4 +36,4 @@ $(VENV)/package.stamp: $(VENV)/dependencies.stamp $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) build out

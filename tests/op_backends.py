@@ -1,6 +1,7 @@
 """Ways to execute one op on NumPy inputs: each backend takes a record, inputs in their final dtypes, attributes."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import onnx
@@ -8,11 +9,16 @@ import onnxruntime
 import torch
 
 from clada.plugins.onnx import function_proto
+from clada.plugins.onnxruntime import instructions as best_instructions
+from clada.plugins.onnxruntime import register
 from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Op
 from clada.plugins.ops.record import Array
 from clada.plugins.torch import torch_op
 
 OPSETS = (20, 23)
+# Those that this machine has: the best one and all that are older.
+_ALL_INSTRUCTIONS = ("avx512", "avx2", "portable")
+INSTRUCTIONS = _ALL_INSTRUCTIONS[_ALL_INSTRUCTIONS.index(best_instructions()) :]
 
 
 def body_model(op: Op, dtype: str, attributes: Mapping[str, str | float], opset: int) -> onnx.ModelProto:
@@ -43,12 +49,33 @@ def body_model(op: Op, dtype: str, attributes: Mapping[str, str | float], opset:
     )
 
 
+def run_onnxruntime(
+    model: onnx.ModelProto, op: Op, inputs: list[Array], instructions: str | None = None, threads: int = 1
+) -> list[Array]:
+    """Run a model of one node in ONNX Runtime: its function body, or the native kernel for an instruction set."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    if instructions is not None:
+        register(options, instructions=instructions)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {spec.name: a for spec, a in zip(op.inputs, inputs, strict=True)})
+
+
 def run_body(op: Op, inputs: list[Array], attributes: Mapping[str, str | float], opset: int) -> list[Array]:
     """Run the function body in ONNX Runtime."""
     model = body_model(op, str(inputs[0].dtype), attributes, opset)
     onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {spec.name: a for spec, a in zip(op.inputs, inputs, strict=True)})
+    return run_onnxruntime(model, op, inputs)
+
+
+def run_native(
+    op: Op, inputs: list[Array], attributes: Mapping[str, str | float], instructions: str, threads: int
+) -> list[Array]:
+    """Run the native kernel in ONNX Runtime; there is no body that could take its place."""
+    model = body_model(op, str(inputs[0].dtype), attributes, OPSETS[0])
+    del model.functions[:]
+    return run_onnxruntime(model, op, inputs, instructions, threads)
 
 
 def run_torch(op: Op, inputs: list[Array], attributes: Mapping[str, str | float]) -> list[Array]:
@@ -57,7 +84,12 @@ def run_torch(op: Op, inputs: list[Array], attributes: Mapping[str, str | float]
 
 
 Backend = Callable[[Op, list[Array], Mapping[str, str | float]], list[Array]]
-BACKENDS: dict[str, Backend] = {"torch": run_torch} | {
-    f"body-opset{opset}": lambda op, inputs, attributes, opset=opset: run_body(op, inputs, attributes, opset)
-    for opset in OPSETS
-}
+BACKENDS: dict[str, Backend] = (
+    {"torch": run_torch}
+    | {f"body-opset{opset}": partial(run_body, opset=opset) for opset in OPSETS}
+    | {
+        f"native-{instructions}-{threads}": partial(run_native, instructions=instructions, threads=threads)
+        for instructions in INSTRUCTIONS
+        for threads in (1, 2)
+    }
+)

@@ -35,7 +35,9 @@ def test_readme_names_the_two_commands():
 def workplace(tmp_path_factory) -> Path:
     """A copy of the project as a user has it, with the environment that the tests run in."""
     folder = tmp_path_factory.mktemp("readme") / "clada"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "out", ".*_cache", "__pycache__"))
+    shutil.copytree(
+        ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "build", "out", ".*_cache", "__pycache__")
+    )
     (folder / ".venv").symlink_to(Path(sys.prefix))
     return folder
 

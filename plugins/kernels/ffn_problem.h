@@ -1,0 +1,96 @@
+// What both ways to compute a feed-forward op share: the call in float32, and how results are written.
+#pragma once
+#include <cstring>
+
+#include "kernels.h"
+#include "rows.h"
+
+namespace clada {
+
+// A width rounded up to whole vectors.
+template <class I>
+int64_t padded(int64_t width) {
+  return (width + I::kWidth - 1) / I::kWidth * I::kWidth;
+}
+
+// Widens `count` values to float32 and zeroes the rest of the last vector.
+template <class I, class E>
+void widen(const E* from, float* to, int64_t count) {
+  const int64_t whole = count - count % I::kWidth;
+  for (int64_t k = 0; k < whole; k += I::kWidth) I::store(to + k, I::load(from + k));
+  if (whole < count) I::store(to + whole, PlainRows<I, E>::load_tail(from, whole, count - whole));
+}
+
+template <class I>
+void widen(Element element, const void* from, int64_t offset, float* to, int64_t count) {
+  switch (element) {
+    case Element::kFloat32:
+      return widen<I>(static_cast<const float*>(from) + offset, to, count);
+    case Element::kFloat16:
+      return widen<I>(static_cast<const Float16*>(from) + offset, to, count);
+    case Element::kBFloat16:
+      return widen<I>(static_cast<const BFloat16*>(from) + offset, to, count);
+  }
+}
+
+template <class I>
+void to_bfloat16(const float* from, uint16_t* to, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    uint32_t bits;
+    memcpy(&bits, from + k, sizeof bits);
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    to[k] = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+}
+
+// Rounds `count` values to an element type; reads whole vectors.
+template <class I>
+void narrow(const float* from, Element element, void* to, int64_t offset, int64_t count) {
+  if (element == Element::kFloat32) {
+    memcpy(static_cast<float*>(to) + offset, from, static_cast<size_t>(count) * sizeof(float));
+  } else if (element == Element::kBFloat16) {
+    to_bfloat16<I>(from, static_cast<uint16_t*>(to) + offset, count);
+  } else {
+    Float16* out = static_cast<Float16*>(to) + offset;
+    for (int64_t k = 0; k < count; k += I::kWidth) {
+      Float16 some[I::kWidth];
+      I::store(some, I::load(from + k));
+      const int64_t left = count - k < I::kWidth ? count - k : I::kWidth;
+      memcpy(out + k, some, static_cast<size_t>(left) * sizeof(Float16));
+    }
+  }
+}
+
+template <class I, class Rows>
+struct FfnProblem {
+  const SparseFfnCall& ffn;
+  Rows w_in, w_up, w_out;
+  bool gated;
+  int64_t tokens, padded_width;
+  const float* b_in;   // [F] or null
+  const float* b_out;  // [padded width] or null
+
+  // A token's x in float32: padded_width values, zeros beyond the width.
+  void read_input(int64_t token, float* x) const { widen<I>(ffn.element, ffn.x, token * ffn.width, x, ffn.width); }
+
+  // Writes columns [first, first + count) of a token's y from whole vectors of float32, which it changes.
+  void write_output(int64_t token, int64_t first, int64_t count, float* y) const {
+    if (b_out) {
+      for (int64_t k = 0; k < count; k += I::kWidth) {
+        I::store(y + k, I::add(I::load(y + k), I::load(b_out + first + k)));
+      }
+    }
+    narrow<I>(y, ffn.element, ffn.y, token * ffn.width + first, count);
+  }
+
+  void clear_scores() const { memset(ffn.score, 0, static_cast<size_t>(ffn.batch * ffn.neurons) * sizeof(float)); }
+
+  // Adds a token's h^2 / ||h||^2 for neurons [first, last); h is of the first of them, energy is ||h||^2.
+  void add_scores(int64_t token, const float* h, int64_t first, int64_t last, float energy) const {
+    if (energy == 0) return;
+    float* score = ffn.score + token / ffn.sequence * ffn.neurons;
+    for (int64_t i = first; i < last; ++i) score[i] += h[i - first] * h[i - first] / energy;
+  }
+};
+
+}  // namespace clada

@@ -1,0 +1,297 @@
+// The feed-forward ops for many tokens: as matrix products, every neuron of them.
+//
+// Tokens are worked through in blocks. First, for each group of neurons, the products with the rows that lead in, and
+// from them h = kept * activation (* up); then, for each group of columns, h times the rows that lead out. Weights are
+// read from memory once for each block and widened to float32 in pieces that stay in the cache.
+#pragma once
+#include "activations.h"
+#include "ffn_problem.h"
+
+namespace clada {
+
+template <class I, class Rows>
+struct MatrixFfn {
+  using V = typename I::V;
+  static constexpr int64_t kRows = I::kTileRows, kColumns = I::kTileVectors * I::kWidth;  // of a tile of products
+  static constexpr int64_t kBlock = 512;                                                  // tokens at a time
+  static constexpr int64_t kDepth = 256;  // terms of the first product at a time
+  static constexpr int64_t kTask = 48;    // neurons a task of the first product
+  static constexpr int64_t kPanel = 240;  // terms (neurons) of the second product at a time
+  static constexpr int64_t kStrip = 64;   // columns a task of the second product
+  static_assert(kTask % kRows == 0 && kPanel % kTask == 0 && kStrip % kColumns == 0, "tiles fill their blocks");
+
+  const FfnProblem<I, Rows>& problem;
+  int64_t tasks, panels, strips;
+  float* x_panels;              // [blocks of kColumns tokens][D][kColumns]
+  float* h;                     // [panels][tokens][kPanel]
+  float* energy;                // [tasks][tokens], the task's share of ||h||^2
+  float* active;                // [tasks][tokens], the task's share of the neurons kept
+  float* columns;               // [tokens / kColumns][padded width], a row of x for each task that packs them
+  int64_t start, count;         // the current block of tokens
+  int64_t rows_up, columns_up;  // its size rounded up to whole tiles
+
+  static int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+  static constexpr int64_t kMostColumns = (kBlock + kColumns - 1) / kColumns * kColumns;
+  static constexpr int64_t kMostRows = (kBlock + kRows - 1) / kRows * kRows;
+
+  static size_t workspace_floats(const SparseFfnCall& ffn) {
+    const int64_t tokens = ffn.batch * ffn.sequence, block = tokens < kBlock ? tokens : kBlock;
+    return up(block, kColumns) * (ffn.width + 2 * up(ffn.neurons, kTask) / kTask) +
+           up(block, kRows) * up(ffn.neurons, kPanel) + up(block, kColumns) / kColumns * padded<I>(ffn.width);
+  }
+
+  MatrixFfn(const FfnProblem<I, Rows>& given, float* workspace) : problem(given) {
+    const SparseFfnCall& ffn = given.ffn;
+    const int64_t block = given.tokens < kBlock ? given.tokens : kBlock;
+    tasks = up(ffn.neurons, kTask) / kTask;
+    panels = up(ffn.neurons, kPanel) / kPanel;
+    strips = up(ffn.width, kStrip) / kStrip;
+    x_panels = workspace;
+    energy = x_panels + up(block, kColumns) * ffn.width;
+    active = energy + up(block, kColumns) * tasks;
+    h = active + up(block, kColumns) * tasks;
+    columns = h + up(block, kRows) * panels * kPanel;
+  }
+
+  // sums[r, c] += sum over k < depth of a[r, k] * b[k, c], for kRows rows and kVectors vectors of columns.
+  template <int kVectors>
+  static void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* sums, int64_t stride) {
+    V s[kRows][kVectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) s[r][v] = I::load(sums + r * stride + v * I::kWidth);
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+      V right[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) right[v] = I::load(b + k * kColumns + v * I::kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const V left = I::all(a[r * a_stride + k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) s[r][v] = I::fma(left, right[v], s[r][v]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) I::store(sums + r * stride + v * I::kWidth, s[r][v]);
+    }
+  }
+
+  // Widens elements [k, k + count) of rows [first, first + kTask) to out, kDepth apart; rows that do not exist are 0.
+  void widen_rows(const Rows& rows, int64_t first, int64_t k, int64_t count, float* out) const {
+    for (int64_t i = 0; i < kTask; ++i, out += kDepth) {
+      if (first + i >= problem.ffn.neurons) {
+        memset(out, 0, kDepth * sizeof(float));
+        continue;
+      }
+      const typename Rows::Row row = rows.row(first + i);
+      const int64_t whole = count - count % I::kWidth;
+      for (int64_t j = 0; j < whole; j += I::kWidth) I::store(out + j, Rows::load(row, k + j));
+      if (whole < count) I::store(out + whole, Rows::load_tail(row, k + whole, count - whole));
+    }
+  }
+
+  void prefetch_rows(const Rows& rows, int64_t first, int64_t k, int64_t step, int64_t steps) const {
+    if (k >= problem.ffn.width) return;
+    for (int64_t i = kTask * step / steps; i < kTask * (step + 1) / steps && first + i < problem.ffn.neurons; ++i) {
+      Rows::template prefetch<kDepth>(rows.row(first + i), k);
+    }
+  }
+
+  // out [kTask, columns_up] = the rows of a task times the tokens of the block
+  void multiply_in(const Rows& rows, int64_t first, float* out) const {
+    alignas(64) float left[kTask * kDepth];
+    memset(out, 0, static_cast<size_t>(kTask * columns_up) * sizeof(float));
+    const int64_t width = problem.ffn.width, blocks = columns_up / kColumns;
+    for (int64_t k = 0; k < width; k += kDepth) {
+      const int64_t depth = width - k < kDepth ? width - k : kDepth;
+      widen_rows(rows, first, k, depth, left);
+      for (int64_t block = 0; block < blocks; ++block) {
+        prefetch_rows(rows, first, k + kDepth, block, blocks);
+        const float* right = x_panels + (block * width + k) * kColumns;
+        const bool half = count - block * kColumns <= kColumns / 2;
+        for (int64_t r = 0; r < kTask; r += kRows) {
+          float* sums = out + r * columns_up + block * kColumns;
+          if (half) {
+            tile<I::kTileVectors / 2>(left + r * kDepth, kDepth, right, depth, sums, columns_up);
+          } else {
+            tile<I::kTileVectors>(left + r * kDepth, kDepth, right, depth, sums, columns_up);
+          }
+        }
+      }
+    }
+  }
+
+  // A neuron's scales for the tokens of the block: negative, nothing kept, where its pool is closed and beyond the end.
+  void neuron_scales(int64_t neuron, float* out) const {
+    const SparseFfnCall& ffn = problem.ffn;
+    for (int64_t t = 0; t < count;) {
+      const int64_t row = (start + t) / ffn.sequence, row_end = (row + 1) * ffn.sequence - start;
+      const int64_t end = row_end < count ? row_end : count;
+      const bool open = ffn.pool[row * ffn.neurons + neuron];
+      for (; t < end; ++t) out[t] = open ? ffn.scale[start + t] : -1.0f;
+    }
+    for (int64_t t = count; t < columns_up; ++t) out[t] = -1.0f;
+  }
+
+  // One task of the first product: h of kTask neurons for the tokens of the block.
+  void task_in(int64_t task) {
+    alignas(64) float gate[kTask * kMostColumns], ups[kTask * kMostColumns], scales[kMostColumns];
+    const int64_t first = task * kTask, place = first % kPanel;
+    float* out = h + first / kPanel * rows_up * kPanel + place;
+    float* task_energy = energy + task * columns_up;
+    float* task_active = active + task * columns_up;
+    memset(task_energy, 0, static_cast<size_t>(columns_up) * sizeof(float));
+    memset(task_active, 0, static_cast<size_t>(columns_up) * sizeof(float));
+    multiply_in(problem.w_in, first, gate);
+    if (problem.gated) multiply_in(problem.w_up, first, ups);
+    for (int64_t i = 0; i < kTask; ++i) {
+      if (first + i >= problem.ffn.neurons) continue;
+      neuron_scales(first + i, scales);
+      float *z = gate + i * columns_up, *neuron_ups = problem.gated ? ups + i * columns_up : nullptr;
+      select(first + i, z, neuron_ups, scales, task_energy, task_active);
+    }
+    transpose(gate, out);
+    // The panel's places beyond the last neuron are multiplied too.
+    if (task == tasks - 1) {
+      for (int64_t t = 0; t < rows_up; ++t) {
+        memset(out + t * kPanel + kTask, 0, static_cast<size_t>(kPanel - place - kTask) * sizeof(float));
+      }
+    }
+  }
+
+  // Writes a task's h [kTask, columns_up] to its place in a panel: out [rows_up, kPanel].
+  void transpose(const float* task_h, float* out) const {
+    // Few tokens at a time, so that what is written stays in the first cache until it is full.
+    for (int64_t from = 0; from < rows_up; from += kColumns) {
+      const int64_t to = from + kColumns < rows_up ? from + kColumns : rows_up;
+      const int64_t filled = to < columns_up ? to : columns_up;
+      for (int64_t i = 0; i < kTask; ++i) {
+        for (int64_t t = from; t < filled; ++t) out[t * kPanel + i] = task_h[i * columns_up + t];
+        for (int64_t t = filled; t < to; ++t) out[t * kPanel + i] = 0;
+      }
+    }
+  }
+
+  // Turns a neuron's products z into h, and adds to the tokens' energies and counts.
+  void select(int64_t neuron, float* z, const float* ups, const float* scales, float* energies, float* counts) const {
+    const V threshold = I::all(problem.ffn.threshold[neuron]),
+            bias = I::all(problem.b_in ? problem.b_in[neuron] : 0.0f);
+    for (int64_t t = 0; t < columns_up; t += I::kWidth) {
+      const V a = activate<I>(problem.ffn.activation, I::add(I::load(z + t), bias)), scale = I::load(scales + t);
+      // Not `>=`: a NaN is kept, and shows.
+      const auto below = I::less(I::abs(a), I::mul(scale, threshold));
+      const auto kept =
+          I::both(I::both(I::less_equal(I::zero(), scale), I::opposite(I::equal(a, I::zero()))), I::opposite(below));
+      const V product = ups ? I::mul(a, I::load(ups + t)) : a;
+      const V value = I::select(kept, product, I::zero());
+      I::store(z + t, value);
+      I::store(energies + t, I::fma(value, value, I::load(energies + t)));
+      I::store(counts + t, I::add(I::load(counts + t), I::select(kept, I::all(1.0f), I::zero())));
+    }
+  }
+
+  // One task of the second product: kStrip columns of y for the tokens of the block.
+  void task_out(int64_t strip) {
+    alignas(64) float right[kPanel * kStrip], y[kMostRows * kStrip];
+    const int64_t first = strip * kStrip, groups = rows_up / kRows;
+    memset(y, 0, static_cast<size_t>(rows_up * kStrip) * sizeof(float));
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      widen_panel(panel, first, right);
+      const float* left = h + panel * rows_up * kPanel;
+      for (int64_t c = 0; c < kStrip; c += kColumns) {
+        for (int64_t group = 0; group < groups; ++group) {
+          prefetch_panel(panel + 1, first, c / kColumns * groups + group, kStrip / kColumns * groups);
+          tile<I::kTileVectors>(left + group * kRows * kPanel, kPanel, right + c * kPanel, kPanel,
+                                y + group * kRows * kStrip + c, kStrip);
+        }
+      }
+    }
+    const int64_t left_over = problem.ffn.width - first, wide = left_over < kStrip ? left_over : kStrip;
+    for (int64_t t = 0; t < count; ++t) problem.write_output(start + t, first, wide, y + t * kStrip);
+  }
+
+  // Widens columns [first, first + kStrip) of a panel's rows to out, [kStrip / kColumns][kPanel][kColumns].
+  void widen_panel(int64_t panel, int64_t first, float* out) const {
+    const int64_t width = problem.ffn.width;
+    for (int64_t i = 0; i < kPanel; ++i) {
+      const int64_t neuron = panel * kPanel + i;
+      for (int64_t c = 0; c < kStrip; c += I::kWidth) {
+        V v = I::zero();
+        if (neuron < problem.ffn.neurons && first + c < width) {
+          const typename Rows::Row row = problem.w_out.row(neuron);
+          const int64_t left = width - first - c;
+          v = left < I::kWidth ? Rows::load_tail(row, first + c, left) : Rows::load(row, first + c);
+        }
+        I::store(out + (c / kColumns * kPanel + i) * kColumns + c % kColumns, v);
+      }
+    }
+  }
+
+  void prefetch_panel(int64_t panel, int64_t first, int64_t step, int64_t steps) const {
+    for (int64_t i = kPanel * step / steps; i < kPanel * (step + 1) / steps; ++i) {
+      const int64_t neuron = panel * kPanel + i;
+      if (neuron < problem.ffn.neurons) Rows::template prefetch<kStrip>(problem.w_out.row(neuron), first);
+    }
+  }
+
+  // Rearranges the block's tokens so that a tile reads them in order: one task a kColumns of them.
+  void pack_tokens(int64_t block) {
+    const int64_t width = problem.ffn.width;
+    float *out = x_panels + block * width * kColumns, *x = columns + block * problem.padded_width;
+    for (int64_t c = 0; c < kColumns; ++c) {
+      const int64_t t = block * kColumns + c;
+      if (t < count) {
+        problem.read_input(start + t, x);
+      } else {
+        memset(x, 0, static_cast<size_t>(width) * sizeof(float));
+      }
+      for (int64_t k = 0; k < width; ++k) out[k * kColumns + c] = x[k];
+    }
+  }
+
+  // Adds the tasks' shares of each token's energy and count.
+  void add_shares() {
+    for (int64_t task = 1; task < tasks; ++task) {
+      for (int64_t t = 0; t < count; ++t) {
+        energy[t] += energy[task * columns_up + t];
+        active[t] += active[task * columns_up + t];
+      }
+    }
+    for (int64_t t = 0; t < count; ++t) problem.ffn.active[start + t] = static_cast<int32_t>(active[t]);
+  }
+
+  void add_panel_scores(int64_t panel) {
+    const int64_t first = panel * kPanel, end = first + kPanel;
+    const int64_t last = end < problem.ffn.neurons ? end : problem.ffn.neurons;
+    for (int64_t t = 0; t < count; ++t) {
+      problem.add_scores(start + t, h + (panel * rows_up + t) * kPanel, first, last, energy[t]);
+    }
+  }
+
+  template <void (MatrixFfn::*step)(int64_t)>
+  void each(const ParallelFor& parallel, int64_t tasks_of_step) {
+    parallel.run(
+        parallel.pool, static_cast<size_t>(tasks_of_step),
+        [](void* data, size_t index) { (static_cast<MatrixFfn*>(data)->*step)(static_cast<int64_t>(index)); }, this);
+  }
+
+  void run(const ParallelFor& parallel) {
+    problem.clear_scores();
+    for (start = 0; start < problem.tokens; start += kBlock) {
+      count = problem.tokens - start < kBlock ? problem.tokens - start : kBlock;
+      rows_up = up(count, kRows);
+      columns_up = up(count, kColumns);
+      each<&MatrixFfn::pack_tokens>(parallel, columns_up / kColumns);
+      each<&MatrixFfn::task_in>(parallel, tasks);
+      each<&MatrixFfn::task_out>(parallel, strips);
+      add_shares();
+      each<&MatrixFfn::add_panel_scores>(parallel, panels);
+    }
+  }
+};
+
+}  // namespace clada

@@ -1,0 +1,66 @@
+"""Writes the C++ header that tells the native code what the ops are; run by CMake."""
+
+import argparse
+from pathlib import Path
+
+from clada.plugins.ops import DOMAIN, OPS, VERSION
+from clada.plugins.ops.activations import ACTIVATIONS
+from clada.plugins.ops.record import Op, Tensor
+
+
+def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
+    rows = ", ".join(f'{{"{spec.name}", "{spec.dtype}", "{",".join(spec.axes)}"}}' for spec in specs)
+    names = ", ".join(spec.name for spec in specs)
+    return f"""  struct {name} {{
+    enum : size_t {{ {names}, count }};
+    static constexpr TensorSpec specs[] = {{{rows}}};
+  }};"""
+
+
+def _op(op: Op) -> str:
+    return f"""
+struct {op.name} {{
+  static constexpr const char* name = "{op.name}";
+{_tensors("In", op.inputs)}
+{_tensors("Out", op.outputs)}
+}};
+"""
+
+
+def header() -> str:
+    """The header: the domain and its version, the activations, and each op's inputs and outputs."""
+    return f"""// Generated from plugins/ops; do not edit.
+#pragma once
+#include <cstddef>
+
+namespace clada {{
+
+inline constexpr const char* kDomain = "{DOMAIN}";
+inline constexpr int kVersion = {VERSION};
+
+enum class Activation {{ {", ".join(ACTIVATIONS)} }};
+inline constexpr const char* kActivations[] = {{{", ".join(f'"{name}"' for name in ACTIVATIONS)}}};
+
+// A tensor's name, its type ("T" for the floating-point type of the op) and its axes, joined by commas.
+struct TensorSpec {{
+  const char *name, *dtype, *axes;
+}};
+namespace ops {{
+{"".join(map(_op, OPS.values()))}
+}}  // namespace ops
+}}  // namespace clada
+"""
+
+
+def main() -> None:
+    """Write the header to the path given, if it differs from what is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", type=Path)
+    path = parser.parse_args().path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != header():
+        path.write_text(header(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+// Vectors of 4 floats in the vector extension of GCC and Clang: SSE2 on any x86-64, NEON on Arm.
+#pragma once
+#include <cstring>
+
+#include "elements.h"
+
+namespace clada {
+
+struct Portable {
+  typedef float V __attribute__((vector_size(16)));
+  typedef int32_t Mask __attribute__((vector_size(16)));
+  typedef uint32_t Bits __attribute__((vector_size(16)));
+  typedef uint16_t Halves __attribute__((vector_size(8)));
+  static constexpr int kWidth = 4;
+  static constexpr int kTileRows = 6, kTileVectors = 2;
+
+  template <class To, class From>
+  static To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From), "");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+  }
+  static Bits load_halves(const void* p) {
+    Halves halves;
+    memcpy(&halves, p, sizeof halves);
+    return __builtin_convertvector(halves, Bits);
+  }
+
+  static V load(const float* p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static V load(const Float16* p) {
+    const Bits half = load_halves(p);
+    // The exponent is moved to float32's place and its bias corrected by a product, which is exact for subnormals too.
+    const V magnitude = bit_cast<V>((half & 0x7fffu) << 13) * all(0x1p112f);
+    const Bits special = bit_cast<Bits>((half & 0x7c00u) == 0x7c00u) & 0x7f800000u;
+    return bit_cast<V>(bit_cast<Bits>(magnitude) | special | ((half & 0x8000u) << 16));
+  }
+  static V load(const BFloat16* p) { return bit_cast<V>(load_halves(p) << 16); }
+  static void store(float* p, V v) { memcpy(p, &v, sizeof v); }
+  static void store(Float16* p, V v) {
+    const Bits bits = bit_cast<Bits>(v);
+    const Bits sign = (bits >> 16) & 0x8000u;
+    const Bits magnitude = bits & 0x7fffffffu;
+    const Bits odd = (magnitude >> 13) & 1u;
+    const Bits normal = (magnitude + 0xfffu + odd - (112u << 23)) >> 13;
+    // Below 2^-14 the unit in the last place is fixed: adding 0.5 leaves the rounded multiple of it in the low bits.
+    const Bits subnormal = bit_cast<Bits>(bit_cast<V>(magnitude) + 0.5f) - 0x3f000000u;
+    const Bits is_small = bit_cast<Bits>(magnitude < (113u << 23));
+    const Bits overflows = bit_cast<Bits>(magnitude >= 0x477ff000u);
+    const Bits is_nan = bit_cast<Bits>(magnitude > 0x7f800000u);
+    Bits half = (subnormal & is_small) | (normal & ~is_small);
+    half = (half & ~overflows) | (0x7c00u & overflows) | (0x0200u & is_nan);
+    const Halves halves = __builtin_convertvector(half | sign, Halves);
+    memcpy(p, &halves, sizeof halves);
+  }
+  static V zero() { return V{}; }
+  static V all(float v) { return V{} + v; }
+  static V add(V a, V b) { return a + b; }
+  static V sub(V a, V b) { return a - b; }
+  static V mul(V a, V b) { return a * b; }
+  static V div(V a, V b) { return a / b; }
+  static V fma(V a, V b, V c) { return a * b + c; }
+  // Of two values, one of them NaN, min and max give the second.
+  static V min(V a, V b) { return select(a < b, a, b); }
+  static V max(V a, V b) { return select(a > b, a, b); }
+  static V abs(V a) { return bit_cast<V>(bit_cast<Bits>(a) & 0x7fffffffu); }
+  // Adding 1.5 * 2^23 leaves no bits for a fraction; right for |a| < 2^22.
+  static V round(V a) { return (a + 0x1.8p23f) - 0x1.8p23f; }
+  // 2^n for a whole n in [-126, 128]; 2^128 is infinity.
+  static V power_of_two(V n) { return bit_cast<V>((__builtin_convertvector(n, Mask) + 127) << 23); }
+  static Mask less(V a, V b) { return a < b; }
+  static Mask less_equal(V a, V b) { return a <= b; }
+  static Mask equal(V a, V b) { return a == b; }
+  static Mask both(Mask a, Mask b) { return a & b; }
+  static Mask opposite(Mask a) { return ~a; }
+  static V select(Mask mask, V yes, V no) {
+    return bit_cast<V>((bit_cast<Mask>(yes) & mask) | (bit_cast<Mask>(no) & ~mask));
+  }
+  static float sum(V a) {
+    float total = 0;
+    for (int i = 0; i < kWidth; ++i) total += a[i];
+    return total;
+  }
+  static float largest(V a) {
+    float top = a[0];
+    for (int i = 1; i < kWidth; ++i) top = a[i] > top ? a[i] : top;
+    return top;
+  }
+};
+
+}  // namespace clada

@@ -1,0 +1,87 @@
+// What the custom ops share: types and arity from the op table, errors as statuses, ONNX Runtime's threads.
+#pragma once
+#include <exception>
+
+#include "kernels.h"
+#include "op_table.h"
+#include "ort.h"
+#include "settings.h"
+
+namespace clada {
+
+constexpr ONNXTensorElementDataType onnx_type(Element element) {
+  return element == Element::kFloat32   ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+         : element == Element::kFloat16 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+                                        : ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+}
+
+// The type of a tensor of the op table; T is the type of the kernel.
+inline ONNXTensorElementDataType onnx_type(const TensorSpec& spec, Element element) {
+  const std::string dtype = spec.dtype;
+  if (dtype == "T") return onnx_type(element);
+  if (dtype == "float32") return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  if (dtype == "int32") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+  if (dtype == "int64") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  if (dtype == "bool") return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+}
+
+// Runs f, and turns what it throws into a status.
+template <class F>
+OrtStatusPtr as_status(F f) {
+  try {
+    f();
+    return nullptr;
+  } catch (const Ort::Exception& error) {
+    return Ort::Status(error.what(), error.GetOrtErrorCode()).release();
+  } catch (const std::exception& error) {
+    return Ort::Status(error.what(), ORT_RUNTIME_EXCEPTION).release();
+  }
+}
+
+inline ParallelFor thread_pool(OrtKernelContext* context) {
+  return {context, [](void* pool, size_t count, void (*task)(void*, size_t), void* data) {
+            Ort::KernelContext(static_cast<OrtKernelContext*>(pool)).ParallelFor(task, count, 0, data);
+          }};
+}
+
+// Memory for the time of a call, from ONNX Runtime's arena.
+struct Scratch {
+  OrtAllocator* allocator = nullptr;
+  void* data = nullptr;
+
+  Scratch(OrtKernelContext* context, size_t bytes) {
+    const Ort::MemoryInfo cpu = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    Ort::ThrowOnError(Ort::GetApi().KernelContext_GetAllocator(context, cpu, &allocator));
+    data = allocator->Alloc(allocator, bytes);
+  }
+  ~Scratch() {
+    allocator->Free(allocator, data);
+    Ort::GetApi().ReleaseAllocator(allocator);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
+// A custom op of one element type. Table is the op's entry in the op table.
+template <class Table, class Kernel>
+struct OpBase : Ort::CustomOpBase<OpBase<Table, Kernel>, Kernel, true> {
+  Element element;
+  Settings settings;
+
+  OpBase(Element given_element, const Settings& given_settings) : element(given_element), settings(given_settings) {
+    this->version = kApiVersion;
+    this->end_ver_ = kVersion;
+  }
+
+  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
+    return as_status([&] { *kernel = new Kernel(Ort::ConstKernelInfo(info), element, settings); });
+  }
+  const char* GetName() const { return Table::name; }
+  size_t GetInputTypeCount() const { return Table::In::count; }
+  ONNXTensorElementDataType GetInputType(size_t i) const { return onnx_type(Table::In::specs[i], element); }
+  size_t GetOutputTypeCount() const { return Table::Out::count; }
+  ONNXTensorElementDataType GetOutputType(size_t i) const { return onnx_type(Table::Out::specs[i], element); }
+};
+
+}  // namespace clada

@@ -1,0 +1,21 @@
+#include "settings.h"
+
+namespace clada {
+
+Settings read_settings(Ort::UnownedSessionOptions& options) {
+  Settings settings{options.GetConfigEntryOrDefault("clada.weights", ""),
+                    options.GetConfigEntryOrDefault("clada.instructions", ""), nullptr};
+  if (!settings.weights.empty() && settings.weights != "bfloat16") {
+    throw Ort::Exception("clada.weights is '" + settings.weights + "'; it may be empty or bfloat16",
+                         ORT_INVALID_ARGUMENT);
+  }
+  settings.kernels = find_kernels(settings.instructions.c_str());
+  if (!settings.kernels) {
+    throw Ort::Exception("clada.instructions is '" + settings.instructions +
+                             "', which is not known or which this processor does not have",
+                         ORT_INVALID_ARGUMENT);
+  }
+  return settings;
+}
+
+}  // namespace clada

@@ -1,0 +1,20 @@
+// What a session asks of the kernels, through its configuration entries.
+#pragma once
+#include <string>
+
+#include "kernels.h"
+#include "ort.h"
+
+namespace clada {
+
+// "clada.weights": "" for weights as the model has them, or "bfloat16".
+// "clada.instructions": "" for the best this processor has, or a name that find_kernels knows.
+struct Settings {
+  std::string weights, instructions;
+  const Kernels* kernels;
+};
+
+// Throws Ort::Exception when an entry has a value that is not known or that this processor cannot serve.
+Settings read_settings(Ort::UnownedSessionOptions& options);
+
+}  // namespace clada

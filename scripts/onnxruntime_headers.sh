@@ -1,0 +1,24 @@
+#!/bin/sh
+# Puts ONNX Runtime's C++ headers, which its wheel lacks, into a folder: those of Debian's package, which is unpacked
+# and not installed. Where this is not Debian, set CLADA_ONNXRUNTIME_INCLUDE to the headers of an official release.
+set -eu
+folder=$1
+test -e "$folder/onnxruntime_cxx_api.h" && exit 0
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main" \
+    >"$work/sources.list"
+apt() {
+    apt-get -qq -o APT::Sandbox::User=root -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" "$@"
+}
+if (cd "$work" && apt update && apt download libonnxruntime-dev && dpkg -x libonnxruntime-dev_*.deb unpacked) >/dev/null; then
+    mkdir -p "$(dirname "$folder")"
+    rm -rf "$folder"
+    mv "$work/unpacked/usr/include/onnxruntime" "$folder"
+else
+    echo "warning: ONNX Runtime's headers were not found, so the native kernels will not be built;" \
+        "set CLADA_ONNXRUNTIME_INCLUDE to the include folder of an ONNX Runtime release" >&2
+fi
