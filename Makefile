@@ -8,13 +8,22 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 SOURCES := CMakeLists.txt $(shell find exporter plugins runtime -not -path '*/__pycache__*' -type f)
 export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-native lint clean
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python scripts/demo.py
 
-test: lint
+test: lint test-native
 	$(BIN)/python -m pytest
+
+# The kernels alone, built with the address and undefined-behaviour sanitizers.
+test-native: $(VENV)/package.stamp
+	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null
+	$(BIN)/cmake --build build/native --target clada_kernels_c
+	CLADA_KERNELS_LIBRARY=$(CURDIR)/build/native/tests/native/libclada_kernels_c.so \
+	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/native
 
 lint: $(VENV)/package.stamp
 	$(BIN)/ruff check .

@@ -1,0 +1,43 @@
+// The kernels as C functions, for tests that call them with memory of their own; work is spread over std::threads.
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+void spread(void* pool, size_t count, void (*task)(void*, size_t), void* data) {
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i = next++; i < count; i = next++) task(data, i);
+  };
+  std::vector<std::thread> threads;
+  for (int i = 1; i < *static_cast<int*>(pool); ++i) threads.emplace_back(work);
+  work();
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+
+// Both return 0, or -1 where the processor lacks the instructions; load_signal also a bad row's number + 1.
+extern "C" int test_sparse_ffn(const char* instructions, int threads, const clada::SparseFfnCall* call) {
+  const clada::Kernels* kernels = clada::find_kernels(instructions);
+  if (!kernels) return -1;
+  // At an odd address and of exactly the size that was asked for.
+  std::vector<char> workspace(kernels->sparse_ffn_workspace(*call) + 1);
+  kernels->sparse_ffn(*call, workspace.data() + 1, {&threads, spread});
+  return 0;
+}
+
+extern "C" int test_load_signal(const char* instructions, const clada::LoadSignalCall* call) {
+  const clada::Kernels* kernels = clada::find_kernels(instructions);
+  return kernels ? static_cast<int>(kernels->load_signal(*call) + 1) : -1;
+}
+
+extern "C" int test_to_bfloat16(const char* instructions, const float* from, uint16_t* to, int64_t count) {
+  const clada::Kernels* kernels = clada::find_kernels(instructions);
+  if (!kernels) return -1;
+  kernels->to_bfloat16(from, to, count);
+  return 0;
+}
