@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from clada.exporter.in_place import BufferCache
 from clada.exporter.patch import Sparsity
 from clada.plugins.ops import LOAD_SIGNAL
 from clada.plugins.torch import torch_op
@@ -32,12 +33,23 @@ class LoadMap:
 
 
 class Decoder(nn.Module):
-    """The contract's graph: prefill dense, decode sparse, padding skipped; see `forward`."""
+    """The contract's graph: prefill dense, decode sparse, padding skipped; see `forward`.
 
-    def __init__(self, model: Any, sparsity: Sparsity, surprisal_weight: float, all_logits: bool = False) -> None:
+    With `in_place_cache` it is for one text, its keys and values are buffers with room for what is yet to come, and
+    it can be traced only, within `in_place_attention`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        sparsity: Sparsity,
+        surprisal_weight: float,
+        all_logits: bool = False,
+        in_place_cache: bool = False,
+    ) -> None:
         super().__init__()
         self.model, self.sparsity = model, sparsity
-        self.surprisal_weight, self.all_logits = surprisal_weight, all_logits
+        self.surprisal_weight, self.all_logits, self.in_place_cache = surprisal_weight, all_logits, in_place_cache
 
     def forward(
         self,
@@ -106,7 +118,7 @@ class Decoder(nn.Module):
         thresholds: list[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         """The model alone, steered: arguments and results as of `forward`, and scale f32[B, S]."""
-        cache: Any = DynamicCache(past)
+        cache: Any = BufferCache(past, attention_mask) if self.in_place_cache else DynamicCache(past)
         with self.sparsity.steered(scale, pools, thresholds):
             logits: Tensor = self.model(
                 input_ids=input_ids,
@@ -115,5 +127,6 @@ class Decoder(nn.Module):
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=0 if self.all_logits else 1,
+                **({"buffers": cache} if self.in_place_cache else {}),
             ).logits
         return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

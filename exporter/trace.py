@@ -1,18 +1,21 @@
 """Traces a patched model into ONNX: one graph for prefill and decode, any batch, any lengths."""
 
+import hashlib
 import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import torch
 from torch import Tensor
 
 from clada.exporter.decoder import Decoder, LoadMap
+from clada.exporter.in_place import in_place_attention
 from clada.exporter.patch import Sparsity
 from clada.exporter.steps import constants, random_step
 from clada.plugins import graph
@@ -21,21 +24,23 @@ from clada.plugins.onnx import function_proto, translation
 from clada.plugins.onnx.functions import MINIMUM_OPSET
 from clada.plugins.ops import DOMAIN, OPS
 from clada.plugins.torch import torch_op
-from clada.runtime.artefact import data_name
+from clada.runtime.artefact import data_name, in_place_name
 
 DEFAULT_OPSET = 20
 MAXIMUM_OPSET = 23
 
 
-def _dynamic_shapes(layers: int) -> dict[str, Any]:
-    batch, here, before = graph.BATCH_SIZE, graph.SEQUENCE_LENGTH, graph.PAST_SEQUENCE_LENGTH
+def _dynamic_shapes(layers: int, in_place_cache: bool) -> dict[str, Any]:
+    here = {1: graph.SEQUENCE_LENGTH}
+    batch = {} if in_place_cache else {0: graph.BATCH_SIZE}
+    cache = batch | {2: graph.CACHE_CAPACITY if in_place_cache else graph.PAST_SEQUENCE_LENGTH}
     return {
-        "input_ids": {0: batch, 1: here},
-        "attention_mask": {0: batch, 1: graph.TOTAL_SEQUENCE_LENGTH},
-        "position_ids": {0: batch, 1: here},
-        "past_logits": {0: batch},
-        "pools": [{0: batch}] * layers,
-        "past": [({0: batch, 2: before}, {0: batch, 2: before})] * layers,
+        "input_ids": batch | here,
+        "attention_mask": batch | {1: graph.TOTAL_SEQUENCE_LENGTH},
+        "position_ids": batch | here,
+        "past_logits": batch,
+        "pools": [batch] * layers,
+        "past": [(cache, cache)] * layers,
         "thresholds": [None] * layers,
         graph.SURPRISAL_KNOTS: None,
         graph.ENTROPY_KNOTS: None,
@@ -44,16 +49,16 @@ def _dynamic_shapes(layers: int) -> dict[str, Any]:
     }
 
 
-def _contract_dims(name: str) -> tuple[str | None, ...]:
+def _contract_dims(name: str, in_place_cache: bool) -> tuple[str | None, ...]:
     """Names of an input's dimensions by the contract, None where the size is fixed."""
-    shapes = _dynamic_shapes(1)
+    shapes = _dynamic_shapes(1, in_place_cache)
     for prefix, key in (("pool.", "pools"), ("past_key_values.", "past")):
         if name.startswith(prefix):
             spec = shapes[key][0][0] if key == "past" else shapes[key][0]
             break
     else:
         spec = shapes.get(name)
-    return () if spec is None else tuple(spec.get(axis) for axis in range(max(spec) + 1))
+    return tuple(spec.get(axis) for axis in range(max(spec) + 1)) if spec else ()
 
 
 def constant_names(layers: int) -> list[str]:
@@ -111,12 +116,12 @@ def _attach_functions(model: onnx_ir.Model, opset: int) -> None:
             model.functions[function.identifier()] = function
 
 
-def _clean(model: onnx_ir.Model) -> None:
+def _clean(model: onnx_ir.Model, in_place_cache: bool) -> None:
     """Give the dynamic sizes the contract's names and drop the exporter's notes, which hold paths of this machine."""
     sizes = {
         str(dim): name
         for value in model.graph.inputs
-        for dim, name in zip(value.shape or (), _contract_dims(str(value.name)), strict=False)
+        for dim, name in zip(value.shape or (), _contract_dims(str(value.name), in_place_cache), strict=False)
         if name and not isinstance(dim, int)
     }
     totals = {f"{graph.PAST_SEQUENCE_LENGTH} + {graph.SEQUENCE_LENGTH}"}
@@ -147,7 +152,13 @@ def check_opset(opset: int) -> None:
 
 
 def trace(
-    model: Any, sparsity: Sparsity, load_map: LoadMap, *, opset: int = DEFAULT_OPSET, all_logits: bool = False
+    model: Any,
+    sparsity: Sparsity,
+    load_map: LoadMap,
+    *,
+    opset: int = DEFAULT_OPSET,
+    all_logits: bool = False,
+    in_place_cache: bool = False,
 ) -> onnx_ir.Model:
     """Trace a patched model.
 
@@ -157,25 +168,30 @@ def trace(
         load_map: The load signal's calibrated constants.
         opset: Version of the standard ops.
         all_logits: Give logits for all positions, not only the last.
+        in_place_cache: For ONNX Runtime only and one text: keys and values are buffers that it writes into.
 
     Returns:
         The ONNX model; its weights still share the torch model's memory.
 
     Raises:
-        CladaError: The opset is not supported.
+        CladaError: The opset is not supported, or the model's attention cannot keep its cache in place.
     """
     check_opset(opset)
     layers = len(sparsity.thresholds)
-    decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits).eval()
-    # Sizes of 0 and 1 would be taken for constants.
-    arguments = random_step(model, batch=2, sequence=3, past=5) | constants(sparsity, load_map)
-    with _quiet(), torch.no_grad():
+    decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits, in_place_cache).eval()
+    # Sizes of 0 and 1 would be taken for constants: right for the batch where it is to be 1, and only there.
+    step = random_step(model, batch=1 if in_place_cache else 2, sequence=3, past=5)
+    arguments = step | constants(sparsity, load_map)
+    attention = in_place_attention(model) if in_place_cache else nullcontext()
+    with _quiet(), torch.no_grad(), attention:
+        if in_place_cache:
+            decoder(**arguments)  # an attention that is refused says so itself here, not wrapped by the exporter
         program = torch.onnx.export(
             decoder,
             (),
             kwargs=arguments,
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(layers),
+            dynamic_shapes=_dynamic_shapes(layers, in_place_cache),
             input_names=input_names(layers) + constant_names(layers),
             output_names=output_names(layers),
             custom_translation_table={torch_op(op): translation(op) for op in OPS.values()},
@@ -185,7 +201,7 @@ def trace(
     assert program is not None
     traced = program.model
     knots = [load_map.surprisal_knots, load_map.entropy_knots, load_map.scale_knots, load_map.reanalysis_load]
-    _clean(traced)
+    _clean(traced, in_place_cache)
     _bake(traced, dict(zip(constant_names(layers), arguments["thresholds"] + knots, strict=True)))
     _attach_functions(traced, opset)
     traced.producer_name, traced.graph.name = DOMAIN, str(model.config.model_type)
@@ -195,3 +211,31 @@ def trace(
 def save(traced: onnx_ir.Model, path: Path) -> None:
     """Write a model, with its weights in a file beside it."""
     onnx_ir.save(traced, path, external_data=data_name(path))
+
+
+def _digest(tensor: onnx_ir.TensorProtocol) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data).digest()
+
+
+def save_in_place(traced: onnx_ir.Model, model: Path) -> None:
+    """Write a graph with an in-place cache beside a saved model; its weights are those in that model's data file.
+
+    Weights are recognised by their bytes: the exporter transposes some and gives those names of its own.
+    """
+    tensors = [value.const_value for value in onnx_ir.load(model).graph.initializers.values()]
+    stored = {_digest(tensor): tensor for tensor in tensors if isinstance(tensor, onnx_ir.ExternalTensor)}
+    for name, value in traced.graph.initializers.items():
+        ours = value.const_value
+        assert ours is not None
+        found = stored.get(_digest(ours))
+        if found is not None:
+            value.const_value = onnx_ir.ExternalTensor(
+                found.location,
+                found.offset,
+                found.length,
+                ours.dtype,
+                name=name,
+                shape=onnx_ir.Shape(ours.numpy().shape),
+                base_dir=found.base_dir,
+            )
+    onnx_ir.save(traced, model.with_name(in_place_name(model)))

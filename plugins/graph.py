@@ -19,6 +19,7 @@ BATCH_SIZE = "batch_size"
 SEQUENCE_LENGTH = "sequence_length"
 PAST_SEQUENCE_LENGTH = "past_sequence_length"
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
+CACHE_CAPACITY = "cache_capacity"
 
 
 def pool(layer: int) -> str:

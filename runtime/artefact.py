@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -17,12 +18,20 @@ CHAT_TEMPLATE_NAME = "chat_template.jinja"
 GENERATION_CONFIG_NAME = "generation_config.json"
 CONFIG_NAME = "config.json"
 
+# Of the manifest, where there is a graph with an in-place cache: the ONNX Runtime it needs.
+IN_PLACE_SECTION = "in_place_cache"
+
 _SECTIONS = {"model": dict, "policy": dict, "calibration": dict, "ops": dict, "verification": list, "files": dict}
 
 
 def data_name(model: Path) -> str:
     """Name of the file that holds the weights of an ONNX file."""
     return f"{model.name}.data"
+
+
+def in_place_name(model: Path) -> str:
+    """Name of the file beside an ONNX file that holds its graph with an in-place cache, for ONNX Runtime."""
+    return f"{model.stem}.onnxruntime{model.suffix}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,11 @@ class Artefact:
     def folder(self) -> Path:
         """Where all its files lie."""
         return self.model.parent
+
+    @property
+    def in_place_model(self) -> Path | None:
+        """Path of the graph with an in-place cache, if there is one."""
+        return self.folder / in_place_name(self.model) if IN_PLACE_SECTION in self.manifest else None
 
 
 def file_hash(path: Path) -> str:
@@ -82,6 +96,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     missing = [key for key, kind in _SECTIONS.items() if not isinstance(manifest.get(key), kind)]
     if missing:
         raise CladaError(f"{path} is incomplete: {', '.join(missing)}")
+    in_place = manifest.get(IN_PLACE_SECTION)
+    if IN_PLACE_SECTION in manifest and not (
+        isinstance(in_place, dict) and re.fullmatch(r"\d+\.\d+", str(in_place.get("onnxruntime")))
+    ):
+        raise CladaError(f"{path} is incomplete: {IN_PLACE_SECTION} must name the release of onnxruntime that it needs")
     for name, version in manifest["ops"].items():
         if name not in OPS or version != VERSION:
             raise CladaError(f"{path} uses op {name} version {version}, which this release of clada does not know")
@@ -104,7 +123,10 @@ def open_artefact(model: Path | str) -> Artefact:
     if model.name not in manifest["files"]:
         raise CladaError(f"{manifest_path} does not list {model.name}: that file was not made by clada-export")
     # What is not listed is not checked: every file that is read must be.
-    for name in (data_name(model), TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME):
+    needed = [data_name(model), TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME]
+    if IN_PLACE_SECTION in manifest:
+        needed.append(in_place_name(model))
+    for name in needed:
         if name not in manifest["files"]:
             raise CladaError(f"{manifest_path} does not list {name}, which the model needs; export it again")
     _check_hashes(model.parent, manifest["files"])
