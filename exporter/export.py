@@ -1,22 +1,25 @@
 """The whole export: load, calibrate, patch, trace, verify, write."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import torch
 
 from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
 from clada.exporter.calibration_text import digest, read_texts, row_length, sample_file, token_rows
 from clada.exporter.checkpoint import load_config, load_model
+from clada.exporter.in_place import minimum_onnxruntime
 from clada.exporter.manifest import calibration_section, model_section, policy_section, write_manifest
 from clada.exporter.patch import sparsify
 from clada.exporter.staging import staged
-from clada.exporter.trace import DEFAULT_OPSET, check_opset, save, trace
+from clada.exporter.trace import DEFAULT_OPSET, check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
-from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -70,6 +73,17 @@ def _write_companions(folder: Path, model: Any, tokenizer: Any) -> None:
     model.generation_config.save_pretrained(folder)
 
 
+def _write_in_place(traced: Callable[[], onnx_ir.Model], model: Path, report: Callable[[str], None]) -> str | None:
+    """Write the graph with an in-place cache, if the model has one; returns the ONNX Runtime it needs."""
+    try:
+        in_place = traced()
+    except CladaError as error:
+        report(f"  no graph with an in-place cache: {error}")
+        return None
+    save_in_place(in_place, model)
+    return minimum_onnxruntime(in_place)
+
+
 def export(
     output: Path, source: str, config: ExportConfig | None = None, report: Callable[[str], None] = print
 ) -> Calibration:
@@ -118,12 +132,15 @@ def export(
         model.to(DTYPES[config.dtype])
         report(f"tracing, opset {config.opset}, {config.dtype}")
         staged_model = folder / output.name
-        traced = trace(model, sparsity, calibration.load_map, opset=config.opset, all_logits=config.all_logits)
-        save(traced, staged_model)
-        del traced
+        traced = functools.partial(
+            trace, model, sparsity, calibration.load_map, opset=config.opset, all_logits=config.all_logits
+        )
+        save(traced(), staged_model)
+        in_place_needs = _write_in_place(functools.partial(traced, in_place_cache=True), staged_model, report)
         report("verifying against PyTorch")
         verify_rows = verification_rows(texts, tokenizer, hf_config.vocab_size)
-        checks = verify(staged_model, model, sparsity, calibration.load_map, verify_rows)
+        in_place = None if in_place_needs is None else staged_model.with_name(in_place_name(staged_model))
+        checks = verify(staged_model, model, sparsity, calibration.load_map, verify_rows, in_place)
         for line in check_lines(checks):
             report(f"  {line}")
         require_passed(checks)
@@ -136,6 +153,7 @@ def export(
             policy=policy_section(config.calibration, config.seed),
             calibration=calibration_section(calibration, data.name, digest(data)),
             checks=checks,
+            in_place_onnxruntime=in_place_needs,
         )
     report(f"wrote {output} and its companions")
     return calibration

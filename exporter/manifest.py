@@ -11,7 +11,7 @@ from clada.exporter.calibrate import DENSE_PREFIX, Calibration, CalibrationConfi
 from clada.exporter.patch import family_of, sparse_layers
 from clada.exporter.verify import Check
 from clada.plugins.ops import LOAD_SIGNAL, VERSION
-from clada.runtime.artefact import FORMAT_VERSION, MANIFEST_NAME, file_hash
+from clada.runtime.artefact import FORMAT_VERSION, IN_PLACE_SECTION, MANIFEST_NAME, file_hash
 
 _TOOLS = ("clada", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
@@ -65,8 +65,19 @@ def write_manifest(
     policy: dict[str, Any],
     calibration: dict[str, Any],
     checks: list[Check],
+    in_place_onnxruntime: str | None,
 ) -> None:
-    """Write clada.json into a folder that holds all other files of the artefact."""
+    """Write clada.json into a folder that holds all other files of the artefact.
+
+    Args:
+        folder: Where.
+        model: The patched causal LM.
+        model_info: See `model_section`.
+        policy: See `policy_section`.
+        calibration: See `calibration_section`.
+        checks: What verification measured.
+        in_place_onnxruntime: The ONNX Runtime that the graph with an in-place cache needs; None where there is none.
+    """
     op_names = sorted({family_of(model).op.name, LOAD_SIGNAL.name})
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -78,5 +89,7 @@ def write_manifest(
         "tools": {name: version(name) for name in _TOOLS},
         "files": {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
+    if in_place_onnxruntime is not None:
+        manifest[IN_PLACE_SECTION] = {"onnxruntime": in_place_onnxruntime}
     text = json.dumps(manifest, indent=2, allow_nan=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")

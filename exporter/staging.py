@@ -17,6 +17,7 @@ from clada.runtime.artefact import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     data_name,
+    in_place_name,
 )
 
 
@@ -25,6 +26,7 @@ def artefact_files(model: Path) -> list[str]:
     return [
         model.name,
         data_name(model),
+        in_place_name(model),
         TOKENIZER_NAME,
         TOKENIZER_CONFIG_NAME,
         CHAT_TEMPLATE_NAME,

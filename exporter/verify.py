@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx.external_data_helper import load_external_data_for_tensor
 from torch import Tensor
@@ -22,6 +21,7 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import LOAD_SIGNAL
 from clada.plugins.torch import torch_op
+from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
 
 # Largest difference of a logit allowed, as a share of the range of the logits.
@@ -107,11 +107,7 @@ def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str
     names = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
     inputs = {name: step[name].numpy() for name in names}
     inputs |= {graph.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])}
-    cache = [
-        onnxruntime.OrtValue.ortvalue_from_numpy(tensor.contiguous().numpy())
-        for keys_values in step["past"]
-        for tensor in keys_values
-    ]
+    cache = model.load_cache([tensor.contiguous().numpy() for keys_values in step["past"] for tensor in keys_values])
     outputs, _ = model.step(inputs, cache, fetch)
     return outputs | {graph.LOGITS: outputs[graph.LOGITS][:, -1:]}
 
@@ -157,7 +153,7 @@ def _worse(a: float, b: float) -> float:
 
 @torch.no_grad()
 def _verify_batch(
-    exported: OnnxRuntimeModel, decoder: Decoder, values: dict[str, Any], rows: Tensor, batch: int
+    exported: OnnxRuntimeModel, decoder: Decoder, values: dict[str, Any], rows: Tensor, batch: int, label: str
 ) -> list[Check]:
     """Prefill and decode of a batch of prompts, the second and later ones padded on the left.
 
@@ -172,7 +168,7 @@ def _verify_batch(
     step = first_step(model, rows[:batch, :PROMPT_TOKENS], mask)
     logits, present, *_ = decoder(**step, **values)
     outputs = _run_onnx(exported, step, [graph.LOGITS])
-    checks = [Check(f"prefill, batch {batch}", _relative(outputs[graph.LOGITS], logits), tolerance)]
+    checks = [Check(f"prefill, {label}", _relative(outputs[graph.LOGITS], logits), tolerance)]
 
     worst_logits, worst_gap, otherwise = 0.0, 0.0, 0
     worst_signal = {graph.LOAD: 0.0, graph.SURPRISAL: 0.0, graph.ENTROPY: 0.0}
@@ -205,16 +201,16 @@ def _verify_batch(
     neurons = DECODE_STEPS * batch * sum(layer.neurons for layer in layers)
     return [
         *checks,
-        Check(f"decode, batch {batch}", worst_logits, tolerance),
+        Check(f"decode, {label}", worst_logits, tolerance),
         *(
             Check(
-                f"decode, batch {batch}: {name}",
+                f"decode, {label}: {name}",
                 worst,
                 (LOAD_TOLERANCES if name == graph.LOAD else TOLERANCES)[model.dtype],
             )
             for name, worst in worst_signal.items()
         ),
-        Check(f"decode, batch {batch}: {otherwise} of {neurons} neurons decided otherwise", worst_gap, tolerance),
+        Check(f"decode, {label}: {otherwise} of {neurons} neurons decided otherwise", worst_gap, tolerance),
     ]
 
 
@@ -224,23 +220,33 @@ def verification_rows(texts: list[str], tokenizer: Any, vocabulary: int) -> Tens
     return token_rows(texts, tokenizer, vocabulary=vocabulary, tokens=2 * length, length=length)
 
 
-def verify(path: Path, model: Any, sparsity: Sparsity, load_map: LoadMap, rows: Tensor) -> list[Check]:
+def verify(
+    path: Path, model: Any, sparsity: Sparsity, load_map: LoadMap, rows: Tensor, in_place: Path | None = None
+) -> list[Check]:
     """Compare an exported graph with the model it was traced from, in prefill and decode, alone and in a batch.
 
     Args:
-        path: The ONNX file.
+        path: The portable ONNX file.
         model: The patched causal LM, in the dtype of the file.
         sparsity: Its state, with the thresholds of the file.
         load_map: The load map of the file.
         rows: i64[2, N] tokens of real text, N >= PROMPT_TOKENS + DECODE_STEPS.
+        in_place: The ONNX file of the same model with an in-place cache, if it is to be compared too.
 
     Returns:
         What was compared, how close it was, and how close it had to be.
     """
-    exported = OnnxRuntimeModel(path)
     decoder = Decoder(model, sparsity, load_map.surprisal_weight)
     values = constants(sparsity, load_map)
-    return [check for batch in (1, 2) for check in _verify_batch(exported, decoder, values, rows, batch)]
+    exported = OnnxRuntimeModel(path)
+    checks = [
+        check for batch in (1, 2) for check in _verify_batch(exported, decoder, values, rows, batch, f"batch {batch}")
+    ]
+    if in_place is not None:
+        del exported  # one graph at a time holds its weights
+        exported = InPlaceModel(in_place, model.config.max_position_embeddings)
+        checks += _verify_batch(exported, decoder, values, rows, 1, "in-place cache")
+    return checks
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:

@@ -28,7 +28,7 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
     thresholds, load_map = read_constants(artefact.model)
     sparsity = sparsify(model, thresholds)
     rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
-    checks = verify(artefact.model, model, sparsity, load_map, rows)
+    checks = verify(artefact.model, model, sparsity, load_map, rows, artefact.in_place_model)
     print("\n".join(check_lines(checks)))
     require_passed(checks)
 

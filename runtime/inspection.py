@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clada.runtime.artefact import Artefact
+from clada.runtime.artefact import IN_PLACE_SECTION, Artefact
 
 _Row = tuple[str, ...]
 
@@ -23,6 +23,13 @@ def _layer_rows(model: dict[str, Any], calibration: dict[str, Any]) -> list[_Row
     return rows
 
 
+def _in_place_line(artefact: Artefact) -> str:
+    if artefact.in_place_model is None:
+        return "in-place cache: no; one text runs on the graph for many"
+    release = artefact.manifest[IN_PLACE_SECTION]["onnxruntime"]
+    return f"in-place cache: {artefact.in_place_model.name}, for one text; ONNX Runtime {release} or later"
+
+
 def inspection_lines(artefact: Artefact) -> list[str]:
     """Describe an artefact whose hashes have been checked."""
     manifest = artefact.manifest
@@ -40,6 +47,7 @@ def inspection_lines(artefact: Artefact) -> list[str]:
         f"importance {policy['importance']}",
         f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: KL "
         f"{calibration['divergence_nats']:.4f} nats a token, {calibration['agreement']:.1%} of next tokens unchanged",
+        _in_place_line(artefact),
         "",
         *_table(_layer_rows(model, calibration)),
         "",

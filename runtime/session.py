@@ -1,8 +1,10 @@
 """A loaded artefact: prefill, decode, and text."""
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import numpy.typing as npt
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.runtime.artefact import GENERATION_CONFIG_NAME, open_artefact
-from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
+from clada.runtime.artefact import GENERATION_CONFIG_NAME, IN_PLACE_SECTION, open_artefact
+from clada.runtime.backends.in_place import InPlaceModel
+from clada.runtime.backends.onnxruntime import OnnxRuntimeModel, older_than
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.telemetry import TokenStats
 from clada.runtime.text import load_tokenizer, render_chat
@@ -23,12 +26,16 @@ class State:
     """Where a batch of texts stands.
 
     Args:
-        cache: Keys and values, as the backend holds them.
+        model: The graph that reads it.
+        cache: Keys and values, as the model holds them.
+        pools: bool[B, F] for each layer, the neurons it may use.
         mask: i64[B, T], 0 where padded.
-        logits: T[B, V], the distribution of the next token.
+        logits: T[B, V], the distribution of the next token; copy it to keep it, a later step may overwrite it.
     """
 
-    cache: list[Any]
+    model: OnnxRuntimeModel
+    cache: Any
+    pools: list[npt.NDArray[np.bool_]]
     mask: npt.NDArray[np.int64]
     logits: npt.NDArray[Any]
 
@@ -36,12 +43,15 @@ class State:
 class Session:
     """Runs an artefact on the CPU.
 
+    One text runs on the graph with an in-place cache, where the artefact has one; several, on the portable graph.
+    Each is loaded when it is first needed.
+
     Args:
         model: Path of the ONNX file that `clada-export` wrote.
         threads: Threads within an op; 0 lets ONNX Runtime choose.
 
     Raises:
-        CladaError: The artefact is missing, damaged, not ours, or ONNX Runtime cannot load it.
+        CladaError: The artefact is missing, damaged or not ours; later, ONNX Runtime cannot load it.
 
     Example:
         >>> session = Session("out/model.onnx")
@@ -57,7 +67,24 @@ class Session:
         self.context_length = int(self.manifest["model"]["context_length"])
         self.tokenizer = load_tokenizer(self.folder)
         self.end_tokens = _end_tokens(self.folder)
-        self._model = OnnxRuntimeModel(artefact.model, threads)
+        self._artefact, self._threads = artefact, threads
+        self._vocabulary = int(self.manifest["model"]["vocabulary_size"])
+
+    @cached_property
+    def _portable(self) -> OnnxRuntimeModel:
+        return OnnxRuntimeModel(self._artefact.model, self._threads)
+
+    @cached_property
+    def _single(self) -> OnnxRuntimeModel:
+        """The graph for one text."""
+        path = self._artefact.in_place_model
+        if path is None:
+            return self._portable
+        needed = self.manifest[IN_PLACE_SECTION]["onnxruntime"]
+        if older_than(needed):
+            warnings.warn(f"{path.name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
+            return self._portable
+        return InPlaceModel(path, self.context_length, self._threads)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, begun as the model expects.
@@ -72,10 +99,10 @@ class Session:
     def _check_prompt(self, ids: Sequence[int]) -> None:
         if not ids:
             raise CladaError("the prompt is empty")
-        if max(ids) >= self._model.vocabulary:
+        if max(ids) >= self._vocabulary:
             raise CladaError(
                 f"the prompt holds token {max(ids)} ({self.tokenizer.id_to_token(max(ids))}), "
-                f"which the model's vocabulary of {self._model.vocabulary} does not"
+                f"which the model's vocabulary of {self._vocabulary} does not"
             )
         if len(ids) >= self.context_length:
             raise CladaError(
@@ -92,8 +119,10 @@ class Session:
         longest = max(map(len, prompts))
         ids = np.array([[0] * (longest - len(p)) + list(p) for p in prompts], np.int64)
         mask = np.array([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], np.int64)
-        nothing_read = np.zeros((len(prompts), self._model.vocabulary), self._model.dtype)
-        state = State(self._model.empty_cache(len(prompts)), mask[:, :0], nothing_read)
+        model = self._single if len(prompts) == 1 else self._portable
+        pools = [np.ones((len(prompts), neurons), np.bool_) for neurons in model.neurons]
+        nothing_read = np.zeros((len(prompts), model.vocabulary), model.dtype)
+        state = State(model, model.empty_cache(len(prompts)), pools, mask[:, :0], nothing_read)
         self._advance(state, ids, mask, [graph.LOGITS])
         return state
 
@@ -111,7 +140,7 @@ class Session:
         mask = np.ones((len(tokens), 1), np.int64) if alive is None else np.array(alive, np.int64)[:, None]
         fetch = [graph.LOGITS, graph.SURPRISAL, graph.ENTROPY, graph.LOAD, graph.ACTIVE]
         outputs = self._advance(state, np.array(tokens, np.int64)[:, None], mask, fetch)
-        fractions = outputs[graph.ACTIVE].sum(axis=0) / sum(self._model.neurons)
+        fractions = outputs[graph.ACTIVE].sum(axis=0) / sum(state.model.neurons)
         columns = [outputs[graph.SURPRISAL], outputs[graph.ENTROPY], outputs[graph.LOAD], fractions]
         return [TokenStats(*map(float, row)) for row in zip(*columns, strict=True)]
 
@@ -126,9 +155,8 @@ class Session:
             graph.POSITION_IDS: np.maximum(before + mask.cumsum(axis=1) - 1, 0),
             graph.PAST_LOGITS: state.logits,
         }
-        for layer, neurons in enumerate(self._model.neurons):
-            inputs[graph.pool(layer)] = np.ones((len(ids), neurons), np.bool_)
-        outputs, state.cache = self._model.step(inputs, state.cache, fetch)
+        inputs |= {graph.pool(layer): pool for layer, pool in enumerate(state.pools)}
+        outputs, state.cache = state.model.step(inputs, state.cache, fetch)
         state.logits = outputs[graph.LOGITS][:, -1]
         return outputs
 
