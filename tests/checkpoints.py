@@ -17,7 +17,7 @@ _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
+    "num_attention_heads": 6,
     "max_position_embeddings": 128,
     "bos_token_id": 0,
     "eos_token_id": 0,

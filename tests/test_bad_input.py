@@ -12,7 +12,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSequenceClassification
 
 from clada.exporter.cli import main as export_main
-from clada.runtime.artefact import file_hash
+from clada.plugins.errors import CladaError
+from clada.runtime import Session
+from clada.runtime.artefact import file_hash, in_place_name
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import random_model, tiny_tokenizer
 from tests.conftest import DEMO_MODEL
@@ -259,6 +261,19 @@ DAMAGES = {
     "op of the future": (lambda a: edit_manifest(a, ops={"SparseGatedFFN": 2}), "uses op SparseGatedFFN version 2"),
     "missing section": (lambda a: edit_manifest(a, files={}), "does not list model.onnx"),
     "sections of a wrong kind": (lambda a: edit_manifest(a, files=[], ops=3), "clada.json is incomplete: ops, files"),
+    "changed in-place graph": (
+        lambda a: flip_byte(a.with_name("model.onnxruntime.onnx")),
+        "model.onnxruntime.onnx does not match its hash",
+    ),
+    "missing in-place graph": (lambda a: a.with_name("model.onnxruntime.onnx").unlink(), "the artefact lacks"),
+    "in-place graph that nobody vouches for": (
+        lambda a: unlist(a, "model.onnxruntime.onnx"),
+        "does not list model.onnxruntime.onnx",
+    ),
+    "in-place graph for nobody knows what": (
+        lambda a: edit_manifest(a, in_place_cache={"onnxruntime": "new"}),
+        "in_place_cache must name the release of onnxruntime",
+    ),
     "weights that nobody vouches for": (lambda a: unlist(a, "model.onnx.data"), "does not list model.onnx.data"),
     "tokenizer that nobody vouches for": (lambda a: unlist(a, "tokenizer.json"), "does not list tokenizer.json"),
     "path out of the folder": (lambda a: also_list(a, "../x"), "names the file '../x', which is not in"),
@@ -276,17 +291,20 @@ def test_damaged_artefact(artefact, capsys, damage, command):
 
 
 def test_external_data_outside_the_folder_is_refused(artefact, tmp_path, capsys):
-    """A graph that reads its weights from elsewhere, with a manifest that vouches for it."""
+    """Graphs that read their weights from elsewhere, with a manifest that vouches for them."""
     (tmp_path / "secret.data").write_bytes(artefact.with_name("model.onnx.data").read_bytes())
-    model = onnx.load(artefact, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "../secret.data"
-    artefact.write_bytes(model.SerializeToString())
-    manifest = json.loads((artefact.parent / "clada.json").read_text())
-    edit_manifest(artefact, files={**manifest["files"], "model.onnx": file_hash(artefact)})
+    for path in (artefact, artefact.with_name(in_place_name(artefact))):
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = "../secret.data"
+        path.write_bytes(model.SerializeToString())
+        manifest = json.loads((artefact.parent / "clada.json").read_text())
+        edit_manifest(artefact, files={**manifest["files"], path.name: file_hash(path)})
     fails_with(capsys, clada_main, ["run", artefact, "--prompt", "x"], "cannot load")
+    with pytest.raises(CladaError, match="cannot load"):
+        Session(artefact).generate(["one", "two"])
 
 
 def test_foreign_onnx_file(tmp_path, capsys):

@@ -26,7 +26,7 @@ from clada.runtime.artefact import file_hash
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY
 
 FILES = {"model.onnx", "model.onnx.data", "clada.json", "tokenizer.json", "tokenizer_config.json"}
-FILES |= {"generation_config.json", "config.json"}
+FILES |= {"generation_config.json", "config.json", "model.onnxruntime.onnx"}
 
 
 def run_export(*args: object) -> int:
@@ -64,6 +64,9 @@ def test_every_family_exports_and_runs(checkpoint, tmp_path, capsys, family, dty
 
     completion = Session(path).generate(["def f(x):", "import"], GenerationConfig(max_new_tokens=5))
     assert [len(c.stats) for c in completion] == [5, 5]
+    alone = Session(path).generate("def f(x):", GenerationConfig(max_new_tokens=5))[0]
+    # In half precision rounding may drop a neuron on one graph that it keeps on the other.
+    assert alone.tokens == completion[0].tokens or dtype == "float16"
 
     assert runtime_cli.main(["verify", str(path), "--model", str(checkpoint(family))]) == 0
     assert runtime_cli.main(["inspect", str(path)]) == 0

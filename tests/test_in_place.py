@@ -1,0 +1,309 @@
+"""The graph with an in-place cache against PyTorch, and the session that decodes on it."""
+
+import functools
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from clada.exporter import trace as tracing
+from clada.exporter.cli import main as export_main
+from clada.exporter.decoder import Decoder
+from clada.exporter.families import FAMILIES
+from clada.exporter.in_place import DOMAIN, OP, BufferCache, _attention, minimum_onnxruntime
+from clada.exporter.patch import sparsify
+from clada.exporter.steps import constants, first_step, next_step, random_step
+from clada.exporter.verify import read_constants
+from clada.plugins import graph
+from clada.plugins.errors import CladaError
+from clada.runtime import GenerationConfig, Session
+from clada.runtime.artefact import data_name, in_place_name
+from clada.runtime.backends.in_place import InPlaceModel
+from clada.runtime.backends.onnxruntime import OnnxRuntimeModel, older_than
+from clada.runtime.cli import main as clada_main
+from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
+from tests.test_trace import LOAD_MAP
+
+CONTEXT = 128
+# Of the largest value of an output.
+TOLERANCES = {torch.float32: 2e-4, torch.float16: 1e-2}
+VARIANTS = [(family, dtype, tracing.DEFAULT_OPSET) for family in FAMILIES for dtype in TOLERANCES]
+VARIANTS += [("llama", torch.float32, opset) for opset in (tracing.MINIMUM_OPSET, tracing.MAXIMUM_OPSET)]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function from a variant to the patched model, its state and the file of the graph with an in-place cache."""
+
+    @functools.cache
+    def make(family: str, dtype: torch.dtype, opset: int, all_logits: bool = False):
+        model = random_model(family).to(dtype)
+        generator = torch.Generator().manual_seed(3)
+        # In half precision rounding would decide what is near a threshold: none there.
+        share = 0.3 if dtype == torch.float32 else 0.0
+        sparsity = sparsify(model, [torch.rand(NEURONS, generator=generator) * share for _ in range(LAYERS)])
+        path = tmp_path_factory.mktemp("in-place") / "model.onnx"
+        trace = functools.partial(tracing.trace, model, sparsity, LOAD_MAP, opset=opset, all_logits=all_logits)
+        tracing.save(trace(), path)
+        tracing.save_in_place(trace(in_place_cache=True), path)
+        return model, sparsity, path.with_name(in_place_name(path))
+
+    return make
+
+
+def step_inputs(step: dict) -> dict[str, np.ndarray]:
+    names = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
+    return {name: step[name].numpy() for name in names} | {
+        graph.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])
+    }
+
+
+def run_steps(model, sparsity, path, lengths, all_logits=False):
+    """Outputs by name of ONNX Runtime and of PyTorch, and ONNX Runtime's cache, for calls of so many random tokens."""
+    exported = InPlaceModel(path, CONTEXT)
+    cache = exported.empty_cache(1)
+    decoder = Decoder(model, sparsity, LOAD_MAP.surprisal_weight, all_logits)
+    tokens = torch.randint(0, VOCABULARY, (1, sum(lengths)), generator=torch.Generator().manual_seed(5))
+    fetch = [graph.LOGITS, graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE]
+    fetch += [graph.score(n) for n in range(LAYERS)]
+    at = lengths[0]
+    step = first_step(model, tokens[:, :at], torch.ones(1, at, dtype=torch.int64))
+    inputs = step_inputs(step)
+    for length in [*lengths[1:], 0]:
+        given, cache = exported.step(inputs, cache, fetch)
+        with torch.no_grad():
+            logits, present, score, load, surprisal, entropy, active = decoder(**step, **constants(sparsity, LOAD_MAP))
+        expected = dict(zip(fetch, [logits, load, surprisal, entropy, active, *score], strict=True))
+        yield given, {name: tensor.numpy() for name, tensor in expected.items()}, cache, present
+        step = next_step(step, tokens[:, at : at + length], logits, present)
+        step["position_ids"] = torch.arange(at, at + length)[None]
+        inputs = step_inputs(step) | {graph.PAST_LOGITS: given[graph.LOGITS][:, -1]}
+        at += length
+
+
+def assert_close(given, expected, tolerance):
+    for name, value in expected.items():
+        assert given[name].shape == value.shape, name
+        assert np.isfinite(given[name]).all(), name
+        largest = max(1.0, np.abs(value).max())
+        np.testing.assert_allclose(given[name], value, rtol=0, atol=tolerance * largest, err_msg=name)
+
+
+@pytest.mark.parametrize(("family", "dtype", "opset"), VARIANTS)
+def test_steps_equal_pytorch(exported, family, dtype, opset):
+    """Past a sliding window, and on when the cache is full: it holds 64 tokens, then 128."""
+    model, sparsity, path = exported(family, dtype, opset)
+    capacities = []
+    for given, expected, cache, present in run_steps(model, sparsity, path, [61, *[1] * 7]):
+        assert_close(given, expected, TOLERANCES[dtype])
+        if dtype == torch.float32:
+            np.testing.assert_array_equal(given[graph.ACTIVE], expected[graph.ACTIVE])
+        capacities.append(cache.capacity)
+        for buffer, tensor in zip(cache.buffers, present, strict=True):
+            held, value = buffer[:, :, : cache.length], tensor.numpy()
+            np.testing.assert_allclose(held, value, rtol=0, atol=TOLERANCES[dtype] * np.abs(value).max())
+    assert capacities == [64] * 4 + [128] * 4
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt_neox"])
+def test_prefill_goes_on_from_a_past(exported, family):
+    model, sparsity, path = exported(family, torch.float32, tracing.DEFAULT_OPSET)
+    for given, expected, *_ in run_steps(model, sparsity, path, [7, 9, 1, 60, 1]):
+        assert_close(given, expected, TOLERANCES[torch.float32])
+
+
+def test_logits_of_all_positions(exported):
+    model, sparsity, path = exported("llama", torch.float32, tracing.DEFAULT_OPSET, all_logits=True)
+    for given, expected, *_ in run_steps(model, sparsity, path, [7, 1, 1], all_logits=True):
+        assert_close(given, expected, TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_writes_its_own_slot_and_no_other(exported, family):
+    model, sparsity, path = exported(family, torch.float32, tracing.DEFAULT_OPSET)
+    buffers, before = [], []
+    for given, expected, cache, _ in run_steps(model, sparsity, path, [7, 1, 1, 1]):
+        if buffers:
+            assert all(buffer is same for buffer, same in zip(cache.buffers, buffers, strict=True))
+            addresses = {value.data_ptr() for value in cache.binding.get_outputs()}
+            assert {buffer.ctypes.data for buffer in cache.buffers} <= addresses
+            for buffer, was in zip(cache.buffers, before, strict=True):
+                np.testing.assert_array_equal(buffer[:, :, : cache.length - 1], was[:, :, : cache.length - 1])
+                assert np.isfinite(buffer[:, :, cache.length - 1]).all()
+                assert np.isnan(buffer[:, :, cache.length :]).all()
+            assert_close(given, expected, TOLERANCES[torch.float32])
+        buffers = list(cache.buffers)
+        for buffer in buffers:
+            buffer[:, :, cache.length :] = np.nan  # where it is read, it shows
+        before = [buffer.copy() for buffer in buffers]
+
+
+def test_logits_outlive_the_next_step(exported):
+    model, sparsity, path = exported("llama", torch.float32, tracing.DEFAULT_OPSET)
+    last = None
+    for given, *_ in run_steps(model, sparsity, path, [7, 1, 1, 1, 1]):
+        if last is not None:
+            np.testing.assert_array_equal(last[0], last[1])
+            assert not np.array_equal(last[1], given[graph.LOGITS])
+        last = given[graph.LOGITS], given[graph.LOGITS].copy()
+
+
+def test_cache_ends_where_the_context_does(exported):
+    model, _, path = exported("llama", torch.float32, tracing.DEFAULT_OPSET)
+    exported_model = InPlaceModel(path, context_length=100)
+    step = random_step(model, 1, 70, 0)
+    _, cache = exported_model.step(step_inputs(step), exported_model.empty_cache(1), [graph.LOGITS])
+    assert cache.capacity == 100
+    with pytest.raises(CladaError, match="the text has 101 tokens; the model's context is 100"):
+        exported_model.step(step_inputs(random_step(model, 1, 31, 70)), cache, [graph.LOGITS])
+
+
+def test_padding_is_refused(exported):
+    model, _, path = exported("llama", torch.float32, tracing.DEFAULT_OPSET)
+    exported_model = InPlaceModel(path, CONTEXT)
+    step = random_step(model, 1, 5, 0)
+    step["attention_mask"][:, 0] = 0
+    with pytest.raises(CladaError, match="the text is padded"):
+        exported_model.step(step_inputs(step), exported_model.empty_cache(1), [graph.LOGITS])
+
+
+@pytest.mark.parametrize(("family", "dtype", "opset"), VARIANTS)
+def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtype, opset):
+    _, sparsity, path = exported(family, dtype, opset)
+    portable = path.with_name("model.onnx")
+    onnx.checker.check_model(str(path))
+    assert path.stat().st_size < portable.stat().st_size < 100_000
+    proto, original = (onnx.load(p, load_external_data=False) for p in (path, portable))
+    places = [{e.key: e.value for e in t.external_data} for t in proto.graph.initializer if t.external_data]
+    assert len(places) > 10
+    assert {place["location"] for place in places} == {data_name(portable)}
+    # Smaller ones than that are in the portable graph's own file, too.
+    assert all(len(t.raw_data) <= 256 for t in proto.graph.initializer)
+
+    for ours, theirs in ((proto.graph.input, original.graph.input), (proto.graph.output, original.graph.output)):
+        assert [value.name for value in ours] == [value.name for value in theirs]
+    assert [f.SerializeToString() for f in proto.functions] == [f.SerializeToString() for f in original.functions]
+    assert set(tracing.constant_names(LAYERS)) <= {tensor.name for tensor in proto.graph.initializer}
+    for stored, wanted in zip(read_constants(path)[0], sparsity.thresholds, strict=True):
+        torch.testing.assert_close(stored, wanted, rtol=0, atol=0)
+    attention = [node for node in proto.graph.node if (node.domain, node.op_type) == (DOMAIN, OP)]
+    assert len(attention) == LAYERS
+    assert [list(node.input[3:5]) for node in attention] == [list(graph.past(n)) for n in range(LAYERS)]
+    assert [list(node.output[1:]) for node in attention] == [list(graph.present(n)) for n in range(LAYERS)]
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shapes = {value.name: value.shape for value in [*session.get_inputs(), *session.get_outputs()]}
+    assert shapes["input_ids"] == [1, "sequence_length"]
+    assert shapes["attention_mask"] == [1, "total_sequence_length"]
+    assert shapes["past_key_values.1.key"][2] == shapes["present.1.key"][2] == "cache_capacity"
+    assert shapes["active"] == [LAYERS, 1]
+
+
+def test_tracing_leaves_the_model_as_it_was(exported):
+    model, _, _ = exported("llama", torch.float32, tracing.DEFAULT_OPSET)
+    assert model.config._attn_implementation == "sdpa"
+    assert model(torch.ones(2, 4, dtype=torch.int64)).logits.shape == (2, 4, VOCABULARY)
+
+
+@pytest.mark.parametrize(("family", "release"), [("llama", "1.20"), ("mistral", "1.24")])
+def test_a_sliding_window_needs_a_newer_onnxruntime(family, release):
+    model = random_model(family)
+    traced = tracing.trace(model, sparsify(model), LOAD_MAP, in_place_cache=True)
+    assert minimum_onnxruntime(traced) == release
+
+
+def test_heads_of_another_width_are_refused_and_the_export_says_so(tmp_path, capsys):
+    """The portable graph serves such a model alone."""
+    model = random_model("llama", num_attention_heads=4)
+    with pytest.raises(CladaError, match="heads are 12 wide, which is no multiple of 8"):
+        tracing.trace(model, sparsify(model), LOAD_MAP, in_place_cache=True)
+    assert model.config._attn_implementation == "sdpa"
+
+    checkpoint = write_checkpoint(tmp_path / "hf", "llama", num_attention_heads=4)
+    path = tmp_path / "out" / "model.onnx"
+    assert export_main([str(path), "--model", str(checkpoint), "--calibration-tokens", "600"]) == 0
+    assert "no graph with an in-place cache: GroupQueryAttention cannot stand for" in capsys.readouterr().out
+    assert not path.with_name(in_place_name(path)).exists()
+    assert Session(path).generate("def f(x):", GenerationConfig(max_new_tokens=3))[0].tokens
+    assert clada_main(["inspect", str(path)]) == 0
+    assert "in-place cache: no" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"softcap": 30.0}, "takes softcap"),
+        ({"s_aux": torch.zeros(2)}, "takes s_aux"),
+        ({"position_bias": torch.zeros(1)}, "takes position_bias"),
+        ({"is_causal": False}, "is not causal"),
+        ({"attention_mask": torch.zeros(1)}, "an attention mask of its own"),
+        ({"value": torch.zeros(1, 2, 3, 16)}, "keys are 8 wide and its values 16"),
+    ],
+)
+def test_attention_that_the_op_does_not_compute_is_refused(options, reason):
+    module = torch.nn.Module()
+    module.layer_idx = 0
+    tensor = torch.zeros(1, 2, 3, 8)
+    cache = BufferCache([(tensor, tensor)], torch.ones(1, 3, dtype=torch.int64))
+    given = {"query": tensor, "key": tensor, "value": tensor, "attention_mask": None, "scaling": 1.0} | options
+    with pytest.raises(CladaError, match=reason):
+        _attention(module, **given, buffers=cache)
+
+
+def tokens_of(path, prompts, count=70):
+    return [c.tokens for c in Session(path, threads=1).generate(prompts, GenerationConfig(max_new_tokens=count))]
+
+
+def test_session_loads_the_graph_it_needs(tiny_artefact):
+    session = Session(tiny_artefact, threads=1)
+    ids = session.encode("def f(x):")
+    assert not {"_portable", "_single"} & set(vars(session))
+    assert type(session.prefill([ids]).model) is InPlaceModel
+    assert "_portable" not in vars(session)
+    session = Session(tiny_artefact, threads=1)
+    assert type(session.prefill([ids, ids]).model) is OnnxRuntimeModel
+    assert "_single" not in vars(session)
+
+
+def test_texts_of_one_session_do_not_mix(tiny_artefact):
+    session = Session(tiny_artefact, threads=1)
+    config = GenerationConfig(max_new_tokens=70)
+    prompts = ["def f(x):", "import os"]
+    streams = [session.stream(prompt, config) for prompt in prompts]
+    interleaved = [[a.token, b.token] for a, b in zip(*streams, strict=False)]
+    for prompt, tokens in zip(prompts, zip(*interleaved, strict=True), strict=True):
+        assert list(tokens) == session.generate(prompt, config)[0].tokens[: len(tokens)]
+
+
+@pytest.fixture
+def artefact(tiny_artefact, tmp_path):
+    """A copy of the tiny artefact that a test may change."""
+    shutil.copytree(tiny_artefact.parent, tmp_path / "artefact")
+    return tmp_path / "artefact" / "model.onnx"
+
+
+def test_artefact_without_the_graph_runs(artefact, tiny_artefact, capsys):
+    """As older releases wrote it."""
+    name = in_place_name(artefact)
+    artefact.with_name(name).unlink()
+    manifest = json.loads(artefact.with_name("clada.json").read_text())
+    del manifest["in_place_cache"], manifest["files"][name]
+    artefact.with_name("clada.json").write_text(json.dumps(manifest))
+    assert tokens_of(artefact, ["def f(x):"]) == tokens_of(tiny_artefact, ["def f(x):"])
+    assert clada_main(["inspect", str(artefact)]) == 0
+    assert "in-place cache: no" in capsys.readouterr().out
+    assert clada_main(["inspect", str(tiny_artefact)]) == 0
+    assert f"in-place cache: {name}, for one text" in capsys.readouterr().out
+
+
+def test_older_onnxruntime_runs_the_portable_graph_and_says_so(artefact):
+    manifest = json.loads(artefact.with_name("clada.json").read_text())
+    artefact.with_name("clada.json").write_text(json.dumps(manifest | {"in_place_cache": {"onnxruntime": "99.0"}}))
+    with pytest.warns(UserWarning, match=r"needs ONNX Runtime 99\.0; running the portable graph instead"):
+        state = Session(artefact).prefill([[5, 6]])
+    assert type(state.model) is OnnxRuntimeModel
+    assert [older_than(release) for release in ("1.4", "1.20", "99.0")] == [False, False, True]
