@@ -20,6 +20,7 @@ from clada.exporter.trace import DEFAULT_OPSET, check_opset, save, save_in_place
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
+from clada.runtime.backends.onnxruntime import older_than
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -80,8 +81,12 @@ def _write_in_place(traced: Callable[[], onnx_ir.Model], model: Path, report: Ca
     except CladaError as error:
         report(f"  no graph with an in-place cache: {error}")
         return None
+    needed = minimum_onnxruntime(in_place)
+    if older_than(needed):
+        report(f"  no graph with an in-place cache: it needs ONNX Runtime {needed}, and cannot be verified here")
+        return None
     save_in_place(in_place, model)
-    return minimum_onnxruntime(in_place)
+    return needed
 
 
 def export(

@@ -11,6 +11,7 @@ from clada.exporter.patch import sparsify
 from clada.exporter.verify import check_lines, read_constants, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import open_artefact
+from clada.runtime.backends.onnxruntime import older_than
 
 
 def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
@@ -28,7 +29,11 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
     thresholds, load_map = read_constants(artefact.model)
     sparsity = sparsify(model, thresholds)
     rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
-    checks = verify(artefact.model, model, sparsity, load_map, rows, artefact.in_place_model)
+    in_place = artefact.in_place_model
+    if in_place is not None and older_than(artefact.in_place_needs):
+        print(f"{in_place.name} is not compared: it needs ONNX Runtime {artefact.in_place_needs}")
+        in_place = None
+    checks = verify(artefact.model, model, sparsity, load_map, rows, in_place)
     print("\n".join(check_lines(checks)))
     require_passed(checks)
 

@@ -56,6 +56,11 @@ class Artefact:
         """Path of the graph with an in-place cache, if there is one."""
         return self.folder / in_place_name(self.model) if IN_PLACE_SECTION in self.manifest else None
 
+    @property
+    def in_place_needs(self) -> str:
+        """The release of ONNX Runtime, "major.minor", from which that graph gives the right results."""
+        return str(self.manifest[IN_PLACE_SECTION]["onnxruntime"])
+
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex, read in pieces."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clada.runtime.artefact import IN_PLACE_SECTION, Artefact
+from clada.runtime.artefact import Artefact
 
 _Row = tuple[str, ...]
 
@@ -26,8 +26,8 @@ def _layer_rows(model: dict[str, Any], calibration: dict[str, Any]) -> list[_Row
 def _in_place_line(artefact: Artefact) -> str:
     if artefact.in_place_model is None:
         return "in-place cache: no; one text runs on the graph for many"
-    release = artefact.manifest[IN_PLACE_SECTION]["onnxruntime"]
-    return f"in-place cache: {artefact.in_place_model.name}, for one text; ONNX Runtime {release} or later"
+    name, release = artefact.in_place_model.name, artefact.in_place_needs
+    return f"in-place cache: {name}, for one text; ONNX Runtime {release} or later"
 
 
 def inspection_lines(artefact: Artefact) -> list[str]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.runtime.artefact import GENERATION_CONFIG_NAME, IN_PLACE_SECTION, open_artefact
+from clada.runtime.artefact import GENERATION_CONFIG_NAME, open_artefact
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel, older_than
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
@@ -80,7 +80,7 @@ class Session:
         path = self._artefact.in_place_model
         if path is None:
             return self._portable
-        needed = self.manifest[IN_PLACE_SECTION]["onnxruntime"]
+        needed = self._artefact.in_place_needs
         if older_than(needed):
             warnings.warn(f"{path.name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
             return self._portable

@@ -31,8 +31,11 @@ from tests.test_trace import LOAD_MAP
 CONTEXT = 128
 # Of the largest value of an output.
 TOLERANCES = {torch.float32: 2e-4, torch.float16: 1e-2}
-VARIANTS = [(family, dtype, tracing.DEFAULT_OPSET) for family in FAMILIES for dtype in TOLERANCES]
+VARIANTS = [(family, torch.float32, tracing.DEFAULT_OPSET) for family in [*FAMILIES, "qwen2 with windows"]]
 VARIANTS += [("llama", torch.float32, opset) for opset in (tracing.MINIMUM_OPSET, tracing.MAXIMUM_OPSET)]
+VARIANTS += [(family, torch.float16, tracing.DEFAULT_OPSET) for family in ("llama", "mistral")]
+# The first layer sees all, the others six tokens.
+WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,8 @@ def exported(tmp_path_factory):
 
     @functools.cache
     def make(family: str, dtype: torch.dtype, opset: int, all_logits: bool = False):
-        model = random_model(family).to(dtype)
+        name, _, windows = family.partition(" with ")
+        model = random_model(name, **(WINDOWS if windows else {})).to(dtype)
         generator = torch.Generator().manual_seed(3)
         # In half precision rounding would decide what is near a threshold: none there.
         share = 0.3 if dtype == torch.float32 else 0.0
@@ -176,6 +180,7 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
     _, sparsity, path = exported(family, dtype, opset)
     portable = path.with_name("model.onnx")
     onnx.checker.check_model(str(path))
+    assert not [note for note in (b"site-packages", str(path.parent).encode()) if note in path.read_bytes()]
     assert path.stat().st_size < portable.stat().st_size < 100_000
     proto, original = (onnx.load(p, load_external_data=False) for p in (path, portable))
     places = [{e.key: e.value for e in t.external_data} for t in proto.graph.initializer if t.external_data]
@@ -300,10 +305,14 @@ def test_artefact_without_the_graph_runs(artefact, tiny_artefact, capsys):
     assert f"in-place cache: {name}, for one text" in capsys.readouterr().out
 
 
-def test_older_onnxruntime_runs_the_portable_graph_and_says_so(artefact):
+def test_older_onnxruntime_runs_the_portable_graph_and_says_so(artefact, checkpoint, capsys):
     manifest = json.loads(artefact.with_name("clada.json").read_text())
     artefact.with_name("clada.json").write_text(json.dumps(manifest | {"in_place_cache": {"onnxruntime": "99.0"}}))
     with pytest.warns(UserWarning, match=r"needs ONNX Runtime 99\.0; running the portable graph instead"):
         state = Session(artefact).prefill([[5, 6]])
     assert type(state.model) is OnnxRuntimeModel
+    assert clada_main(["verify", str(artefact), "--model", str(checkpoint("llama"))]) == 0
+    out = capsys.readouterr().out
+    assert f"{in_place_name(artefact)} is not compared: it needs ONNX Runtime 99.0" in out
+    assert "decode, in-place cache" not in out
     assert [older_than(release) for release in ("1.4", "1.20", "99.0")] == [False, False, True]
