@@ -3,11 +3,13 @@
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from clada.plugins.errors import CladaError, exit_code
+from clada.plugins.onnxruntime import WEIGHTS
 from clada.runtime.artefact import open_artefact
 from clada.runtime.generation import GenerationConfig, Piece
 from clada.runtime.inspection import inspection_lines
@@ -26,6 +28,12 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is none (default)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="",
+        help="what to hold a float32 model's feed-forward weights as; as they are where not given",
+    )
     parser.add_argument("--stats", action="store_true", help="show surprisal, entropy, load and neurons a token")
 
 
@@ -61,13 +69,13 @@ def _show(pieces: Iterable[Piece], show_stats: bool) -> str:
 
 def _run(args: argparse.Namespace) -> None:
     config = _generation_config(args)
-    session = Session(args.path, threads=args.threads)
+    session = Session(args.path, threads=args.threads, weights=args.weights)
     _show(session.stream(args.prompt, config), args.stats)
 
 
 def _chat(args: argparse.Namespace) -> None:
     config = _generation_config(args)
-    session = Session(args.path, threads=args.threads)
+    session = Session(args.path, threads=args.threads, weights=args.weights)
     messages = [{"role": "system", "content": args.system}] if args.system else []
     # Fails before the first question if the model cannot chat at all.
     session.encode_chat([*messages, {"role": "user", "content": "?"}])
@@ -129,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         args = _parser(asked=words[0] if words else "").parse_args(words)
+        warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
         args.run(args)
 
     return exit_code(command)

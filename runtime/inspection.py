@@ -3,6 +3,7 @@
 from typing import Any
 
 from clada.runtime.artefact import Artefact
+from clada.runtime.backends.onnxruntime import kernels_here
 
 _Row = tuple[str, ...]
 
@@ -48,6 +49,7 @@ def inspection_lines(artefact: Artefact) -> list[str]:
         f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: KL "
         f"{calibration['divergence_nats']:.4f} nats a token, {calibration['agreement']:.1%} of next tokens unchanged",
         _in_place_line(artefact),
+        f"on this machine: {kernels_here()}",
         "",
         *_table(_layer_rows(model, calibration)),
         "",

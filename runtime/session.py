@@ -15,7 +15,7 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import GENERATION_CONFIG_NAME, open_artefact
 from clada.runtime.backends.in_place import InPlaceModel
-from clada.runtime.backends.onnxruntime import OnnxRuntimeModel, older_than
+from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, older_than
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.telemetry import TokenStats
 from clada.runtime.text import load_tokenizer, render_chat
@@ -48,10 +48,13 @@ class Session:
 
     Args:
         model: Path of the ONNX file that `clada-export` wrote.
-        threads: Threads within an op; 0 lets ONNX Runtime choose.
+        threads: See Execution, as are the following.
+        kernels: See Execution.
+        weights: See Execution.
 
     Raises:
-        CladaError: The artefact is missing, damaged or not ours; later, ONNX Runtime cannot load it.
+        CladaError: The artefact is missing, damaged or not ours, or an option has a value that is not known; later,
+            ONNX Runtime cannot load it.
 
     Example:
         >>> session = Session("out/model.onnx")
@@ -59,20 +62,19 @@ class Session:
         ...     print(piece.text, end="")
     """
 
-    def __init__(self, model: Path | str, *, threads: int = 0) -> None:
-        if threads < 0:
-            raise CladaError(f"threads is {threads}; it must be 0 (ONNX Runtime chooses) or more")
+    def __init__(self, model: Path | str, *, threads: int = 0, kernels: str = "auto", weights: str = "") -> None:
+        self._execution = Execution(threads, kernels, weights)
         artefact = open_artefact(model)
         self.folder, self.manifest = artefact.folder, artefact.manifest
         self.context_length = int(self.manifest["model"]["context_length"])
         self.tokenizer = load_tokenizer(self.folder)
         self.end_tokens = _end_tokens(self.folder)
-        self._artefact, self._threads = artefact, threads
+        self._artefact = artefact
         self._vocabulary = int(self.manifest["model"]["vocabulary_size"])
 
     @cached_property
     def _portable(self) -> OnnxRuntimeModel:
-        return OnnxRuntimeModel(self._artefact.model, self._threads)
+        return OnnxRuntimeModel(self._artefact.model, self._execution)
 
     @cached_property
     def _single(self) -> OnnxRuntimeModel:
@@ -84,7 +86,12 @@ class Session:
         if older_than(needed):
             warnings.warn(f"{path.name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
             return self._portable
-        return InPlaceModel(path, self.context_length, self._threads)
+        return InPlaceModel(path, self.context_length, self._execution)
+
+    @property
+    def kernels(self) -> str:
+        """What runs the ops for one text: the native kernels and their instruction set, or the function bodies."""
+        return self._single.kernels
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, begun as the model expects.

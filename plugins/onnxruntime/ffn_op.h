@@ -39,7 +39,10 @@ class FfnKernel {
       throw Ort::Exception(std::string(Table::name) + ": activation '" + name + "' is not known", ORT_INVALID_ARGUMENT);
     }
     activation_ = static_cast<Activation>(known - std::begin(kActivations));
-    if (settings.weights == "bfloat16" && element == Element::kFloat32) {
+    if (settings.weights == "bfloat16") {
+      if (element != Element::kFloat32) {
+        throw Ort::Exception("clada.weights=bfloat16 is for float32 models, and this one is not", ORT_INVALID_ARGUMENT);
+      }
       for (const size_t input : {At::w_in, At::w_up, At::w_out}) {
         if (input != kNone) compact_[input] = compact_input(info, input, In::specs[input].name, kernels_);
       }

@@ -10,7 +10,7 @@ import onnxruntime
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Array, OnnxRuntimeModel
+from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Array, Execution, OnnxRuntimeModel
 
 _SMALLEST_CAPACITY = 64
 
@@ -47,14 +47,14 @@ class InPlaceModel(OnnxRuntimeModel):
     Args:
         path: The ONNX file.
         context_length: The most tokens of a text; the cache grows up to it.
-        threads: Threads within an op; 0 lets ONNX Runtime choose.
+        execution: How to run it.
 
     Raises:
-        CladaError: ONNX Runtime cannot load the file.
+        CladaError: ONNX Runtime cannot load the file, or not with the kernels that were asked for.
     """
 
-    def __init__(self, path: Path, context_length: int, threads: int = 0) -> None:
-        super().__init__(path, threads)
+    def __init__(self, path: Path, context_length: int, execution: Execution | None = None) -> None:
+        super().__init__(path, execution)
         self._context_length = context_length
         self._outputs = {value.name: value for value in self._session.get_outputs()}
 

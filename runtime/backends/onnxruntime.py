@@ -1,6 +1,8 @@
-"""The graph in ONNX Runtime, on the CPU; the ops run as their function bodies."""
+"""The graph in ONNX Runtime, on the CPU: the ops run on our native kernels or as their function bodies."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
+from clada.plugins.onnxruntime import WEIGHTS, instructions, register
 
 _LOAD_ERRORS = (
     ort_errors.Fail,
@@ -35,16 +38,52 @@ def older_than(release: str) -> bool:
     return numbers(onnxruntime.__version__) < numbers(release)
 
 
-def create_session(path: Path, threads: int) -> Any:
-    """Load a graph.
+BODIES = "function bodies"
+KERNELS = ("auto", "native", "bodies")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How ONNX Runtime is to run a graph.
+
+    Args:
+        threads: Threads within an op; 0 lets ONNX Runtime choose.
+        kernels: "native"; "bodies", the function bodies of the file itself; or "auto": native kernels, and the bodies,
+            with a warning, where those cannot be had.
+        weights: What the native kernels hold the feed-forward weights as: empty, as the model has them; "bfloat16", a
+            float32 model's rounded when it is loaded, in half the memory.
 
     Raises:
-        CladaError: ONNX Runtime cannot load the file.
+        CladaError: A value is not one of these.
     """
+
+    threads: int = 0
+    kernels: str = "auto"
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise CladaError(f"threads is {self.threads}; it must be 0 (ONNX Runtime chooses) or more")
+        if self.kernels not in KERNELS:
+            raise CladaError(f"kernels is '{self.kernels}'; it must be one of {', '.join(KERNELS)}")
+        if self.weights not in WEIGHTS:
+            raise CladaError(
+                f"weights is '{self.weights}'; it must be empty or one of {', '.join(filter(None, WEIGHTS))}"
+            )
+        if self.weights and self.kernels == "bodies":
+            raise CladaError(f"weights={self.weights} needs the native kernels; function bodies have none of their own")
+
+
+def session_options(execution: Execution) -> Any:
+    """Options of a session, without kernels."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = execution.threads
     # Spinning threads take the cores from whatever else runs on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _load(path: Path, options: Any) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _LOAD_ERRORS as error:
@@ -52,19 +91,57 @@ def create_session(path: Path, threads: int) -> Any:
         raise CladaError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first}") from error
 
 
+def _load_native(path: Path, execution: Execution) -> Any:
+    options = session_options(execution)
+    register(options, weights=execution.weights)
+    return _load(path, options)
+
+
+def create_session(path: Path, execution: Execution) -> tuple[Any, str]:
+    """Load a graph.
+
+    Returns:
+        The session, and what runs the ops in it.
+
+    Raises:
+        CladaError: ONNX Runtime cannot load the file, or not with the kernels that were asked for.
+    """
+    if execution.kernels == "bodies":
+        return _load(path, session_options(execution)), BODIES
+    try:
+        return _load_native(path, execution), f"native kernels, {instructions()}"
+    except CladaError as error:
+        if execution.kernels == "native" or execution.weights:
+            raise
+        reason = error
+    session = _load(path, session_options(execution))
+    # Only once it is known that the kernels, not the file, are at fault.
+    warnings.warn(f"the function bodies run instead of the native kernels, at dense speed: {reason}", stacklevel=2)
+    return session, BODIES
+
+
+def kernels_here() -> str:
+    """What runs the ops on this machine where nothing else is asked for."""
+    try:
+        register(onnxruntime.SessionOptions())
+        return f"native kernels, {instructions()}"
+    except CladaError as error:
+        return f"{BODIES}: {error}"
+
+
 class OnnxRuntimeModel:
     """A loaded graph: its sizes, and one step of it, for any number of texts.
 
     Args:
         path: The ONNX file.
-        threads: Threads within an op; 0 lets ONNX Runtime choose.
+        execution: How to run it.
 
     Raises:
-        CladaError: ONNX Runtime cannot load the file.
+        CladaError: ONNX Runtime cannot load the file, or not with the kernels that were asked for.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        self._session = create_session(path, threads)
+    def __init__(self, path: Path, execution: Execution | None = None) -> None:
+        self._session, self.kernels = create_session(path, execution or Execution())
         inputs = {value.name: value for value in self._session.get_inputs()}
         self.layers = sum(name.startswith(graph.pool(0).rstrip("0")) for name in inputs)
         self.neurons = [int(inputs[graph.pool(n)].shape[1]) for n in range(self.layers)]
