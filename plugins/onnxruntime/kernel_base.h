@@ -71,11 +71,20 @@ struct OpBase : Ort::CustomOpBase<OpBase<Table, Kernel>, Kernel, true> {
 
   OpBase(Element given_element, const Settings& given_settings) : element(given_element), settings(given_settings) {
     this->version = kApiVersion;
-    this->end_ver_ = kVersion;
   }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    return as_status([&] { *kernel = new Kernel(Ort::ConstKernelInfo(info), element, settings); });
+    return as_status([&] {
+      const Ort::ConstKernelInfo node(info);
+      // ONNX Runtime gives a node of any later version to these kernels too.
+      const std::string version = node.GetAttribute<std::string>("plugin_version");
+      if (version != std::to_string(kVersion)) {
+        throw Ort::Exception(std::string(Table::name) + " has version " + version + ", and the native kernels know " +
+                                 std::to_string(kVersion) + "; use a matching release of clada",
+                             ORT_NOT_IMPLEMENTED);
+      }
+      *kernel = new Kernel(node, element, settings);
+    });
   }
   const char* GetName() const { return Table::name; }
   size_t GetInputTypeCount() const { return Table::In::count; }

@@ -13,7 +13,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.plugins.onnxruntime import WEIGHTS, instructions, register
+from clada.plugins.onnxruntime import WEIGHTS, register
+from clada.plugins.onnxruntime import instructions as best_instructions
 
 _LOAD_ERRORS = (
     ort_errors.Fail,
@@ -52,6 +53,7 @@ class Execution:
             with a warning, where those cannot be had.
         weights: What the native kernels hold the feed-forward weights as: empty, as the model has them; "bfloat16", a
             float32 model's rounded when it is loaded, in half the memory.
+        instructions: The instruction set of the native kernels; empty for the best that the processor has.
 
     Raises:
         CladaError: A value is not one of these.
@@ -60,6 +62,7 @@ class Execution:
     threads: int = 0
     kernels: str = "auto"
     weights: str = ""
+    instructions: str = ""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -93,7 +96,7 @@ def _load(path: Path, options: Any) -> Any:
 
 def _load_native(path: Path, execution: Execution) -> Any:
     options = session_options(execution)
-    register(options, weights=execution.weights)
+    register(options, weights=execution.weights, instructions=execution.instructions)
     return _load(path, options)
 
 
@@ -109,7 +112,7 @@ def create_session(path: Path, execution: Execution) -> tuple[Any, str]:
     if execution.kernels == "bodies":
         return _load(path, session_options(execution)), BODIES
     try:
-        return _load_native(path, execution), f"native kernels, {instructions()}"
+        return _load_native(path, execution), f"native kernels, {execution.instructions or best_instructions()}"
     except CladaError as error:
         if execution.kernels == "native" or execution.weights:
             raise
@@ -124,7 +127,7 @@ def kernels_here() -> str:
     """What runs the ops on this machine where nothing else is asked for."""
     try:
         register(onnxruntime.SessionOptions())
-        return f"native kernels, {instructions()}"
+        return f"native kernels, {best_instructions()}"
     except CladaError as error:
         return f"{BODIES}: {error}"
 

@@ -1,0 +1,321 @@
+"""The custom-op library in ONNX Runtime: sessions on it, and what is said where it cannot serve."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import clada.plugins.onnxruntime
+from clada.exporter.checkpoint import load_model
+from clada.exporter.decoder import Decoder
+from clada.exporter.patch import sparse_layers, sparsify
+from clada.exporter.steps import constants, first_step
+from clada.exporter.verify import read_constants
+from clada.plugins import graph
+from clada.plugins.errors import CladaError
+from clada.plugins.onnxruntime import library_path, register
+from clada.plugins.ops import LOAD_SIGNAL, SPARSE_GATED_FFN
+from clada.runtime import GenerationConfig, Session
+from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
+from tests.op_backends import INSTRUCTIONS, body_model
+from tests.test_ops import case_of, cast
+
+TEXT = "import os\nimport sys\n\nclass Reader:\n    def __init__(self, path):\n        self.path = path\n" * 3
+PROMPT_TOKENS = 24
+
+
+def decode_inputs(session: Session, model: OnnxRuntimeModel, ids: list[int], at: int, past_logits) -> dict:
+    first = PROMPT_TOKENS if at == 0 else 1
+    tokens = np.array([ids[:first] if at == 0 else ids[at : at + 1]], np.int64)
+    return {
+        graph.INPUT_IDS: tokens,
+        graph.ATTENTION_MASK: np.ones((1, at + first), np.int64),
+        graph.POSITION_IDS: np.arange(at, at + first)[None],
+        graph.PAST_LOGITS: past_logits,
+        **{graph.pool(n): np.ones((1, f), np.bool_) for n, f in enumerate(model.neurons)},
+    }
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_native_session_computes_what_the_bodies_do(demo_artefact, demo_session, instructions, record_property):
+    """Both read the same text on the same cache: the same neurons, the same logits.
+
+    Rounding may put an activation on the other side of its threshold; such a neuron is counted, and its step is
+    compared by nothing else.
+    """
+    bodies = OnnxRuntimeModel(demo_artefact, Execution(1, "bodies"))
+    native = OnnxRuntimeModel(demo_artefact, Execution(2, "native", instructions=instructions))
+    assert (bodies.kernels, native.kernels) == ("function bodies", f"native kernels, {instructions}")
+    ids = demo_session.encode(TEXT)[: PROMPT_TOKENS + 48]
+    scores = [graph.score(n) for n in range(bodies.layers)]
+    fetch = [graph.LOGITS, graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE, *scores]
+    cache, past_logits, flips, compared = bodies.empty_cache(1), np.zeros((1, bodies.vocabulary), np.float32), 0, 0
+    for at in [0, *range(PROMPT_TOKENS, len(ids))]:
+        inputs = decode_inputs(demo_session, bodies, ids, at, past_logits)
+        ours, _ = native.step(inputs, cache, fetch)
+        theirs, cache = bodies.step(inputs, cache, fetch)
+        flipped = sum(int(((ours[name] > 0) != (theirs[name] > 0)).sum()) for name in scores)
+        flips += flipped
+        past_logits = theirs[graph.LOGITS][:, -1]
+        for name in (graph.LOAD, graph.SURPRISAL, graph.ENTROPY):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
+        if not flipped:
+            compared += 1
+            np.testing.assert_array_equal(ours[graph.ACTIVE], theirs[graph.ACTIVE])
+            spread = np.ptp(theirs[graph.LOGITS])
+            assert np.abs(ours[graph.LOGITS] - theirs[graph.LOGITS]).max() <= 1e-5 * spread
+    record_property("flipped", f"{flips} of {(len(ids) - PROMPT_TOKENS) * sum(bodies.neurons)} neurons")
+    assert compared >= 46
+    assert flips <= 3
+
+
+def test_generation_is_the_same_on_both(demo_artefact):
+    """Greedy tokens and active fractions, in one text and in a batch."""
+    prompts = ["def parse_args(argv):", "class Reader:", "for i in range("]
+    native = Session(demo_artefact, threads=2, kernels="native")
+    bodies = Session(demo_artefact, threads=2, kernels="bodies")
+    assert native.kernels == f"native kernels, {INSTRUCTIONS[0]}"
+    for batch in ([prompts[0]], prompts):
+        ours, theirs = (s.generate(batch, GenerationConfig(max_new_tokens=24)) for s in (native, bodies))
+        assert [c.tokens for c in ours] == [c.tokens for c in theirs]
+        fractions = [[s.active_fraction for c in completions for s in c.stats] for completions in (ours, theirs)]
+        np.testing.assert_allclose(*fractions, atol=1e-3)
+
+
+def test_session_is_repeatable_to_the_bit(demo_artefact):
+    """Whatever the number of the kernels' threads."""
+    logits = []
+    for _ in range(2):
+        session = Session(demo_artefact, threads=2)
+        state = session.prefill([session.encode(TEXT)])
+        for token in session.encode("def main(argv):"):
+            session.decode(state, [token])
+        logits.append(state.logits.copy())
+    np.testing.assert_array_equal(*logits)
+
+
+@torch.no_grad()
+def test_bfloat16_weights_are_those_of_a_rounded_model(tiny_artefact, checkpoint):
+    """Against PyTorch with its feed-forward matrices rounded; biases and everything else as they were."""
+    thresholds, load_map = read_constants(tiny_artefact)
+    model, _ = load_model(str(checkpoint("llama")), torch.float32)
+    sparsity = sparsify(model, thresholds)
+    for layer in sparse_layers(model):
+        for name in layer.weight_names:
+            weight = layer.get_parameter(name)
+            weight.copy_(weight.bfloat16().float())
+    session = Session(tiny_artefact, weights="bfloat16")
+    ids = session.encode(TEXT)[:32]
+    decoder = Decoder(model, sparsity, load_map.surprisal_weight)
+    step = first_step(model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
+    expected = decoder(**step, **constants(sparsity, load_map))[0][0, -1].numpy()
+    assert np.abs(session.prefill([ids]).logits[0] - expected).max() <= 1e-5 * np.ptp(expected)
+    unrounded = Session(tiny_artefact).prefill([ids]).logits[0]
+    assert np.abs(unrounded - expected).max() > 1e-4 * np.ptp(expected)
+
+
+MEMORY_PROGRAM = """
+import sys, numpy as np, onnxruntime
+from clada.plugins.onnxruntime import register
+options = onnxruntime.SessionOptions()
+register(options, weights=sys.argv[2])
+session = onnxruntime.InferenceSession(sys.argv[1], options)
+feeds = {i.name: np.ones([d if isinstance(d, int) else 1 for d in i.shape], {"tensor(float)": np.float32,
+         "tensor(bool)": np.bool_}[i.type]) for i in session.get_inputs()}
+session.run(None, feeds)
+lines = dict(line.split(":") for line in open("/proc/self/status") if "Rss" in line)
+print(sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssFile")) / 1024)
+"""
+
+
+def weights_model(path: Path, dtype: str, width: int = 1024, neurons: int = 8192) -> Path:
+    """One gated FFN whose weights are initializers in a file beside it, as the exporter writes them."""
+    model = body_model(SPARSE_GATED_FFN, dtype, {"activation": "silu"}, 20)
+    sizes = {"F": neurons, "D": width}
+    rng = np.random.default_rng(0)
+    for value in list(model.graph.input):
+        shape = [sizes.get(d.dim_param, 0) for d in value.type.tensor_type.shape.dim]
+        if value.name.startswith("w_"):
+            weight = (rng.standard_normal(shape) / 32).astype(dtype)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(weight, value.name))
+            model.graph.input.remove(value)
+        else:
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in sizes:
+                    dim.dim_value = sizes[dim.dim_param]
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+    return path
+
+
+def test_a_weight_is_in_memory_once(tmp_path):
+    """96 MB of float32 weights: as they are, they take that much; as bfloat16, half, and their original nothing."""
+    path = weights_model(tmp_path / "model.onnx", "float32")
+
+    def resident(*arguments: str) -> float:
+        program = [sys.executable, "-c", MEMORY_PROGRAM, *arguments]
+        return float(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+
+    small = weights_model(tmp_path / "small.onnx", "float32", neurons=64)
+    without = resident(str(small), "")
+    assert resident(str(path), "") - without < 1.1 * 96
+    assert resident(str(path), "bfloat16") - without < 1.15 * 48
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    """A copy of the installed package that a test may damage; a subprocess finds it before the real one."""
+    installed = Path(clada.plugins.onnxruntime.__file__).parents[2]
+    return Path(shutil.copytree(installed, tmp_path / "site" / "clada"))
+
+
+GENERATE = """
+import sys
+from clada.runtime import GenerationConfig, Session
+session = Session(sys.argv[1], threads=1)
+for _ in range(2):
+    print(len(session.generate("def f(", GenerationConfig(max_new_tokens=3))[0].tokens), session.kernels)
+    session.generate(["a", "b"], GenerationConfig(max_new_tokens=3))
+"""
+
+
+def run_with(package: Path, artefact: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    program = [sys.executable, "-c", GENERATE, str(artefact)]
+    return subprocess.run(program, capture_output=True, text=True, check=True, env=environment, cwd=package.parent)
+
+
+def test_without_a_library_the_session_says_so_once_and_runs(package, tiny_artefact):
+    next(package.rglob("libclada_onnxruntime.so")).unlink()
+    result = run_with(package, tiny_artefact)
+    assert result.stdout == "3 function bodies\n" * 2
+    assert result.stderr.count("the function bodies run instead of the native kernels, at dense speed") == 1
+    assert "this installation of clada has no native kernels" in result.stderr
+    assert "set CLADA_ONNXRUNTIME_INCLUDE" in result.stderr
+
+
+def test_a_library_for_another_processor_is_named(package, tiny_artefact):
+    library = next(package.rglob("libclada_onnxruntime.so"))
+    content = bytearray(library.read_bytes())
+    content[18:20] = (243).to_bytes(2, sys.byteorder)  # e_machine: RISC-V
+    library.write_bytes(content)
+    result = run_with(package, tiny_artefact)
+    assert result.stdout == "3 function bodies\n" * 2
+    assert result.stderr.count("the native kernels cannot be used: ") == 1
+    assert "libclada_onnxruntime.so" in result.stderr
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    inspect = [sys.executable, "-m", "clada.runtime.cli", "inspect", str(tiny_artefact)]
+    assert subprocess.run(inspect, capture_output=True, text=True, check=True, env=environment).returncode == 0
+
+
+def test_a_library_for_a_newer_onnxruntime_says_so():
+    """The library is handed what a release hands over that speaks no version of the API after 19."""
+    create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+    get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)
+    messages, version = [], ctypes.create_string_buffer(b"1.19.2")
+    # CreateStatus is the first function of every version.
+    api = (create_status * 1)(create_status(lambda _, message: messages.append(message) or 1))
+    functions = [
+        get_api(lambda asked: ctypes.addressof(api) if asked < 20 else None),
+        get_version(lambda: ctypes.addressof(version)),
+    ]
+    base = (ctypes.c_void_p * 2)(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+    library = ctypes.CDLL(str(library_path()))
+    library.RegisterCustomOps.restype = ctypes.c_void_p
+    assert library.RegisterCustomOps(None, base) == 1
+    assert messages == [b"the native kernels of clada need ONNX Runtime 1.20 or newer; this is 1.19.2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "int7"}, "clada.weights is 'int7'; it may be empty or bfloat16"),
+        ({"instructions": "mmx"}, "clada.instructions is 'mmx', which is not known"),
+    ],
+)
+def test_unknown_settings_are_refused(options, message):
+    with pytest.raises(CladaError, match=message):
+        register(onnxruntime.SessionOptions(), **options)
+
+
+def load_native(model: onnx.ModelProto, **options: str) -> onnxruntime.InferenceSession:
+    del model.functions[:]
+    session_options = onnxruntime.SessionOptions()
+    session_options.log_severity_level = 4
+    register(session_options, **options)
+    return onnxruntime.InferenceSession(model.SerializeToString(), session_options)
+
+
+def test_bfloat16_weights_need_float32_constants(tmp_path):
+    model = body_model(SPARSE_GATED_FFN, "float32", {"activation": "silu"}, 20)
+    with pytest.raises(Exception, match="needs constant weights, and w_gate is not constant"):
+        load_native(model, weights="bfloat16")
+    half = onnx.load(weights_model(tmp_path / "half.onnx", "float16", 16, 16))
+    with pytest.raises(Exception, match="weights=bfloat16 is for float32 models"):
+        load_native(half, weights="bfloat16")
+
+
+def test_an_op_version_that_is_not_known_is_refused():
+    model = body_model(SPARSE_GATED_FFN, "float32", {"activation": "silu"}, 20)
+    next(a for a in model.graph.node[0].attribute if a.name == "plugin_version").s = b"2"
+    with pytest.raises(Exception, match="SparseGatedFFN has version 2, and the native kernels know 1"):
+        load_native(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("w_up", (5, 24), r"SparseGatedFFN: w_up has shape \[5, 24\], expected \[F=37, D=24\]"),
+        ("pool", (2, 37), r"SparseGatedFFN: pool has shape \[2, 37\], expected \[B=1, F=37\]"),
+        ("threshold", (36,), r"SparseGatedFFN: threshold has shape \[36\], expected \[F=37\]"),
+    ],
+)
+def test_wrong_sizes_are_named(name, shape, message):
+    _, inputs = cast(SPARSE_GATED_FFN, case_of(SPARSE_GATED_FFN, "silu-mixed-B1-S2"), "float32")
+    feeds = {spec.name: a for spec, a in zip(SPARSE_GATED_FFN.inputs, inputs, strict=True)}
+    feeds[name] = np.zeros(shape, feeds[name].dtype)
+    session = load_native(body_model(SPARSE_GATED_FFN, "float32", {"activation": "silu"}, 20))
+    with pytest.raises(Exception, match=message):
+        session.run(None, feeds)
+
+
+def test_a_token_outside_the_vocabulary_is_named():
+    _, inputs = cast(LOAD_SIGNAL, case_of(LOAD_SIGNAL, "B3-V7-spread4.0"), "float32")
+    feeds = {spec.name: a for spec, a in zip(LOAD_SIGNAL.inputs, inputs, strict=True)}
+    feeds["token"] = np.array([0, 9, 1])
+    session = load_native(body_model(LOAD_SIGNAL, "float32", {"surprisal_weight": 0.5}, 20))
+    with pytest.raises(Exception, match="token 9 of row 1 is not in the vocabulary of 7"):
+        session.run(None, feeds)
+
+
+def test_a_bfloat16_model_has_kernels():
+    """No session feeds bfloat16 through NumPy; that the graph loads shows that each op has a kernel for it."""
+    for op, attributes in ((SPARSE_GATED_FFN, {"activation": "silu"}), (LOAD_SIGNAL, {"surprisal_weight": 0.5})):
+        model = body_model(op, "float32", attributes, 20)
+        for value in [*model.graph.input, *model.graph.output]:
+            spec = next(s for s in (*op.inputs, *op.outputs) if s.name == value.name)
+            if spec.dtype == "T":
+                value.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+        load_native(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": -1}, "threads is -1"),
+        ({"kernels": "fast"}, "kernels is 'fast'; it must be one of auto, native, bodies"),
+        ({"weights": "int7"}, "weights is 'int7'"),
+        ({"weights": "bfloat16", "kernels": "bodies"}, "weights=bfloat16 needs the native kernels"),
+    ],
+)
+def test_unknown_ways_to_run_are_refused(tiny_artefact, options, message):
+    with pytest.raises(CladaError, match=message):
+        Session(tiny_artefact, **options)
