@@ -42,7 +42,7 @@ def test_wheel_holds_only_clada(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"clada", "clada-0.1.0.dist-info"}
     packages = {name.split("/")[1] for name in names if name.startswith("clada/")}
-    assert packages == {"exporter", "plugins", "runtime"}
+    assert packages == {"benchmark", "exporter", "plugins", "runtime"}
     for package in packages:
         assert f"clada/{package}/py.typed" in names
     assert {"clada/exporter/data/calibration.jsonl", "clada/exporter/data/LICENSE-PSF.txt"} <= set(names)
@@ -66,13 +66,12 @@ def test_commands_of_the_runtime_alone(clean_python, tiny_artefact):
     clada = clean_python.with_name("clada")
     assert "llama, " in check_output(clada, "inspect", tiny_artefact)
     check_output(clada, "run", tiny_artefact, "--prompt", "x", "--max-new-tokens", 2)
-    assert "verify" in check_output(clada, "--help")
-    result = subprocess.run(
-        [clada, "verify", tiny_artefact, "--model", "x"], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: `clada verify` needs ")
-    assert "pip install 'clada[export]'" in result.stderr
+    assert {"bench", "verify"} <= set(check_output(clada, "--help").split())
+    for arguments, extra in ((["verify", tiny_artefact, "--model", "x"], "export"), (["bench"], "bench")):
+        result = subprocess.run([clada, *arguments], capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"error: `clada {arguments[0]}` needs ")
+        assert f"pip install 'clada[{extra}]'" in result.stderr
 
 
 def test_exporter_without_torch_says_what_to_install(clean_python):
@@ -83,10 +82,13 @@ def test_exporter_without_torch_says_what_to_install(clean_python):
     assert "pip install 'clada[export]'" in result.stderr
 
 
-@pytest.mark.parametrize("package", ["plugins", "runtime"])
+LAYERS = ("plugins", "runtime", "exporter", "benchmark")
+
+
+@pytest.mark.parametrize("package", LAYERS)
 def test_nothing_imports_upward(package):
-    """The plugins know neither runtime nor exporter; the runtime does not know the exporter."""
-    above = {"plugins": ("clada.runtime", "clada.exporter"), "runtime": ("clada.exporter",)}[package]
+    """The plugins know none of the others, the runtime not the exporter, and nothing knows the benchmark."""
+    above = [f"clada.{name}" for name in LAYERS[LAYERS.index(package) + 1 :]]
     for path in (ROOT / package).rglob("*.py"):
         imports = [line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
         assert not [line for line in imports if any(name in line for name in above)], path

@@ -1,0 +1,72 @@
+"""The `clada bench` command."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from clada.benchmark.machine import machine
+from clada.benchmark.output import check_writable, write
+from clada.benchmark.plot import FORMATS, plot
+from clada.benchmark.report import Table, json_text, table_lines
+from clada.benchmark.settings import Settings, checked
+from clada.benchmark.shapes import SHAPES, TINY, chosen_shapes
+from clada.benchmark.tables import layer_tables
+from clada.plugins.errors import CladaError
+
+_TABLES = {"layer": layer_tables}
+
+
+def _check_outputs(json_file: Path | None, plot_file: Path | None) -> None:
+    if plot_file is not None and plot_file.suffix not in FORMATS:
+        raise CladaError(f"cannot plot to {plot_file}: its suffix must be one of {', '.join(FORMATS)}")
+    for path in (json_file, plot_file):
+        if path is not None:
+            check_writable(path)
+
+
+def _run(args: argparse.Namespace) -> None:
+    settings = checked(Settings(active=tuple(args.active), threads=args.threads, rounds=args.rounds))
+    chosen = chosen_shapes(args.shape, args.what)
+    _check_outputs(args.json, args.plot)
+    here = machine()
+    subtitle = f"{here['processor']}, {settings.threads} threads, ONNX Runtime {here['versions']['onnxruntime']}"
+    print(f"{subtitle}; medians of {settings.rounds} rounds, of {settings.prefill_rounds} in prefill")
+    tables: list[Table] = []
+    for shape, whats in chosen:
+        for what in whats:
+            for table in _TABLES[what](shape, settings):
+                print("\n" + "\n".join(table_lines(table)), flush=True)
+                tables.append(table)
+    if args.json is not None:
+        write(args.json, json_text(tables, here, asdict(settings)).encode())
+    if args.plot is not None:
+        write(args.plot, plot(tables, subtitle, args.plot.suffix))
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to `clada`'s."""
+    parser = commands.add_parser(
+        "bench",
+        help="time the ops and whole models against ONNX Runtime's dense graphs",
+        description="Time random weights of real shapes: our ops dense and sparse, ONNX Runtime's dense graph in "
+        "float32 and int4, and torch, in turns in one process; and the floor, the time it takes to read what must "
+        "be read. A whole model takes several times its size in memory and on disk.",
+    )
+    real = [name for name in SHAPES if name != TINY]
+    parser.add_argument(
+        "--shape", nargs="+", default=real, metavar="NAME", help=f"of {', '.join(SHAPES)} (default: all but {TINY})"
+    )
+    parser.add_argument("--what", nargs="+", choices=list(_TABLES), default=["layer"], help="default: %(default)s")
+    parser.add_argument(
+        "--active",
+        nargs="+",
+        type=float,
+        default=list(Settings.active),
+        metavar="SHARE",
+        help="shares of neurons that stay active (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, default=Settings.threads, help="0 is one a core (default)")
+    parser.add_argument("--rounds", type=int, default=Settings.rounds, help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, as .png or .svg")
+    parser.set_defaults(run=_run)

@@ -1,0 +1,58 @@
+"""One line of a table: something that can be run, and what it has to read for that."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from clada.plugins.errors import CladaError
+from clada.plugins.ops.record import Array
+
+# Every ratio is against this one.
+REFERENCE = "ORT dense float32"
+INT4 = "ORT dense int4"
+TORCH = "torch dense float32"
+# How far from the reference the output may be; more is not another precision but another computation.
+_FARTHEST = {"float32": 1e-3, "bfloat16": 0.1, "int4": 0.7}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute the same thing.
+
+    Args:
+        name: Unique in its table; the last word is the precision of its weights.
+        run: Does it once and returns the share of neurons that were computed; None where it cannot run here.
+        always_bytes: What a token needs of the memory whatever it activates.
+        active_bytes: What comes on top when all neurons are active.
+        target: The share of neurons that was asked for; None for dense ones.
+        error: Relative distance of its output from the reference's; None for those that skip neurons.
+        missing: Why it cannot run here.
+    """
+
+    name: str
+    run: Callable[[], float] | None = None
+    always_bytes: float = 0
+    active_bytes: float = 0
+    target: float | None = None
+    error: float | None = None
+    missing: str = ""
+
+
+def ours(fraction: float | None, weights: str) -> str:
+    """Name of one of our contenders; None is dense."""
+    share = "dense" if fraction is None else f"{100 * fraction:g}%"
+    return f"ours {share} {weights or 'float32'}"
+
+
+def checked_error(name: str, output: Array, reference: Array) -> float:
+    """Relative distance of a dense contender's output from the reference's.
+
+    Raises:
+        CladaError: It is so large that they do not compute the same.
+    """
+    error = float(np.linalg.norm(output - reference) / np.linalg.norm(reference))
+    # Written so that a NaN fails.
+    if not error <= _FARTHEST[name.split()[-1]]:
+        raise CladaError(f"{name} does not compute what {REFERENCE} does: relative distance {error:.2g}")
+    return error

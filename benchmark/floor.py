@@ -1,0 +1,49 @@
+"""The floor: how fast this machine reads memory, with the threads that the contenders have."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import onnx_ir
+
+from clada.benchmark.storage import weight
+from clada.plugins.ops import DOMAIN
+from clada.plugins.ops.record import Array
+
+# Far beyond any cache.
+_BYTES = 1 << 29
+
+
+@cache
+def _parts(threads: int) -> list[Array]:
+    """Memory that is read, in one part a thread; written once, so that it is really there."""
+    return np.array_split(np.ones(_BYTES // 8, np.int64), threads)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second that this many threads read together."""
+    parts = _parts(threads)
+    start = time.perf_counter()
+    list(_pool(threads).map(np.maximum.reduce, parts))
+    return _BYTES / (time.perf_counter() - start)
+
+
+def weight_bytes(model: onnx_ir.Model) -> tuple[int, int]:
+    """Bytes of the matrices that a token is multiplied with: those of our ops' neurons, and all others.
+
+    The embedding is not among them: of that a token reads one row.
+    """
+    neurons = others = 0
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            neurons += sum(tensor.nbytes for tensor in map(weight, node.inputs) if tensor is not None)
+        elif node.op_type in ("MatMul", "MatMulNBits"):
+            weights = [value.const_value for value in node.inputs[1:] if value is not None and value.is_initializer()]
+            others += sum(tensor.nbytes for tensor in weights if tensor is not None)
+    return neurons, others

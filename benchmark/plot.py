@@ -1,0 +1,43 @@
+"""The figures as bars."""
+
+from collections.abc import Sequence
+from io import BytesIO
+
+from matplotlib.figure import Figure
+
+from clada.benchmark.contender import REFERENCE
+from clada.benchmark.report import Table
+
+FORMATS = (".png", ".svg")
+_COLOURS = {"ours": "tab:blue", "ORT": "tab:gray", "torch": "tab:brown"}
+
+
+def plot(tables: Sequence[Table], subtitle: str, form: str) -> bytes:
+    """An image with one panel a table: how many times as fast as the reference each contender is.
+
+    Args:
+        tables: What was measured.
+        subtitle: The machine.
+        form: The format, a suffix of FORMATS.
+    """
+    counts = [sum(not row.missing for row in table.rows) for table in tables]
+    figure = Figure(figsize=(9, 1.2 + sum(0.9 + 0.27 * count for count in counts)), layout="constrained")
+    figure.suptitle(f"Speed against {REFERENCE}\n{subtitle}", fontsize=11)
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=[1.5 + count for count in counts])
+    for panel, table in zip(panels[:, 0], tables, strict=True):
+        rows = [row for row in table.rows if row.ratio is not None and row.ms is not None]
+        ratios = [row.ratio or 0.0 for row in rows]
+        colours = [_COLOURS[row.name.split()[0]] for row in rows]
+        bars = panel.barh([row.name for row in rows], ratios, color=colours)
+        panel.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        labels = [f"{row.ratio:.2f}x   {row.ms:.4g} ms" for row in rows]
+        background = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        panel.bar_label(bars, labels, fontsize=8, padding=4, bbox=background)
+        panel.set_xlim(0, 1.25 * max(ratios))
+        panel.invert_yaxis()
+        panel.tick_params(labelsize=8)
+        panel.set_title(table.title, fontsize=9, loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+    image = BytesIO()
+    figure.savefig(image, format=form.removeprefix("."), dpi=150)
+    return image.getvalue()

@@ -1,0 +1,145 @@
+"""What was measured, as figures, as a table and as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from clada.benchmark.contender import REFERENCE, Contender
+from clada.benchmark.timing import Samples
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one contender; all but the first two are None where it could not run.
+
+    Args:
+        name: The contender.
+        missing: Why it could not run; empty where it did.
+        ms: Median time in milliseconds.
+        ms_quartiles: First and third quartile of it.
+        ratio: How many times as fast as the reference: median over the rounds of the quotient of the two times.
+        active_target: Share of neurons that was asked for; None for dense ones.
+        active: Share that was computed, mean.
+        bytes_read: What it must read; None where reading is not what takes the time.
+        gigabytes_per_second: bytes_read over the median time.
+        floor_share: Median over the rounds of the time in which the machine reads as much, measured just before,
+            over the time it took.
+        error: Relative distance of its output from the reference's; None for those that skip neurons.
+        samples_ms: Every time.
+        bandwidth_gigabytes_per_second: What the machine read before each.
+    """
+
+    name: str
+    missing: str = ""
+    ms: float | None = None
+    ms_quartiles: tuple[float, float] | None = None
+    ratio: float | None = None
+    active_target: float | None = None
+    active: float | None = None
+    bytes_read: float | None = None
+    gigabytes_per_second: float | None = None
+    floor_share: float | None = None
+    error: float | None = None
+    samples_ms: tuple[float, ...] = ()
+    bandwidth_gigabytes_per_second: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures of everything that was timed in turns.
+
+    Args:
+        shape: Name of the shape.
+        what: "layer" or "model".
+        phase: "decode" or "prefill".
+        tokens: How many are computed at once.
+        context: How many came before them.
+        rows: One a contender.
+    """
+
+    shape: str
+    what: str
+    phase: str
+    tokens: int
+    context: int
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """What it shows, in a line."""
+        subject = "one FFN layer" if self.what == "layer" else "whole model"
+        context = f", context {self.context}" if self.context else ""
+        return f"{self.shape}, {subject}, {self.phase} ({self.tokens} token{'s' * (self.tokens > 1)}{context})"
+
+
+def row(contender: Contender, samples: Samples | None, reference: Samples) -> Row:
+    """Figures from times."""
+    if samples is None:
+        return Row(contender.name, contender.missing, active_target=contender.target)
+    seconds, bandwidth = np.array(samples.seconds), np.array(samples.bandwidth)
+    low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75])
+    active = float(np.mean(samples.active))
+    bytes_read = contender.always_bytes + active * contender.active_bytes
+    reads = len(bandwidth) > 0
+    return Row(
+        contender.name,
+        ms=float(median) * 1e3,
+        ms_quartiles=(float(low) * 1e3, float(high) * 1e3),
+        ratio=float(np.median(np.array(reference.seconds) / seconds)),
+        active_target=contender.target,
+        active=active,
+        bytes_read=bytes_read if reads else None,
+        gigabytes_per_second=bytes_read / float(median) / 1e9 if reads else None,
+        floor_share=float(np.median(bytes_read / bandwidth / seconds)) if reads else None,
+        error=contender.error,
+        samples_ms=tuple(seconds * 1e3),
+        bandwidth_gigabytes_per_second=tuple(bandwidth / 1e9),
+    )
+
+
+def rows(contenders: Sequence[Contender], samples: dict[str, Samples]) -> tuple[Row, ...]:
+    """Figures of all contenders, in their order."""
+    return tuple(row(contender, samples.get(contender.name), samples[REFERENCE]) for contender in contenders)
+
+
+def _cells(row: Row) -> list[str]:
+    def cell(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    low, high = row.ms_quartiles or (None, None)
+    spread = f"{cell(low, '.2f')} - {cell(high, '.2f')}"
+    return [
+        row.name,
+        cell(row.ms, ".2f"),
+        spread,
+        cell(row.ratio, ".2f") + "x",
+        cell(row.gigabytes_per_second, ".1f"),
+        cell(row.floor_share, ".0%"),
+        cell(row.active, ".1%"),
+    ]
+
+
+def table_lines(table: Table) -> list[str]:
+    """The table as text, a line naming what could not run."""
+    header = ["contender", "ms", "quartiles", f"vs {REFERENCE}", "GB/s", "of floor", "active"]
+    cells = [header] + [_cells(row) for row in table.rows if not row.missing]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [table.title]
+    for line in cells:
+        padded = [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    bandwidth = [value for row in table.rows for value in row.bandwidth_gigabytes_per_second]
+    if bandwidth:
+        low, median, high = np.quantile(bandwidth, [0.25, 0.5, 0.75])
+        lines.append(f"floor: what must be read, at {median:.1f} GB/s (quartiles {low:.1f} - {high:.1f})")
+    lines += [f"not run: {row.name}: {row.missing}" for row in table.rows if row.missing]
+    return lines
+
+
+def json_text(tables: Sequence[Table], machine: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Everything that was measured, with the machine and the settings."""
+    report = {"machine": machine, "settings": settings, "reference": REFERENCE}
+    return json.dumps(report | {"tables": [asdict(table) for table in tables]}, indent=1) + "\n"

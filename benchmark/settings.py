@@ -1,0 +1,49 @@
+"""What the user chose, checked before anything is measured."""
+
+import os
+from dataclasses import dataclass
+
+from clada.plugins.errors import CladaError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How everything is measured.
+
+    Args:
+        active: Shares of neurons that our sparse contenders keep.
+        threads: Of every contender.
+        rounds: Of decoding; prefill takes a fifth of them.
+        prefill_tokens: Length of the prompt.
+        context: Tokens in the cache when a whole model decodes.
+    """
+
+    active: tuple[float, ...] = (0.6, 0.4, 0.2)
+    threads: int = 0
+    rounds: int = 20
+    prefill_tokens: int = 512
+    context: int = 128
+
+    @property
+    def prefill_rounds(self) -> int:
+        """Prefill takes seconds a time and varies less."""
+        return max(2, self.rounds // 5)
+
+
+def checked(settings: Settings) -> Settings:
+    """The settings, with threads 0 replaced by the number of cores.
+
+    Raises:
+        CladaError: A value makes no sense.
+    """
+    for fraction in settings.active:
+        if not 0 < fraction <= 1:
+            raise CladaError(f"an active fraction is {fraction}; it must lie in (0, 1]")
+    if len(set(settings.active)) < len(settings.active):
+        raise CladaError("an active fraction is given twice")
+    if settings.rounds < 1:
+        raise CladaError(f"rounds is {settings.rounds}; at least 1 is needed")
+    if settings.threads < 0:
+        raise CladaError(f"threads is {settings.threads}; it must be 0 (all cores) or more")
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    return Settings(settings.active, threads, settings.rounds, settings.prefill_tokens, settings.context)

@@ -1,0 +1,69 @@
+"""Sizes that are measured: those of real models, and a tiny one that is over in a second."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clada.plugins.errors import CladaError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one model, gated with SiLU.
+
+    Args:
+        name: As the user gives it.
+        hidden: D.
+        neurons: F.
+        model: Whether the whole model is measured too; the arguments after it are only for that.
+        torch_model: Whether it is small enough to be measured in torch beside all the others.
+        family: The configuration's `model_type`.
+        layers: How many.
+        heads: Of the queries.
+        key_value_heads: Of the keys and values.
+        vocabulary: V.
+    """
+
+    name: str
+    hidden: int
+    neurons: int
+    model: bool = False
+    torch_model: bool = False
+    family: str = "llama"
+    layers: int = 1
+    heads: int = 1
+    key_value_heads: int = 1
+    vocabulary: int = 1
+
+
+TINY = "tiny"
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("qwen2.5-0.5b", 896, 4864, True, True, "qwen2", 24, 14, 2, 151_936),
+        Shape("llama-3.2-1b", 2048, 8192, True, False, "llama", 16, 32, 8, 128_256),
+        Shape("llama-3-8b", 4096, 14336),
+        Shape(TINY, 64, 160, True, True, "llama", 2, 4, 2, 512),
+    )
+}
+
+
+def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tuple[Shape, list[str]]]:
+    """The shapes that were asked for, each with what of it is measured.
+
+    Args:
+        names: Of SHAPES.
+        whats: "layer", "model" or both; None is all that a shape has.
+
+    Raises:
+        CladaError: A shape is unknown or has no whole model to measure.
+    """
+    chosen = []
+    for name in names:
+        if name not in SHAPES:
+            raise CladaError(f"no shape is called '{name}'; known are: {', '.join(SHAPES)}")
+        shape = SHAPES[name]
+        if whats is not None and "model" in whats and not shape.model:
+            raise CladaError(f"of {name} only a layer is measured: the whole model takes too much memory")
+        available = ["layer", "model"] if shape.model else ["layer"]
+        chosen.append((shape, [what for what in available if whats is None or what in whats]))
+    return chosen

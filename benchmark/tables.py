@@ -1,0 +1,37 @@
+"""Everything that is measured, one table after the other."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from clada.benchmark.contender import Contender
+from clada.benchmark.floor import read_bandwidth
+from clada.benchmark.layer import layer_contenders, opened_layer
+from clada.benchmark.report import Table, rows
+from clada.benchmark.settings import Settings
+from clada.benchmark.shapes import Shape
+from clada.benchmark.timing import measure
+
+# The contenders for a number of tokens, ours with these shares of neurons beside dense.
+_Make = Callable[[int, tuple[float, ...]], list[Contender]]
+
+
+def _decode(shape: Shape, what: str, context: int, make: _Make, settings: Settings) -> Table:
+    contenders = make(1, settings.active)
+    bandwidth = partial(read_bandwidth, settings.threads)
+    samples = measure(contenders, settings.rounds, bandwidth, f"{shape.name} {what}, decode")
+    return Table(shape.name, what, "decode", 1, context, rows(contenders, samples))
+
+
+def _prefill(shape: Shape, what: str, make: _Make, settings: Settings) -> Table:
+    """Of many tokens at once, where arithmetic takes the time, not reading, and nothing is sparse."""
+    contenders = make(settings.prefill_tokens, ())
+    samples = measure(contenders, settings.prefill_rounds, None, f"{shape.name} {what}, prefill")
+    return Table(shape.name, what, "prefill", settings.prefill_tokens, 0, rows(contenders, samples))
+
+
+def layer_tables(shape: Shape, settings: Settings) -> Iterator[Table]:
+    """Measure one feed-forward layer."""
+    with opened_layer(shape, settings.threads) as layer:
+        make = partial(layer_contenders, layer)
+        yield _decode(shape, "layer", 0, make, settings)
+        yield _prefill(shape, "layer", make, settings)

@@ -1,0 +1,8 @@
+"""`clada bench` under the name of a script: what is measured is in `benchmark/`."""
+
+import sys
+
+from clada.runtime.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["bench", *sys.argv[1:]]))

@@ -1,0 +1,155 @@
+"""The benchmark measures what it claims: contenders that agree, exact shares, ratios of its own figures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clada.benchmark.contender import INT4, REFERENCE, TORCH, ours
+from clada.benchmark.int4 import BLOCK, quantise
+from clada.benchmark.layer import layer_contenders, opened_layer
+from clada.benchmark.layer_graph import exact_threshold, random_input
+from clada.benchmark.sessions import Bound
+from clada.benchmark.shapes import SHAPES
+from clada.plugins.ops import SPARSE_GATED_FFN
+from clada.runtime.cli import main as clada_main
+from tests.test_bad_input import fails_with
+
+SHAPE = SHAPES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def layer():
+    with opened_layer(SHAPE, threads=1) as opened:
+        yield opened
+
+
+def _dense_inputs(tokens):
+    return {
+        "threshold": np.zeros(SHAPE.neurons, np.float32),
+        "scale": np.zeros((1, tokens), np.float32),
+        "pool": np.ones((1, SHAPE.neurons), np.bool_),
+    }
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_dense_layers_agree(layer, tokens):
+    """The dense graph, the 4-bit one and torch compute what our op does; none is compared with itself."""
+    contenders = {c.name: c for c in layer_contenders(layer, tokens, ()) if c.run is not None}
+    x = random_input(SHAPE.hidden, tokens)
+    dense = _dense_inputs(tokens)
+    expected = SPARSE_GATED_FFN.reference(x, *layer.weights.values(), *dense.values(), activation="silu")[0]
+    bound = Bound(layer.dense, {"x": x} | dense, ["y"])
+    bound.run()
+    np.testing.assert_allclose(bound.results()["y"], expected, atol=1e-5 * np.abs(expected).max())
+    assert {REFERENCE, INT4, TORCH, ours(None, "")} <= set(contenders)
+    assert contenders[TORCH].error < 1e-5
+    assert contenders[ours(None, "")].error < 1e-5
+    assert 0.01 < contenders[INT4].error < 0.3
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.6, 0.37, 0.001])
+def test_active_fraction_is_exact(layer, fraction):
+    """By the op's own count, and the neurons kept are those with the largest activations."""
+    x = random_input(SHAPE.hidden, 1)
+    inputs = _dense_inputs(1) | {
+        "x": x,
+        "threshold": exact_threshold(layer.weights, x, fraction),
+        "scale": np.ones((1, 1), np.float32),
+    }
+    bound = Bound(layer.ours[""], inputs, ["active", "score"])
+    bound.run()
+    results = bound.results()
+    assert results["active"].item() == round(fraction * SHAPE.neurons)
+    z = layer.weights["w_gate"].astype(np.float64) @ x.ravel()
+    magnitude = np.abs(z / (1 + np.exp(-z)))
+    kept = results["score"][0] > 0
+    assert kept.sum() == round(fraction * SHAPE.neurons)
+    assert magnitude[kept].min(initial=np.inf) > magnitude[~kept].max(initial=0)
+
+
+def test_bytes_are_those_of_the_matrices(layer):
+    """A dense layer is read whole; ours all gates, and the rest for active neurons; 4 bits and a scale a block."""
+    size = 3 * SHAPE.hidden * SHAPE.neurons * 4
+    contenders = {c.name: c for c in layer_contenders(layer, 1, (0.4,))}
+    assert contenders[REFERENCE].always_bytes == contenders[TORCH].always_bytes == size
+    sparse = contenders[ours(0.4, "")]
+    assert sparse.always_bytes + sparse.active_bytes == pytest.approx(size)
+    assert sparse.always_bytes == pytest.approx(size / 3)
+    assert contenders[INT4].always_bytes == size / 8 + size / BLOCK
+
+
+def test_quantised_weights_are_near():
+    matrix = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32)
+    matrix[:BLOCK, 2] = 0
+    packed, scales = quantise(matrix)
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(5, -1, BLOCK)
+    restored = ((codes.astype(np.float32) - 8) * scales[..., None]).reshape(5, -1).T
+    assert np.abs(restored - matrix).max() <= scales.max() / 2 * 1.0001
+    assert not restored[:BLOCK, 2].any()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A run of the command, with the files it wrote and the text it printed."""
+    folder = tmp_path_factory.mktemp("bench")
+    files = ["--json", folder / "out.json", "--plot", folder / "out.png"]
+    options = ["--shape", "tiny", "--what", "layer", "--active", 0.5, 0.25, "--rounds", 3, "--threads", 1, *files]
+    assert clada_main(["bench", *map(str, options)]) == 0
+    return folder, json.loads((folder / "out.json").read_text())
+
+
+def test_json_has_every_contender(report):
+    tables = {(table["what"], table["phase"]): table for table in report[1]["tables"]}
+    names = {what: [row["name"] for row in table["rows"]] for what, table in tables.items()}
+    dense = [REFERENCE, INT4, TORCH]
+    sparse = [ours(share, weights) for weights in ("", "bfloat16") for share in (None, 0.5, 0.25)]
+    assert names["layer", "decode"] == dense + sparse
+    assert names["layer", "prefill"] == [*dense, ours(None, ""), ours(None, "bfloat16")]
+    assert report[1]["settings"] | {"active": [0.5, 0.25], "rounds": 3, "threads": 1} == report[1]["settings"]
+    assert report[1]["machine"]["versions"]["onnxruntime"]
+
+
+def test_ratios_are_quotients_of_the_figures(report):
+    for table in report[1]["tables"]:
+        reference = np.array(next(row["samples_ms"] for row in table["rows"] if row["name"] == REFERENCE))
+        for row in table["rows"]:
+            assert bool(row["missing"]) == (row["ms"] is None)
+            if row["missing"]:
+                continue
+            times = np.array(row["samples_ms"])
+            assert row["ms"] == pytest.approx(np.median(times))
+            assert row["ratio"] == pytest.approx(np.median(reference / times))
+            if table["phase"] == "prefill":
+                assert row["floor_share"] is None
+                continue
+            floor_ms = row["bytes_read"] / np.array(row["bandwidth_gigabytes_per_second"]) / 1e6
+            assert row["floor_share"] == pytest.approx(np.median(floor_ms / times))
+            assert row["gigabytes_per_second"] == pytest.approx(row["bytes_read"] / row["ms"] / 1e6)
+
+
+def test_plot_is_an_image(report, tmp_path):
+    assert (report[0] / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in report[0].iterdir()) == ["out.json", "out.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shape", "huge"], "no shape is called 'huge'; known are: qwen2.5-0.5b, "),
+        (["--shape", "llama-3-8b", "--what", "model"], "of llama-3-8b only a layer is measured"),
+        (["--active", "0"], "an active fraction is 0.0; it must lie in (0, 1]"),
+        (["--active", "1.5"], "an active fraction is 1.5"),
+        (["--active", "nan"], "an active fraction is nan"),
+        (["--active", "0.5", "0.5"], "an active fraction is given twice"),
+        (["--rounds", "0"], "rounds is 0"),
+        (["--threads", "-1"], "threads is -1"),
+        (["--json", "/nowhere/out.json"], "cannot write /nowhere/out.json: No such file"),
+        (["--json", "/"], "cannot write /: it is a folder"),
+        (["--plot", "out.gif"], "cannot plot to out.gif: its suffix must be one of .png, .svg"),
+    ],
+)
+def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, message):
+    monkeypatch.setattr("clada.benchmark.command._TABLES", {"layer": None, "model": None})
+    shape = [] if "--shape" in options else ["--shape", "tiny"]
+    fails_with(capsys, clada_main, ["bench", *shape, *options], message)
