@@ -10,10 +10,10 @@ from clada.benchmark.plot import FORMATS, plot
 from clada.benchmark.report import Table, json_text, table_lines
 from clada.benchmark.settings import Settings, checked
 from clada.benchmark.shapes import SHAPES, TINY, chosen_shapes
-from clada.benchmark.tables import layer_tables
+from clada.benchmark.tables import layer_tables, model_tables
 from clada.plugins.errors import CladaError
 
-_TABLES = {"layer": layer_tables}
+_TABLES = {"layer": layer_tables, "model": model_tables}
 
 
 def _check_outputs(json_file: Path | None, plot_file: Path | None) -> None:
@@ -56,7 +56,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--shape", nargs="+", default=real, metavar="NAME", help=f"of {', '.join(SHAPES)} (default: all but {TINY})"
     )
-    parser.add_argument("--what", nargs="+", choices=list(_TABLES), default=["layer"], help="default: %(default)s")
+    parser.add_argument("--what", nargs="+", choices=list(_TABLES), help="default: all that a shape has")
     parser.add_argument(
         "--active",
         nargs="+",

@@ -5,46 +5,37 @@ import onnx_ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from clada.benchmark.storage import initializer, sizes
+from clada.benchmark.storage import initializer, transposed, weight
 from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, SPARSE_GATED_FFN
-
-
-def _transposed(value: onnx_ir.Value) -> onnx_ir.Value:
-    """A weight matrix as MatMul takes it, computed when it is written."""
-    tensor = value.const_value
-    assert tensor is not None
-    rows, columns = sizes(tensor)
-
-    def read() -> onnx_ir.TensorProtocol:
-        return onnx_ir.tensor(np.ascontiguousarray(tensor.numpy().T))
-
-    return initializer(
-        f"{value.name}.transposed", onnx_ir.LazyTensor(read, tensor.dtype, onnx_ir.Shape([columns, rows]))
-    )
 
 
 def _zero(shape: list[int], dtype: type) -> onnx_ir.Node:
     return onnx_ir.node("Constant", [], {"value": onnx_ir.tensor(np.zeros(shape, dtype))})
 
 
+def _transposed(graph: onnx_ir.Graph, value: onnx_ir.Value | None) -> onnx_ir.Value:
+    """A weight of ours as MatMul takes it."""
+    tensor = weight(value)
+    assert value is not None
+    assert tensor is not None
+    result = initializer(f"{value.name}.transposed", transposed(tensor))
+    graph.register_initializer(result)
+    return result
+
+
 def _gated(graph: onnx_ir.Graph, node: onnx_ir.Node) -> list[onnx_ir.Node]:
     """The FFN in standard ops; the last three nodes give y, active and score."""
     x, w_gate, w_up, w_down = node.inputs[:4]
     assert x is not None
-    assert w_gate is not None
-    assert w_up is not None
-    assert w_down is not None
-    assert w_down.const_value is not None
     assert node.attributes["activation"].value == "silu"
-    transposed = [_transposed(w_gate), _transposed(w_up)]
-    for value in transposed:
-        graph.register_initializer(value)
-    gate, up = (onnx_ir.node("MatMul", [x, value]) for value in transposed)
+    gate, up = (onnx_ir.node("MatMul", [x, _transposed(graph, value)]) for value in (w_gate, w_up))
     sigmoid = onnx_ir.node("Sigmoid", [gate.outputs[0]])
     silu = onnx_ir.node("Mul", [gate.outputs[0], sigmoid.outputs[0]])
     hidden = onnx_ir.node("Mul", [silu.outputs[0], up.outputs[0]])
     down = onnx_ir.node("MatMul", [hidden.outputs[0], w_down])
-    neurons = sizes(w_down.const_value)[0]
+    assert w_down is not None
+    assert w_down.shape is not None
+    neurons = int(w_down.shape.numpy()[0])
     return [gate, up, sigmoid, silu, hidden, down, _zero([1, 1], np.int32), _zero([1, neurons], np.float32)]
 
 

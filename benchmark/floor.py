@@ -43,7 +43,10 @@ def weight_bytes(model: onnx_ir.Model) -> tuple[int, int]:
     for node in model.graph:
         if node.domain == DOMAIN:
             neurons += sum(tensor.nbytes for tensor in map(weight, node.inputs) if tensor is not None)
-        elif node.op_type in ("MatMul", "MatMulNBits"):
-            weights = [value.const_value for value in node.inputs[1:] if value is not None and value.is_initializer()]
-            others += sum(tensor.nbytes for tensor in weights if tensor is not None)
+        elif node.op_type == "MatMul":
+            tensor = weight(node.inputs[1])
+            others += 0 if tensor is None else tensor.nbytes
+        elif node.op_type == "MatMulNBits":
+            contents = [value.const_value for value in node.inputs[1:] if value is not None]
+            others += sum(content.nbytes for content in contents if content is not None)
     return neurons, others

@@ -7,6 +7,7 @@ import onnxruntime
 
 from clada.plugins.errors import CladaError
 from clada.plugins.ops.record import Array
+from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
 
 
 def _register(options: onnxruntime.SessionOptions, weights: str) -> None:
@@ -53,3 +54,10 @@ class Bound:
     def results(self) -> dict[str, Array]:
         """What the last run put out."""
         return {name: value.numpy() for name, value in zip(self._names, self._binding.get_outputs(), strict=True)}
+
+
+def open_model(path: Path, threads: int, weights: str | None) -> OnnxRuntimeModel:
+    """Open a whole model's graph in the runtime's own decode loop; see `open_session`."""
+    if weights:
+        raise CladaError(f"weights in {weights} need the native library")
+    return OnnxRuntimeModel(path, threads)

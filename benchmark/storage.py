@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir
 from onnx_ir.external_data import convert_tensors_to_external
 
@@ -25,16 +26,29 @@ def save_beside(model: onnx_ir.Model, path: Path) -> None:
     onnx_ir.save(model, path)
 
 
-def weight(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | None:
-    """A value's content if it is a weight matrix in the file."""
-    if value is None or not value.is_initializer() or value.const_value is None or len(value.const_value.shape) != 2:
-        return None
-    return value.const_value
-
-
 def sizes(tensor: onnx_ir.TensorProtocol) -> list[int]:
     """A weight's shape, in numbers."""
     return [int(size) for size in tensor.shape.numpy()]
+
+
+def transposed(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
+    """The transpose of a matrix, computed when it is needed."""
+
+    def compute() -> onnx_ir.TensorProtocol:
+        return onnx_ir.tensor(np.ascontiguousarray(tensor.numpy().T))
+
+    return onnx_ir.LazyTensor(compute, tensor.dtype, onnx_ir.Shape(sizes(tensor)[::-1]))
+
+
+def weight(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | None:
+    """A value's content if it is a weight matrix, or the transpose of one, which ONNX Runtime computes once."""
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        matrix = weight(producer.inputs[0])
+        return None if matrix is None else transposed(matrix)
+    if value is None or not value.is_initializer() or value.const_value is None or len(value.const_value.shape) != 2:
+        return None
+    return value.const_value
 
 
 def initializer(name: str, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:

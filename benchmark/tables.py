@@ -6,6 +6,7 @@ from functools import partial
 from clada.benchmark.contender import Contender
 from clada.benchmark.floor import read_bandwidth
 from clada.benchmark.layer import layer_contenders, opened_layer
+from clada.benchmark.model import model_contenders, opened_model
 from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import Shape
@@ -35,3 +36,11 @@ def layer_tables(shape: Shape, settings: Settings) -> Iterator[Table]:
         make = partial(layer_contenders, layer)
         yield _decode(shape, "layer", 0, make, settings)
         yield _prefill(shape, "layer", make, settings)
+
+
+def model_tables(shape: Shape, settings: Settings) -> Iterator[Table]:
+    """Measure a whole model."""
+    with opened_model(shape, settings) as model:
+        make = partial(model_contenders, model)
+        yield _decode(shape, "model", settings.context, make, settings)
+        yield _prefill(shape, "model", make, settings)

@@ -1,15 +1,19 @@
 """The benchmark measures what it claims: contenders that agree, exact shares, ratios of its own figures."""
 
 import json
+from collections import Counter
 
 import numpy as np
+import onnx_ir
 import pytest
 
 from clada.benchmark.contender import INT4, REFERENCE, TORCH, ours
 from clada.benchmark.int4 import BLOCK, quantise
 from clada.benchmark.layer import layer_contenders, opened_layer
 from clada.benchmark.layer_graph import exact_threshold, random_input
+from clada.benchmark.model import model_contenders, opened_model
 from clada.benchmark.sessions import Bound
+from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import SHAPES
 from clada.plugins.ops import SPARSE_GATED_FFN
 from clada.runtime.cli import main as clada_main
@@ -79,6 +83,47 @@ def test_bytes_are_those_of_the_matrices(layer):
     assert contenders[INT4].always_bytes == size / 8 + size / BLOCK
 
 
+@pytest.fixture(scope="module")
+def model():
+    with opened_model(SHAPE, Settings(active=(0.5, 0.2), threads=1, context=40)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("tokens", [1, 30])
+def test_whole_models_agree(model, tokens):
+    """In prefill and in decode after a context, by their logits; what is active is near what was asked for."""
+    contenders = {c.name: c for c in model_contenders(model, tokens, (0.5, 0.2)[: 2 * (tokens == 1)])}
+    assert contenders[REFERENCE].error == 0
+    assert contenders[TORCH].error < 1e-4
+    assert contenders[ours(None, "")].error < 1e-4
+    assert 0.01 < contenders[INT4].error < 0.5
+    assert contenders[ours(None, "")].run() == 1
+    for share in (0.5, 0.2) if tokens == 1 else ():
+        assert contenders[ours(share, "")].run() == pytest.approx(share, abs=0.1)
+        assert contenders[ours(share, "")].error is None
+
+
+def test_dense_graphs_hold_nothing_of_ours(model):
+    """Beside what replaces our ops the graph is the same, and in 4 bits all that is multiplied with a matrix."""
+    graphs = {name: onnx_ir.load(getattr(model.variants, name).path).graph for name in ("ours", "dense", "int4")}
+    count = {name: Counter((node.domain, node.op_type) for node in graph) for name, graph in graphs.items()}
+    assert count["ours"]["clada", "SparseGatedFFN"] == SHAPE.layers
+    assert not [domain for domain, _ in [*count["dense"], *count["int4"]] if domain == "clada"]
+    matrices = 4 * SHAPE.layers + 1
+    products = count["ours"]["", "MatMul"] - matrices
+    assert count["dense"]["", "MatMul"] == products + matrices + 3 * SHAPE.layers
+    assert count["int4"]["", "MatMul"] == products
+    assert count["int4"]["com.microsoft", "MatMulNBits"] == matrices + 3 * SHAPE.layers
+    weights = 4 * (SHAPE.layers * 3 * SHAPE.hidden * SHAPE.neurons)
+    attention = SHAPE.layers * SHAPE.hidden**2 * (2 + 2 * SHAPE.key_value_heads / SHAPE.heads)
+    others = 4 * (attention + SHAPE.vocabulary * SHAPE.hidden)
+    assert (model.variants.ours.neuron_bytes, model.variants.ours.other_bytes) == (weights, others)
+    assert (model.variants.dense.neuron_bytes, model.variants.dense.other_bytes) == (0, weights + others)
+    assert model.variants.int4.other_bytes == (weights + others) * (1 / 8 + 1 / BLOCK)
+    names = {name: [value.name for value in [*graph.inputs, *graph.outputs]] for name, graph in graphs.items()}
+    assert names["ours"] == names["dense"] == names["int4"]
+
+
 def test_quantised_weights_are_near():
     matrix = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32)
     matrix[:BLOCK, 2] = 0
@@ -94,7 +139,7 @@ def report(tmp_path_factory):
     """A run of the command, with the files it wrote and the text it printed."""
     folder = tmp_path_factory.mktemp("bench")
     files = ["--json", folder / "out.json", "--plot", folder / "out.png"]
-    options = ["--shape", "tiny", "--what", "layer", "--active", 0.5, 0.25, "--rounds", 3, "--threads", 1, *files]
+    options = ["--shape", "tiny", "--active", 0.5, 0.25, "--rounds", 3, "--threads", 1, *files]
     assert clada_main(["bench", *map(str, options)]) == 0
     return folder, json.loads((folder / "out.json").read_text())
 
@@ -104,8 +149,10 @@ def test_json_has_every_contender(report):
     names = {what: [row["name"] for row in table["rows"]] for what, table in tables.items()}
     dense = [REFERENCE, INT4, TORCH]
     sparse = [ours(share, weights) for weights in ("", "bfloat16") for share in (None, 0.5, 0.25)]
-    assert names["layer", "decode"] == dense + sparse
-    assert names["layer", "prefill"] == [*dense, ours(None, ""), ours(None, "bfloat16")]
+    assert set(names) == {(what, phase) for what in ("layer", "model") for phase in ("decode", "prefill")}
+    for what in ("layer", "model"):
+        assert names[what, "decode"] == dense + sparse
+        assert names[what, "prefill"] == [*dense, ours(None, ""), ours(None, "bfloat16")]
     assert report[1]["settings"] | {"active": [0.5, 0.25], "rounds": 3, "threads": 1} == report[1]["settings"]
     assert report[1]["machine"]["versions"]["onnxruntime"]
 

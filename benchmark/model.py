@@ -1,0 +1,204 @@
+"""What is timed for a whole model."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from clada.benchmark.contender import INT4, REFERENCE, TORCH, Contender, checked_error, ours
+from clada.benchmark.model_graph import random_model, random_tokens, traced_model
+from clada.benchmark.sessions import open_model
+from clada.benchmark.settings import Settings
+from clada.benchmark.shapes import Shape
+from clada.benchmark.variants import Graph, Variants, write_variants
+from clada.plugins import graph
+from clada.plugins.errors import CladaError
+from clada.plugins.ops.record import Array
+from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
+
+# Decoding goes through these in turn: what is active differs by token.
+_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in every form that is compared.
+
+    Args:
+        shape: Its sizes.
+        context: Tokens in the cache when it decodes.
+        variants: Its graphs.
+        thresholds: For each share of neurons, f32[F] for each layer.
+        dense: The dense graph, loaded.
+        int4: The 4-bit graph, loaded.
+        ours: Our graph, loaded, by the type of its neurons' weights, or why it is not.
+        torch_model: The model in torch, or None where it is too large to be here as well.
+    """
+
+    shape: Shape
+    context: int
+    variants: Variants
+    thresholds: dict[float, list[Array]]
+    dense: OnnxRuntimeModel
+    int4: OnnxRuntimeModel
+    ours: dict[str, OnnxRuntimeModel | CladaError]
+    torch_model: Any
+
+
+def _model_or_error(path: Path, threads: int, kind: str) -> OnnxRuntimeModel | CladaError:
+    try:
+        return open_model(path, threads, kind)
+    except CladaError as error:
+        return error
+
+
+@contextmanager
+def opened_model(shape: Shape, settings: Settings) -> Iterator[Model]:
+    """Make a model; its files are gone when the context ends."""
+    torch.set_num_threads(settings.threads)
+    with TemporaryDirectory(prefix="clada-bench-") as folder:
+        traced, thresholds = traced_model(shape, settings.active)
+        variants = write_variants(traced, Path(folder))
+        del traced
+        dense, int4 = (open_model(g.path, settings.threads, None) for g in (variants.dense, variants.int4))
+        sparse = {kind: _model_or_error(variants.ours.path, settings.threads, kind) for kind in ("", "bfloat16")}
+        torch_model = random_model(shape) if shape.torch_model else None
+        yield Model(shape, settings.context, variants, thresholds, dense, int4, sparse, torch_model)
+
+
+class _Steps:
+    """One contender's inputs and cache, in ONNX Runtime.
+
+    Args:
+        model: The benchmark's model.
+        runner: What runs.
+        thresholds: f32[F] for each layer.
+        tokens: How many are read at once; 1 is decoding, after the model's context.
+        counts: Whether to fetch how many neurons were computed, as the runtime does.
+    """
+
+    def __init__(
+        self, model: Model, runner: OnnxRuntimeModel, thresholds: Sequence[Array], tokens: int, counts: bool
+    ) -> None:
+        self._runner, self._neurons = runner, model.shape.neurons
+        self._fetch = [graph.LOGITS, graph.ACTIVE] if counts else [graph.LOGITS]
+        fixed = {graph.PAST_LOGITS: np.zeros((1, model.shape.vocabulary), np.float32)}
+        fixed |= {graph.pool(n): np.ones((1, model.shape.neurons), np.bool_) for n in range(model.shape.layers)}
+        fixed |= {graph.threshold(n): threshold for n, threshold in enumerate(thresholds)}
+        self._cache = runner.empty_cache(1)
+        before = 0
+        if tokens == 1:
+            before = model.context
+            prompt = fixed | _positions(random_tokens(model.shape, before, seed=2), 0)
+            _, self._cache = runner.step(prompt, self._cache, self._fetch)
+        ids = random_tokens(model.shape, tokens * _TOKENS, seed=3).reshape(_TOKENS, 1, tokens)
+        self._inputs = itertools.cycle([fixed | _positions(one, before) for one in ids])
+
+    def run(self) -> tuple[Array, float]:
+        """Read the next tokens after the same past: logits of the last, and the share of neurons it computed."""
+        outputs, _ = self._runner.step(next(self._inputs), self._cache, self._fetch)
+        active = outputs[graph.ACTIVE].mean() / self._neurons if graph.ACTIVE in outputs else 1.0
+        return outputs[graph.LOGITS], float(active)
+
+
+def _positions(ids: Array, before: int) -> dict[str, Array]:
+    total = before + ids.shape[1]
+    return {
+        graph.INPUT_IDS: ids,
+        graph.ATTENTION_MASK: np.ones((1, total), np.int64),
+        graph.POSITION_IDS: np.arange(before, total)[None],
+    }
+
+
+class _TorchSteps:
+    """The same in torch, with the cache of transformers."""
+
+    def __init__(self, model: Model, tokens: int) -> None:
+        self._model, self._before = model.torch_model, model.context if tokens == 1 else 0
+        self._cache: Any = DynamicCache()
+        if self._before:
+            self._read(random_tokens(model.shape, self._before, seed=2))
+        ids = random_tokens(model.shape, tokens * _TOKENS, seed=3).reshape(_TOKENS, 1, tokens)
+        self._ids = itertools.cycle(ids)
+
+    @torch.inference_mode()
+    def _read(self, ids: Array) -> Array:
+        result = self._model(
+            input_ids=torch.from_numpy(ids), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        )
+        return result.logits.numpy()
+
+    def run(self) -> tuple[Array, float]:
+        """See `_Steps.run`."""
+        logits = self._read(next(self._ids))
+        if self._before:
+            self._cache.crop(-1)
+        else:
+            self._cache = DynamicCache()
+        return logits, 1.0
+
+
+def _active(steps: _Steps | _TorchSteps) -> float:
+    return steps.run()[1]
+
+
+def _contender(
+    name: str,
+    steps: _Steps | _TorchSteps,
+    reference: Array | None,
+    always_bytes: float,
+    active_bytes: float = 0,
+    target: float | None = None,
+) -> Contender:
+    """A contender that can run; `reference` is what its first logits should be, if it is dense."""
+    logits, _ = steps.run()
+    error = None if reference is None else checked_error(name, logits, reference)
+    return Contender(name, partial(_active, steps), always_bytes, active_bytes, target, error)
+
+
+def model_contenders(model: Model, tokens: int, fractions: tuple[float, ...]) -> list[Contender]:
+    """All contenders for a number of tokens at once; ours with these shares of neurons beside dense.
+
+    Raises:
+        CladaError: One of them does not compute what it should.
+    """
+    shape = model.shape
+    width = shape.hidden // shape.heads
+    cache_bytes = 4 * 2 * shape.layers * shape.key_value_heads * width * (model.context if tokens == 1 else 0)
+    dense_thresholds = [np.zeros(shape.neurons, np.float32)] * shape.layers
+
+    def dense(name: str, runner: OnnxRuntimeModel, source: Graph, reference: Array) -> Contender:
+        steps = _Steps(model, runner, dense_thresholds, tokens, counts=False)
+        return _contender(name, steps, reference, source.other_bytes + cache_bytes)
+
+    reference, _ = _Steps(model, model.dense, dense_thresholds, tokens, counts=False).run()
+    contenders = [
+        dense(REFERENCE, model.dense, model.variants.dense, reference),
+        dense(INT4, model.int4, model.variants.int4, reference),
+    ]
+    if model.torch_model is None:
+        contenders.append(Contender(TORCH, missing="the model is too large to be in memory once more"))
+    else:
+        bytes_read = model.variants.dense.other_bytes + cache_bytes
+        contenders.append(_contender(TORCH, _TorchSteps(model, tokens), reference, bytes_read))
+    for kind, runner in model.ours.items():
+        source = model.variants.ours
+        neuron_bytes = source.neuron_bytes / (2 if kind == "bfloat16" else 1)
+        always = source.other_bytes + cache_bytes + neuron_bytes / 3
+        for fraction in (None, *fractions):
+            if isinstance(runner, CladaError):
+                contenders.append(Contender(ours(fraction, kind), target=fraction, missing=str(runner)))
+                continue
+            thresholds = dense_thresholds if fraction is None else model.thresholds[fraction]
+            steps = _Steps(model, runner, thresholds, tokens, counts=True)
+            expected = reference if fraction is None else None
+            contenders.append(_contender(ours(fraction, kind), steps, expected, always, 2 * neuron_bytes / 3, fraction))
+    return contenders

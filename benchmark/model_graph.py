@@ -1,0 +1,79 @@
+"""A whole model with random weights as a graph, and thresholds that keep about a share of its neurons."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from clada.benchmark.shapes import Shape
+from clada.exporter.decoder import LoadMap
+from clada.exporter.neurons import activations
+from clada.exporter.patch import sparse_layers, sparsify
+from clada.exporter.trace import trace
+from clada.plugins import graph
+from clada.plugins.ops.record import Array
+
+_CALIBRATION_TOKENS = 64
+
+
+def random_tokens(shape: Shape, tokens: int, seed: int) -> Array:
+    """Token ids i64[1, S]."""
+    return np.random.default_rng(seed).integers(0, shape.vocabulary, (1, tokens))
+
+
+def random_model(shape: Shape) -> Any:
+    """A causal LM in float32, the same at each call."""
+    config = AutoConfig.for_model(
+        shape.family,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.neurons,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+@torch.inference_mode()
+def _thresholds(model: Any, shape: Shape, fractions: Sequence[float]) -> dict[float, list[Array]]:
+    """For each share of neurons, f32[F] for each layer: a quantile of the activations on random tokens."""
+    quantiles: list[Array] = []
+
+    def watch(layer: Any, arguments: tuple[Tensor, ...]) -> None:
+        a, _ = activations(layer, arguments[0])
+        quantiles.append(np.quantile(a.abs().numpy(), [1 - fraction for fraction in fractions]).astype(np.float32))
+
+    hooks = [layer.register_forward_pre_hook(watch) for layer in sparse_layers(model)]
+    model(input_ids=torch.from_numpy(random_tokens(shape, _CALIBRATION_TOKENS, seed=1)), logits_to_keep=1)
+    for hook in hooks:
+        hook.remove()
+    return {
+        fraction: [np.full(shape.neurons, levels[index]) for levels in quantiles]
+        for index, fraction in enumerate(fractions)
+    }
+
+
+def traced_model(shape: Shape, fractions: Sequence[float]) -> tuple[onnx_ir.Model, dict[float, list[Array]]]:
+    """The graph, and the thresholds of each layer for each share of neurons.
+
+    The thresholds are inputs, so that one session serves all shares. Load moves nothing: it would move the share.
+    """
+    model = random_model(shape)
+    sparsity = sparsify(model)
+    thresholds = _thresholds(model, shape, fractions)
+    knots = torch.tensor([0.0, 1.0])
+    load_map = LoadMap(knots, 2 * knots, torch.ones(3), torch.tensor(2.0), surprisal_weight=0.5)
+    traced = trace(model, sparsity, load_map)
+    for layer in range(shape.layers):
+        value = traced.graph.initializers.pop(graph.threshold(layer))
+        value.const_value = None
+        traced.graph.inputs.append(value)
+    return traced, thresholds
