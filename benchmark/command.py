@@ -29,7 +29,8 @@ def _run(args: argparse.Namespace) -> None:
     chosen = chosen_shapes(args.shape, args.what)
     _check_outputs(args.json, args.plot)
     here = machine()
-    subtitle = f"{here['processor']}, {settings.threads} threads, ONNX Runtime {here['versions']['onnxruntime']}"
+    versions = f"ONNX Runtime {here['versions']['onnxruntime']}, kernels for {here['kernels']}"
+    subtitle = f"{here['processor']}, {settings.threads} threads, {versions}"
     print(f"{subtitle}; medians of {settings.rounds} rounds, of {settings.prefill_rounds} in prefill")
     tables: list[Table] = []
     for shape, whats in chosen:

@@ -1,6 +1,7 @@
 """The floor: how fast this machine reads memory, with the threads that the contenders have."""
 
-import time
+import ctypes
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -8,6 +9,7 @@ import numpy as np
 import onnx_ir
 
 from clada.benchmark.storage import weight
+from clada.plugins.onnxruntime import library_path
 from clada.plugins.ops import DOMAIN
 from clada.plugins.ops.record import Array
 
@@ -26,12 +28,23 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+@cache
+def _read() -> Callable[[int, int], float]:
+    """One thread's read of an address and a number of bytes, in seconds."""
+    read = ctypes.CDLL(str(library_path())).clada_read_seconds
+    read.argtypes, read.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_double
+    return read
+
+
 def read_bandwidth(threads: int) -> float:
-    """Bytes a second that this many threads read together."""
-    parts = _parts(threads)
-    start = time.perf_counter()
-    list(_pool(threads).map(np.maximum.reduce, parts))
-    return _BYTES / (time.perf_counter() - start)
+    """Bytes a second that this many threads read together.
+
+    Raises:
+        CladaError: There is no library of native kernels, which is what reads.
+    """
+    read = _read()
+    seconds = _pool(threads).map(lambda part: read(part.ctypes.data, part.nbytes), _parts(threads))
+    return _BYTES / max(seconds)
 
 
 def weight_bytes(model: onnx_ir.Model) -> tuple[int, int]:

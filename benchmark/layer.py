@@ -18,6 +18,7 @@ from clada.benchmark.sessions import Bound, open_session
 from clada.benchmark.shapes import Shape
 from clada.benchmark.variants import Variants, write_variants
 from clada.plugins.errors import CladaError
+from clada.plugins.onnxruntime import WEIGHTS
 from clada.plugins.ops.record import Array
 
 
@@ -30,21 +31,14 @@ class Layer:
         variants: Its graphs.
         dense: Session of the dense graph.
         int4: Session of the 4-bit graph.
-        ours: Sessions of our op by the type of its weights, or why there is none.
+        ours: Sessions of our op by the type its weights are held in.
     """
 
     weights: dict[str, Array]
     variants: Variants
     dense: onnxruntime.InferenceSession
     int4: onnxruntime.InferenceSession
-    ours: dict[str, onnxruntime.InferenceSession | CladaError]
-
-
-def _session_or_error(path: Path, threads: int, kind: str) -> onnxruntime.InferenceSession | CladaError:
-    try:
-        return open_session(path, threads, kind)
-    except CladaError as error:
-        return error
+    ours: dict[str, onnxruntime.InferenceSession]
 
 
 @contextmanager
@@ -55,7 +49,7 @@ def opened_layer(shape: Shape, threads: int) -> Iterator[Layer]:
     with TemporaryDirectory(prefix="clada-bench-") as folder:
         variants = write_variants(layer_model(weights), Path(folder))
         dense, int4 = (open_session(graph.path, threads, None) for graph in (variants.dense, variants.int4))
-        sessions = {kind: _session_or_error(variants.ours.path, threads, kind) for kind in ("", "bfloat16")}
+        sessions = {kind: open_session(variants.ours.path, threads, kind) for kind in WEIGHTS}
         yield Layer(weights, variants, dense, int4, sessions)
 
 
@@ -87,8 +81,6 @@ def _ours(layer: Layer, kind: str, x: Array, fraction: float | None, reference: 
         CladaError: Another number of neurons was kept than was asked for.
     """
     name, session = ours(fraction, kind), layer.ours[kind]
-    if isinstance(session, CladaError):
-        return Contender(name, target=fraction, missing=str(session))
     neurons = len(layer.weights["w_gate"])
     threshold = np.zeros(neurons, np.float32)
     if fraction is not None:

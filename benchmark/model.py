@@ -20,7 +20,7 @@ from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import Shape
 from clada.benchmark.variants import Graph, Variants, write_variants
 from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.plugins.onnxruntime import WEIGHTS
 from clada.plugins.ops.record import Array
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
 
@@ -39,7 +39,7 @@ class Model:
         thresholds: For each share of neurons, f32[F] for each layer.
         dense: The dense graph, loaded.
         int4: The 4-bit graph, loaded.
-        ours: Our graph, loaded, by the type of its neurons' weights, or why it is not.
+        ours: Our graph, loaded, by the type its neurons' weights are held in.
         torch_model: The model in torch, or None where it is too large to be here as well.
     """
 
@@ -49,15 +49,8 @@ class Model:
     thresholds: dict[float, list[Array]]
     dense: OnnxRuntimeModel
     int4: OnnxRuntimeModel
-    ours: dict[str, OnnxRuntimeModel | CladaError]
+    ours: dict[str, OnnxRuntimeModel]
     torch_model: Any
-
-
-def _model_or_error(path: Path, threads: int, kind: str) -> OnnxRuntimeModel | CladaError:
-    try:
-        return open_model(path, threads, kind)
-    except CladaError as error:
-        return error
 
 
 @contextmanager
@@ -69,7 +62,7 @@ def opened_model(shape: Shape, settings: Settings) -> Iterator[Model]:
         variants = write_variants(traced, Path(folder))
         del traced
         dense, int4 = (open_model(g.path, settings.threads, None) for g in (variants.dense, variants.int4))
-        sparse = {kind: _model_or_error(variants.ours.path, settings.threads, kind) for kind in ("", "bfloat16")}
+        sparse = {kind: open_model(variants.ours.path, settings.threads, kind) for kind in WEIGHTS}
         torch_model = random_model(shape) if shape.torch_model else None
         yield Model(shape, settings.context, variants, thresholds, dense, int4, sparse, torch_model)
 
@@ -194,9 +187,6 @@ def model_contenders(model: Model, tokens: int, fractions: tuple[float, ...]) ->
         neuron_bytes = source.neuron_bytes / (2 if kind == "bfloat16" else 1)
         always = source.other_bytes + cache_bytes + neuron_bytes / 3
         for fraction in (None, *fractions):
-            if isinstance(runner, CladaError):
-                contenders.append(Contender(ours(fraction, kind), target=fraction, missing=str(runner)))
-                continue
             thresholds = dense_thresholds if fraction is None else model.thresholds[fraction]
             steps = _Steps(model, runner, thresholds, tokens, counts=True)
             expected = reference if fraction is None else None

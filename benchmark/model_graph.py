@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from clada.benchmark.shapes import Shape
+from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
 from clada.exporter.decoder import LoadMap
 from clada.exporter.neurons import activations
 from clada.exporter.patch import sparse_layers, sparsify
@@ -35,7 +35,7 @@ def random_model(shape: Shape) -> Any:
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_value_heads,
         vocab_size=shape.vocabulary,
-        max_position_embeddings=4096,
+        max_position_embeddings=MAXIMUM_CONTEXT,
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
@@ -64,14 +64,15 @@ def _thresholds(model: Any, shape: Shape, fractions: Sequence[float]) -> dict[fl
 def traced_model(shape: Shape, fractions: Sequence[float]) -> tuple[onnx_ir.Model, dict[float, list[Array]]]:
     """The graph, and the thresholds of each layer for each share of neurons.
 
-    The thresholds are inputs, so that one session serves all shares. Load moves nothing: it would move the share.
+    It keeps its cache in place, as the runtime has it for one text. The thresholds are inputs, so that one session
+    serves all shares. Load moves nothing: it would move the share.
     """
     model = random_model(shape)
     sparsity = sparsify(model)
     thresholds = _thresholds(model, shape, fractions)
     knots = torch.tensor([0.0, 1.0])
     load_map = LoadMap(knots, 2 * knots, torch.ones(3), torch.tensor(2.0), surprisal_weight=0.5)
-    traced = trace(model, sparsity, load_map)
+    traced = trace(model, sparsity, load_map, in_place_cache=True)
     for layer in range(shape.layers):
         value = traced.graph.initializers.pop(graph.threshold(layer))
         value.const_value = None

@@ -5,33 +5,29 @@ from pathlib import Path
 
 import onnxruntime
 
-from clada.plugins.errors import CladaError
+from clada.benchmark.shapes import MAXIMUM_CONTEXT
+from clada.plugins.onnxruntime import register
 from clada.plugins.ops.record import Array
+from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
 
 
-def _register(options: onnxruntime.SessionOptions, weights: str) -> None:
-    """Have our kernels run our ops, their weights kept in the given type ("" is the model's own)."""
-    try:
-        from clada.plugins.onnxruntime import register  # type: ignore[import-not-found]
-    except ModuleNotFoundError:
-        if weights:
-            raise CladaError(f"weights in {weights} need the native library") from None
-        return
-    register(options, weights=weights)
-
-
 def open_session(path: Path, threads: int, weights: str | None) -> onnxruntime.InferenceSession:
-    """Open a graph; weights None leaves our kernels out.
+    """Open a graph.
+
+    Args:
+        path: Its file.
+        threads: How many.
+        weights: What our kernels hold the neurons' weights in, "" for what they are; None leaves the kernels out.
 
     Raises:
-        CladaError: The kernels are not there or do not take these weights.
+        CladaError: The kernels cannot be used.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if weights is not None:
-        _register(options, weights)
+        register(options, weights=weights)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -57,7 +53,8 @@ class Bound:
 
 
 def open_model(path: Path, threads: int, weights: str | None) -> OnnxRuntimeModel:
-    """Open a whole model's graph in the runtime's own decode loop; see `open_session`."""
-    if weights:
-        raise CladaError(f"weights in {weights} need the native library")
-    return OnnxRuntimeModel(path, threads)
+    """Open a whole model's graph in the runtime's own decode loop; arguments as of `open_session`."""
+    model = InPlaceModel(path, MAXIMUM_CONTEXT, threads)
+    if weights is not None:
+        model._session = open_session(path, threads, weights)  # the runtime takes no kernels yet
+    return model

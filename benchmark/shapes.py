@@ -35,6 +35,8 @@ class Shape:
     vocabulary: int = 1
 
 
+# Tokens that a whole model could hold.
+MAXIMUM_CONTEXT = 4096
 TINY = "tiny"
 SHAPES = {
     shape.name: shape
