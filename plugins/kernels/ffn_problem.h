@@ -89,7 +89,13 @@ struct FfnProblem {
   void add_scores(int64_t token, const float* h, int64_t first, int64_t last, float energy) const {
     if (energy == 0) return;
     float* score = ffn.score + token / ffn.sequence * ffn.neurons;
-    for (int64_t i = first; i < last; ++i) score[i] += h[i - first] * h[i - first] / energy;
+    // A product is faster than a quotient; the inverse of the smallest energies overflows.
+    if (energy > 0x1p-100f) {
+      const float inverse = 1.0f / energy;
+      for (int64_t i = first; i < last; ++i) score[i] += h[i - first] * h[i - first] * inverse;
+    } else {
+      for (int64_t i = first; i < last; ++i) score[i] += h[i - first] * h[i - first] / energy;
+    }
   }
 };
 

@@ -1,8 +1,9 @@
 // The feed-forward ops for many tokens: as matrix products, every neuron of them.
 //
-// Tokens are worked through in blocks. First, for each group of neurons, the products with the rows that lead in, and
-// from them h = kept * activation (* up); then, for each group of columns, h times the rows that lead out. Weights are
-// read from memory once for each block and widened to float32 in pieces that stay in the cache.
+// Tokens are worked through in blocks, and for each, neurons in groups. First the products with the rows that lead in,
+// and from them h = kept * activation (* up); then, for each strip of columns, y += h times the rows that lead out. A
+// group's h stays in the cache in between. Weights are read from memory once for each block of tokens and widened to
+// float32 in pieces.
 #pragma once
 #include "activations.h"
 #include "ffn_problem.h"
@@ -18,26 +19,29 @@ struct MatrixFfn {
   static constexpr int64_t kTask = 48;    // neurons a task of the first product
   static constexpr int64_t kPanel = 240;  // terms (neurons) of the second product at a time
   static constexpr int64_t kStrip = 64;   // columns a task of the second product
+  static constexpr int64_t kGroup = 8;    // panels of neurons at a time
   static_assert(kTask % kRows == 0 && kPanel % kTask == 0 && kStrip % kColumns == 0, "tiles fill their blocks");
 
   const FfnProblem<I, Rows>& problem;
   int64_t tasks, panels, strips;
-  float* x_panels;              // [blocks of kColumns tokens][D][kColumns]
-  float* h;                     // [panels][tokens][kPanel]
-  float* energy;                // [tasks][tokens], the task's share of ||h||^2
-  float* active;                // [tasks][tokens], the task's share of the neurons kept
-  float* columns;               // [tokens / kColumns][padded width], a row of x for each task that packs them
-  int64_t start, count;         // the current block of tokens
-  int64_t rows_up, columns_up;  // its size rounded up to whole tiles
+  float* x_panels;                 // [blocks of kColumns tokens][D][kColumns]
+  float* h;                        // [panels][tokens][kPanel]
+  float* energy;                   // [tasks][tokens], the task's share of ||h||^2
+  float* active;                   // [tasks][tokens], the task's share of the neurons kept
+  float* y;                        // [strips][tokens][kStrip]
+  float* columns;                  // [tokens / kColumns][padded width], a row of x for each task that packs them
+  int64_t start, count;            // the current block of tokens
+  int64_t rows_up, columns_up;     // its size rounded up to whole tiles
+  int64_t first_panel, end_panel;  // the current group of neurons
 
   static int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
   static constexpr int64_t kMostColumns = (kBlock + kColumns - 1) / kColumns * kColumns;
-  static constexpr int64_t kMostRows = (kBlock + kRows - 1) / kRows * kRows;
 
   static size_t workspace_floats(const SparseFfnCall& ffn) {
     const int64_t tokens = ffn.batch * ffn.sequence, block = tokens < kBlock ? tokens : kBlock;
     return up(block, kColumns) * (ffn.width + 2 * up(ffn.neurons, kTask) / kTask) +
-           up(block, kRows) * up(ffn.neurons, kPanel) + up(block, kColumns) / kColumns * padded<I>(ffn.width);
+           up(block, kRows) * (up(ffn.neurons, kPanel) + up(ffn.width, kStrip)) +
+           up(block, kColumns) / kColumns * padded<I>(ffn.width);
   }
 
   MatrixFfn(const FfnProblem<I, Rows>& given, float* workspace) : problem(given) {
@@ -50,7 +54,8 @@ struct MatrixFfn {
     energy = x_panels + up(block, kColumns) * ffn.width;
     active = energy + up(block, kColumns) * tasks;
     h = active + up(block, kColumns) * tasks;
-    columns = h + up(block, kRows) * panels * kPanel;
+    y = h + up(block, kRows) * panels * kPanel;
+    columns = y + up(block, kRows) * strips * kStrip;
   }
 
   // sums[r, c] += sum over k < depth of a[r, k] * b[k, c], for kRows rows and kVectors vectors of columns.
@@ -132,15 +137,20 @@ struct MatrixFfn {
       const int64_t row = (start + t) / ffn.sequence, row_end = (row + 1) * ffn.sequence - start;
       const int64_t end = row_end < count ? row_end : count;
       const bool open = ffn.pool[row * ffn.neurons + neuron];
-      for (; t < end; ++t) out[t] = open ? ffn.scale[start + t] : -1.0f;
+      if (open) {
+        memcpy(out + t, ffn.scale + start + t, static_cast<size_t>(end - t) * sizeof(float));
+      } else {
+        for (int64_t i = t; i < end; ++i) out[i] = -1.0f;
+      }
+      t = end;
     }
     for (int64_t t = count; t < columns_up; ++t) out[t] = -1.0f;
   }
 
   // One task of the first product: h of kTask neurons for the tokens of the block.
-  void task_in(int64_t task) {
+  void task_in(int64_t index) {
     alignas(64) float gate[kTask * kMostColumns], ups[kTask * kMostColumns], scales[kMostColumns];
-    const int64_t first = task * kTask, place = first % kPanel;
+    const int64_t task = first_panel * (kPanel / kTask) + index, first = task * kTask, place = first % kPanel;
     float* out = h + first / kPanel * rows_up * kPanel + place;
     float* task_energy = energy + task * columns_up;
     float* task_active = active + task * columns_up;
@@ -194,24 +204,26 @@ struct MatrixFfn {
     }
   }
 
-  // One task of the second product: kStrip columns of y for the tokens of the block.
+  // One task of the second product: adds the group's part to kStrip columns of y, and writes them after the last group.
   void task_out(int64_t strip) {
-    alignas(64) float right[kPanel * kStrip], y[kMostRows * kStrip];
-    const int64_t first = strip * kStrip, groups = rows_up / kRows;
-    memset(y, 0, static_cast<size_t>(rows_up * kStrip) * sizeof(float));
-    for (int64_t panel = 0; panel < panels; ++panel) {
+    alignas(64) float right[kPanel * kStrip];
+    const int64_t first = strip * kStrip, tiles = rows_up / kRows;
+    float* sums = y + strip * rows_up * kStrip;
+    if (first_panel == 0) memset(sums, 0, static_cast<size_t>(rows_up * kStrip) * sizeof(float));
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
       widen_panel(panel, first, right);
       const float* left = h + panel * rows_up * kPanel;
       for (int64_t c = 0; c < kStrip; c += kColumns) {
-        for (int64_t group = 0; group < groups; ++group) {
-          prefetch_panel(panel + 1, first, c / kColumns * groups + group, kStrip / kColumns * groups);
-          tile<I::kTileVectors>(left + group * kRows * kPanel, kPanel, right + c * kPanel, kPanel,
-                                y + group * kRows * kStrip + c, kStrip);
+        for (int64_t i = 0; i < tiles; ++i) {
+          prefetch_panel(panel + 1, first, c / kColumns * tiles + i, kStrip / kColumns * tiles);
+          tile<I::kTileVectors>(left + i * kRows * kPanel, kPanel, right + c * kPanel, kPanel,
+                                sums + i * kRows * kStrip + c, kStrip);
         }
       }
     }
+    if (end_panel < panels) return;
     const int64_t left_over = problem.ffn.width - first, wide = left_over < kStrip ? left_over : kStrip;
-    for (int64_t t = 0; t < count; ++t) problem.write_output(start + t, first, wide, y + t * kStrip);
+    for (int64_t t = 0; t < count; ++t) problem.write_output(start + t, first, wide, sums + t * kStrip);
   }
 
   // Widens columns [first, first + kStrip) of a panel's rows to out, [kStrip / kColumns][kPanel][kColumns].
@@ -286,8 +298,12 @@ struct MatrixFfn {
       rows_up = up(count, kRows);
       columns_up = up(count, kColumns);
       each<&MatrixFfn::pack_tokens>(parallel, columns_up / kColumns);
-      each<&MatrixFfn::task_in>(parallel, tasks);
-      each<&MatrixFfn::task_out>(parallel, strips);
+      for (first_panel = 0; first_panel < panels; first_panel = end_panel) {
+        end_panel = first_panel + kGroup < panels ? first_panel + kGroup : panels;
+        const int64_t end_task = end_panel * (kPanel / kTask), first_task = first_panel * (kPanel / kTask);
+        each<&MatrixFfn::task_in>(parallel, (end_task < tasks ? end_task : tasks) - first_task);
+        each<&MatrixFfn::task_out>(parallel, strips);
+      }
       add_shares();
       each<&MatrixFfn::add_panel_scores>(parallel, panels);
     }
