@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from clada.benchmark.contender import INT4, REFERENCE, TORCH, Contender, checked_error, ours
 from clada.benchmark.layer_graph import exact_threshold, layer_model, random_input, random_weights
-from clada.benchmark.sessions import Bound, open_session
+from clada.benchmark.sessions import Bound, execution
 from clada.benchmark.shapes import Shape
-from clada.benchmark.variants import Variants, write_variants
+from clada.benchmark.variants import Graph, Variants, write_variants
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import WEIGHTS
 from clada.plugins.ops.record import Array
+from clada.runtime.backends.onnxruntime import create_session
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Layer:
     ours: dict[str, onnxruntime.InferenceSession]
 
 
+def _session(graph: Graph, threads: int, weights: str | None) -> onnxruntime.InferenceSession:
+    session, _ = create_session(graph.path, execution(threads, weights))
+    return session
+
+
 @contextmanager
 def opened_layer(shape: Shape, threads: int) -> Iterator[Layer]:
     """Make a layer; its files are gone when the context ends."""
@@ -48,8 +54,8 @@ def opened_layer(shape: Shape, threads: int) -> Iterator[Layer]:
     torch.set_num_threads(threads)
     with TemporaryDirectory(prefix="clada-bench-") as folder:
         variants = write_variants(layer_model(weights), Path(folder))
-        dense, int4 = (open_session(graph.path, threads, None) for graph in (variants.dense, variants.int4))
-        sessions = {kind: open_session(variants.ours.path, threads, kind) for kind in WEIGHTS}
+        dense, int4 = (_session(graph, threads, None) for graph in (variants.dense, variants.int4))
+        sessions = {kind: _session(variants.ours, threads, kind) for kind in WEIGHTS}
         yield Layer(weights, variants, dense, int4, sessions)
 
 

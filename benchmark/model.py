@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,13 +17,14 @@ from transformers import DynamicCache
 
 from clada.benchmark.contender import INT4, REFERENCE, TORCH, Contender, checked_error, ours
 from clada.benchmark.model_graph import random_model, random_tokens, traced_model
-from clada.benchmark.sessions import open_model
+from clada.benchmark.sessions import execution
 from clada.benchmark.settings import Settings
-from clada.benchmark.shapes import Shape
+from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
 from clada.benchmark.variants import Graph, Variants, write_variants
 from clada.plugins import graph
 from clada.plugins.onnxruntime import WEIGHTS
 from clada.plugins.ops.record import Array
+from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
 
 # Decoding goes through these in turn: what is active differs by token.
@@ -53,16 +56,26 @@ class Model:
     torch_model: Any
 
 
+def _written(shape: Shape, fractions: Sequence[float], folder: Path) -> tuple[Variants, dict[float, list[Array]]]:
+    """Write the graphs of a model; the thresholds of each layer for each share of neurons."""
+    traced, thresholds = traced_model(shape, fractions)
+    return write_variants(traced, folder), thresholds
+
+
+def _loaded(source: Graph, settings: Settings, weights: str | None) -> OnnxRuntimeModel:
+    return InPlaceModel(source.path, MAXIMUM_CONTEXT, execution(settings.threads, weights))
+
+
 @contextmanager
 def opened_model(shape: Shape, settings: Settings) -> Iterator[Model]:
     """Make a model; its files are gone when the context ends."""
     torch.set_num_threads(settings.threads)
     with TemporaryDirectory(prefix="clada-bench-") as folder:
-        traced, thresholds = traced_model(shape, settings.active)
-        variants = write_variants(traced, Path(folder))
-        del traced
-        dense, int4 = (open_model(g.path, settings.threads, None) for g in (variants.dense, variants.int4))
-        sparse = {kind: open_model(variants.ours.path, settings.threads, kind) for kind in WEIGHTS}
+        # In a process of its own, whose memory is free again when the sessions need it.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            variants, thresholds = process.submit(_written, shape, settings.active, Path(folder)).result()
+        dense, int4 = (_loaded(source, settings, None) for source in (variants.dense, variants.int4))
+        sparse = {kind: _loaded(variants.ours, settings, kind) for kind in WEIGHTS}
         torch_model = random_model(shape) if shape.torch_model else None
         yield Model(shape, settings.context, variants, thresholds, dense, int4, sparse, torch_model)
 

@@ -1,34 +1,16 @@
-"""ONNX Runtime sessions for the benchmark, all opened alike."""
+"""How the benchmark runs graphs in ONNX Runtime: all as the runtime does, with or without our kernels."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import onnxruntime
 
-from clada.benchmark.shapes import MAXIMUM_CONTEXT
-from clada.plugins.onnxruntime import register
 from clada.plugins.ops.record import Array
-from clada.runtime.backends.in_place import InPlaceModel
-from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
+from clada.runtime.backends.onnxruntime import Execution
 
 
-def open_session(path: Path, threads: int, weights: str | None) -> onnxruntime.InferenceSession:
-    """Open a graph.
-
-    Args:
-        path: Its file.
-        threads: How many.
-        weights: What our kernels hold the neurons' weights in, "" for what they are; None leaves the kernels out.
-
-    Raises:
-        CladaError: The kernels cannot be used.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if weights is not None:
-        register(options, weights=weights)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def execution(threads: int, weights: str | None) -> Execution:
+    """How a graph is run: with our kernels, neurons' weights held in a type ("" is their own), or without (None)."""
+    return Execution(threads, "bodies") if weights is None else Execution(threads, "native", weights)
 
 
 class Bound:
@@ -50,11 +32,3 @@ class Bound:
     def results(self) -> dict[str, Array]:
         """What the last run put out."""
         return {name: value.numpy() for name, value in zip(self._names, self._binding.get_outputs(), strict=True)}
-
-
-def open_model(path: Path, threads: int, weights: str | None) -> OnnxRuntimeModel:
-    """Open a whole model's graph in the runtime's own decode loop; arguments as of `open_session`."""
-    model = InPlaceModel(path, MAXIMUM_CONTEXT, threads)
-    if weights is not None:
-        model._session = open_session(path, threads, weights)  # the runtime takes no kernels yet
-    return model

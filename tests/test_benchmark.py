@@ -200,3 +200,8 @@ def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, mes
     monkeypatch.setattr("clada.benchmark.command._TABLES", {"layer": None, "model": None})
     shape = [] if "--shape" in options else ["--shape", "tiny"]
     fails_with(capsys, clada_main, ["bench", *shape, *options], message)
+
+
+def test_without_kernels_nothing_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr("clada.plugins.onnxruntime.library._NAME", "absent.so")
+    fails_with(capsys, clada_main, ["bench", "--shape", "tiny"], "has no native kernels (absent.so)")
