@@ -12,6 +12,11 @@ FORMATS = (".png", ".svg")
 _COLOURS = {"ours": "tab:blue", "ORT": "tab:gray", "torch": "tab:brown"}
 
 
+def _milliseconds(value: float) -> str:
+    """With about three digits."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} ms"
+
+
 def plot(tables: Sequence[Table], subtitle: str, form: str) -> bytes:
     """An image with one panel a table: how many times as fast as the reference each contender is.
 
@@ -30,7 +35,7 @@ def plot(tables: Sequence[Table], subtitle: str, form: str) -> bytes:
         colours = [_COLOURS[row.name.split()[0]] for row in rows]
         bars = panel.barh([row.name for row in rows], ratios, color=colours)
         panel.axvline(1, color="black", linewidth=0.8, linestyle=":")
-        labels = [f"{row.ratio:.2f}x   {row.ms:.3g} ms" for row in rows]
+        labels = [f"{row.ratio:.2f}x   {_milliseconds(row.ms or 0.0)}" for row in rows]
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         panel.bar_label(bars, labels, fontsize=8, padding=4, bbox=background)
         panel.set_xlim(0, 1.25 * max(ratios))
