@@ -18,7 +18,11 @@ template <class I, class E>
 void widen(const E* from, float* to, int64_t count) {
   const int64_t whole = count - count % I::kWidth;
   for (int64_t k = 0; k < whole; k += I::kWidth) I::store(to + k, I::load(from + k));
-  if (whole < count) I::store(to + whole, PlainRows<I, E>::load_tail(from, whole, count - whole));
+  if (whole < count) {
+    E some[I::kWidth] = {};
+    memcpy(some, from + whole, static_cast<size_t>(count - whole) * sizeof(E));
+    I::store(to + whole, I::load(some));
+  }
 }
 
 template <class I>
@@ -61,20 +65,39 @@ void narrow(const float* from, Element element, void* to, int64_t offset, int64_
   }
 }
 
+// A width rounded up to whole spans of rows.
+template <class Rows>
+int64_t whole_spans(int64_t width) {
+  return (width + Rows::kSpan - 1) / Rows::kSpan * Rows::kSpan;
+}
+
 template <class I, class Rows>
 struct FfnProblem {
   const SparseFfnCall& ffn;
   Rows w_in, w_up, w_out;
   bool gated;
-  int64_t tokens, padded_width;
-  const float* b_in;   // [F] or null
-  const float* b_out;  // [padded width] or null
+  int64_t tokens, padded_width;  // the width in whole spans
+  const float* b_in;             // [F] or null
+  const float* b_out;            // [padded width] or null
 
-  // A token's x in float32: padded_width values, zeros beyond the width.
-  void read_input(int64_t token, float* x) const { widen<I>(ffn.element, ffn.x, token * ffn.width, x, ffn.width); }
+  // A token's x in float32, arranged as rows are loaded: padded_width values, zeros beyond the width.
+  void read_input(int64_t token, float* x) const {
+    for (int64_t k = padded_width - Rows::kSpan; k < padded_width; ++k) x[k] = 0;
+    widen<I>(ffn.element, ffn.x, token * ffn.width, x, ffn.width);
+    for (int64_t k = 0; k < padded_width; k += Rows::kSpan) {
+      float span[Rows::kSpan];
+      memcpy(span, x + k, sizeof span);
+      for (int64_t i = 0; i < Rows::kSpan; ++i) x[k + Rows::place(i)] = span[i];
+    }
+  }
 
-  // Writes columns [first, first + count) of a token's y from whole vectors of float32, which it changes.
+  // Writes columns [first, first + count) of a token's y from sums of rows, in whole spans, which it changes.
   void write_output(int64_t token, int64_t first, int64_t count, float* y) const {
+    for (int64_t k = 0; k < count; k += Rows::kSpan) {
+      float span[Rows::kSpan];
+      memcpy(span, y + k, sizeof span);
+      for (int64_t i = 0; i < Rows::kSpan; ++i) y[k + i] = span[Rows::place(i)];
+    }
     if (b_out) {
       for (int64_t k = 0; k < count; k += I::kWidth) {
         I::store(y + k, I::add(I::load(y + k), I::load(b_out + first + k)));

@@ -21,10 +21,11 @@ struct MatrixFfn {
   static constexpr int64_t kStrip = 64;   // columns a task of the second product
   static constexpr int64_t kGroup = 8;    // panels of neurons at a time
   static_assert(kTask % kRows == 0 && kPanel % kTask == 0 && kStrip % kColumns == 0, "tiles fill their blocks");
+  static_assert(kDepth % Rows::kSpan == 0 && kColumns % Rows::kSpan == 0, "spans fill their blocks");
 
   const FfnProblem<I, Rows>& problem;
   int64_t tasks, panels, strips;
-  float* x_panels;                 // [blocks of kColumns tokens][D][kColumns]
+  float* x_panels;                 // [blocks of kColumns tokens][padded width][kColumns]
   float* h;                        // [panels][tokens][kPanel]
   float* energy;                   // [tasks][tokens], the task's share of ||h||^2
   float* active;                   // [tasks][tokens], the task's share of the neurons kept
@@ -39,9 +40,9 @@ struct MatrixFfn {
 
   static size_t workspace_floats(const SparseFfnCall& ffn) {
     const int64_t tokens = ffn.batch * ffn.sequence, block = tokens < kBlock ? tokens : kBlock;
-    return up(block, kColumns) * (ffn.width + 2 * up(ffn.neurons, kTask) / kTask) +
+    return up(block, kColumns) * (whole_spans<Rows>(ffn.width) + 2 * up(ffn.neurons, kTask) / kTask) +
            up(block, kRows) * (up(ffn.neurons, kPanel) + up(ffn.width, kStrip)) +
-           up(block, kColumns) / kColumns * padded<I>(ffn.width);
+           up(block, kColumns) / kColumns * whole_spans<Rows>(ffn.width);
   }
 
   MatrixFfn(const FfnProblem<I, Rows>& given, float* workspace) : problem(given) {
@@ -51,7 +52,7 @@ struct MatrixFfn {
     panels = up(ffn.neurons, kPanel) / kPanel;
     strips = up(ffn.width, kStrip) / kStrip;
     x_panels = workspace;
-    energy = x_panels + up(block, kColumns) * ffn.width;
+    energy = x_panels + up(block, kColumns) * given.padded_width;
     active = energy + up(block, kColumns) * tasks;
     h = active + up(block, kColumns) * tasks;
     y = h + up(block, kRows) * panels * kPanel;
@@ -93,9 +94,17 @@ struct MatrixFfn {
         continue;
       }
       const typename Rows::Row row = rows.row(first + i);
-      const int64_t whole = count - count % I::kWidth;
-      for (int64_t j = 0; j < whole; j += I::kWidth) I::store(out + j, Rows::load(row, k + j));
-      if (whole < count) I::store(out + whole, Rows::load_tail(row, k + whole, count - whole));
+      for (int64_t j = 0; j < count; j += Rows::kSpan) {
+        const int64_t left = problem.ffn.width - k - j;
+        V low, high;
+        if (left < Rows::kSpan) {
+          Rows::load_tail(row, k + j, left, low, high);
+        } else {
+          Rows::load(row, k + j, low, high);
+        }
+        I::store(out + j, low);
+        I::store(out + j + I::kWidth, high);
+      }
     }
   }
 
@@ -110,7 +119,7 @@ struct MatrixFfn {
   void multiply_in(const Rows& rows, int64_t first, float* out) const {
     alignas(64) float left[kTask * kDepth];
     memset(out, 0, static_cast<size_t>(kTask * columns_up) * sizeof(float));
-    const int64_t width = problem.ffn.width, blocks = columns_up / kColumns;
+    const int64_t width = problem.padded_width, blocks = columns_up / kColumns;
     for (int64_t k = 0; k < width; k += kDepth) {
       const int64_t depth = width - k < kDepth ? width - k : kDepth;
       widen_rows(rows, first, k, depth, left);
@@ -231,14 +240,17 @@ struct MatrixFfn {
     const int64_t width = problem.ffn.width;
     for (int64_t i = 0; i < kPanel; ++i) {
       const int64_t neuron = panel * kPanel + i;
-      for (int64_t c = 0; c < kStrip; c += I::kWidth) {
-        V v = I::zero();
-        if (neuron < problem.ffn.neurons && first + c < width) {
-          const typename Rows::Row row = problem.w_out.row(neuron);
-          const int64_t left = width - first - c;
-          v = left < I::kWidth ? Rows::load_tail(row, first + c, left) : Rows::load(row, first + c);
+      for (int64_t c = 0; c < kStrip; c += Rows::kSpan) {
+        const int64_t left = width - first - c;
+        V low = I::zero(), high = I::zero();
+        if (neuron < problem.ffn.neurons && left >= Rows::kSpan) {
+          Rows::load(problem.w_out.row(neuron), first + c, low, high);
+        } else if (neuron < problem.ffn.neurons && left > 0) {
+          Rows::load_tail(problem.w_out.row(neuron), first + c, left, low, high);
         }
-        I::store(out + (c / kColumns * kPanel + i) * kColumns + c % kColumns, v);
+        float* to = out + (c / kColumns * kPanel + i) * kColumns + c % kColumns;
+        I::store(to, low);
+        I::store(to + I::kWidth, high);
       }
     }
   }
@@ -252,7 +264,7 @@ struct MatrixFfn {
 
   // Rearranges the block's tokens so that a tile reads them in order: one task a kColumns of them.
   void pack_tokens(int64_t block) {
-    const int64_t width = problem.ffn.width;
+    const int64_t width = problem.padded_width;
     float *out = x_panels + block * width * kColumns, *x = columns + block * problem.padded_width;
     for (int64_t c = 0; c < kColumns; ++c) {
       const int64_t t = block * kColumns + c;

@@ -1,7 +1,11 @@
 // Rows of a weight matrix [neurons, width]. A kernel reads weights only through row() and load(), so that quantised
 // rows are one more type with these members.
+//
+// Rows are loaded a span of two vectors at a time, in whatever order within the span is cheapest for their type. Inputs
+// that are multiplied with rows are arranged in that order first, and sums of rows are put back afterwards.
 #pragma once
 #include <cstring>
+#include <type_traits>
 
 #include "elements.h"
 
@@ -10,19 +14,38 @@ namespace clada {
 template <class I, class E>
 struct PlainRows {
   using Row = const E*;
+  using V = typename I::V;
+  static constexpr int64_t kSpan = 2 * I::kWidth;
+  static constexpr bool kEvenOdd = std::is_same<E, BFloat16>::value;
   const E* data;
   int64_t width;
 
   Row row(int64_t i) const { return data + i * width; }
-  // Elements [k, k + I::kWidth) of a row, k a multiple of I::kWidth.
-  static typename I::V load(Row row, int64_t k) { return I::load(row + k); }
-  // The same where only `count` elements are left; zero beyond them.
-  static typename I::V load_tail(Row row, int64_t k, int64_t count) {
-    E some[I::kWidth] = {};
-    memcpy(some, row + k, static_cast<size_t>(count) * sizeof(E));
-    return I::load(some);
+
+  // Where in a loaded span its element i is.
+  static int64_t place(int64_t i) { return kEvenOdd ? i % 2 * I::kWidth + i / 2 : i; }
+
+  // Elements [k, k + kSpan) of a row, k a multiple of kSpan.
+  static void load(Row row, int64_t k, V& first, V& second) {
+    if constexpr (kEvenOdd) {
+      I::load_even_odd(row + k, first, second);
+    } else {
+      first = I::load(row + k);
+      second = I::load(row + k + I::kWidth);
+    }
   }
-  // Asks for `count` elements from k on to be brought close.
+  // The same where only `count` elements are left; zero beyond them.
+  static void load_tail(Row row, int64_t k, int64_t count, V& first, V& second) {
+    E some[kSpan] = {};
+    memcpy(some, row + k, static_cast<size_t>(count) * sizeof(E));
+    load(some, 0, first, second);
+  }
+  // Asks for the span at k of a row that will be loaded next, where loading does too much for each byte to let the
+  // processor look far enough ahead by itself.
+  static void prefetch_next(Row row, int64_t k) {
+    if constexpr (sizeof(E) < sizeof(float)) __builtin_prefetch(row + k, 0, 3);
+  }
+  // Asks for `count` elements from k on to be brought near.
   template <int64_t count>
   static void prefetch(Row row, int64_t k) {
     constexpr int64_t kLine = 64 / sizeof(E);

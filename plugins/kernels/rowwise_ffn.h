@@ -10,11 +10,12 @@
 
 namespace clada {
 
-constexpr int64_t kChunk = 64;  // neurons activated at a time: their rows stay in the cache from token to token
-constexpr int kGroup = 4;       // rows read at a time
+constexpr int64_t kChunk = 256;       // neurons of a token activated at a time
+constexpr int64_t kSharedChunk = 64;  // the same for several tokens: their rows stay in the cache from one to the next
+constexpr int kGroup = 4;             // rows read at a time
 
 static inline int64_t rowwise_parts(const SparseFfnCall& ffn) {
-  const int64_t parts = ffn.neurons / (2 * kChunk), most = 32;
+  const int64_t parts = ffn.neurons / kChunk, most = 32;
   return parts < 1 ? 1 : parts < most ? parts : most;
 }
 
@@ -32,7 +33,7 @@ struct RowwiseFfn {
 
   static size_t workspace_floats(const SparseFfnCall& ffn) {
     const size_t tokens = ffn.batch * ffn.sequence, parts = rowwise_parts(ffn);
-    return tokens * ((parts + 1) * padded<I>(ffn.width) + 2 * parts + ffn.neurons);
+    return tokens * ((parts + 1) * whole_spans<Rows>(ffn.width) + 2 * parts + ffn.neurons);
   }
 
   RowwiseFfn(const FfnProblem<I, Rows>& given, float* workspace) : problem(given) {
@@ -44,43 +45,52 @@ struct RowwiseFfn {
     h = energy + 2 * each;
   }
 
-  // Dots of x with kGroup rows.
-  void dots(const Row* rows, const float* token_x, float* out) const {
+  // Dots of x with kGroup rows; `next` are read after them.
+  void dots(const Row* rows, const Row* next, const float* token_x, float* out) const {
     V sums[kGroup][2];
     for (int r = 0; r < kGroup; ++r) sums[r][0] = sums[r][1] = I::zero();
-    const int64_t width = problem.ffn.width, whole = width - width % (2 * I::kWidth);
-    for (int64_t k = 0; k < whole; k += 2 * I::kWidth) {
-      const V x0 = I::load(token_x + k), x1 = I::load(token_x + k + I::kWidth);
-#pragma GCC unroll 4
+    const int64_t width = problem.ffn.width, whole = width - width % Rows::kSpan;
+    const auto add = [&](int r, int64_t k, V first, V second) {
+      sums[r][0] = I::fma(first, I::load(token_x + k), sums[r][0]);
+      sums[r][1] = I::fma(second, I::load(token_x + k + I::kWidth), sums[r][1]);
+    };
+    V first, second;
+    for (int64_t k = 0; k < whole; k += Rows::kSpan) {
+#pragma GCC unroll 8
       for (int r = 0; r < kGroup; ++r) {
-        sums[r][0] = I::fma(Rows::load(rows[r], k), x0, sums[r][0]);
-        sums[r][1] = I::fma(Rows::load(rows[r], k + I::kWidth), x1, sums[r][1]);
+        Rows::prefetch_next(next[r], k);
+        Rows::load(rows[r], k, first, second);
+        add(r, k, first, second);
       }
     }
-    for (int64_t k = whole; k < width; k += I::kWidth) {
-      const int64_t left = width - k < I::kWidth ? width - k : I::kWidth;
-      for (int r = 0; r < kGroup; ++r) {
-        sums[r][0] = I::fma(Rows::load_tail(rows[r], k, left), I::load(token_x + k), sums[r][0]);
-      }
+    for (int r = 0; r < kGroup && whole < width; ++r) {
+      Rows::load_tail(rows[r], whole, width - whole, first, second);
+      add(r, whole, first, second);
     }
     for (int r = 0; r < kGroup; ++r) out[r] = I::sum(I::add(sums[r][0], sums[r][1]));
   }
 
-  // y += sum of factors[r] * rows[r]
-  void add_rows(const Row* rows, const float* factors, float* y) const {
+  // y += sum of factors[r] * rows[r]; `next` are read after them.
+  void add_rows(const Row* rows, const Row* next, const float* factors, float* y) const {
     V f[kGroup];
     for (int r = 0; r < kGroup; ++r) f[r] = I::all(factors[r]);
-    const int64_t width = problem.ffn.width, whole = width - width % I::kWidth;
-    for (int64_t k = 0; k < whole; k += I::kWidth) {
-      V sum = I::load(y + k);
-#pragma GCC unroll 4
-      for (int r = 0; r < kGroup; ++r) sum = I::fma(f[r], Rows::load(rows[r], k), sum);
-      I::store(y + k, sum);
-    }
-    if (whole < width) {
-      V sum = I::load(y + whole);
-      for (int r = 0; r < kGroup; ++r) sum = I::fma(f[r], Rows::load_tail(rows[r], whole, width - whole), sum);
-      I::store(y + whole, sum);
+    const int64_t width = problem.ffn.width, whole = width - width % Rows::kSpan;
+    V first, second;
+    for (int64_t k = 0; k < width; k += Rows::kSpan) {
+      V low = I::load(y + k), high = I::load(y + k + I::kWidth);
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; ++r) {
+        if (k < whole) {
+          Rows::prefetch_next(next[r], k);
+          Rows::load(rows[r], k, first, second);
+        } else {
+          Rows::load_tail(rows[r], k, width - k, first, second);
+        }
+        low = I::fma(f[r], first, low);
+        high = I::fma(f[r], second, high);
+      }
+      I::store(y + k, low);
+      I::store(y + k + I::kWidth, high);
     }
   }
 
@@ -118,45 +128,47 @@ struct RowwiseFfn {
     return kept;
   }
 
+  // Dots of x with the rows of a list of neurons.
+  void list_dots(const Rows& rows, const int32_t* neurons, int count, const float* token_x, float* out) const {
+    for (int n = 0; n < count; n += kGroup) {
+      Row some[kGroup], next[kGroup];
+      float products[kGroup];
+      group(rows, neurons, count, n, some);
+      group(rows, neurons, count, n + kGroup, next);
+      dots(some, next, token_x, products);
+      for (int r = 0; r < kGroup && n + r < count; ++r) out[n + r] = products[r];
+    }
+  }
+
   void token_chunk(int64_t token, int64_t first, int64_t last, float* y, float* token_energy, int32_t* token_active) {
-    int32_t neurons[kChunk];
-    float a[kChunk] = {};  // whole vectors of it are activated
-    Row rows[kGroup];
+    int32_t neurons[kChunk] = {};
+    float values[kChunk + kGroup] = {}, ups[kChunk];  // whole vectors of values are activated, whole groups are added
     const float* token_x = x + token * problem.padded_width;
     const int count = pool_members(token, first, last, neurons);
-    for (int n = 0; n < count; n += kGroup) {
-      float products[kGroup];
-      group(problem.w_in, neurons, count, n, rows);
-      dots(rows, token_x, products);
-      for (int r = 0; r < kGroup && n + r < count; ++r) a[n + r] = products[r];
+    list_dots(problem.w_in, neurons, count, token_x, values);
+    const int kept = keep(token, neurons, values, count);
+    if (problem.gated) {
+      list_dots(problem.w_up, neurons, kept, token_x, ups);
+      for (int n = 0; n < kept; ++n) values[n] *= ups[n];
     }
-    const int kept = keep(token, neurons, a, count);
-    float* token_h = h + token * problem.ffn.neurons;
+    for (int n = kept; n < kept + kGroup; ++n) values[n] = 0;
     for (int n = 0; n < kept; n += kGroup) {
-      const int here = kept - n < kGroup ? kept - n : kGroup;
-      float values[kGroup] = {};
-      for (int r = 0; r < here; ++r) values[r] = a[n + r];
-      if (problem.gated) {
-        float ups[kGroup];
-        group(problem.w_up, neurons, kept, n, rows);
-        dots(rows, token_x, ups);
-        for (int r = 0; r < here; ++r) values[r] *= ups[r];
-      }
+      Row rows[kGroup], next[kGroup];
       group(problem.w_out, neurons, kept, n, rows);
-      add_rows(rows, values, y);
-      for (int r = 0; r < here; ++r) {
-        token_h[neurons[n + r]] = values[r];
-        *token_energy += values[r] * values[r];
-      }
+      group(problem.w_out, neurons, kept, n + kGroup, next);
+      add_rows(rows, next, values + n, y);
+    }
+    float* token_h = h + token * problem.ffn.neurons;
+    for (int n = 0; n < kept; ++n) {
+      token_h[neurons[n]] = values[n];
+      *token_energy += values[n] * values[n];
     }
     *token_active += kept;
   }
 
   void part(int64_t index) {
-    const int64_t parts = rowwise_parts(problem.ffn), chunks = (problem.ffn.neurons + kChunk - 1) / kChunk;
-    const int64_t first = chunks * index / parts * kChunk;
-    int64_t last = chunks * (index + 1) / parts * kChunk;
-    if (last > problem.ffn.neurons) last = problem.ffn.neurons;
+    const int64_t parts = rowwise_parts(problem.ffn), chunk = problem.tokens == 1 ? kChunk : kSharedChunk;
+    const int64_t first = problem.ffn.neurons * index / parts, last = problem.ffn.neurons * (index + 1) / parts;
     const int64_t at = index * problem.tokens;
     for (int64_t token = 0; token < problem.tokens; ++token) {
       memset(partial + (at + token) * problem.padded_width, 0, problem.padded_width * sizeof(float));
@@ -164,8 +176,8 @@ struct RowwiseFfn {
       energy[at + token] = 0;
       active[at + token] = 0;
     }
-    for (int64_t start = first; start < last; start += kChunk) {
-      const int64_t end = start + kChunk < last ? start + kChunk : last;
+    for (int64_t start = first; start < last; start += chunk) {
+      const int64_t end = start + chunk < last ? start + chunk : last;
       for (int64_t token = 0; token < problem.tokens; ++token) {
         if (!(problem.ffn.scale[token] >= 0)) continue;
         token_chunk(token, start, end, partial + (at + token) * problem.padded_width, energy + at + token,

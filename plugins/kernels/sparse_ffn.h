@@ -29,7 +29,7 @@ void run_ffn(const SparseFfnCall& ffn, const Rows& w_in, const Rows& w_up, const
                                     w_out,
                                     ffn.w_up != nullptr,
                                     ffn.batch * ffn.sequence,
-                                    padded<I>(ffn.width),
+                                    whole_spans<Rows>(ffn.width),
                                     ffn.b_in ? b_in : nullptr,
                                     ffn.b_out ? b_out : nullptr};
   float* rest = workspace + widened_floats<I>(ffn);
