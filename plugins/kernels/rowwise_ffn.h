@@ -12,7 +12,7 @@ namespace clada {
 
 constexpr int64_t kChunk = 256;       // neurons of a token activated at a time
 constexpr int64_t kSharedChunk = 64;  // the same for several tokens: their rows stay in the cache from one to the next
-constexpr int kGroup = 4;             // rows read at a time
+constexpr int kGroup = 4;             // rows added at a time
 
 static inline int64_t rowwise_parts(const SparseFfnCall& ffn) {
   const int64_t parts = ffn.neurons / kChunk, most = 32;
@@ -23,6 +23,7 @@ template <class I, class Rows>
 struct RowwiseFfn {
   using V = typename I::V;
   using Row = typename Rows::Row;
+  static constexpr int kTogether = Rows::kTogether;
 
   const FfnProblem<I, Rows>& problem;
   float* x;         // [tokens, padded width]
@@ -45,29 +46,41 @@ struct RowwiseFfn {
     h = energy + 2 * each;
   }
 
-  // Dots of x with kGroup rows; `next` are read after them.
+  // Dots of x with kTogether rows; `next` are read after them.
   void dots(const Row* rows, const Row* next, const float* token_x, float* out) const {
-    V sums[kGroup][2];
-    for (int r = 0; r < kGroup; ++r) sums[r][0] = sums[r][1] = I::zero();
-    const int64_t width = problem.ffn.width, whole = width - width % Rows::kSpan;
-    const auto add = [&](int r, int64_t k, V first, V second) {
-      sums[r][0] = I::fma(first, I::load(token_x + k), sums[r][0]);
-      sums[r][1] = I::fma(second, I::load(token_x + k + I::kWidth), sums[r][1]);
+    V sums[kTogether][4], first, second;
+    for (auto& row_sums : sums) {
+      for (V& sum : row_sums) sum = I::zero();
+    }
+    const auto add = [&](int64_t k, V* two) {
+      two[0] = I::fma(first, I::load(token_x + k), two[0]);
+      two[1] = I::fma(second, I::load(token_x + k + I::kWidth), two[1]);
     };
-    V first, second;
-    for (int64_t k = 0; k < whole; k += Rows::kSpan) {
-#pragma GCC unroll 8
-      for (int r = 0; r < kGroup; ++r) {
-        Rows::prefetch_next(next[r], k);
-        Rows::load(rows[r], k, first, second);
-        add(r, k, first, second);
+    const int64_t width = problem.ffn.width, whole = width - width % Rows::kSpan;
+    int64_t k = 0;
+    for (; k + 2 * Rows::kSpan <= whole; k += 2 * Rows::kSpan) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kTogether; ++r) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const int64_t at = k + half * Rows::kSpan;
+          Rows::prefetch_next(next[r], at);
+          Rows::load(rows[r], at, first, second);
+          add(at, sums[r] + 2 * half);
+        }
       }
     }
-    for (int r = 0; r < kGroup && whole < width; ++r) {
-      Rows::load_tail(rows[r], whole, width - whole, first, second);
-      add(r, whole, first, second);
+    for (int r = 0; r < kTogether; ++r) {
+      if (k < whole) {
+        Rows::load(rows[r], k, first, second);
+        add(k, sums[r]);
+      }
+      if (whole < width) {
+        Rows::load_tail(rows[r], whole, width - whole, first, second);
+        add(whole, sums[r]);
+      }
+      out[r] = I::sum(I::add(I::add(sums[r][0], sums[r][1]), I::add(sums[r][2], sums[r][3])));
     }
-    for (int r = 0; r < kGroup; ++r) out[r] = I::sum(I::add(sums[r][0], sums[r][1]));
   }
 
   // y += sum of factors[r] * rows[r]; `next` are read after them.
@@ -95,8 +108,9 @@ struct RowwiseFfn {
   }
 
   // Rows of neurons[at], ..., the last one repeated where the list ends.
-  static void group(const Rows& rows, const int32_t* neurons, int count, int at, Row* out) {
-    for (int r = 0; r < kGroup; ++r) out[r] = rows.row(neurons[at + r < count ? at + r : count - 1]);
+  template <int kCount>
+  static void group(const Rows& rows, const int32_t* neurons, int count, int at, Row (&out)[kCount]) {
+    for (int r = 0; r < kCount; ++r) out[r] = rows.row(neurons[at + r < count ? at + r : count - 1]);
   }
 
   // Writes the neurons of [first, last) that are in the token's pool; returns how many.
@@ -130,13 +144,13 @@ struct RowwiseFfn {
 
   // Dots of x with the rows of a list of neurons.
   void list_dots(const Rows& rows, const int32_t* neurons, int count, const float* token_x, float* out) const {
-    for (int n = 0; n < count; n += kGroup) {
-      Row some[kGroup], next[kGroup];
-      float products[kGroup];
+    for (int n = 0; n < count; n += kTogether) {
+      Row some[kTogether], next[kTogether];
+      float products[kTogether];
       group(rows, neurons, count, n, some);
-      group(rows, neurons, count, n + kGroup, next);
+      group(rows, neurons, count, n + kTogether, next);
       dots(some, next, token_x, products);
-      for (int r = 0; r < kGroup && n + r < count; ++r) out[n + r] = products[r];
+      for (int r = 0; r < kTogether && n + r < count; ++r) out[n + r] = products[r];
     }
   }
 
