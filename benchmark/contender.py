@@ -29,6 +29,7 @@ class Contender:
         target: The share of neurons that was asked for; None for dense ones.
         error: Relative distance of its output from the reference's; None for those that skip neurons.
         missing: Why it cannot run here.
+        repeats: How many times `run` computes what a time and the bytes are of.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Contender:
     target: float | None = None
     error: float | None = None
     missing: str = ""
+    repeats: int = 1
 
 
 def ours(fraction: float | None, weights: str) -> str:

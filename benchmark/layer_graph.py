@@ -1,4 +1,8 @@
-"""One feed-forward layer as a graph: random weights, our op, and thresholds that keep an exact share of it."""
+"""One feed-forward layer as a graph: random weights, our op, and thresholds that keep an exact share of it.
+
+The graph holds the layer several times over, each with weights of its own in memory, as a model has one layer after
+the other: its weights come from memory and not from a cache, and threads do not wake up for it alone.
+"""
 
 import numpy as np
 import onnx_ir
@@ -9,9 +13,11 @@ from clada.exporter.trace import DEFAULT_OPSET
 from clada.plugins.onnx import function_proto
 from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_GATED_FFN, VERSION
 from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.record import Array
+from clada.plugins.ops.record import Array, Tensor
 
 _ATTRIBUTES = {"activation": "silu"}
+_BYTES_READ = 1 << 29
+_MOST_COPIES = 20
 
 
 def random_weights(shape: Shape) -> dict[str, Array]:
@@ -29,34 +35,62 @@ def random_input(hidden: int, tokens: int) -> Array:
     return np.random.default_rng(1).standard_normal((1, tokens, hidden), np.float32)
 
 
-def layer_model(weights: dict[str, Array]) -> onnx_ir.Model:
-    """The op alone, its weights constant, batch 1; thresholds are an input, so that one session serves all shares."""
-    values = {}
-    for spec in SPARSE_GATED_FFN.inputs:
-        if spec.name in weights:
-            values[spec.name] = initializer(spec.name, onnx_ir.tensor(weights[spec.name]))
-            continue
-        neurons, hidden = weights["w_gate"].shape
-        sizes: dict[str, int | str] = {"B": 1, "S": "sequence_length", "D": hidden, "F": neurons}
-        dtype = onnx_ir.DataType.BOOL if spec.dtype == "bool" else onnx_ir.DataType.FLOAT
-        values[spec.name] = onnx_ir.Value(
-            name=spec.name, shape=onnx_ir.Shape([sizes[axis] for axis in spec.axes]), type=onnx_ir.TensorType(dtype)
-        )
+def copies_of(shape: Shape) -> int:
+    """How many times a graph holds the layer: until what it reads is far beyond any cache, even in 16 bits."""
+    return min(_MOST_COPIES, -(-_BYTES_READ // (2 * 3 * shape.neurons * shape.hidden)))
+
+
+def numbered(name: str, copies: int) -> list[str]:
+    """What a value that each copy has of its own is called."""
+    return [f"{name}.{copy}" for copy in range(copies)]
+
+
+def reordered(array: Array, copy: int) -> Array:
+    """Weights or thresholds of a copy: the same neurons in another order, as equal weights would be stored once."""
+    return np.roll(array, copy, axis=0)
+
+
+def _input(spec: Tensor, name: str, neurons: int, hidden: int) -> onnx_ir.Value:
+    sizes: dict[str, int | str] = {"B": 1, "S": "sequence_length", "D": hidden, "F": neurons}
+    dtype = onnx_ir.DataType.BOOL if spec.dtype == "bool" else onnx_ir.DataType.FLOAT
+    shape = onnx_ir.Shape([sizes[axis] for axis in spec.axes])
+    return onnx_ir.Value(name=name, shape=shape, type=onnx_ir.TensorType(dtype))
+
+
+def _copy(
+    inputs: dict[str, onnx_ir.Value], threshold: onnx_ir.Value, weights: dict[str, Array], copy: int
+) -> onnx_ir.Node:
+    """The op on the shared inputs and thresholds and weights of its own."""
+    own = {
+        name: initializer(f"{name}.{copy}", onnx_ir.tensor(reordered(array, copy))) for name, array in weights.items()
+    }
+    own["threshold"] = threshold
     node = onnx_ir.node(
         SPARSE_GATED_FFN.name,
-        list(values.values()),
+        [(own | inputs)[spec.name] for spec in SPARSE_GATED_FFN.inputs],
         {**_ATTRIBUTES, **PLUGIN_ATTRIBUTES},
         domain=DOMAIN,
         num_outputs=len(SPARSE_GATED_FFN.outputs),
     )
     for value, spec in zip(node.outputs, SPARSE_GATED_FFN.outputs, strict=True):
-        value.name = spec.name
+        value.name = f"{spec.name}.{copy}"
         value.type = onnx_ir.TensorType(onnx_ir.DataType.INT32 if spec.dtype == "int32" else onnx_ir.DataType.FLOAT)
+    return node
+
+
+def layer_model(weights: dict[str, Array], copies: int) -> onnx_ir.Model:
+    """The op alone, its weights constant, batch 1; thresholds are an input, so that one session serves all shares."""
+    neurons, hidden = weights["w_gate"].shape
+    specs = {spec.name: spec for spec in SPARSE_GATED_FFN.inputs if spec.name not in weights}
+    of_copies = specs.pop("threshold")
+    inputs = {name: _input(spec, name, neurons, hidden) for name, spec in specs.items()}
+    thresholds = [_input(of_copies, name, neurons, hidden) for name in numbered("threshold", copies)]
+    nodes = [_copy(inputs, threshold, weights, copy) for copy, threshold in enumerate(thresholds)]
     graph = onnx_ir.Graph(
-        [value for name, value in values.items() if name not in weights],
-        node.outputs,
-        nodes=[node],
-        initializers=[values[name] for name in weights],
+        [*inputs.values(), *thresholds],
+        [value for node in nodes for value in node.outputs],
+        nodes=nodes,
+        initializers=[value for node in nodes for value in node.inputs if value is not None and value.const_value],
         opset_imports={"": DEFAULT_OPSET, DOMAIN: VERSION},
         name="layer",
     )

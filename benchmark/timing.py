@@ -18,7 +18,7 @@ class Samples:
     """Of one contender, one entry a round.
 
     Args:
-        seconds: How long it took.
+        seconds: How long it took once.
         bandwidth: Bytes a second that the machine read just before; empty where it was not measured.
         active: Share of neurons computed.
     """
@@ -36,13 +36,12 @@ def measure(
     Args:
         contenders: What to time.
         rounds: How often.
-        bandwidth: Measures the read bandwidth before each time. What it reads also pushes the weights out of the
-            caches, where a single layer would otherwise stay, which in a model it does not.
+        bandwidth: Measures the read bandwidth before each time.
         label: What the progress bar says.
     """
-    running = [(c.name, c.run) for c in contenders if c.run is not None]
-    samples = {name: Samples() for name, _ in running}
-    for _, run in running:
+    running = [(c.name, c.run, c.repeats) for c in contenders if c.run is not None]
+    samples = {name: Samples() for name, *_ in running}
+    for _, run, _ in running:
         for _ in range(WARM_UP):
             run()
     gc.collect()
@@ -51,12 +50,12 @@ def measure(
         with tqdm(total=rounds * len(running), desc=label, disable=None, leave=False) as progress:
             for turn in range(rounds):
                 first = turn % len(running)
-                for name, run in running[first:] + running[:first]:
+                for name, run, repeats in running[first:] + running[:first]:
                     if bandwidth is not None:
                         samples[name].bandwidth.append(bandwidth())
                     start = time.perf_counter()
                     active = run()
-                    samples[name].seconds.append(time.perf_counter() - start)
+                    samples[name].seconds.append((time.perf_counter() - start) / repeats)
                     samples[name].active.append(active)
                     progress.update()
     finally:

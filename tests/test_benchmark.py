@@ -36,6 +36,12 @@ def _dense_inputs(tokens):
     }
 
 
+def _of_copies(layer, inputs):
+    """The op's inputs as the graph has them, thresholds for each copy."""
+    rest = {name: array for name, array in inputs.items() if name != "threshold"}
+    return rest | {f"threshold.{copy}": np.roll(inputs["threshold"], copy) for copy in range(layer.copies)}
+
+
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_dense_layers_agree(layer, tokens):
     """The dense graph, the 4-bit one and torch compute what our op does; none is compared with itself."""
@@ -43,9 +49,9 @@ def test_dense_layers_agree(layer, tokens):
     x = random_input(SHAPE.hidden, tokens)
     dense = _dense_inputs(tokens)
     expected = SPARSE_GATED_FFN.reference(x, *layer.weights.values(), *dense.values(), activation="silu")[0]
-    bound = Bound(layer.dense, {"x": x} | dense, ["y"])
+    bound = Bound(layer.dense, _of_copies(layer, {"x": x} | dense), ["y.0"])
     bound.run()
-    np.testing.assert_allclose(bound.results()["y"], expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(bound.results()["y.0"], expected, atol=1e-5 * np.abs(expected).max())
     assert {REFERENCE, INT4, TORCH, ours(None, "")} <= set(contenders)
     assert contenders[TORCH].error < 1e-5
     assert contenders[ours(None, "")].error < 1e-5
@@ -61,13 +67,13 @@ def test_active_fraction_is_exact(layer, fraction):
         "threshold": exact_threshold(layer.weights, x, fraction),
         "scale": np.ones((1, 1), np.float32),
     }
-    bound = Bound(layer.ours[""], inputs, ["active", "score"])
+    bound = Bound(layer.ours[""], _of_copies(layer, inputs), ["active.0", "score.0"])
     bound.run()
     results = bound.results()
-    assert results["active"].item() == round(fraction * SHAPE.neurons)
+    assert results["active.0"].item() == round(fraction * SHAPE.neurons)
     z = layer.weights["w_gate"].astype(np.float64) @ x.ravel()
     magnitude = np.abs(z / (1 + np.exp(-z)))
-    kept = results["score"][0] > 0
+    kept = results["score.0"][0] > 0
     assert kept.sum() == round(fraction * SHAPE.neurons)
     assert magnitude[kept].min(initial=np.inf) > magnitude[~kept].max(initial=0)
 
