@@ -43,7 +43,7 @@ def inspection_lines(artefact: Artefact) -> list[str]:
     return [
         f"{model['family']}, {model['parameters']:,} parameters, {model['layers']} layers, {model['dtype']}, "
         f"opset {model['opset']}, context {model['context_length']}",
-        f"ops: {', '.join(f'{name} {v}' for name, v in manifest['ops'].items())}; run as ONNX function bodies",
+        f"ops: {', '.join(f'{name} {v}' for name, v in manifest['ops'].items())}; each with its ONNX function body",
         f"policy: {policy['name']}, {goal} {policy[goal]}, allocation {policy['allocation']}, "
         f"importance {policy['importance']}",
         f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: KL "

@@ -1,5 +1,6 @@
 """What several test files stand on: checkpoints and artefacts, each made once."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = ROOT / "models" / "demo"
+# Where `make` puts ONNX Runtime's headers: builds that tests start find them too.
+os.environ.setdefault("CLADA_ONNXRUNTIME_INCLUDE", str(ROOT / "build" / "onnxruntime"))
 
 
 @pytest.fixture(scope="session")

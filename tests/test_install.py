@@ -48,6 +48,8 @@ def test_wheel_holds_only_clada(wheel):
     assert {"clada/exporter/data/calibration.jsonl", "clada/exporter/data/LICENSE-PSF.txt"} <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "clada/plugins/onnxruntime/libclada_onnxruntime.so" in names
+    assert not [name for name in names if name.endswith((".cpp", ".h", ".a", "CMakeLists.txt", "op_table.py"))]
 
 
 def test_runtime_needs_no_torch(clean_python, tiny_artefact):
