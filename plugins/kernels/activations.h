@@ -23,10 +23,10 @@ typename I::V exponential(typename I::V x) {
   return I::mul(series, I::power_of_two(n));
 }
 
-// 1 / (1 + e^-x)
+// factor * sigmoid(x) = factor / (1 + e^-x)
 template <class I>
-typename I::V divided_by_logistic_complement(typename I::V numerator, typename I::V x) {
-  return I::div(numerator, I::add(I::all(1.0f), exponential<I>(I::sub(I::zero(), x))));
+typename I::V times_sigmoid(typename I::V factor, typename I::V x) {
+  return I::div(factor, I::add(I::all(1.0f), exponential<I>(I::sub(I::zero(), x))));
 }
 
 // The standard normal distribution function, to 1.5e-7: Abramowitz and Stegun, formula 7.1.26.
@@ -49,13 +49,13 @@ template <class I>
 typename I::V activate(Activation activation, typename I::V z) {
   switch (activation) {
     case Activation::silu:
-      return divided_by_logistic_complement<I>(z, z);
+      return times_sigmoid<I>(z, z);
     case Activation::gelu:
       return I::mul(z, normal_distribution<I>(z));
     case Activation::gelu_tanh: {
       // (1 + tanh u) / 2 = 1 / (1 + e^-2u)
       const auto slope = I::fma(I::mul(z, z), I::all(0.044715f), I::all(1.0f));
-      return divided_by_logistic_complement<I>(z, I::mul(I::mul(z, slope), I::all(1.59576912f)));
+      return times_sigmoid<I>(z, I::mul(I::mul(z, slope), I::all(1.59576912f)));
     }
     case Activation::relu:
       return I::max(I::zero(), z);

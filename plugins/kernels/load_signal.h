@@ -1,7 +1,7 @@
 // The load signal of a row of logits, in two passes over it; names and formulas as in plugins/ops/load_signal.py.
 #pragma once
 #include "activations.h"
-#include "ffn_problem.h"
+#include "convert.h"
 
 namespace clada {
 
