@@ -32,7 +32,7 @@ TEXT = "import os\nimport sys\n\nclass Reader:\n    def __init__(self, path):\n 
 PROMPT_TOKENS = 24
 
 
-def decode_inputs(session: Session, model: OnnxRuntimeModel, ids: list[int], at: int, past_logits) -> dict:
+def decode_inputs(model: OnnxRuntimeModel, ids: list[int], at: int, past_logits) -> dict:
     first = PROMPT_TOKENS if at == 0 else 1
     tokens = np.array([ids[:first] if at == 0 else ids[at : at + 1]], np.int64)
     return {
@@ -59,7 +59,7 @@ def test_native_session_computes_what_the_bodies_do(demo_artefact, demo_session,
     fetch = [graph.LOGITS, graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE, *scores]
     cache, past_logits, flips, compared = bodies.empty_cache(1), np.zeros((1, bodies.vocabulary), np.float32), 0, 0
     for at in [0, *range(PROMPT_TOKENS, len(ids))]:
-        inputs = decode_inputs(demo_session, bodies, ids, at, past_logits)
+        inputs = decode_inputs(bodies, ids, at, past_logits)
         ours, _ = native.step(inputs, cache, fetch)
         theirs, cache = bodies.step(inputs, cache, fetch)
         flipped = sum(int(((ours[name] > 0) != (theirs[name] > 0)).sum()) for name in scores)
@@ -305,6 +305,23 @@ def test_a_bfloat16_model_has_kernels():
             if spec.dtype == "T":
                 value.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
         load_native(model)
+
+
+def test_a_graph_that_the_kernels_refuse_runs_on_its_bodies(tiny_artefact, tmp_path):
+    """The library loads, and its kernels do not know the graph's ops: that is said, and the bodies serve."""
+    for file in tiny_artefact.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    path = tmp_path / tiny_artefact.name
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "plugin_version":
+                attribute.s = b"2"
+    path.write_bytes(model.SerializeToString())
+    with pytest.warns(UserWarning, match="function bodies run instead of the native kernels.* has version 2"):
+        assert OnnxRuntimeModel(path).kernels == "function bodies"
+    with pytest.raises(CladaError, match="has version 2, and the native kernels know 1"):
+        OnnxRuntimeModel(path, Execution(kernels="native"))
 
 
 @pytest.mark.parametrize(
