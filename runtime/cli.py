@@ -30,7 +30,7 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=[kind for kind in WEIGHTS if kind],
         default="",
         help="what to hold a float32 model's feed-forward weights as; as they are where not given",
     )
