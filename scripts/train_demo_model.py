@@ -1,4 +1,4 @@
-"""Train the demo model: a small Llama with its own tokenizer, on the Python standard library's sources.
+"""Train a small model with its own tokenizer on the Python standard library's sources: the demo model, by default.
 
 The text is on every machine that has Python, so the run needs no download. Files are split by a hash of
 their path into training, calibration and held-out sets; the calibration set becomes the sample text that
@@ -6,23 +6,27 @@ their path into training, calibration and held-out sets; the calibration set bec
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
 import platform
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_DIR = ROOT / "models" / "demo"
 CALIBRATION_FILE = ROOT / "exporter" / "data" / "calibration.jsonl"
+HELDOUT_FILE = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 
 END_OF_TEXT = "<|endoftext|>"
 VOCAB_SIZE = 4096
@@ -30,8 +34,46 @@ CONTEXT = 512
 BATCH = 16
 # Tables of code points and vendored wheels teach nothing about Python.
 EXCLUDED_DIRS = {"site-packages", "__pycache__", "encodings", "ensurepip"}
-CALIBRATION_BYTES = 240_000
-CALIBRATION_CHUNK = 4_000
+SAMPLE_BYTES = 240_000
+SAMPLE_CHUNK = 4_000
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a model: of a token's vector, of a feed-forward network, and how many there are of what."""
+
+    hidden: int
+    neurons: int
+    layers: int
+    heads: int
+    kv_heads: int
+
+
+def llama_config(size: Size, **common: Any) -> LlamaConfig:
+    """SwiGLU, grouped queries."""
+    return LlamaConfig(
+        intermediate_size=size.neurons,
+        num_key_value_heads=size.kv_heads,
+        **common,
+    )
+
+
+def opt_config(size: Size, **common: Any) -> OPTConfig:
+    """ReLU without a gate, learned positions; the size's kv_heads is not used."""
+    return OPTConfig(
+        ffn_dim=size.neurons,
+        word_embed_proj_dim=size.hidden,
+        activation_function="relu",
+        dropout=0.0,
+        **common,
+    )
+
+
+# What each family's model is made of; the sizes give some 5 M parameters.
+FAMILIES: dict[str, tuple[Callable[..., PretrainedConfig], Size]] = {
+    "llama": (llama_config, Size(hidden=256, neurons=704, layers=6, heads=4, kv_heads=2)),
+    "opt": (opt_config, Size(hidden=256, neurons=1024, layers=6, heads=4, kv_heads=4)),
+}
 
 
 def stdlib_files() -> list[Path]:
@@ -95,26 +137,25 @@ def token_rows(tokenizer: PreTrainedTokenizerFast, split: str) -> torch.Tensor:
     return torch.cat([start, rows], dim=1)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of 5.5 M parameters."""
+def build_model(family: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """A causal LM with random weights."""
     end = tokenizer.eos_token_id
-    config = LlamaConfig(
+    config = FAMILIES[family][0](
+        size,
         vocab_size=VOCAB_SIZE,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
     )
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
-def loss_of(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
+def loss_of(model: Any, rows: torch.Tensor) -> torch.Tensor:
     """Mean next-token cross-entropy of a batch of rows, in nats."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits
@@ -122,7 +163,7 @@ def loss_of(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def heldout_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
+def heldout_loss(model: Any, rows: torch.Tensor) -> float:
     """Mean loss over all held-out rows, in nats a token."""
     model.eval()
     losses = [loss_of(model, batch).item() * len(batch) for batch in rows.split(BATCH)]
@@ -130,7 +171,7 @@ def heldout_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
     return sum(losses) / len(rows)
 
 
-def optimizers_for(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: Any) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
     named = list(model.named_parameters())
     matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n]
@@ -147,7 +188,7 @@ def schedule(step: int, steps: int) -> float:
     return warmup * min(1.0, (steps - step) / (0.6 * steps))
 
 
-def train(model: LlamaForCausalLM, rows: torch.Tensor, heldout: torch.Tensor, steps: int, seed: int) -> None:
+def train(model: Any, rows: torch.Tensor, heldout: torch.Tensor, steps: int, seed: int) -> None:
     """Train in place for a number of steps, each on BATCH rows drawn without replacement within an epoch."""
     generator = torch.Generator().manual_seed(seed)
     compiled_loss = torch.compile(loss_of)
@@ -173,12 +214,12 @@ def train(model: LlamaForCausalLM, rows: torch.Tensor, heldout: torch.Tensor, st
             print(f"held-out loss {heldout_loss(model, heldout):.3f}", flush=True)
 
 
-def write_calibration_sample(path: Path) -> None:
-    """Write the calibration split as JSONL, one chunk of text a line, evenly drawn from all its files."""
+def write_sample(path: Path, split: str) -> None:
+    """Write a split as JSONL, one chunk of text a line, evenly drawn from all its files."""
     chunks: list[str] = []
-    for text in read_split("calibration"):
-        chunks += [text[i : i + CALIBRATION_CHUNK] for i in range(0, len(text), CALIBRATION_CHUNK)]
-    keep = max(1, math.ceil(sum(map(len, chunks)) / CALIBRATION_BYTES))
+    for text in read_split(split):
+        chunks += [text[i : i + SAMPLE_CHUNK] for i in range(0, len(text), SAMPLE_CHUNK)]
+    keep = max(1, math.ceil(sum(map(len, chunks)) / SAMPLE_BYTES))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as out:
         for chunk in chunks[::keep]:
@@ -192,7 +233,7 @@ pipeline_tag: text-generation
 ---
 # CLADA demo model
 
-A Llama of {parameters:,} parameters with its own {vocab}-token byte-level BPE tokenizer, trained on the Python
+A {architecture} of {parameters:,} parameters with its own {vocab}-token byte-level BPE tokenizer, trained on the Python
 standard library so that every command of this project can be tried, and checked, with nothing to download.
 It completes Python in the standard library's manner; it knows nothing else.
 
@@ -204,30 +245,46 @@ It completes Python in the standard library's manner; it knows nothing else.
 | held-out | {heldout_tokens:,} tokens: **{loss:.3f} nats a token** (perplexity {ppl:.1f}), {bits:.2f} bits a byte |
 | precision | trained under bfloat16 autocast, stored in bfloat16 |
 | context | {context} tokens |
-| seed | {seed} |
+| settings | {settings} |
 | time | {minutes:.0f} minutes on two CPU cores |
 
-Made by `python scripts/train_demo_model.py`. The text, and therefore the weights, fall under the PSF
+Made by `scripts/train_demo_model.py` with the settings above. The text, and therefore the weights, fall under the PSF
 licence (`exporter/data/LICENSE-PSF.txt`).
 """
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="llama", help="default: %(default)s")
+    for field in dataclasses.fields(Size):
+        name = field.name.replace("_", "-")
+        parser.add_argument(f"--{name}", type=int, help="default: that of the family's 5 M parameters")
     parser.add_argument("--output", type=Path, default=MODEL_DIR, help="folder for the model (default: %(default)s)")
     parser.add_argument("--calibration-output", type=Path, default=CALIBRATION_FILE, help="file for the sample text")
+    parser.add_argument("--heldout-output", type=Path, default=HELDOUT_FILE, help="file for text to evaluate on")
     parser.add_argument("--steps", type=int, default=2600, help="optimiser steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def _size(args: argparse.Namespace) -> Size:
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Size)}
+    return dataclasses.replace(FAMILIES[args.family][1], **{k: v for k, v in given.items() if v is not None})
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    size = _size(args)
 
     started = time.monotonic()
     torch.manual_seed(args.seed)
-    write_calibration_sample(args.calibration_output)
+    write_sample(args.calibration_output, "calibration")
+    write_sample(args.heldout_output, "heldout")
     tokenizer = train_tokenizer()
     rows, heldout = token_rows(tokenizer, "train"), token_rows(tokenizer, "heldout")
     print(f"{rows.numel():,} training and {heldout.numel():,} held-out tokens, {time.monotonic() - started:.0f} s")
 
-    model = build_model(tokenizer)
+    model = build_model(args.family, size, tokenizer)
     train(model, rows, heldout, args.steps, args.seed)
     model.to(torch.bfloat16)
     loss = heldout_loss(model, heldout)
@@ -236,7 +293,10 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
+    settings = {"family": args.family, "steps": args.steps, "seed": args.seed, **dataclasses.asdict(size)}
     card = MODEL_CARD.format(
+        architecture=type(model).__name__,
+        settings=", ".join(f"{name} {value}" for name, value in settings.items()),
         parameters=sum(p.numel() for p in model.parameters()),
         vocab=VOCAB_SIZE,
         python=platform.python_version(),
@@ -249,7 +309,6 @@ def main() -> None:
         loss=loss,
         ppl=math.exp(loss),
         bits=loss / math.log(2) * heldout[:, 1:].numel() / heldout_bytes,
-        seed=args.seed,
         minutes=(time.monotonic() - started) / 60,
     )
     (args.output / "README.md").write_text(card, encoding="utf-8")
