@@ -284,6 +284,30 @@ def test_texts_of_one_session_do_not_mix(tiny_artefact):
         assert list(tokens) == session.generate(prompt, config)[0].tokens[: len(tokens)]
 
 
+@pytest.mark.parametrize("texts", [1, 2], ids=["in place", "portable"])
+def test_a_copied_state_goes_on_by_itself(tiny_artefact, texts):
+    """What one reads after the copy, past a growth of its cache too, is nothing to the other."""
+    session = Session(tiny_artefact, threads=1)
+    prompts = [list(range(5, 15)) for _ in range(texts)]
+
+    def logits_after(state, tokens):
+        for token in tokens:
+            session.decode(state, [token] * texts)
+        return state.logits.copy()
+
+    ways = [[7] * 60, list(range(60))]
+    expected = [logits_after(session.prefill(prompts), [30, *way]) for way in ways]
+    state = session.prefill(prompts)
+    session.decode(state, [30] * texts)
+    states = [state.copy(), state]
+    for step in range(60):
+        for other, way in zip(states, ways, strict=True):
+            session.decode(other, [way[step]] * texts)
+    for other, logits in zip(states, expected, strict=True):
+        np.testing.assert_array_equal(other.logits, logits)
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+
+
 @pytest.fixture
 def artefact(tiny_artefact, tmp_path):
     """A copy of the tiny artefact that a test may change."""

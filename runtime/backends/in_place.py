@@ -65,6 +65,10 @@ class InPlaceModel(OnnxRuntimeModel):
         logits = (self._output(graph.LOGITS, 1), self._output(graph.LOGITS, 1))
         return InPlaceCache(self._session.io_binding(), buffers, logits, length)
 
+    def copy_cache(self, cache: InPlaceCache) -> InPlaceCache:
+        """A cache of the same tokens in memory of its own."""
+        return self.load_cache([buffer[:, :, : cache.length] for buffer in cache.buffers])
+
     def _with_room(self, array: Array, length: int, wanted: int) -> Array:
         """The first `length` tokens of a buffer in one of a power of two that holds `wanted`, or of the context."""
         if wanted > self._context_length:

@@ -163,6 +163,10 @@ class OnnxRuntimeModel:
         """A cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
         return [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in keys_values]
 
+    def copy_cache(self, cache: Any) -> Any:
+        """A cache that steps from the other one on leave as it is."""
+        return list(cache)
+
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Array], Any]:
         """Run the graph once.
 
