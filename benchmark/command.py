@@ -5,12 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clada.benchmark.machine import machine
-from clada.benchmark.output import check_writable, write
 from clada.benchmark.plot import FORMATS, plot
 from clada.benchmark.report import Table, json_text, table_lines
 from clada.benchmark.settings import Settings, checked
 from clada.benchmark.shapes import SHAPES, TINY, chosen_shapes
 from clada.benchmark.tables import layer_tables, model_tables
+from clada.exporter.output import check_writable, write
 from clada.plugins.errors import CladaError
 
 _TABLES = {"layer": layer_tables, "model": model_tables}
