@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clada.plugins.errors import CladaError
 
+CALIBRATION_DATA = "calibration data"
 _ROW_LENGTH = 256
 _SHORTEST_CONTEXT = 64
 _PIECE = 16_000  # characters; long texts are drawn from in pieces
@@ -22,8 +23,12 @@ def sample_file() -> Path:
     return Path(str(files("clada.exporter") / "data" / "calibration.jsonl"))
 
 
-def read_texts(path: Path) -> list[str]:
+def read_texts(path: Path, what: str = CALIBRATION_DATA) -> list[str]:
     """Read a text file, or the `text` fields of a JSONL file (suffix .jsonl), one text a line.
+
+    Args:
+        path: The file.
+        what: What an error calls it.
 
     Raises:
         CladaError: The file is missing, empty, not UTF-8, or a line is not such an object.
@@ -31,9 +36,9 @@ def read_texts(path: Path) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise CladaError(f"cannot read the calibration data {path}: {error.strerror}") from error
+        raise CladaError(f"cannot read the {what} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise CladaError(f"the calibration data {path} is not UTF-8 text: byte {error.start} is invalid") from error
+        raise CladaError(f"the {what} {path} is not UTF-8 text: byte {error.start} is invalid") from error
     texts = [content]
     if path.suffix == ".jsonl":
         texts = []
@@ -49,7 +54,7 @@ def read_texts(path: Path) -> list[str]:
             texts.append(text)
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise CladaError(f"the calibration data {path} is empty")
+        raise CladaError(f"the {what} {path} is empty")
     return texts
 
 
@@ -69,7 +74,16 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def token_rows(texts: list[str], tokenizer: Any, *, vocabulary: int, tokens: int, length: int, seed: int = 0) -> Tensor:
+def token_rows(
+    texts: list[str],
+    tokenizer: Any,
+    *,
+    vocabulary: int,
+    tokens: int,
+    length: int,
+    seed: int = 0,
+    what: str = CALIBRATION_DATA,
+) -> Tensor:
     """Draw rows of consecutive tokens, each begun as the tokenizer begins a text.
 
     Args:
@@ -79,6 +93,7 @@ def token_rows(texts: list[str], tokenizer: Any, *, vocabulary: int, tokens: int
         tokens: How many tokens to draw, about; fewer where the texts are shorter.
         length: Tokens in a row.
         seed: Decides which pieces of the texts are drawn.
+        what: What an error calls the texts.
 
     Returns:
         i64[N, length].
@@ -96,7 +111,7 @@ def token_rows(texts: list[str], tokenizer: Any, *, vocabulary: int, tokens: int
             break
     count = min(len(stream), tokens) // width
     if count == 0:
-        raise CladaError(f"the calibration data has {len(stream)} tokens; at least {width} are needed")
+        raise CladaError(f"the {what} has {len(stream)} tokens; at least {width} are needed")
     rows = torch.tensor(stream[: count * width]).reshape(count, width)
     vocabulary_needed = max(stream + start) + 1
     if vocabulary_needed > vocabulary:

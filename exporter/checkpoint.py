@@ -30,7 +30,7 @@ def _check_source(source: str, allow_pickle: bool) -> None:
                 )
             raise CladaError(f"{source} holds no *.safetensors file")
     elif path.exists():
-        raise CladaError(f"{source} is a file; --model takes a checkpoint's folder or a Hugging Face model id")
+        raise CladaError(f"{source} is a file; give a checkpoint's folder or a Hugging Face model id")
     elif source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise CladaError(f"no model at {source}: there is no such folder")
 

@@ -42,7 +42,7 @@ def make_missing(folder, _checkpoint):
 
 def make_file(folder, _checkpoint):
     (folder / "file").write_text("x")
-    return folder / "file", "is a file; --model takes a checkpoint's folder"
+    return folder / "file", "is a file; give a checkpoint's folder"
 
 
 def make_empty_folder(folder, _checkpoint):
