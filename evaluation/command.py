@@ -1,0 +1,69 @@
+"""The `clada eval` command."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from clada.evaluation.artefact import evaluate_artefact
+from clada.evaluation.evaluate import Evaluation
+from clada.evaluation.result import result_json, token_table
+from clada.evaluation.settings import Settings
+from clada.exporter.output import check_writable, write
+
+
+def _lines(evaluation: Evaluation) -> list[str]:
+    """A table of the figures."""
+    width = max(map(len, evaluation.metrics))
+    return [f"{'':<{width}}  {'value':>11}  95% of resamples"] + [
+        f"{name:<{width}}  {estimate.value:11.6g}  {estimate.low:.6g} to {estimate.high:.6g}"
+        for name, estimate in evaluation.metrics.items()
+    ]
+
+
+def _run(args: argparse.Namespace) -> None:
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    for path in filter(None, (args.json, args.tokens)):
+        check_writable(path)
+    evaluation = evaluate_artefact(
+        args.path,
+        args.reference,
+        args.data,
+        settings,
+        threads=args.threads,
+        trust_remote_code=args.trust_remote_code,
+        allow_pickle=args.allow_pickle,
+    )
+    print("\n".join(_lines(evaluation)))
+    if args.tokens is not None:
+        write(args.tokens, token_table(evaluation))
+    write(args.json, result_json(evaluation))
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to `clada`'s."""
+    parser = commands.add_parser(
+        "eval",
+        help="measure what sparsity costs, against the checkpoint",
+        description="Read held-out text as a user's is read - a prompt densely, what follows token by token in "
+        "decode - and compare with the checkpoint: perplexity, accuracy, KL divergence, multiple choice, cloze and "
+        "generation, each with the interval in which 95%% of resamples of the sequences lie.",
+    )
+    parser.add_argument("path", type=Path, help="the artefact's .onnx file")
+    parser.add_argument("--reference", required=True, help="the checkpoint's folder, or a Hugging Face model id")
+    parser.add_argument("--data", type=Path, required=True, help="a text file or a JSONL of {text} that is held out")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="write every figure")
+    parser.add_argument("--tokens", type=Path, metavar="FILE", help="write a table of every token, as .npz")
+    counts = {
+        "sequences": "rows of tokens drawn from the text",
+        "prompt-tokens": "tokens of a row that are read densely",
+        "decode-tokens": "tokens after them that are read in decode and scored",
+        "seed": "decides what is drawn",
+        "generation-tokens": "generated tokens compared with the dense model's",
+    }
+    for name, what in counts.items():
+        default = getattr(Settings, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
+    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    parser.set_defaults(run=_run)

@@ -1,0 +1,79 @@
+"""An artefact as the runtime runs it, as the subject of an evaluation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo
+from clada.plugins.ops import OPS
+from clada.runtime import Session, TokenStats
+
+
+def _info(session: Session, name: str) -> SubjectInfo:
+    manifest = session.manifest
+    model = manifest["model"]
+    matrices = sum(spec.name.startswith("w_") for op in manifest["ops"] for spec in OPS[op].inputs)
+    return SubjectInfo(
+        name=name,
+        family=model["family"],
+        neurons=tuple(model["neurons"]),
+        parameters=model["parameters"],
+        ffn_bytes=matrices * sum(model["neurons"]) * model["hidden_size"] * np.dtype(model["dtype"]).itemsize,
+        context_length=model["context_length"],
+        vocabulary=model["vocabulary_size"],
+        policy=manifest["policy"],
+        calibration=manifest["calibration"],
+    )
+
+
+class SessionSubject(Subject):
+    """An artefact on ONNX Runtime: prefill, then decode step by step, KV cache included.
+
+    Args:
+        session: The loaded artefact.
+        name: What tables call it; its policy's name where not given.
+    """
+
+    def __init__(self, session: Session, name: str = "") -> None:
+        self.session = session
+        self._info = _info(session, name or session.manifest["policy"]["name"])
+
+    @property
+    def info(self) -> SubjectInfo:
+        """From the artefact's manifest."""
+        return self._info
+
+    def read(self, row: Sequence[int], prompt_tokens: int) -> Reading:
+        """See Subject."""
+        state = self.session.prefill([row[:prompt_tokens]])
+        stats: list[TokenStats] = []
+        logits: list[Floats] = []
+        for token in row[prompt_tokens:-1]:
+            stats += self.session.decode(state, [token])
+            logits.append(state.logits[0].astype(np.float32))
+        return Reading(
+            logits=np.stack(logits),
+            load=np.array([s.load for s in stats], np.float32),
+            surprisal=np.array([s.surprisal for s in stats], np.float32),
+            entropy=np.array([s.entropy for s in stats], np.float32),
+            read_fraction=np.array([s.read_fraction for s in stats], np.float32),
+            active=np.array([s.active for s in stats], np.int32),
+            pool=np.array([s.pool for s in stats], np.int32),
+        )
+
+    def read_endings(
+        self, context: Sequence[int], prompt_tokens: int, endings: Sequence[Sequence[int]]
+    ) -> list[Floats]:
+        """See Subject; the context is read once."""
+        shared = self.session.prefill([context[:prompt_tokens]])
+        for token in context[prompt_tokens:]:
+            self.session.decode(shared, [token])
+        readings: list[Floats] = []
+        for ending in endings:
+            state = shared.copy()
+            logits = [state.logits[0].astype(np.float32)]
+            for token in ending[:-1]:
+                self.session.decode(state, [token])
+                logits.append(state.logits[0].astype(np.float32))
+            readings.append(np.stack(logits))
+        return readings

@@ -1,0 +1,108 @@
+"""What is evaluated: anything that reads tokens one by one and says what it predicts and what it spent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from clada.plugins.errors import CladaError
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of reading T tokens in decode.
+
+    Args:
+        logits: f32[T, V], after each token: they predict the next one.
+        load: f32[T], the load signal of each token, in [0, 1].
+        surprisal: f32[T], -log p of each token, in nats.
+        entropy: f32[T], of the distribution it was drawn from, in nats.
+        read_fraction: f32[T], share of the feed-forward weights' bytes that were read for it.
+        active: i32[T, L], neurons that were computed in each layer.
+        pool: i32[T, L], neurons that each layer was allowed.
+    """
+
+    logits: Floats
+    load: Floats
+    surprisal: Floats
+    entropy: Floats
+    read_fraction: Floats
+    active: Integers
+    pool: Integers
+
+
+@dataclass(frozen=True)
+class SubjectInfo:
+    """What a result says of its subject.
+
+    Args:
+        name: What tables call it.
+        family: The model's type, as its configuration names it.
+        neurons: Of each layer.
+        parameters: Of the whole model.
+        ffn_bytes: Size of all feed-forward weight matrices.
+        context_length: The most tokens it reads.
+        vocabulary: How many tokens its logits are of.
+        policy: How it was made sparse, as of a manifest.
+        calibration: How that was calibrated, as of a manifest; empty where it was not.
+    """
+
+    name: str
+    family: str
+    neurons: tuple[int, ...]
+    parameters: int
+    ffn_bytes: int
+    context_length: int
+    vocabulary: int
+    policy: dict[str, Any]
+    calibration: dict[str, Any]
+
+
+class Subject(Protocol):
+    """What is evaluated; an implementation derives from it to have `read_endings` come from `read`."""
+
+    @property
+    def info(self) -> SubjectInfo:
+        """What a result says of it."""
+        ...
+
+    def read(self, row: Sequence[int], prompt_tokens: int) -> Reading:
+        """Read a row: the prompt densely, and every token after it but the last as in decode, one by one.
+
+        Args:
+            row: Token ids x_0 ... x_N-1.
+            prompt_tokens: P, how many of them are the prompt.
+
+        Returns:
+            Of x_P ... x_N-2, T = N-1-P tokens; their logits predict x_P+1 ... x_N-1.
+        """
+        ...
+
+    def read_endings(
+        self, context: Sequence[int], prompt_tokens: int, endings: Sequence[Sequence[int]]
+    ) -> list[Floats]:
+        """Read a context, and from its end each of several endings.
+
+        Args:
+            context: Token ids, more than `prompt_tokens`: its end is read in decode.
+            prompt_tokens: How many of them are read densely.
+            endings: Token ids of each.
+
+        Returns:
+            f32[E, V] for each ending of E tokens: logits that predict its tokens, all of them made in decode.
+        """
+        return [self.read([*context, *ending], prompt_tokens).logits[-len(ending) :] for ending in endings]
+
+
+def check_reading(reading: Reading, tokens: int, info: SubjectInfo) -> None:
+    """Raise CladaError where a reading is not of as many tokens as were read, or its logits are not finite."""
+    expected = (tokens, info.vocabulary)
+    if reading.logits.shape != expected:
+        raise CladaError(f"{info.name} gave logits {list(reading.logits.shape)}, expected {list(expected)}")
+    if not np.isfinite(reading.logits).all():
+        raise CladaError(f"{info.name} gave logits that are not finite")
