@@ -32,7 +32,7 @@ def metrics(sequences: Mapping[str, Floats], ffn_bytes: int, seed: int) -> dict[
     """All figures that are defined.
 
     Args:
-        sequences: Columns f64[S] by name.
+        sequences: Columns f64[S] by name; those of a task are not there where it was not asked.
         ffn_bytes: Size of all feed-forward weights.
         seed: Of the resamples.
     """
@@ -40,5 +40,6 @@ def metrics(sequences: Mapping[str, Floats], ffn_bytes: int, seed: int) -> dict[
     estimates = {
         name: bootstrap(statistic, [columns[column] for column in names], seed)
         for name, (statistic, names) in METRICS.items()
+        if columns.keys() >= set(names)
     }
     return {name: estimate for name, estimate in estimates.items() if estimate is not None}

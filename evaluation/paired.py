@@ -9,6 +9,9 @@ from clada.evaluation.result import read_result
 from clada.evaluation.statistics import Estimate, bootstrap, difference, relative_difference
 from clada.plugins.errors import CladaError
 
+# Of "data": what decides the sequences, and the questions made from them.
+_SAME = ("sha256", "sequences", "prompt_tokens", "scored_tokens", "generation_tokens", "seed")
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -35,7 +38,7 @@ def paired_difference(first: Path, second: Path, column: str) -> PairedDifferenc
         CladaError: A file is not a result, the two are not of the same sequences, or lack the column.
     """
     ours, theirs = read_result(first), read_result(second)
-    for name in ("sha256", "sequences", "prompt_tokens", "scored_tokens", "seed"):
+    for name in _SAME:
         if ours["data"][name] != theirs["data"][name]:
             raise CladaError(
                 f"{first} and {second} are not of the same sequences: "

@@ -19,10 +19,13 @@ def dense_logits(model: Any, row: Sequence[int]) -> Floats:
 @torch.no_grad()
 def dense_log_likelihoods(model: Any, context: Sequence[int], endings: Sequence[Sequence[int]]) -> list[float]:
     """Summed log-likelihood of each ending of a context, in nats."""
+    before = model(input_ids=torch.tensor([list(context)]), use_cache=True, logits_to_keep=1)
+    before.past_key_values.batch_repeat_interleave(len(endings))
     longest = max(map(len, endings))
     # Padding on the right is behind all that is read: attention is causal.
-    ids = torch.tensor([[*context, *ending, *[0] * (longest - len(ending))] for ending in endings])
-    logits = model(input_ids=ids, logits_to_keep=longest + 1).logits.float().numpy()
+    ids = torch.tensor([[*ending, *[0] * (longest - len(ending))] for ending in endings])
+    after = model(input_ids=ids, past_key_values=before.past_key_values, use_cache=True)
+    logits = torch.cat([before.logits.expand(len(endings), -1, -1), after.logits], dim=1).float().numpy()
     return [float(log_likelihoods(of[: len(e)], e).sum()) for of, e in zip(logits, endings, strict=True)]
 
 

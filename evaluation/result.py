@@ -43,6 +43,7 @@ def result_of(evaluation: Evaluation) -> dict[str, Any]:
             "sequences": len(suite.rows),
             "prompt_tokens": suite.settings.prompt_tokens,
             "scored_tokens": len(suite.rows) * suite.settings.decode_tokens,
+            "generation_tokens": suite.settings.generation_tokens,
             "seed": suite.settings.seed,
         },
         "metrics": {name: asdict(estimate) for name, estimate in evaluation.metrics.items()},

@@ -36,12 +36,7 @@ class SessionSubject(Subject):
 
     def __init__(self, session: Session, name: str = "") -> None:
         self.session = session
-        self._info = _info(session, name or session.manifest["policy"]["name"])
-
-    @property
-    def info(self) -> SubjectInfo:
-        """From the artefact's manifest."""
-        return self._info
+        self.info = _info(session, name or session.manifest["policy"]["name"])
 
     def read(self, row: Sequence[int], prompt_tokens: int) -> Reading:
         """See Subject."""

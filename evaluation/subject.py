@@ -64,12 +64,13 @@ class SubjectInfo:
 
 
 class Subject(Protocol):
-    """What is evaluated; an implementation derives from it to have `read_endings` come from `read`."""
+    """What is evaluated; an implementation derives from it to have `read_endings` come from `read`.
 
-    @property
-    def info(self) -> SubjectInfo:
-        """What a result says of it."""
-        ...
+    Args:
+        info: What a result says of it.
+    """
+
+    info: SubjectInfo
 
     def read(self, row: Sequence[int], prompt_tokens: int) -> Reading:
         """Read a row: the prompt densely, and every token after it but the last as in decode, one by one.

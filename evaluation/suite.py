@@ -43,7 +43,7 @@ class Suite:
         data_name: Name of the file that the text is from.
         data_sha256: Its hash.
         rows: Token ids, `settings.row_tokens` each.
-        tasks: Made from those rows.
+        tasks: Made from those rows; without them an evaluation takes a third of the time.
         continuations: For each row, what the dense model generates after its prompt: its first token follows from the
             prompt alone, `settings.generation_tokens` more.
     """
