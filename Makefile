@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-SOURCES := CMakeLists.txt $(shell find benchmark exporter plugins runtime -not -path '*/__pycache__*' -type f)
+SOURCES := CMakeLists.txt $(shell find benchmark evaluation exporter plugins runtime -not -path '*/__pycache__*' -type f)
 export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
 
 .PHONY: demo test test-native lint clean

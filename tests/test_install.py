@@ -42,7 +42,7 @@ def test_wheel_holds_only_clada(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"clada", "clada-0.1.0.dist-info"}
     packages = {name.split("/")[1] for name in names if name.startswith("clada/")}
-    assert packages == {"benchmark", "exporter", "plugins", "runtime"}
+    assert packages == {"benchmark", "evaluation", "exporter", "plugins", "runtime"}
     for package in packages:
         assert f"clada/{package}/py.typed" in names
     assert {"clada/exporter/data/calibration.jsonl", "clada/exporter/data/LICENSE-PSF.txt"} <= set(names)
@@ -68,8 +68,10 @@ def test_commands_of_the_runtime_alone(clean_python, tiny_artefact):
     clada = clean_python.with_name("clada")
     assert "llama, " in check_output(clada, "inspect", tiny_artefact)
     check_output(clada, "run", tiny_artefact, "--prompt", "x", "--max-new-tokens", 2)
-    assert {"bench", "verify"} <= set(check_output(clada, "--help").split())
-    for arguments, extra in ((["verify", tiny_artefact, "--model", "x"], "export"), (["bench"], "bench")):
+    assert {"bench", "eval", "verify"} <= set(check_output(clada, "--help").split())
+    evaluation = ["eval", tiny_artefact, "--reference", "x", "--data", "x", "--json", "x"]
+    verification = ["verify", tiny_artefact, "--model", "x"]
+    for arguments, extra in ((verification, "export"), (["bench"], "bench"), (evaluation, "eval")):
         result = subprocess.run([clada, *arguments], capture_output=True, text=True, check=False)
         assert result.returncode == 1
         assert result.stderr.startswith(f"error: `clada {arguments[0]}` needs ")
@@ -84,7 +86,7 @@ def test_exporter_without_torch_says_what_to_install(clean_python):
     assert "pip install 'clada[export]'" in result.stderr
 
 
-LAYERS = ("plugins", "runtime", "exporter", "benchmark")
+LAYERS = ("plugins", "runtime", "exporter", "evaluation", "benchmark")
 
 
 @pytest.mark.parametrize("package", LAYERS)
