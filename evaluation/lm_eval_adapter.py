@@ -73,7 +73,7 @@ def _special_token(session: Session, name: str) -> str | None:
 
 @register_model(NAME)
 class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
-    """An artefact, run on the CPU, one text at a time.
+    """An artefact, run on the CPU, one text at a time; tokens and windows are those of lm-eval's `hf` model.
 
     Log-likelihoods are those of decode: a context is read by the dense prefill but for its last tokens
     (DECODED_CONTEXT), and what follows one token at a time, as when the model generates it. Only a context of one
@@ -86,7 +86,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         weights: See Session.
         batch_size: Of lm-eval's command line; only 1 has an effect.
         max_batch_size: Of lm-eval's command line; without effect.
-        device: Of lm-eval's command line; "cpu" or None.
+        device: Of lm-eval's command line, which names a GPU where it is not given one; without effect.
         unknown: Anything else, which is refused.
 
     Raises:
@@ -112,8 +112,6 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
             raise CladaError(f"model_args hold {', '.join(unknown)}; known are model, threads, kernels, weights")
         if not model:
             raise CladaError("model_args name no model: --model_args model=PATH, the artefact's .onnx file")
-        if device not in (None, "cpu"):
-            raise CladaError(f"device is '{device}'; an artefact runs on the CPU")
         if batch_size not in (None, 1, "1") or max_batch_size is not None:
             _logger.warning("texts are read one at a time: the batch size has no effect")
         self.session = Session(str(model), threads=threads, kernels=kernels, weights=weights)
