@@ -180,6 +180,12 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         (stats,) = self.session.decode(state, [token])
         self._active.append(stats.active_fraction)
 
+    def _report(self) -> None:
+        """Say what share was computed in fact; a target may be missed."""
+        if self._active:
+            share = np.mean(self._active)
+            _logger.info("%d tokens were read in decode, with %.1f%% of neurons active", len(self._active), 100 * share)
+
     def _predictions(self, context: Sequence[int], continuation: Sequence[int]) -> Iterator[Floats]:
         """Log-probabilities f64[V] of what follows the context, then of what follows each token of a continuation."""
         prompt = len(context) - min(DECODED_CONTEXT, len(context) // 2)
@@ -249,6 +255,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
                     self.cache_hook.add_partial("loglikelihood", strings, score)
             progress.update(len(members))
         progress.close()
+        self._report()
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -290,6 +297,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
             self._active += [piece.stats.active_fraction for piece in pieces if piece.stats is not None]
             texts.append("".join(piece.text for piece in pieces))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+        self._report()
         return texts
 
     def get_model_info(self) -> dict[str, Any]:

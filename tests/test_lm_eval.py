@@ -206,8 +206,10 @@ def test_continuations_that_differ_in_the_last_token_are_read_once(sparse_lm):
     requests = [(None, ids, [50, 60, last]) for last in (70, 80, 90)]
     alone = [sparse_lm._loglikelihood_tokens([request], disable_tqdm=True)[0] for request in requests]
     read = sparse_lm.get_model_info()["decoded_tokens"]
-    assert sparse_lm._loglikelihood_tokens(requests, disable_tqdm=True) == alone
+    with unittest.TestCase().assertLogs("lm_eval.clada", logging.INFO) as logs:
+        assert sparse_lm._loglikelihood_tokens(requests, disable_tqdm=True) == alone
     assert sparse_lm.get_model_info()["decoded_tokens"] - read == read / 3
+    assert f"{read * 4 // 3} tokens were read in decode, with 5" in logs.output[0]
 
 
 def test_context_that_does_not_fit_loses_its_beginning(near_lm):
