@@ -1,0 +1,78 @@
+"""A generated text with what each of its tokens was given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from clada.plugins.errors import CladaError
+from clada.runtime import GenerationConfig, Session, TokenStats
+
+_TOKENS = 128
+# The lighter part of the map, on which black text is read easily.
+_DARKEST = 0.55
+_COLOURS = colormaps["YlOrBr"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A token of the text.
+
+    Args:
+        text: What it completes; empty where a character takes several tokens and is not complete.
+        stats: How hard it was and what it was given.
+        colour: Of its load, as #rrggbb.
+    """
+
+    text: str
+    stats: TokenStats
+    colour: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A prompt and its continuation.
+
+    Args:
+        prompt: As it was given, read densely.
+        cells: Of the continuation.
+        load: Mean over the cells.
+        active_fraction: Mean over the cells.
+        model: Name of the artefact's folder and the model's policy.
+    """
+
+    prompt: str
+    cells: tuple[Cell, ...]
+    load: float
+    active_fraction: float
+    model: str
+
+
+def load_colour(load: float) -> str:
+    """Colour of a load in [0, 1], as #rrggbb; darker is harder."""
+    return to_hex(_COLOURS(_DARKEST * float(np.clip(load, 0, 1))))
+
+
+def heat_map(model: Path, prompt: str) -> HeatMap:
+    """Continue a prompt greedily.
+
+    Raises:
+        CladaError: The artefact cannot be loaded, or the prompt is empty, too long for it or ends the text.
+    """
+    session = Session(model)
+    pieces = session.stream(prompt, GenerationConfig(max_new_tokens=_TOKENS))
+    cells = tuple(
+        Cell(piece.text, piece.stats, load_colour(piece.stats.load)) for piece in pieces if piece.stats is not None
+    )
+    policy = session.manifest["policy"]["name"]
+    if not cells:
+        raise CladaError(f"the model ends the text right after the prompt {prompt!r}; give another")
+    return HeatMap(
+        prompt=prompt,
+        cells=cells,
+        load=float(np.mean([cell.stats.load for cell in cells])),
+        active_fraction=float(np.mean([cell.stats.active_fraction for cell in cells])),
+        model=f"{session.folder.name} ({policy})",
+    )

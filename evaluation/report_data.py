@@ -1,0 +1,141 @@
+"""What the report shows of results: those of one model on one text belong together."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clada.evaluation.result import read_result
+from clada.evaluation.statistics import Estimate
+from clada.plugins.errors import CladaError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One result.
+
+    Args:
+        name: Of its subject.
+        policy: Name of the policy.
+        subject: As in the file, as are the following.
+        data: On what it was measured.
+        metrics: Each with its 95% interval.
+        sparsity: Realised, by layer.
+        pool: Share of the neurons that the layer was allowed, by layer.
+        tools: Versions.
+        path: The file.
+    """
+
+    name: str
+    policy: str
+    subject: dict[str, Any]
+    data: dict[str, Any]
+    metrics: dict[str, Estimate]
+    sparsity: tuple[float, ...]
+    pool: tuple[float, ...]
+    tools: dict[str, str]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Group:
+    """Results that can be compared.
+
+    Args:
+        title: Of which model.
+        subtitle: On which text, read how.
+        results: Sorted by policy and cost.
+    """
+
+    title: str
+    subtitle: str
+    results: tuple[Measured, ...]
+
+
+def _measured(path: Path) -> Measured:
+    content = read_result(path)
+    try:
+        subject, layers = content["subject"], content["layers"]
+        metrics = {name: Estimate(**estimate) for name, estimate in content["metrics"].items()}
+        result = Measured(
+            name=str(subject["name"]),
+            policy=str(subject["policy"]["name"]),
+            subject=subject,
+            data=content["data"],
+            metrics=metrics,
+            sparsity=tuple(float(layer["sparsity"]) for layer in layers),
+            pool=tuple(float(layer["pool"]) for layer in layers),
+            tools=content["tools"],
+            path=path,
+        )
+        _ = metrics["read_fraction"], metrics["sparsity"], _key(result), _titles(result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CladaError(f"{path} lacks a part of a result of `clada eval`: {error}") from error
+    if not all(math.isfinite(value) for estimate in metrics.values() for value in vars(estimate).values()):
+        raise CladaError(f"{path} holds a metric that is not finite")
+    return result
+
+
+def _key(result: Measured) -> tuple[Any, ...]:
+    """The same for results that can be compared."""
+    subject, data = result.subject, result.data
+    return (
+        subject["family"],
+        subject["parameters"],
+        tuple(subject["neurons"]),
+        data["sha256"],
+        data["sequences"],
+        data["prompt_tokens"],
+        data["scored_tokens"],
+        data["seed"],
+    )
+
+
+def _titles(result: Measured) -> tuple[str, str]:
+    subject, data = result.subject, result.data
+    title = f"{subject['family']}, {int(subject['parameters']) / 1e6:,.1f} M parameters, {subject['layers']} layers"
+    subtitle = (
+        f"{data['name']}: {data['sequences']} sequences, the first {data['prompt_tokens']} tokens read densely, "
+        f"{data['scored_tokens']:,} tokens scored in decode"
+    )
+    return title, subtitle
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.rglob("*.json"))
+    if not found:
+        raise CladaError(f"{path} holds no .json file")
+    return found
+
+
+def read_groups(paths: Iterable[Path]) -> list[Group]:
+    """Read results and put together those that can be compared, largest model first.
+
+    Args:
+        paths: Files, or folders of nothing but results, with their subfolders.
+
+    Raises:
+        CladaError: A path is missing, a folder has no results, or a file is not one.
+    """
+    files = dict.fromkeys(file.resolve() for path in paths for file in _files(path))
+    by_key: dict[tuple[Any, ...], list[Measured]] = {}
+    for result in map(_measured, files):
+        by_key.setdefault(_key(result), []).append(result)
+    groups = []
+    for results in by_key.values():
+        ordered = sorted(results, key=lambda r: (r.policy, r.metrics["read_fraction"].value))
+        groups.append(Group(*_titles(ordered[0]), tuple(ordered)))
+    return sorted(groups, key=lambda group: -group.results[0].subject["parameters"])
+
+
+def tool_versions(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Versions of each tool over all results."""
+    versions: dict[str, list[str]] = {}
+    for result in (result for group in groups for result in group.results):
+        for tool, number in result.tools.items():
+            if number not in versions.setdefault(tool, []):
+                versions[tool].append(number)
+    return versions
