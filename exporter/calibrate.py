@@ -1,279 +1,206 @@
-"""Calibration: thresholds for a sparsity or an error budget, measured on the model's own output."""
+"""Calibration: thresholds, pools and what adapts them, for a cost, a sparsity or an error budget."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clada.exporter.allocation import ALLOCATIONS, GRID, Floats
+from clada.exporter.adaptation import adapt
+from clada.exporter.decode_pass import Decoded, Texts
 from clada.exporter.decoder import LoadMap
-from clada.exporter.neurons import IMPORTANCES, NeuronStatistics, neuron_statistics, relative_error
-from clada.exporter.partial_forward import input_of, logits_from
-from clada.exporter.patch import Sparsity, decoder_layers, sparse_layers
+from clada.exporter.goal import Goal
+from clada.exporter.neurons import activations, outward_matrix
+from clada.exporter.patch import Sparsity
+from clada.exporter.policies import POLICIES, Policy
+from clada.exporter.selection import pools_of, select
 from clada.plugins.errors import CladaError
+from clada.runtime.pool import PoolPolicy
 
-# Tokens at the start of each row that stay dense, as a prompt does: attention sinks break otherwise.
-DENSE_PREFIX = 32
-_KNOTS = 33
-_SCALE_KNOTS = (1.2, 1.1, 1.0, 0.9, 0.8)
-_SURPRISAL_WEIGHT = 0.5
-# The share of tokens whose load opens the pool.
-_REANALYSIS_SHARE = 0.01
-_LOGITS_IN_FLIGHT = 2**25  # elements; bounds the rows in a batch for a large vocabulary
+# How much looser and tighter, in logarithm, the thresholds may get once everything else is fitted: what compensation
+# gives back makes later layers more active.
+_FACTORS = (-1.5, 3.0)
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """What to calibrate for.
+    """What to calibrate for; the goal is one of the three, the last that is given.
 
     Args:
-        target_sparsity: Mean sparsity of the layers, in (0, 1); ignored with an error budget.
-        error_budget: Highest KL divergence from the dense model, nats a token; the sparsity is then the highest
-            that keeps to it.
-        importance: One of IMPORTANCES.
-        allocation: One of ALLOCATIONS.
+        target_sparsity: Mean share of neurons that a token does not compute, in (0, 1).
+        ffn_cost: Share of the feed-forward weights' bytes that a token reads, in (0, 1).
+        error_budget: Highest KL divergence from the dense model, nats a token.
+        policy: How the model is made sparse.
+        name: What the policy is called.
     """
 
     target_sparsity: float = 0.5
+    ffn_cost: float | None = None
     error_budget: float | None = None
-    importance: str = "contribution"
-    allocation: str = "kl"
+    policy: Policy = field(default_factory=lambda: POLICIES["clada"])
+    name: str = "clada"
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_sparsity < 1:
-            raise CladaError(f"the target sparsity is {self.target_sparsity}; it must lie between 0 and 1, exclusive")
-        if self.target_sparsity > GRID[-1] and self.error_budget is None:
-            raise CladaError(f"the target sparsity is {self.target_sparsity}; no layer is given more than {GRID[-1]}")
+        for name, share in (("target sparsity", self.target_sparsity), ("FFN cost", self.ffn_cost)):
+            if share is not None and not 0 < share < 1:
+                raise CladaError(f"the {name} is {share}; it must lie between 0 and 1, exclusive")
         if self.error_budget is not None and not 0 < self.error_budget < float("inf"):
             raise CladaError(f"the error budget is {self.error_budget}; it must be a positive number of nats")
-        if self.importance not in IMPORTANCES:
-            raise CladaError(f"importance '{self.importance}' is not one of {', '.join(IMPORTANCES)}")
-        if self.allocation not in ALLOCATIONS:
-            raise CladaError(f"allocation '{self.allocation}' is not one of {', '.join(ALLOCATIONS)}")
+
+    @property
+    def goal(self) -> Goal:
+        """What is asked for."""
+        if self.error_budget is not None:
+            return Goal("error_budget", self.error_budget)
+        if self.ffn_cost is not None:
+            return Goal("ffn_cost", self.ffn_cost)
+        return Goal("target_sparsity", self.target_sparsity)
 
 
 @dataclass(frozen=True)
 class LayerCalibration:
-    """Of one layer: the sparsity it was given, that it showed, and what sparsity costs when it alone is sparse.
+    """Of one layer, on the calibration tokens.
 
     Args:
-        sparsity: Share of neurons to drop.
-        realised: Share of neurons dropped on the calibration tokens, all layers sparse.
-        level: tau, so that threshold_i = tau / c_i.
+        realised: Share of neurons that were not computed.
+        pool: Share of neurons that the pool holds.
         median_threshold: Of the layer's neurons.
-        cost: Measured at each sparsity of GRID, as the allocation needs it; empty if it needs none.
     """
 
-    sparsity: float
     realised: float
-    level: float
+    pool: float
     median_threshold: float
-    cost: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The outcome.
+    """The outcome; thresholds, compensation and anticipation are in the model's Sparsity.
 
     Args:
-        thresholds: f32[F] for each layer.
         load_map: Constants of the load signal.
-        layers: For each layer, how its sparsity came about.
-        divergence: KL divergence of the output from the dense model's with all layers sparse, nats a token.
+        pools: How pools are chosen; None where every neuron may be used.
+        layers: What each layer was given.
+        divergence: KL divergence of the output from the dense model's, nats a token.
         agreement: Share of tokens whose most likely successor is the dense model's.
-        tokens: Tokens that were measured, the dense prefixes not counted.
+        ffn_cost: Share of the feed-forward weights' bytes that were read.
+        tokens: Tokens that were measured, the dense prompts not counted.
+        prompt_tokens: Tokens of each row that were read densely, as a prompt is.
+        gains: Share of the divergence that the load's map and anticipation save by themselves, as estimated on
+            text that they were not fitted on.
+        anticipation_r2: Share of the variance of a token's log divergence that the probe explains on such text.
     """
 
-    thresholds: list[Tensor]
     load_map: LoadMap
+    pools: PoolPolicy | None
     layers: list[LayerCalibration]
     divergence: float
     agreement: float
+    ffn_cost: float
     tokens: int
+    prompt_tokens: int
+    gains: dict[str, float]
+    anticipation_r2: float | None
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Of a sparse output with the dense one: KL divergence in nats a token, share of likeliest tokens unchanged."""
-
-    divergence: float
-    agreement: float
+def prompt_tokens(row_tokens: int) -> int:
+    """How many tokens of a calibration row are read densely, as a prompt."""
+    return row_tokens // 4
 
 
-def _scale_after_prefix(ids: Tensor) -> Tensor:
-    """f32[B, S]: 0 for the dense prefix, 1 after it."""
-    scale = torch.ones(ids.shape)
-    scale[:, :DENSE_PREFIX] = 0
-    return scale
+def _compensate(texts: Texts, sparsity: Sparsity, decode: Callable[..., Decoded]) -> None:
+    """Set the compensation: the mean over decoded tokens of what each layer, as it is steered, leaves out."""
+    width = outward_matrix(texts.layers[0]).shape[1]
+    sums = [torch.zeros(width, dtype=torch.float64) for _ in texts.layers]
+    sparsity.compensation = [torch.zeros(width) for _ in texts.layers]
+    handles = []
+    for index, layer in enumerate(texts.layers):
 
+        def hook(_module: Any, args: tuple[Tensor, ...], y: Tensor, index: int = index) -> None:
+            layer, x = texts.layers[index], args[0].reshape(-1, width)
+            a, up = activations(layer, x)
+            dense = (a * up) @ outward_matrix(layer)
+            if "b_out" in layer.weight_names:
+                dense = dense + layer.get_parameter("b_out")
+            scale = sparsity.scale
+            assert isinstance(scale, Tensor)
+            missing = (dense - y.reshape(-1, width))[scale.flatten() > 0]
+            sums[index] += missing.double().sum(0)
 
-class Reference:
-    """The dense model's output on rows of tokens, kept as the inputs of its output matrix.
-
-    Args:
-        model: A causal LM after `sparsify`, its thresholds all zero.
-        rows: i64[N, S] tokens, S > DENSE_PREFIX.
-    """
-
-    def __init__(self, model: Any, rows: Tensor) -> None:
-        rows_in_batch = max(1, min(16, _LOGITS_IN_FLIGHT // (model.config.vocab_size * rows.shape[1])))
-        self.model, self.batches = model, list(rows.split(rows_in_batch))
-        self.head = model.get_output_embeddings()
-        self.before_head = [input_of(model, self.head, ids) for ids in self.batches]
-
-    @torch.no_grad()
-    def log_probabilities(self, batch: int) -> Tensor:
-        """f32[B, S, V]."""
-        return torch.log_softmax(self.head(self.before_head[batch]).float(), dim=-1)
-
-    @torch.no_grad()
-    def compare(self, sparsity: Sparsity, layer: int = 0, hidden: list[Tensor] | None = None) -> Comparison:
-        """Mean KL divergence and agreement of a pass from a layer on, with the thresholds as set."""
-        total, agreed, count = 0.0, 0, 0
-        for index, ids in enumerate(self.batches):
-            with sparsity.steered(scale=_scale_after_prefix(ids)):
-                logits = logits_from(self.model, ids, layer, None if hidden is None else hidden[index])
-            sparse = torch.log_softmax(logits[:, DENSE_PREFIX:].float(), dim=-1)
-            dense = self.log_probabilities(index)[:, DENSE_PREFIX:]
-            total += float((dense.exp() * (dense - sparse)).sum(dtype=torch.float64))
-            agreed += int((dense.argmax(-1) == sparse.argmax(-1)).sum())
-            count += sparse.shape[0] * sparse.shape[1]
-        return Comparison(total / count, agreed / count)
-
-
-def _load_map(reference: Reference) -> LoadMap:
-    """Quantile knots of surprisal and entropy, and the load that only few tokens reach."""
-    surprisal, entropy = [], []
-    for index, ids in enumerate(reference.batches):
-        log_p = reference.log_probabilities(index)[:, DENSE_PREFIX - 1 : -1]
-        surprisal.append(-log_p.gather(-1, ids[:, DENSE_PREFIX:, None]).flatten())
-        entropy.append(torch.special.entr(log_p.exp()).sum(-1).flatten())
-    at = np.linspace(0, 1, _KNOTS)
-    values = [torch.cat(parts).double().numpy() for parts in (surprisal, entropy)]
-    knots = [np.quantile(value, at) for value in values]
-    ranks = [np.interp(value, knot, at) for value, knot in zip(values, knots, strict=True)]
-    load = _SURPRISAL_WEIGHT * ranks[0] + (1 - _SURPRISAL_WEIGHT) * ranks[1]
-    return LoadMap(
-        surprisal_knots=torch.from_numpy(knots[0]).float(),
-        entropy_knots=torch.from_numpy(knots[1]).float(),
-        scale_knots=torch.tensor(_SCALE_KNOTS),
-        reanalysis_load=torch.tensor(np.quantile(load, 1 - _REANALYSIS_SHARE), dtype=torch.float32),
-        surprisal_weight=_SURPRISAL_WEIGHT,
-    )
-
-
-def _measure_layers(
-    model: Any, sparsity: Sparsity, reference: Reference, config: CalibrationConfig, step: Callable[[str], None]
-) -> tuple[list[NeuronStatistics], Floats]:
-    """Statistics of each layer and its cost [L, len(GRID)] at each sparsity of GRID, one layer at a time."""
-    cost_kind = ALLOCATIONS[config.allocation].cost
-    decoders, sparse = decoder_layers(model), sparse_layers(model)
-    hidden = [input_of(model, decoders[0], ids) for ids in reference.batches]
-    statistics: list[NeuronStatistics] = []
-    costs = np.zeros((len(sparse), len(GRID)))
-    for index, layer in enumerate(sparse):
-        width = hidden[0].shape[-1]
-        inputs = [
-            input_of(model, layer, ids, index, h).reshape(*ids.shape, width)[:, DENSE_PREFIX:].reshape(-1, width)
-            for ids, h in zip(reference.batches, hidden, strict=True)
-        ]
-        statistics.append(neuron_statistics(layer, inputs, config.importance))
-        step(f"layer {index}")
-        if cost_kind is not None:
-            dense = sparsity.thresholds[index]
-            for column, share in enumerate(GRID):
-                threshold = statistics[-1].threshold(share)
-                if cost_kind == "relative_error":
-                    costs[index, column] = relative_error(layer, inputs, threshold)
-                else:
-                    sparsity.thresholds[index] = threshold
-                    costs[index, column] = reference.compare(sparsity, index, hidden).divergence
-                step(f"layer {index}")
-            sparsity.thresholds[index] = dense
-        if index + 1 < len(sparse):
-            hidden = [
-                input_of(model, decoders[index + 1], ids, index, h)
-                for ids, h in zip(reference.batches, hidden, strict=True)
-            ]
-    return statistics, costs
-
-
-def _realised(model: Any, sparsity: Sparsity, batches: list[Tensor]) -> list[float]:
-    """Share of neurons dropped in each layer, all layers sparse at scale 1."""
-    dropped = np.zeros(len(sparsity.thresholds))
-    count = 0
-    for ids in batches:
-        with sparsity.steered(scale=_scale_after_prefix(ids)):
-            input_of(model, model.get_output_embeddings(), ids)
-        kept = torch.stack([active[:, DENSE_PREFIX:] for active in sparsity.active]).double()
-        neurons = torch.tensor([layer.neurons for layer in sparse_layers(model)])
-        dropped += (1 - kept / neurons[:, None, None]).sum((1, 2)).numpy()
-        count += kept.shape[1] * kept.shape[2]
-    return [float(value) for value in dropped / count]
+        handles.append(layer.register_forward_hook(hook))
+    try:
+        decode()
+    finally:
+        for handle in handles:
+            handle.remove()
+    sparsity.compensation = [(total / texts.decoded_tokens).float() for total in sums]
 
 
 def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationConfig) -> Calibration:
-    """Choose the thresholds of a patched model and set them.
+    """Choose what makes a patched model sparse, and set it.
 
     Args:
         model: A causal LM after `sparsify`, in float32.
-        sparsity: Its state; its thresholds are replaced.
-        rows: i64[N, S] calibration tokens, S > DENSE_PREFIX.
+        sparsity: Its state; its thresholds, compensation and anticipation are replaced.
+        rows: i64[N, S] calibration tokens.
         config: What to calibrate for.
 
     Returns:
-        The thresholds, the load signal's constants, and what was measured.
+        The load signal's constants, how pools are chosen, and what was measured.
+
+    Raises:
+        CladaError: The policy cannot reach the goal.
     """
-    layers = len(sparsity.thresholds)
-    sparsity.thresholds[:] = [torch.zeros_like(threshold) for threshold in sparsity.thresholds]
-    points = len(GRID) if ALLOCATIONS[config.allocation].cost else 0
-    with tqdm(total=2 + layers * (1 + points), desc="calibrating", leave=False, disable=None) as bar:
+    policy, goal = config.policy, config.goal
+    sparsity.thresholds[:] = [torch.zeros_like(t) for t in sparsity.thresholds]
+    sparsity.compensation, sparsity.anticipation = [], None
+    with tqdm(total=5, desc="calibrating", leave=False, disable=None) as bar:
 
         def step(what: str) -> None:
             bar.set_postfix_str(what)
             bar.update()
 
-        reference = Reference(model, rows)
-        load_map = _load_map(reference)
-        step("dense")
-        statistics, costs = _measure_layers(model, sparsity, reference, config, step)
+        step("dense model")
+        texts = Texts(model, sparsity, rows, prompt_tokens(rows.shape[1]))
+        step("thresholds and pools")
+        pool_policy = select(texts, policy, goal)
+        pools = pools_of(pool_policy, texts)
+        if policy.compensation:
+            step("compensation")
+            _compensate(texts, sparsity, lambda: texts.decode(pools=pools))
+        step("adaptation")
+        adaptation = adapt(texts, policy, pools)
+        step("goal")
+        decoded = adaptation.decode(texts, pools)
+        if policy.thresholds:
+            chosen = list(sparsity.thresholds)
 
-        def apply(mean: float) -> tuple[Floats, Comparison]:
-            shares = ALLOCATIONS[config.allocation].share(costs, mean)
-            sparsity.thresholds[:] = [s.threshold(share) for s, share in zip(statistics, shares, strict=True)]
-            return shares, reference.compare(sparsity)
+            def tightened(logarithm: float) -> Decoded:
+                sparsity.thresholds[:] = [
+                    (t.double() * math.exp(logarithm)).clamp(max=_LARGEST).float() for t in chosen
+                ]
+                return adaptation.decode(texts, pools)
 
-        mean = config.target_sparsity
-        if config.error_budget is not None:
-            mean, high = 0.0, GRID[-1]
-            while high - mean > 0.005:
-                middle = (mean + high) / 2
-                within = apply(middle)[1].divergence <= config.error_budget
-                mean, high = (middle, high) if within else (mean, middle)
-        shares, comparison = apply(mean)
-        realised = _realised(model, sparsity, reference.batches)
-        step("all layers")
-
+            decoded = tightened(goal.search(tightened, *_FACTORS))
+    active = decoded.active.double().mean((0, 1)).tolist()
+    shares = [1.0] * len(active)
+    if pool_policy is not None:
+        shares = [size / layer.neurons for size, layer in zip(pool_policy.sizes, texts.layers, strict=True)]
     return Calibration(
-        thresholds=list(sparsity.thresholds),
-        load_map=load_map,
+        load_map=adaptation.load_map,
+        pools=pool_policy,
         layers=[
-            LayerCalibration(
-                sparsity=share,
-                realised=real,
-                level=neurons.level(share),
-                median_threshold=float(threshold.median()),
-                cost=tuple(cost) if points else (),
-            )
-            for share, real, neurons, threshold, cost in zip(
-                shares.tolist(), realised, statistics, sparsity.thresholds, costs.tolist(), strict=True
-            )
+            LayerCalibration(1 - kept, share, float(t.median()))
+            for kept, share, t in zip(active, shares, sparsity.thresholds, strict=True)
         ],
-        divergence=comparison.divergence,
-        agreement=comparison.agreement,
-        tokens=rows.shape[0] * (rows.shape[1] - DENSE_PREFIX),
+        divergence=float(decoded.divergence.mean(dtype=torch.float64)),
+        agreement=float(decoded.agrees.double().mean()),
+        ffn_cost=float(decoded.read.mean(dtype=torch.float64)),
+        tokens=texts.decoded_tokens,
+        prompt_tokens=texts.prompt_tokens,
+        gains=adaptation.gains,
+        anticipation_r2=adaptation.anticipation_r2,
     )

@@ -3,11 +3,10 @@
 import argparse
 from pathlib import Path
 
-from clada.exporter.allocation import ALLOCATIONS
 from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.export import DTYPES, ExportConfig, export
 from clada.exporter.families import FAMILIES
-from clada.exporter.neurons import IMPORTANCES
+from clada.exporter.policies import POLICIES, without
 from clada.exporter.trace import DEFAULT_OPSET
 from clada.plugins.errors import exit_code
 
@@ -34,15 +33,15 @@ def _parser() -> argparse.ArgumentParser:
         default=CalibrationConfig.target_sparsity,
         help="mean share of neurons to skip (default: %(default)s)",
     )
+    goal.add_argument(
+        "--ffn-cost", type=float, help="instead: the share of the feed-forward weights' bytes that a token reads"
+    )
     goal.add_argument("--error-budget", type=float, help="instead: the most KL divergence, in nats a token")
     parser.add_argument(
-        "--allocation", choices=ALLOCATIONS, default="kl", help="how layers share the sparsity (default: %(default)s)"
+        "--policy", choices=POLICIES, default="clada", help="what decides what is computed (default: %(default)s)"
     )
     parser.add_argument(
-        "--importance",
-        choices=IMPORTANCES,
-        default="contribution",
-        help="what a neuron's threshold is divided by; 'activation' is the plain CATS rule (default: %(default)s)",
+        "--no-anticipation", action="store_true", help="leave out the probe of the hidden state: the paper's method"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which parts of the text are used")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
@@ -57,8 +56,12 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> None:
     values = vars(args)
     output, source = values.pop("output"), values.pop("model")
-    goal = {name: values.pop(name) for name in ("target_sparsity", "error_budget", "allocation", "importance")}
-    config = ExportConfig(calibration=CalibrationConfig(**goal), **values)
+    goal = {name: values.pop(name) for name in ("target_sparsity", "ffn_cost", "error_budget")}
+    name = values.pop("policy")
+    policy = POLICIES[name]
+    if values.pop("no_anticipation"):
+        policy = without(policy, "anticipation")
+    config = ExportConfig(calibration=CalibrationConfig(**goal, policy=policy, name=name), **values)
     export(output, source, config, lambda line: print(line, flush=True))
 
 

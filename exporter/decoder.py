@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from clada.exporter.anticipation import Anticipation
 from clada.exporter.in_place import BufferCache
 from clada.exporter.patch import Sparsity
 from clada.plugins.ops import LOAD_SIGNAL
@@ -23,6 +24,7 @@ class LoadMap:
         scale_knots: f32[M], the factor on the thresholds at load 0, 1/(M-1), ..., 1; non-increasing.
         reanalysis_load: f32 scalar, the load from which the pool opens.
         surprisal_weight: Share of surprisal in the load; the rest is entropy.
+        token_scale: f32[V], the factor on the thresholds by token id, in the place of that by load; None for load.
     """
 
     surprisal_knots: Tensor
@@ -30,6 +32,7 @@ class LoadMap:
     scale_knots: Tensor
     reanalysis_load: Tensor
     surprisal_weight: float
+    token_scale: Tensor | None = None
 
 
 class Decoder(nn.Module):
@@ -64,6 +67,9 @@ class Decoder(nn.Module):
         entropy_knots: Tensor,
         scale_knots: Tensor,
         reanalysis_load: Tensor,
+        compensation: list[Tensor],
+        anticipation: list[Tensor],
+        token_scale: list[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor]:
         """One step, prefill or decode.
 
@@ -79,6 +85,9 @@ class Decoder(nn.Module):
             entropy_knots: See LoadMap.
             scale_knots: See LoadMap.
             reanalysis_load: See LoadMap.
+            compensation: See Sparsity.
+            anticipation: Its tensors, or none.
+            token_scale: The table of LoadMap, or none.
 
         Returns:
             Logits T[B, 1, V] (or [B, S, V]), keys and values for each layer, scores f32[B, F] for each layer, and
@@ -87,11 +96,13 @@ class Decoder(nn.Module):
         scale, load, surprisal, entropy = torch_op(LOAD_SIGNAL)(
             past_logits, input_ids[:, -1], surprisal_knots, entropy_knots, scale_knots, self.surprisal_weight
         )
+        for table in token_scale:
+            scale = table[input_ids[:, -1]]
         # Lengths as tensors [B, 1]: a Python comparison would fix the graph to the example's sizes.
         here = torch.ones_like(input_ids).sum(1, keepdim=True)
         total = torch.ones_like(attention_mask).sum(1, keepdim=True)
         is_prefill = (here > 1) | (total == here)
-        token_scale = torch.where(is_prefill, 0.0, scale.unsqueeze(1)).expand(input_ids.shape)
+        scales = torch.where(is_prefill, 0.0, scale.unsqueeze(1)).expand(input_ids.shape)
         is_padding = attention_mask[:, -input_ids.shape[1] :] == 0
         pool_open = is_prefill | (load >= reanalysis_load).unsqueeze(1)
 
@@ -100,12 +111,21 @@ class Decoder(nn.Module):
             attention_mask,
             position_ids,
             past,
-            scale=torch.where(is_padding, -1.0, token_scale),
+            scale=torch.where(is_padding, -1.0, scales),
             pools=[pool | pool_open for pool in pools],
             thresholds=thresholds,
+            compensation=compensation,
+            anticipation=self._anticipation(anticipation),
+            load=load.unsqueeze(1).expand(input_ids.shape),
         )
         active = torch.stack([kept[:, -1] for kept in self.sparsity.active])
         return logits, present, list(self.sparsity.score), load, surprisal, entropy, active
+
+    def _anticipation(self, tensors: list[Tensor]) -> Anticipation | None:
+        if not tensors:
+            return None
+        assert self.sparsity.anticipation is not None
+        return Anticipation(self.sparsity.anticipation.layer, *tensors)
 
     def run(
         self,
@@ -113,13 +133,11 @@ class Decoder(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor,
         past: list[tuple[Tensor, Tensor]],
-        scale: Tensor,
-        pools: list[Tensor],
-        thresholds: list[Tensor],
+        **steering: Any,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The model alone, steered: arguments and results as of `forward`, and scale f32[B, S]."""
+        """The model alone: arguments and results as of `forward`, and what `Sparsity.steered` takes."""
         cache: Any = BufferCache(past, attention_mask) if self.in_place_cache else DynamicCache(past)
-        with self.sparsity.steered(scale, pools, thresholds):
+        with self.sparsity.steered(**steering):
             logits: Tensor = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

@@ -128,9 +128,9 @@ def export(
         sparsity = sparsify(model)
         calibration = calibrate(model, sparsity, rows, config.calibration)
         for index, layer in enumerate(calibration.layers):
-            report(f"  layer {index:3}  sparsity {layer.sparsity:6.1%}  realised {layer.realised:6.1%}")
+            report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
         report(
-            f"  all layers sparse: KL {calibration.divergence:.4f} nats a token, "
+            f"  {calibration.ffn_cost:.1%} of the FFN bytes read; KL {calibration.divergence:.4f} nats a token, "
             f"{calibration.agreement:.1%} of next tokens unchanged"
         )
 
@@ -156,9 +156,10 @@ def export(
             model,
             model_info=model_section(model, config.dtype, config.opset),
             policy=policy_section(config.calibration, config.seed),
-            calibration=calibration_section(calibration, data.name, digest(data)),
+            calibration=calibration_section(calibration, sparsity.anticipation, data.name, digest(data)),
             checks=checks,
             in_place_onnxruntime=in_place_needs,
+            pools=calibration.pools,
         )
     report(f"wrote {output} and its companions")
     return calibration

@@ -6,21 +6,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clada.exporter.allocation import GRID
-from clada.exporter.calibrate import DENSE_PREFIX, Calibration, CalibrationConfig
+import numpy as np
+from safetensors.numpy import save_file
+
+from clada.exporter.anticipation import Anticipation
+from clada.exporter.calibrate import Calibration, CalibrationConfig
 from clada.exporter.patch import family_of, sparse_layers
 from clada.exporter.verify import Check
 from clada.plugins.ops import LOAD_SIGNAL, VERSION
-from clada.runtime.artefact import FORMAT_VERSION, IN_PLACE_SECTION, MANIFEST_NAME, file_hash
+from clada.runtime.artefact import (
+    FORMAT_VERSION,
+    IN_PLACE_SECTION,
+    MANIFEST_NAME,
+    POOL_SECTION,
+    POOLS_NAME,
+    file_hash,
+)
+from clada.runtime.pool import PoolPolicy, prior_name, weight_name
 
 _TOOLS = ("clada", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
 def policy_section(config: CalibrationConfig, seed: int) -> dict[str, Any]:
-    """The policy and its settings."""
-    settings = asdict(config)
-    del settings["target_sparsity" if config.error_budget is not None else "error_budget"]
-    return {"name": "clada", **settings, "seed": seed}
+    """The policy, what it consists of, and its goal."""
+    return {"name": config.name, config.goal.name: config.goal.value, "parts": asdict(config.policy), "seed": seed}
 
 
 def model_section(model: Any, dtype: str, opset: int) -> dict[str, Any]:
@@ -39,22 +48,36 @@ def model_section(model: Any, dtype: str, opset: int) -> dict[str, Any]:
     }
 
 
-def calibration_section(calibration: Calibration, data: str, data_sha256: str) -> dict[str, Any]:
+def calibration_section(
+    calibration: Calibration, anticipation: Anticipation | None, data: str, data_sha256: str
+) -> dict[str, Any]:
     """What was calibrated on, and what it gave."""
     load_map = calibration.load_map
     return {
         "data": data,
         "data_sha256": data_sha256,
         "tokens": calibration.tokens,
-        "dense_prefix": DENSE_PREFIX,
+        "prompt_tokens": calibration.prompt_tokens,
         "divergence_nats": calibration.divergence,
         "agreement": calibration.agreement,
-        "cost_grid": list(GRID),
+        "ffn_cost": calibration.ffn_cost,
         "layers": [asdict(layer) for layer in calibration.layers],
         "scale_knots": load_map.scale_knots.tolist(),
         "reanalysis_load": load_map.reanalysis_load.item(),
         "surprisal_weight": load_map.surprisal_weight,
+        "anticipation": None
+        if anticipation is None
+        else {"layer": anticipation.layer, "factors": anticipation.factors.tolist(), "r2": calibration.anticipation_r2},
+        "gains": calibration.gains,
     }
+
+
+def write_pools(folder: Path, pools: PoolPolicy) -> dict[str, Any]:
+    """Write the tensors of a pool policy; returns its section of the manifest."""
+    tensors = {prior_name(n): np.ascontiguousarray(prior) for n, prior in enumerate(pools.prior)}
+    tensors |= {weight_name(n): np.ascontiguousarray(weight) for n, weight in enumerate(pools.weight)}
+    save_file(tensors, folder / POOLS_NAME)
+    return {"sizes": pools.sizes, "prior_tokens": None if np.isinf(pools.prior_tokens) else pools.prior_tokens}
 
 
 def write_manifest(
@@ -66,6 +89,7 @@ def write_manifest(
     calibration: dict[str, Any],
     checks: list[Check],
     in_place_onnxruntime: str | None,
+    pools: PoolPolicy | None,
 ) -> None:
     """Write clada.json into a folder that holds all other files of the artefact.
 
@@ -77,7 +101,9 @@ def write_manifest(
         calibration: See `calibration_section`.
         checks: What verification measured.
         in_place_onnxruntime: The ONNX Runtime that the graph with an in-place cache needs; None where there is none.
+        pools: How pools are chosen; None where every neuron may be used.
     """
+    pool_section = None if pools is None else write_pools(folder, pools)
     op_names = sorted({family_of(model).op.name, LOAD_SIGNAL.name})
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -89,6 +115,8 @@ def write_manifest(
         "tools": {name: version(name) for name in _TOOLS},
         "files": {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
+    if pool_section is not None:
+        manifest[POOL_SECTION] = pool_section
     if in_place_onnxruntime is not None:
         manifest[IN_PLACE_SECTION] = {"onnxruntime": in_place_onnxruntime}
     text = json.dumps(manifest, indent=2, allow_nan=False)

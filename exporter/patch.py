@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clada.exporter.anticipation import Anticipation
 from clada.exporter.families import ACTIVATION_NAMES, FAMILIES, Family
 from clada.plugins.errors import CladaError
 from clada.plugins.ops.record import Op
@@ -20,30 +21,44 @@ class Sparsity:
 
     Args:
         thresholds: f32[F] for each layer.
+        compensation: f32[D] for each layer, added to its output where it is sparse; empty for none.
+        anticipation: What refines the scale, if anything does.
         scale: Factor on the thresholds, one for all tokens or f32[B, S]; 0 is dense, negative is padding.
         pools: bool[B, F] for each layer, or None for all neurons.
+        load: f32[B, S], which anticipation reads; None where there is none.
+        sparse: bool[B, S], the tokens whose outputs are compensated; None for those whose scale is above 0.
         active: After a pass: i32[B, S] for each layer, how many neurons were kept.
         score: After a pass: f32[B, F] for each layer, how much each neuron contributed.
     """
 
     thresholds: list[Tensor]
+    compensation: list[Tensor] = field(default_factory=list)
+    anticipation: Anticipation | None = None
     scale: float | Tensor = 0.0
     pools: list[Tensor] | None = None
+    load: Tensor | None = None
+    sparse: Tensor | None = None
     active: list[Tensor] = field(default_factory=list)
     score: list[Tensor] = field(default_factory=list)
 
     @contextmanager
-    def steered(
-        self, scale: float | Tensor, pools: list[Tensor] | None = None, thresholds: list[Tensor] | None = None
-    ) -> Iterator[None]:
-        """Within the context the layers read these values; pools None is all neurons, thresholds None is as set."""
-        before = self.scale, self.pools, self.thresholds
-        self.scale, self.pools = scale, pools
-        self.thresholds = self.thresholds if thresholds is None else thresholds
+    def steered(self, scale: float | Tensor, pools: list[Tensor] | None = None, **others: Any) -> Iterator[None]:
+        """Within the context the layers read these values; pools None is all neurons.
+
+        Args:
+            scale: See the class.
+            pools: See the class.
+            others: Other fields by name; what is not given stays as set, but for `load` and `sparse`: None.
+        """
+        values = {"load": None, "sparse": None, **others, "scale": scale, "pools": pools}
+        before = {name: getattr(self, name) for name in values}
         try:
+            for name, value in values.items():
+                setattr(self, name, value)
             yield
         finally:
-            self.scale, self.pools, self.thresholds = before
+            for name, value in before.items():
+                setattr(self, name, value)
 
 
 class SparseLayer(nn.Module):
@@ -69,6 +84,9 @@ class SparseLayer(nn.Module):
             tokens = x.shape[:-1] if x.ndim == 3 else (1, x.shape[0])
             scale = torch.full(tokens, scale, dtype=torch.float32, device=x.device)
         tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
+        if shared.anticipation is not None and shared.load is not None and shared.anticipation.layer == self.index:
+            # Kept for the layers above; what steered the pass puts back its own afterwards.
+            scale = shared.scale = shared.anticipation.refined(scale, tokens_first, shared.load)
         if shared.pools is None:
             pool = torch.ones(scale.shape[0], self.neurons, dtype=torch.bool, device=x.device)
         else:
@@ -77,6 +95,9 @@ class SparseLayer(nn.Module):
         y, shared.active[self.index], shared.score[self.index] = torch_op(self.op)(
             tokens_first, *weights, shared.thresholds[self.index], scale, pool, self.activation
         )
+        if shared.compensation:
+            sparse = scale > 0 if shared.sparse is None else shared.sparse
+            y = y + sparse.unsqueeze(-1).to(y.dtype) * shared.compensation[self.index].to(y.dtype)
         return y.reshape(x.shape)
 
 

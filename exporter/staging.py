@@ -14,6 +14,7 @@ from clada.runtime.artefact import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     MANIFEST_NAME,
+    POOLS_NAME,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     data_name,
@@ -32,6 +33,7 @@ def artefact_files(model: Path) -> list[str]:
         CHAT_TEMPLATE_NAME,
         GENERATION_CONFIG_NAME,
         CONFIG_NAME,
+        POOLS_NAME,
         MANIFEST_NAME,
     ]
 

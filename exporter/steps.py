@@ -79,4 +79,16 @@ def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
         graph.ENTROPY_KNOTS: load_map.entropy_knots,
         graph.SCALE_KNOTS: load_map.scale_knots,
         graph.REANALYSIS_LOAD: load_map.reanalysis_load,
+        "compensation": list(sparsity.compensation),
+        "anticipation": [] if sparsity.anticipation is None else sparsity.anticipation.tensors(),
+        graph.TOKEN_SCALE: [] if load_map.token_scale is None else [load_map.token_scale],
     }
+
+
+def constant_names(sparsity: Sparsity, load_map: LoadMap) -> list[str]:
+    """Names of the calibrated initializers, in the order of the tensors in `constants`."""
+    names = [graph.threshold(n) for n in range(len(sparsity.thresholds))]
+    names += [graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS, graph.REANALYSIS_LOAD]
+    names += [graph.compensation(n) for n in range(len(sparsity.compensation))]
+    names += [] if sparsity.anticipation is None else graph.anticipation(sparsity.anticipation.layer)
+    return names + ([] if load_map.token_scale is None else [graph.TOKEN_SCALE])

@@ -17,7 +17,7 @@ from torch import Tensor
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.in_place import in_place_attention
 from clada.exporter.patch import Sparsity
-from clada.exporter.steps import constants, random_step
+from clada.exporter.steps import constant_names, constants, random_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.onnx import function_proto, translation
@@ -41,11 +41,6 @@ def _dynamic_shapes(layers: int, in_place_cache: bool) -> dict[str, Any]:
         "past_logits": batch,
         "pools": [batch] * layers,
         "past": [(cache, cache)] * layers,
-        "thresholds": [None] * layers,
-        graph.SURPRISAL_KNOTS: None,
-        graph.ENTROPY_KNOTS: None,
-        graph.SCALE_KNOTS: None,
-        graph.REANALYSIS_LOAD: None,
     }
 
 
@@ -59,12 +54,6 @@ def _contract_dims(name: str, in_place_cache: bool) -> tuple[str | None, ...]:
     else:
         spec = shapes.get(name)
     return tuple(spec.get(axis) for axis in range(max(spec) + 1)) if spec else ()
-
-
-def constant_names(layers: int) -> list[str]:
-    """Names of the calibrated initializers, in the order of Decoder.forward's arguments."""
-    knots = [graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS, graph.REANALYSIS_LOAD]
-    return [graph.threshold(n) for n in range(layers)] + knots
 
 
 def input_names(layers: int) -> list[str]:
@@ -181,7 +170,10 @@ def trace(
     decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits, in_place_cache).eval()
     # Sizes of 0 and 1 would be taken for constants: right for the batch where it is to be 1, and only there.
     step = random_step(model, batch=1 if in_place_cache else 2, sequence=3, past=5)
-    arguments = step | constants(sparsity, load_map)
+    calibrated = constants(sparsity, load_map)
+    fixed = {name: [None] * len(value) if isinstance(value, list) else None for name, value in calibrated.items()}
+    names = constant_names(sparsity, load_map)
+    arguments = step | calibrated
     attention = in_place_attention(model) if in_place_cache else nullcontext()
     with _quiet(), torch.no_grad(), attention:
         if in_place_cache:
@@ -191,8 +183,8 @@ def trace(
             (),
             kwargs=arguments,
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(layers, in_place_cache),
-            input_names=input_names(layers) + constant_names(layers),
+            dynamic_shapes=_dynamic_shapes(layers, in_place_cache) | fixed,
+            input_names=input_names(layers) + names,
             output_names=output_names(layers),
             custom_translation_table={torch_op(op): translation(op) for op in OPS.values()},
             opset_version=opset,
@@ -200,9 +192,9 @@ def trace(
         )
     assert program is not None
     traced = program.model
-    knots = [load_map.surprisal_knots, load_map.entropy_knots, load_map.scale_knots, load_map.reanalysis_load]
     _clean(traced, in_place_cache)
-    _bake(traced, dict(zip(constant_names(layers), arguments["thresholds"] + knots, strict=True)))
+    values = [tensor for value in calibrated.values() for tensor in (value if isinstance(value, list) else [value])]
+    _bake(traced, dict(zip(names, values, strict=True)))
     _attach_functions(traced, opset)
     traced.producer_name, traced.graph.name = DOMAIN, str(model.config.model_type)
     return traced

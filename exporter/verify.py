@@ -12,6 +12,7 @@ import torch
 from onnx.external_data_helper import load_external_data_for_tensor
 from torch import Tensor
 
+from clada.exporter.anticipation import Anticipation
 from clada.exporter.calibration_text import token_rows
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.neurons import activations
@@ -23,6 +24,7 @@ from clada.plugins.ops import LOAD_SIGNAL
 from clada.plugins.torch import torch_op
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
+from clada.runtime.pool import PoolPolicy, choose_pools, overdue, update_pools
 
 # Largest difference of a logit allowed, as a share of the range of the logits.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2}
@@ -46,8 +48,8 @@ class Check:
         return self.required <= self.tolerance
 
 
-def read_constants(path: Path) -> tuple[list[Tensor], LoadMap]:
-    """Thresholds and load map of an exported graph."""
+def load_constants(path: Path, sparsity: Sparsity) -> LoadMap:
+    """Give a patched model the calibrated values of an exported graph; returns its load map."""
     model = onnx.load(path, load_external_data=False)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
@@ -56,17 +58,21 @@ def read_constants(path: Path) -> tuple[list[Tensor], LoadMap]:
             load_external_data_for_tensor(tensors[name], str(path.parent))
         return torch.from_numpy(onnx.numpy_helper.to_array(tensors[name]).copy())
 
-    layers = sum(name.startswith(graph.threshold(0).rstrip("0")) for name in tensors)
+    layers = range(len(sparsity.thresholds))
+    sparsity.thresholds[:] = [constant(graph.threshold(n)) for n in layers]
+    sparsity.compensation[:] = [constant(name) for name in map(graph.compensation, layers) if name in tensors]
+    probed = [n for n in layers if graph.anticipation(n)[0] in tensors]
+    sparsity.anticipation = Anticipation(probed[0], *map(constant, graph.anticipation(probed[0]))) if probed else None
     node = next(node for node in model.graph.node if node.op_type == LOAD_SIGNAL.name)
     weight = next(a.f for a in node.attribute if a.name == LOAD_SIGNAL.attributes[0].name)
-    load_map = LoadMap(
+    return LoadMap(
         surprisal_knots=constant(graph.SURPRISAL_KNOTS),
         entropy_knots=constant(graph.ENTROPY_KNOTS),
         scale_knots=constant(graph.SCALE_KNOTS),
         reanalysis_load=constant(graph.REANALYSIS_LOAD),
         surprisal_weight=weight,
+        token_scale=constant(graph.TOKEN_SCALE) if graph.TOKEN_SCALE in tensors else None,
     )
-    return [constant(graph.threshold(n)) for n in range(layers)], load_map
 
 
 def _relative(ours: Any, reference: Tensor) -> float:
@@ -79,13 +85,16 @@ def _relative(ours: Any, reference: Tensor) -> float:
 
 
 @torch.no_grad()
-def greedy_tokens(model: Any, sparsity: Sparsity, load_map: LoadMap, prompt: Sequence[int], count: int) -> list[int]:
+def greedy_tokens(
+    model: Any, sparsity: Sparsity, load_map: LoadMap, pools: PoolPolicy | None, prompt: Sequence[int], count: int
+) -> list[int]:
     """What PyTorch generates by itself from the patched model: prefill dense, decode sparse, greedy.
 
     Args:
         model: A causal LM after `sparsify`.
-        sparsity: Its state, with the thresholds.
+        sparsity: Its state, with the calibrated values.
         load_map: Constants of the load signal.
+        pools: How its pools are chosen; None where every neuron may be used.
         prompt: Token ids.
         count: How many tokens to generate.
     """
@@ -93,13 +102,22 @@ def greedy_tokens(model: Any, sparsity: Sparsity, load_map: LoadMap, prompt: Seq
     values = constants(sparsity, load_map)
     ids = torch.tensor([list(prompt)])
     step = first_step(model, ids, torch.ones_like(ids))
+    logits, present, score, load, *_ = decoder(**step, **values)
+    chosen = choose_pools(pools, [s.numpy() for s in score], np.array([len(prompt)])) if pools else None
     tokens: list[int] = []
     while True:
-        logits, present, *_ = decoder(**step, **values)
         tokens.append(int(logits[0, -1].argmax()))
         if len(tokens) == count:
             return tokens
         step = next_step(step, torch.tensor([tokens[-1:]]), logits, present)
+        due = np.zeros(1, np.bool_)
+        if chosen is not None:
+            due = overdue(chosen, load_map.reanalysis_load.item())
+            step["pools"] = [torch.from_numpy(mask | due[:, None]) for mask in chosen.masks]
+        logits, present, score, load, *_ = decoder(**step, **values)
+        if pools and chosen:
+            opened = due | (load >= load_map.reanalysis_load).numpy()
+            update_pools(pools, chosen, [s.numpy() for s in score], opened, np.ones(1, np.bool_))
 
 
 def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str]) -> dict[str, Any]:
@@ -161,7 +179,7 @@ def _verify_batch(
     computes with the neurons that ONNX Runtime kept, which must give the same logits, and the decisions are
     compared by themselves: the sides may only disagree about a neuron that is near its threshold.
     """
-    model, layers = decoder.model, sparse_layers(decoder.model)
+    model, layers, sparsity = decoder.model, sparse_layers(decoder.model), decoder.sparsity
     tolerance = TOLERANCES[model.dtype]
     mask = torch.ones(batch, PROMPT_TOKENS, dtype=torch.int64)
     mask[1:, : PROMPT_TOKENS // 3] = 0
@@ -183,20 +201,23 @@ def _verify_batch(
         for name, signal in zip(worst_signal, signals, strict=True):
             difference = np.abs(outputs[name] - signal.numpy()) / np.maximum(1, np.abs(signal.numpy()))
             worst_signal[name] = _worse(worst_signal[name], float(difference.max()))
-        scale = scale_of_load(outputs[graph.LOAD], values[graph.SCALE_KNOTS])
+        scale = scale_of_load(outputs[graph.LOAD], values[graph.SCALE_KNOTS])[:, None]
+        for table in values[graph.TOKEN_SCALE]:
+            scale = table[step["input_ids"]]
+        load = torch.from_numpy(outputs[graph.LOAD]).float()[:, None]
         kept = [torch.from_numpy(outputs[name]) > 0 for name in scores]
         with _layer_inputs(layers) as inputs:
             logits, present = decoder.run(
                 **{name: step[name] for name in ("input_ids", "attention_mask", "position_ids", "past")},
                 scale=torch.zeros(batch, 1),
                 pools=kept,
-                thresholds=values["thresholds"],
+                sparse=torch.ones(batch, 1, dtype=torch.bool),
             )
         worst_logits = _worse(worst_logits, _relative(outputs[graph.LOGITS], logits))
         for n, layer in enumerate(layers):
-            count, gap = _decision_gap(
-                layer, inputs[n], values["thresholds"][n], scale[:, None], step["pools"][n], kept[n]
-            )
+            if sparsity.anticipation is not None and sparsity.anticipation.layer == n:
+                scale = sparsity.anticipation.refined(scale, inputs[n].reshape(batch, 1, -1), load)
+            count, gap = _decision_gap(layer, inputs[n], values["thresholds"][n], scale, step["pools"][n], kept[n])
             otherwise, worst_gap = otherwise + count, _worse(worst_gap, gap)
     neurons = DECODE_STEPS * batch * sum(layer.neurons for layer in layers)
     return [

@@ -8,7 +8,7 @@ from clada.exporter.calibration_text import read_texts, sample_file
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import DTYPES
 from clada.exporter.patch import sparsify
-from clada.exporter.verify import check_lines, read_constants, require_passed, verification_rows, verify
+from clada.exporter.verify import check_lines, load_constants, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import open_artefact
 from clada.runtime.backends.onnxruntime import older_than
@@ -26,8 +26,8 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
     for name, ours in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
         if manifest["model"][name] != ours:
             raise CladaError(f"{artefact_model} has {name} {manifest['model'][name]}, but {source} has {ours}")
-    thresholds, load_map = read_constants(artefact.model)
-    sparsity = sparsify(model, thresholds)
+    sparsity = sparsify(model)
+    load_map = load_constants(artefact.model, sparsity)
     rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
     in_place = artefact.in_place_model
     if in_place is not None and older_than(artefact.in_place_needs):

@@ -9,6 +9,10 @@ class CladaError(ValueError):
     """A mistake in what was given, in one line: what is wrong, with what value, what to do."""
 
 
+class UnreachableError(CladaError):
+    """What was asked for is beyond what a policy can do on a model."""
+
+
 def exit_code(command: Callable[[], None]) -> int:
     """Run a command: 0 when it ends well, 1 with the mistake on stderr, 130 when interrupted, 141 when nobody reads."""
     try:

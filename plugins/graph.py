@@ -14,6 +14,8 @@ SURPRISAL_KNOTS = "surprisal_knots"
 ENTROPY_KNOTS = "entropy_knots"
 SCALE_KNOTS = "scale_knots"
 REANALYSIS_LOAD = "reanalysis_load"
+TOKEN_SCALE = "token_scale"
+ANTICIPATION = ("weight", "load_weight", "bias", "knots", "factors")
 
 BATCH_SIZE = "batch_size"
 SEQUENCE_LENGTH = "sequence_length"
@@ -35,6 +37,16 @@ def score(layer: int) -> str:
 def threshold(layer: int) -> str:
     """Initializer f32[F]: a layer's calibrated thresholds."""
     return f"threshold.{layer}"
+
+
+def compensation(layer: int) -> str:
+    """Initializer f32[D]: what is added to a layer's output where it is sparse."""
+    return f"compensation.{layer}"
+
+
+def anticipation(layer: int) -> list[str]:
+    """Initializers of the probe at a layer's input: see `exporter.anticipation`."""
+    return [f"anticipation.{layer}.{name}" for name in ANTICIPATION]
 
 
 def past(layer: int) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import OPS, VERSION
+from clada.runtime.pool import PoolPolicy, read_pool_policy
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "clada.json"
@@ -17,9 +18,12 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 GENERATION_CONFIG_NAME = "generation_config.json"
 CONFIG_NAME = "config.json"
+POOLS_NAME = "pools.safetensors"
 
 # Of the manifest, where there is a graph with an in-place cache: the ONNX Runtime it needs.
 IN_PLACE_SECTION = "in_place_cache"
+# Of the manifest, where the policy has pools: how they are chosen.
+POOL_SECTION = "pool"
 
 _SECTIONS = {"model": dict, "policy": dict, "calibration": dict, "ops": dict, "verification": list, "files": dict}
 
@@ -60,6 +64,13 @@ class Artefact:
     def in_place_needs(self) -> str:
         """The release of ONNX Runtime, "major.minor", from which that graph gives the right results."""
         return str(self.manifest[IN_PLACE_SECTION]["onnxruntime"])
+
+    def pool_policy(self) -> PoolPolicy | None:
+        """How pools are chosen; None where every neuron may be used."""
+        section = self.manifest.get(POOL_SECTION)
+        if section is None:
+            return None
+        return read_pool_policy(section, self.folder / POOLS_NAME, self.manifest["model"]["neurons"])
 
 
 def file_hash(path: Path) -> str:
@@ -131,6 +142,8 @@ def open_artefact(model: Path | str) -> Artefact:
     needed = [data_name(model), TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME]
     if IN_PLACE_SECTION in manifest:
         needed.append(in_place_name(model))
+    if POOL_SECTION in manifest:
+        needed.append(POOLS_NAME)
     for name in needed:
         if name not in manifest["files"]:
             raise CladaError(f"{manifest_path} does not list {name}, which the model needs; export it again")

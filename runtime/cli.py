@@ -15,7 +15,7 @@ from clada.runtime.generation import GenerationConfig, Piece
 from clada.runtime.inspection import inspection_lines
 from clada.runtime.sampling import SamplingConfig
 from clada.runtime.session import Session
-from clada.runtime.telemetry import TokenStats, mean_stats
+from clada.runtime.telemetry import MeanStats, TokenStats, mean_stats
 
 
 def _add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def _generation_config(args: argparse.Namespace) -> GenerationConfig:
     return GenerationConfig(args.max_new_tokens, tuple(args.stop), sampling)
 
 
-def _stats_row(label: str, stats: TokenStats) -> str:
+def _stats_row(label: str, stats: TokenStats | MeanStats) -> str:
     return f"{label:<20} {stats.surprisal:9.3f} {stats.entropy:9.3f} {stats.load:6.2f} {stats.active_fraction:8.1%}"
 
 

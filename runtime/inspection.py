@@ -15,11 +15,11 @@ def _table(rows: list[_Row]) -> list[str]:
 
 
 def _layer_rows(model: dict[str, Any], calibration: dict[str, Any]) -> list[_Row]:
-    rows: list[_Row] = [("layer", "neurons", "sparsity", "realised", "median threshold")]
+    rows: list[_Row] = [("layer", "neurons", "pool", "not computed", "median threshold")]
     for index, (neurons, layer) in enumerate(zip(model["neurons"], calibration["layers"], strict=True)):
-        share = (f"{layer['sparsity']:.1%}", f"{layer['realised']:.1%}")
+        share = (f"{layer['pool']:.1%}", f"{layer['realised']:.1%}")
         rows.append((str(index), str(neurons), *share, f"{layer['median_threshold']:.4g}"))
-    mean = [sum(layer[key] for layer in calibration["layers"]) / model["layers"] for key in ("sparsity", "realised")]
+    mean = [sum(layer[key] for layer in calibration["layers"]) / model["layers"] for key in ("pool", "realised")]
     rows.append(("mean", "", f"{mean[0]:.1%}", f"{mean[1]:.1%}", ""))
     return rows
 
@@ -35,7 +35,7 @@ def inspection_lines(artefact: Artefact) -> list[str]:
     """Describe an artefact whose hashes have been checked."""
     manifest = artefact.manifest
     model, policy, calibration = manifest["model"], manifest["policy"], manifest["calibration"]
-    goal = "error_budget" if "error_budget" in policy else "target_sparsity"
+    goal = next(name for name in policy if name not in ("name", "parts", "seed"))
     files: list[_Row] = [("file", "bytes")]
     files += [(name, f"{(artefact.folder / name).stat().st_size:,}") for name in sorted(manifest["files"])]
     checks: list[_Row] = [("check", "needs", "allowed")]
@@ -44,10 +44,11 @@ def inspection_lines(artefact: Artefact) -> list[str]:
         f"{model['family']}, {model['parameters']:,} parameters, {model['layers']} layers, {model['dtype']}, "
         f"opset {model['opset']}, context {model['context_length']}",
         f"ops: {', '.join(f'{name} {v}' for name, v in manifest['ops'].items())}; each with its ONNX function body",
-        f"policy: {policy['name']}, {goal} {policy[goal]}, allocation {policy['allocation']}, "
-        f"importance {policy['importance']}",
-        f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: KL "
-        f"{calibration['divergence_nats']:.4f} nats a token, {calibration['agreement']:.1%} of next tokens unchanged",
+        f"policy: {policy['name']}, {goal} {policy[goal]}; "
+        + ", ".join(part if value is True else f"{part} {value}" for part, value in policy["parts"].items() if value),
+        f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: {calibration['ffn_cost']:.1%} of the "
+        f"feed-forward bytes read, KL {calibration['divergence_nats']:.4f} nats a token, "
+        f"{calibration['agreement']:.1%} of next tokens unchanged",
         _in_place_line(artefact),
         f"on this machine: {kernels_here()}",
         "",

@@ -14,10 +14,13 @@ import numpy.typing as npt
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
+from clada.plugins.ops import LOAD_SIGNAL, OPS
+from clada.plugins.ops.sparse_ffn import read_fraction
 from clada.runtime.artefact import GENERATION_CONFIG_NAME, open_artefact
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, older_than
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
+from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
 from clada.runtime.telemetry import TokenStats
 from clada.runtime.text import load_tokenizer, render_chat
 
@@ -29,16 +32,18 @@ class State:
     Args:
         model: The graph that reads it.
         cache: Keys and values, as the model holds them.
-        pools: bool[B, F] for each layer, the neurons it may use.
+        masks: bool[B, F] for each layer, the neurons it may use.
         mask: i64[B, T], 0 where padded.
         logits: T[B, V], the distribution of the next token; copy it to keep it, a later step may overwrite it.
+        pools: What the pools are chosen by; None where every neuron may be used.
     """
 
     model: OnnxRuntimeModel
     cache: Any
-    pools: list[npt.NDArray[np.bool_]]
+    masks: Masks
     mask: npt.NDArray[np.int64]
     logits: npt.NDArray[Any]
+    pools: Pools | None = None
 
     def copy(self) -> "State":
         """The same texts at the same point, to go on another way: neither state changes with the other."""
@@ -77,6 +82,10 @@ class Session:
         self.end_tokens = _end_tokens(self.folder)
         self._artefact = artefact
         self._vocabulary = int(self.manifest["model"]["vocabulary_size"])
+        self._neurons = np.array(self.manifest["model"]["neurons"])
+        self._op = next(OPS[name] for name in self.manifest["ops"] if OPS[name] is not LOAD_SIGNAL)
+        self._reanalysis_load = np.float32(self.manifest["calibration"]["reanalysis_load"])
+        self.pool_policy = artefact.pool_policy()
 
     @cached_property
     def _portable(self) -> OnnxRuntimeModel:
@@ -133,11 +142,20 @@ class Session:
         ids = np.array([[0] * (longest - len(p)) + list(p) for p in prompts], np.int64)
         mask = np.array([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], np.int64)
         model = self._single if len(prompts) == 1 else self._portable
-        pools = [np.ones((len(prompts), neurons), np.bool_) for neurons in model.neurons]
+        everything = [np.ones((len(prompts), neurons), np.bool_) for neurons in model.neurons]
         nothing_read = np.zeros((len(prompts), model.vocabulary), model.dtype)
-        state = State(model, model.empty_cache(len(prompts)), pools, mask[:, :0], nothing_read)
-        self._advance(state, ids, mask, [graph.LOGITS])
+        state = State(model, model.empty_cache(len(prompts)), everything, mask[:, :0], nothing_read)
+        outputs = self._advance(state, ids, mask, [graph.LOGITS, *self._scores])
+        if self.pool_policy is not None:
+            used = [outputs[name] for name in self._scores]
+            state.pools = choose_pools(self.pool_policy, used, mask.sum(axis=1))
+            state.masks = state.pools.masks
         return state
+
+    @cached_property
+    def _scores(self) -> list[str]:
+        """Outputs that the pools are chosen by."""
+        return [] if self.pool_policy is None else [graph.score(n) for n in range(len(self._neurons))]
 
     def decode(self, state: State, tokens: Sequence[int], alive: Sequence[bool] | None = None) -> list[TokenStats]:
         """Read one token a text, sparsely.
@@ -151,11 +169,34 @@ class Session:
             How hard each token was and what it was given.
         """
         mask = np.ones((len(tokens), 1), np.int64) if alive is None else np.array(alive, np.int64)[:, None]
-        fetch = [graph.LOGITS, graph.SURPRISAL, graph.ENTROPY, graph.LOAD, graph.ACTIVE]
+        fetch = [graph.LOGITS, graph.SURPRISAL, graph.ENTROPY, graph.LOAD, graph.ACTIVE, *self._scores]
+        due = np.zeros(len(tokens), np.bool_)
+        if state.pools is not None:
+            due = overdue(state.pools, float(self._reanalysis_load)) & (mask[:, 0] > 0)
+            if due.any():
+                state.masks = [pool | due[:, None] for pool in state.masks]
         outputs = self._advance(state, np.array(tokens, np.int64)[:, None], mask, fetch)
-        fractions = outputs[graph.ACTIVE].sum(axis=0) / sum(state.model.neurons)
-        columns = [outputs[graph.SURPRISAL], outputs[graph.ENTROPY], outputs[graph.LOAD], fractions]
-        return [TokenStats(*map(float, row)) for row in zip(*columns, strict=True)]
+        opened = due | (outputs[graph.LOAD] >= self._reanalysis_load)
+        allowed = np.stack([mask.sum(axis=1) for mask in state.masks], axis=1)
+        allowed[opened] = self._neurons
+        if self.pool_policy is not None and state.pools is not None:
+            used = [outputs[name] for name in self._scores]
+            update_pools(self.pool_policy, state.pools, used, opened, mask[:, 0] > 0)
+            state.masks = state.pools.masks
+        active = outputs[graph.ACTIVE].T
+        read = read_fraction(self._op, allowed, active, self._neurons) @ (self._neurons / self._neurons.sum())
+        return [
+            TokenStats(
+                surprisal=float(outputs[graph.SURPRISAL][row]),
+                entropy=float(outputs[graph.ENTROPY][row]),
+                load=float(outputs[graph.LOAD][row]),
+                active_fraction=float(active[row].sum() / self._neurons.sum()),
+                read_fraction=float(read[row]),
+                active=tuple(active[row].tolist()),
+                pool=tuple(allowed[row].tolist()),
+            )
+            for row in range(len(tokens))
+        ]
 
     def _advance(
         self, state: State, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], fetch: list[str]
@@ -168,7 +209,7 @@ class Session:
             graph.POSITION_IDS: np.maximum(before + mask.cumsum(axis=1) - 1, 0),
             graph.PAST_LOGITS: state.logits,
         }
-        inputs |= {graph.pool(layer): pool for layer, pool in enumerate(state.pools)}
+        inputs |= {graph.pool(layer): pool for layer, pool in enumerate(state.masks)}
         outputs, state.cache = state.model.step(inputs, state.cache, fetch)
         state.logits = outputs[graph.LOGITS][:, -1]
         return outputs

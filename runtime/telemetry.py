@@ -1,7 +1,7 @@
 """What a decode step tells of itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -15,16 +15,33 @@ class TokenStats:
         entropy: Of that distribution, in nats.
         load: The load signal, in [0, 1].
         active_fraction: Share of all layers' neurons that were computed.
+        read_fraction: Share of the feed-forward weights' bytes that were read.
+        active: Neurons computed, by layer.
+        pool: Neurons the layer was allowed, by layer.
     """
 
     surprisal: float
     entropy: float
     load: float
     active_fraction: float
+    read_fraction: float
+    active: tuple[int, ...]
+    pool: tuple[int, ...]
 
 
-def mean_stats(stats: Sequence[TokenStats]) -> TokenStats:
+@dataclass(frozen=True)
+class MeanStats:
+    """Means of TokenStats over tokens."""
+
+    surprisal: float
+    entropy: float
+    load: float
+    active_fraction: float
+    read_fraction: float
+
+
+def mean_stats(stats: Sequence[TokenStats]) -> MeanStats:
     """Mean of each figure over tokens; NaN where there are none."""
-    names = list(TokenStats.__dataclass_fields__)
+    names = [field.name for field in fields(MeanStats)]
     columns = {name: [getattr(s, name) for s in stats] for name in names}
-    return TokenStats(**{name: float(np.mean(values)) if values else float("nan") for name, values in columns.items()})
+    return MeanStats(**{name: float(np.mean(values)) if values else float("nan") for name, values in columns.items()})

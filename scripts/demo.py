@@ -10,7 +10,7 @@ import torch
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.patch import sparsify
-from clada.exporter.verify import greedy_tokens, read_constants
+from clada.exporter.verify import greedy_tokens, load_constants
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.telemetry import mean_stats
 
@@ -51,10 +51,11 @@ def main() -> None:
     realised = [layer["realised"] for layer in session.manifest["calibration"]["layers"]]
     print("sparsity realised in each layer, on calibration text: " + " ".join(f"{share:.0%}" for share in realised))
 
-    thresholds, load_map = read_constants(args.output)
     model, _ = load_model(str(MODEL), torch.float32)
+    sparsity = sparsify(model)
+    load_map = load_constants(args.output, sparsity)
     ours = session.generate(PROMPT, GenerationConfig(GREEDY_TOKENS))[0].tokens
-    theirs = greedy_tokens(model, sparsify(model, thresholds), load_map, session.encode(PROMPT), len(ours))
+    theirs = greedy_tokens(model, sparsity, load_map, session.pool_policy, session.encode(PROMPT), len(ours))
     equal = int(np.cumprod(np.equal(ours, theirs)).sum())
     worst = max(check["required"] for check in session.manifest["verification"])
     print(f"agreement with PyTorch: {equal} of {len(ours)} greedy tokens; verification needs {worst:.1e} at most")

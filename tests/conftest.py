@@ -38,9 +38,9 @@ def tiny_artefact(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_artefact(tmp_path_factory) -> Path:
-    """The ONNX file of the demo model, exported as the README does."""
+    """The ONNX file of the demo model, by default settings, calibrated on half as much text: that is faster."""
     path = tmp_path_factory.mktemp("demo") / "model.onnx"
-    export(path, str(DEMO_MODEL))
+    export(path, str(DEMO_MODEL), ExportConfig(calibration_tokens=2048))
     return path
 
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSequenceClassification
 
 from clada.exporter.cli import main as export_main
@@ -179,6 +181,9 @@ def test_bad_calibration_data(checkpoint, tmp_path, capsys, name, content, messa
     [
         (["--target-sparsity", "0"], "target sparsity is 0.0; it must lie between 0 and 1"),
         (["--target-sparsity", "1.2"], "target sparsity is 1.2; it must lie between 0 and 1"),
+        (["--ffn-cost", "0"], "FFN cost is 0.0; it must lie between 0 and 1"),
+        (["--ffn-cost", "1.5"], "FFN cost is 1.5; it must lie between 0 and 1"),
+        (["--ffn-cost", "nan"], "FFN cost is nan; it must lie between 0 and 1"),
         (["--error-budget", "0"], "error budget is 0.0"),
         (["--opset", "5"], "opset 5 is not supported"),
         (["--calibration-tokens", "0"], "calibration_tokens is 0"),
@@ -192,12 +197,38 @@ def test_bad_settings(checkpoint, tmp_path, capsys, options, message):
     assert not snapshot(tmp_path)
 
 
-@pytest.mark.parametrize("options", [["--target-sparsity", "much"], ["--dtype", "int3"], []])
-def test_bad_usage_exits_with_2(tmp_path, capsys, options):
+def test_a_goal_out_of_a_policys_reach(checkpoint, tmp_path, capsys):
+    """CATS reads every gate: a third of the bytes."""
+    options = ["--policy", "cats", "--ffn-cost", "0.2", "--calibration-tokens", "600"]
+    args = [tmp_path / "out" / "model.onnx", "--model", checkpoint("llama"), *options]
+    fails_with(capsys, export_main, args, "the ffn cost 0.2 cannot be reached by this policy: the nearest is 0.33")
+    assert not snapshot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-sparsity", "much"], "--target-sparsity: invalid float value: 'much'"),
+        (["--dtype", "int3"], "invalid choice: 'int3'"),
+        (["--policy", "magic"], "--policy: invalid choice: 'magic'"),
+        (["--ffn-cost", "0.5", "--target-sparsity", "0.4"], "not allowed with argument --ffn-cost"),
+        (["--allocation", "kl"], "unrecognized arguments: --allocation kl"),
+    ],
+)
+def test_bad_usage_exits_with_2(tmp_path, capsys, options, message):
     with pytest.raises(SystemExit) as exit_info:
-        export_main([str(tmp_path / "model.onnx"), *options])
+        export_main([str(tmp_path / "model.onnx"), "--model", "x", *options])
     assert exit_info.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_no_model_exits_with_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        export_main([str(tmp_path / "model.onnx")])
+    assert exit_info.value.code == 2
+    assert "the following arguments are required: --model" in capsys.readouterr().err
 
 
 def test_bad_output(checkpoint, tmp_path, capsys):
@@ -274,6 +305,12 @@ DAMAGES = {
         lambda a: edit_manifest(a, in_place_cache={"onnxruntime": "new"}),
         "in_place_cache must name the release of onnxruntime",
     ),
+    "missing pools": (lambda a: a.with_name("pools.safetensors").unlink(), "the artefact lacks"),
+    "flipped bit in pools": (
+        lambda a: flip_byte(a.with_name("pools.safetensors")),
+        "pools.safetensors does not match its hash",
+    ),
+    "pools that nobody vouches for": (lambda a: unlist(a, "pools.safetensors"), "does not list pools.safetensors"),
     "weights that nobody vouches for": (lambda a: unlist(a, "model.onnx.data"), "does not list model.onnx.data"),
     "tokenizer that nobody vouches for": (lambda a: unlist(a, "tokenizer.json"), "does not list tokenizer.json"),
     "path out of the folder": (lambda a: also_list(a, "../x"), "names the file '../x', which is not in"),
@@ -290,6 +327,57 @@ def test_damaged_artefact(artefact, capsys, damage, command):
     fails_with(capsys, clada_main, [command[0], artefact, *command[1:]], message)
 
 
+def edit_pools(artefact: Path, **changes) -> None:
+    """Change tensors, None drops one, with a manifest that vouches for the file."""
+    path = artefact.with_name("pools.safetensors")
+    tensors = {**load_file(path), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+    vouch_for(path)
+
+
+def edit_pool_section(artefact: Path, **changes) -> None:
+    section = json.loads(artefact.with_name("clada.json").read_text())["pool"]
+    edit_manifest(artefact, pool={**section, **changes})
+
+
+def overwrite_pools(artefact: Path, content: bytes) -> None:
+    path = artefact.with_name("pools.safetensors")
+    path.write_bytes(content)
+    vouch_for(path)
+
+
+def vouch_for(path: Path) -> None:
+    """Put a changed file's hash into the manifest."""
+    files = json.loads(path.with_name("clada.json").read_text())["files"]
+    edit_manifest(path, files={**files, path.name: file_hash(path)})
+
+
+WRONG_SIZE = "pools.safetensors is not of layers of [88, 88, 88] neurons"
+NOT_TOLD_OF = "pools.safetensors does not hold the pools that the manifest tells of"
+BAD_POOLS = {
+    "no tensors at all": (lambda a: overwrite_pools(a, b"nonsense"), NOT_TOLD_OF),
+    "truncated": (lambda a: overwrite_pools(a, a.with_name("pools.safetensors").read_bytes()[:-40]), NOT_TOLD_OF),
+    "a layer short": (lambda a: edit_pools(a, **{"prior.2": None}), f"{NOT_TOLD_OF}: 'prior.2'"),
+    "narrow prior": (lambda a: edit_pools(a, **{"prior.1": np.zeros(80, np.float32)}), WRONG_SIZE),
+    "square weight": (lambda a: edit_pools(a, **{"weight.0": np.ones((88, 88), np.float32)}), WRONG_SIZE),
+    "too few sizes": (lambda a: edit_pool_section(a, sizes=[40, 40]), WRONG_SIZE),
+    "too many sizes": (lambda a: edit_pool_section(a, sizes=[40] * 4), WRONG_SIZE),
+    "size beyond the layer": (lambda a: edit_pool_section(a, sizes=[40, 89, 40]), WRONG_SIZE),
+    "empty pool": (lambda a: edit_pool_section(a, sizes=[40, 0, 40]), WRONG_SIZE),
+    "size that is none": (lambda a: edit_pool_section(a, sizes=["half"] * 3), NOT_TOLD_OF),
+    "prior that weighs nonsense": (lambda a: edit_pool_section(a, prior_tokens="many"), NOT_TOLD_OF),
+    "section of a wrong kind": (lambda a: edit_manifest(a, pool=[40, 40, 40]), NOT_TOLD_OF),
+    "section without sizes": (lambda a: edit_manifest(a, pool={"prior_tokens": 8}), f"{NOT_TOLD_OF}: 'sizes'"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_POOLS)
+def test_bad_pools_that_the_manifest_vouches_for(artefact, capsys, damage):
+    apply, message = BAD_POOLS[damage]
+    apply(artefact)
+    fails_with(capsys, clada_main, ["run", artefact, "--prompt", "x"], message)
+
+
 def test_external_data_outside_the_folder_is_refused(artefact, tmp_path, capsys):
     """Graphs that read their weights from elsewhere, with a manifest that vouches for them."""
     (tmp_path / "secret.data").write_bytes(artefact.with_name("model.onnx.data").read_bytes())
@@ -300,8 +388,7 @@ def test_external_data_outside_the_folder_is_refused(artefact, tmp_path, capsys)
                 if entry.key == "location":
                     entry.value = "../secret.data"
         path.write_bytes(model.SerializeToString())
-        manifest = json.loads((artefact.parent / "clada.json").read_text())
-        edit_manifest(artefact, files={**manifest["files"], path.name: file_hash(path)})
+        vouch_for(path)
     fails_with(capsys, clada_main, ["run", artefact, "--prompt", "x"], "cannot load")
     with pytest.raises(CladaError, match="cannot load"):
         Session(artefact).generate(["one", "two"])

@@ -17,7 +17,6 @@ from clada.exporter.families import FAMILIES
 from clada.exporter.in_place import DOMAIN, OP, BufferCache, _attention, minimum_onnxruntime
 from clada.exporter.patch import sparsify
 from clada.exporter.steps import constants, first_step, next_step, random_step
-from clada.exporter.verify import read_constants
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, Session
@@ -26,37 +25,52 @@ from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel, older_than
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
-from tests.test_trace import LOAD_MAP
+from tests.test_trace import LOAD_MAP, assert_constants_are_kept, expected_constants, with_parts
 
 CONTEXT = 128
 # Of the largest value of an output.
 TOLERANCES = {torch.float32: 2e-4, torch.float16: 1e-2}
-VARIANTS = [(family, torch.float32, tracing.DEFAULT_OPSET) for family in [*FAMILIES, "qwen2 with windows"]]
-VARIANTS += [("llama", torch.float32, opset) for opset in (tracing.MINIMUM_OPSET, tracing.MAXIMUM_OPSET)]
-VARIANTS += [(family, torch.float16, tracing.DEFAULT_OPSET) for family in ("llama", "mistral")]
+
+
+def parts_of(family: str) -> str:
+    """Which of PARTS a family is tested with, where not said otherwise: each op once with everything."""
+    return "everything" if family in ("mistral", "opt") else "thresholds"
+
+
+VARIANTS = [
+    (family, torch.float32, tracing.DEFAULT_OPSET, parts_of(family)) for family in [*FAMILIES, "qwen2 with windows"]
+]
+VARIANTS += [("llama", torch.float32, tracing.MINIMUM_OPSET, "clada")]
+VARIANTS += [("llama", torch.float32, tracing.MAXIMUM_OPSET, "everything")]
+VARIANTS += [(family, torch.float16, tracing.DEFAULT_OPSET, "everything") for family in ("llama", "mistral")]
+variants = pytest.mark.parametrize(("family", "dtype", "opset", "parts"), VARIANTS)
 # The first layer sees all, the others six tokens.
 WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A function from a variant to the patched model, its state and the file of the graph with an in-place cache."""
+    """A function from a variant to the patched model, its state, its load map and the graph with an in-place cache."""
 
     @functools.cache
-    def make(family: str, dtype: torch.dtype, opset: int, all_logits: bool = False):
+    def make(family: str, dtype: torch.dtype, opset: int, parts: str, all_logits: bool):
         name, _, windows = family.partition(" with ")
         model = random_model(name, **(WINDOWS if windows else {})).to(dtype)
         generator = torch.Generator().manual_seed(3)
         # In half precision rounding would decide what is near a threshold: none there.
         share = 0.3 if dtype == torch.float32 else 0.0
         sparsity = sparsify(model, [torch.rand(NEURONS, generator=generator) * share for _ in range(LAYERS)])
+        load_map = with_parts(sparsity, parts)
         path = tmp_path_factory.mktemp("in-place") / "model.onnx"
-        trace = functools.partial(tracing.trace, model, sparsity, LOAD_MAP, opset=opset, all_logits=all_logits)
+        trace = functools.partial(tracing.trace, model, sparsity, load_map, opset=opset, all_logits=all_logits)
         tracing.save(trace(), path)
         tracing.save_in_place(trace(in_place_cache=True), path)
-        return model, sparsity, path.with_name(in_place_name(path))
+        return model, sparsity, load_map, path.with_name(in_place_name(path))
 
-    return make
+    def variant(family, dtype=torch.float32, opset=tracing.DEFAULT_OPSET, parts=None, all_logits=False):
+        return make(family, dtype, opset, parts or parts_of(family), all_logits)
+
+    return variant
 
 
 def step_inputs(step: dict) -> dict[str, np.ndarray]:
@@ -66,11 +80,12 @@ def step_inputs(step: dict) -> dict[str, np.ndarray]:
     }
 
 
-def run_steps(model, sparsity, path, lengths, all_logits=False):
+def run_steps(variant, lengths, all_logits=False):
     """Outputs by name of ONNX Runtime and of PyTorch, and ONNX Runtime's cache, for calls of so many random tokens."""
+    model, sparsity, load_map, path = variant
     exported = InPlaceModel(path, CONTEXT)
     cache = exported.empty_cache(1)
-    decoder = Decoder(model, sparsity, LOAD_MAP.surprisal_weight, all_logits)
+    decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits)
     tokens = torch.randint(0, VOCABULARY, (1, sum(lengths)), generator=torch.Generator().manual_seed(5))
     fetch = [graph.LOGITS, graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE]
     fetch += [graph.score(n) for n in range(LAYERS)]
@@ -80,7 +95,7 @@ def run_steps(model, sparsity, path, lengths, all_logits=False):
     for length in [*lengths[1:], 0]:
         given, cache = exported.step(inputs, cache, fetch)
         with torch.no_grad():
-            logits, present, score, load, surprisal, entropy, active = decoder(**step, **constants(sparsity, LOAD_MAP))
+            logits, present, score, load, surprisal, entropy, active = decoder(**step, **constants(sparsity, load_map))
         expected = dict(zip(fetch, [logits, load, surprisal, entropy, active, *score], strict=True))
         yield given, {name: tensor.numpy() for name, tensor in expected.items()}, cache, present
         step = next_step(step, tokens[:, at : at + length], logits, present)
@@ -97,12 +112,11 @@ def assert_close(given, expected, tolerance):
         np.testing.assert_allclose(given[name], value, rtol=0, atol=tolerance * largest, err_msg=name)
 
 
-@pytest.mark.parametrize(("family", "dtype", "opset"), VARIANTS)
-def test_steps_equal_pytorch(exported, family, dtype, opset):
+@variants
+def test_steps_equal_pytorch(exported, family, dtype, opset, parts):
     """Past a sliding window, and on when the cache is full: it holds 64 tokens, then 128."""
-    model, sparsity, path = exported(family, dtype, opset)
     capacities = []
-    for given, expected, cache, present in run_steps(model, sparsity, path, [61, *[1] * 7]):
+    for given, expected, cache, present in run_steps(exported(family, dtype, opset, parts), [61, *[1] * 7]):
         assert_close(given, expected, TOLERANCES[dtype])
         if dtype == torch.float32:
             np.testing.assert_array_equal(given[graph.ACTIVE], expected[graph.ACTIVE])
@@ -115,22 +129,19 @@ def test_steps_equal_pytorch(exported, family, dtype, opset):
 
 @pytest.mark.parametrize("family", ["mistral", "gpt_neox"])
 def test_prefill_goes_on_from_a_past(exported, family):
-    model, sparsity, path = exported(family, torch.float32, tracing.DEFAULT_OPSET)
-    for given, expected, *_ in run_steps(model, sparsity, path, [7, 9, 1, 60, 1]):
+    for given, expected, *_ in run_steps(exported(family), [7, 9, 1, 60, 1]):
         assert_close(given, expected, TOLERANCES[torch.float32])
 
 
 def test_logits_of_all_positions(exported):
-    model, sparsity, path = exported("llama", torch.float32, tracing.DEFAULT_OPSET, all_logits=True)
-    for given, expected, *_ in run_steps(model, sparsity, path, [7, 1, 1], all_logits=True):
+    for given, expected, *_ in run_steps(exported("llama", all_logits=True), [7, 1, 1], all_logits=True):
         assert_close(given, expected, TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_writes_its_own_slot_and_no_other(exported, family):
-    model, sparsity, path = exported(family, torch.float32, tracing.DEFAULT_OPSET)
     buffers, before = [], []
-    for given, expected, cache, _ in run_steps(model, sparsity, path, [7, 1, 1, 1]):
+    for given, expected, cache, _ in run_steps(exported(family), [7, 1, 1, 1]):
         if buffers:
             assert all(buffer is same for buffer, same in zip(cache.buffers, buffers, strict=True))
             addresses = {value.data_ptr() for value in cache.binding.get_outputs()}
@@ -147,9 +158,8 @@ def test_a_step_writes_its_own_slot_and_no_other(exported, family):
 
 
 def test_logits_outlive_the_next_step(exported):
-    model, sparsity, path = exported("llama", torch.float32, tracing.DEFAULT_OPSET)
     last = None
-    for given, *_ in run_steps(model, sparsity, path, [7, 1, 1, 1, 1]):
+    for given, *_ in run_steps(exported("llama"), [7, 1, 1, 1, 1]):
         if last is not None:
             np.testing.assert_array_equal(last[0], last[1])
             assert not np.array_equal(last[1], given[graph.LOGITS])
@@ -157,7 +167,7 @@ def test_logits_outlive_the_next_step(exported):
 
 
 def test_cache_ends_where_the_context_does(exported):
-    model, _, path = exported("llama", torch.float32, tracing.DEFAULT_OPSET)
+    model, *_, path = exported("llama")
     exported_model = InPlaceModel(path, context_length=100)
     step = random_step(model, 1, 70, 0)
     _, cache = exported_model.step(step_inputs(step), exported_model.empty_cache(1), [graph.LOGITS])
@@ -167,7 +177,7 @@ def test_cache_ends_where_the_context_does(exported):
 
 
 def test_padding_is_refused(exported):
-    model, _, path = exported("llama", torch.float32, tracing.DEFAULT_OPSET)
+    model, *_, path = exported("llama")
     exported_model = InPlaceModel(path, CONTEXT)
     step = random_step(model, 1, 5, 0)
     step["attention_mask"][:, 0] = 0
@@ -175,9 +185,9 @@ def test_padding_is_refused(exported):
         exported_model.step(step_inputs(step), exported_model.empty_cache(1), [graph.LOGITS])
 
 
-@pytest.mark.parametrize(("family", "dtype", "opset"), VARIANTS)
-def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtype, opset):
-    _, sparsity, path = exported(family, dtype, opset)
+@variants
+def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtype, opset, parts):
+    _, sparsity, load_map, path = exported(family, dtype, opset, parts)
     portable = path.with_name("model.onnx")
     onnx.checker.check_model(str(path))
     assert not [note for note in (b"site-packages", str(path.parent).encode()) if note in path.read_bytes()]
@@ -192,9 +202,8 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
     for ours, theirs in ((proto.graph.input, original.graph.input), (proto.graph.output, original.graph.output)):
         assert [value.name for value in ours] == [value.name for value in theirs]
     assert [f.SerializeToString() for f in proto.functions] == [f.SerializeToString() for f in original.functions]
-    assert set(tracing.constant_names(LAYERS)) <= {tensor.name for tensor in proto.graph.initializer}
-    for stored, wanted in zip(read_constants(path)[0], sparsity.thresholds, strict=True):
-        torch.testing.assert_close(stored, wanted, rtol=0, atol=0)
+    assert set(expected_constants(parts)) <= {tensor.name for tensor in proto.graph.initializer}
+    assert_constants_are_kept(path, sparsity, load_map)
     attention = [node for node in proto.graph.node if (node.domain, node.op_type) == (DOMAIN, OP)]
     assert len(attention) == LAYERS
     assert [list(node.input[3:5]) for node in attention] == [list(graph.past(n)) for n in range(LAYERS)]
@@ -209,7 +218,7 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
 
 
 def test_tracing_leaves_the_model_as_it_was(exported):
-    model, _, _ = exported("llama", torch.float32, tracing.DEFAULT_OPSET)
+    model, *_ = exported("llama")
     assert model.config._attn_implementation == "sdpa"
     assert model(torch.ones(2, 4, dtype=torch.int64)).logits.shape == (2, 4, VOCABULARY)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-BLOCKED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
+BLOCKED = ("torch", "transformers", "onnx", "onnxscript")
 
 
 def check_output(*args: object, **options: object) -> str:

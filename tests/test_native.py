@@ -18,7 +18,7 @@ from clada.exporter.checkpoint import load_model
 from clada.exporter.decoder import Decoder
 from clada.exporter.patch import sparse_layers, sparsify
 from clada.exporter.steps import constants, first_step
-from clada.exporter.verify import read_constants
+from clada.exporter.verify import load_constants
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import library_path, register
@@ -86,8 +86,9 @@ def test_generation_is_the_same_on_both(demo_artefact):
     for batch in ([prompts[0]], prompts):
         ours, theirs = (s.generate(batch, GenerationConfig(max_new_tokens=24)) for s in (native, bodies))
         assert [c.tokens for c in ours] == [c.tokens for c in theirs]
-        fractions = [[s.active_fraction for c in completions for s in c.stats] for completions in (ours, theirs)]
-        np.testing.assert_allclose(*fractions, atol=1e-3)
+        for figure in ("active_fraction", "read_fraction", "pool"):
+            figures = [[getattr(s, figure) for c in completions for s in c.stats] for completions in (ours, theirs)]
+            np.testing.assert_allclose(*figures, atol=1e-3)
 
 
 def test_session_is_repeatable_to_the_bit(demo_artefact):
@@ -105,9 +106,9 @@ def test_session_is_repeatable_to_the_bit(demo_artefact):
 @torch.no_grad()
 def test_bfloat16_weights_are_those_of_a_rounded_model(tiny_artefact, checkpoint):
     """Against PyTorch with its feed-forward matrices rounded; biases and everything else as they were."""
-    thresholds, load_map = read_constants(tiny_artefact)
     model, _ = load_model(str(checkpoint("llama")), torch.float32)
-    sparsity = sparsify(model, thresholds)
+    sparsity = sparsify(model)
+    load_map = load_constants(tiny_artefact, sparsity)
     for layer in sparse_layers(model):
         for name in layer.weight_names:
             weight = layer.get_parameter(name)

@@ -234,3 +234,21 @@ b_out is added to every token, padding included.""",
     body=_plain_body,
     cases=lambda: _cases(gated=False),
 )
+
+
+def weight_matrices(op: Op) -> int:
+    """How many weight matrices a feed-forward op has: one inward, read for the pool, the rest for what is active."""
+    return sum(spec.name.startswith("w_") for spec in op.inputs)
+
+
+def read_fraction(op: Op, pool: Array, active: Array, neurons: Array | int) -> Array:
+    """The share of a feed-forward network's bytes that are read: the inward matrix for the pool, the rest where active.
+
+    Args:
+        op: One of the ops above.
+        pool: Neurons that may be used.
+        active: Neurons that are.
+        neurons: How many there are.
+    """
+    matrices = weight_matrices(op)
+    return (pool + (matrices - 1) * active) / (matrices * neurons)

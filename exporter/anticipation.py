@@ -1,0 +1,47 @@
+"""Anticipation: how hard this very token is, read off the hidden state by a linear probe."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def piecewise_linear(value: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Interpolate: values at knots (ascending), constant outside; a sum of clipped ramps, as ONNX has no search."""
+    widths = knots.diff().clamp_min(torch.finfo(torch.float32).tiny)
+    along = ((value.unsqueeze(-1) - knots[:-1]) / widths).clamp(0, 1)
+    return values[0] + (along * values.diff()).sum(-1)
+
+
+@dataclass(frozen=True)
+class Anticipation:
+    """A probe of one layer's input, and the factor on the scale that follows from it, there and in the layers above.
+
+    Args:
+        layer: Index of the layer whose feed-forward network's input is read.
+        weight: f32[D].
+        load_weight: f32 scalar, of the load.
+        bias: f32 scalar; the sum predicts the log of the KL divergence that sparsity costs at this token.
+        knots: f32[M], predictions, ascending.
+        factors: f32[M], positive and non-increasing: what the scale is multiplied with at each knot.
+    """
+
+    layer: int
+    weight: Tensor
+    load_weight: Tensor
+    bias: Tensor
+    knots: Tensor
+    factors: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """What is calibrated, in the order of the fields."""
+        return [self.weight, self.load_weight, self.bias, self.knots, self.factors]
+
+    def predicted(self, x: Tensor, load: Tensor) -> Tensor:
+        """The predicted log KL divergence [B, S] for x T[B, S, D] and load f32[B, S]."""
+        return x.float() @ self.weight + load * self.load_weight + self.bias
+
+    def refined(self, scale: Tensor, x: Tensor, load: Tensor) -> Tensor:
+        """The scale f32[B, S] from this layer on; where it is dense or padding it stays so."""
+        factor = piecewise_linear(self.predicted(x, load), self.knots, self.factors)
+        return torch.where(scale > 0, scale * factor, scale)

@@ -1,0 +1,68 @@
+"""How a model may be made sparse: one row a policy."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What decides, in decode, which neurons a token computes.
+
+    Args:
+        thresholds: What a neuron's activation is weighed by before it is compared: "sensitivity" (what losing it costs
+            the model's output), "activation" (1: the plain activation), or empty: no thresholds.
+        allocation: Share the sparsity out among the layers by what it costs there; otherwise all have the same.
+        pool: Whose use of each neuron decides what a layer may use: "blended" (the prompt's and the calibration
+            text's), "prompt", "calibration", or empty: every neuron may be used.
+        compensation: Add the mean of what is dropped, measured on calibration text, to each layer's output.
+        scale: What loosens the thresholds from token to token: "load", "token" (a table by token id) or empty.
+        reanalysis: Open the pool where the load is highest.
+        anticipation: Refine the scale by a linear probe of an early layer's input.
+    """
+
+    thresholds: str = ""
+    allocation: bool = False
+    pool: str = ""
+    compensation: bool = False
+    scale: str = ""
+    reanalysis: bool = False
+    anticipation: bool = False
+
+
+_CLADA = Policy(
+    thresholds="sensitivity",
+    allocation=True,
+    pool="blended",
+    compensation=True,
+    scale="load",
+    reanalysis=True,
+    anticipation=True,
+)
+
+POLICIES: dict[str, Policy] = {
+    "clada": _CLADA,
+    "dense": Policy(),
+    # Lee et al. 2024: |act(gate)| against one quantile a layer.
+    "cats": Policy(thresholds="activation"),
+    # Dong et al. 2024: the neurons that the prompt used most, the same share of each layer.
+    "griffin": Policy(pool="prompt"),
+    # After 2607.08991: a table by token id in the place of the load signal, everything else as in clada.
+    "sats": Policy("sensitivity", allocation=True, pool="blended", compensation=True, scale="token"),
+}
+
+# What clada is made of, and what it is without that part: for measuring what each is worth.
+PARTS: dict[str, dict[str, str | bool]] = {
+    "pool": {"pool": "", "reanalysis": False},
+    "prompt": {"pool": "calibration", "reanalysis": False},
+    "allocation": {"allocation": False},
+    "compensation": {"compensation": False},
+    "load": {"scale": "", "anticipation": False},
+    "reanalysis": {"reanalysis": False},
+    "anticipation": {"anticipation": False},
+}
+
+
+def without(policy: Policy, part: str) -> Policy:
+    """A policy less one of PARTS."""
+    changes: dict[str, Any] = PARTS[part]
+    return replace(policy, **changes)

@@ -1,0 +1,169 @@
+"""Global sparsity: which neurons a text may use, from what its prompt used, kept up to date as it goes on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from clada.plugins.errors import CladaError
+
+Floats = npt.NDArray[np.floating[Any]]
+Masks = list[npt.NDArray[np.bool_]]
+
+# Tokens that a score reaches back: what was used longer ago fades, so that a pool follows its text.
+MEMORY_TOKENS = 256
+# The most often that a pool is chosen anew, in tokens.
+REFRESH_TOKENS = 16
+# The longest that a pool stays closed, in tokens: text of a new kind that is easy to predict raises no load.
+CLOSED_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class PoolPolicy:
+    """How pools are chosen.
+
+    Args:
+        sizes: For each layer, how many neurons a pool holds.
+        prior_tokens: How many tokens of its own text weigh as much as the prior; infinite for the prior alone.
+        prior: f32[F] for each layer, the mean score of a token of calibration text.
+        weight: f32[F] for each layer, what a neuron's score counts for.
+    """
+
+    sizes: list[int]
+    prior_tokens: float
+    prior: list[Floats]
+    weight: list[Floats]
+
+
+@dataclass
+class Pools:
+    """The pools of a batch of texts, and what they were chosen by.
+
+    Args:
+        masks: bool[B, F] for each layer; replaced, never written to.
+        score: f32[B, F] for each layer, how much each neuron contributed lately.
+        since_opened: i64[B], tokens read since the pool was open last.
+        since_chosen: i64[B], tokens read since the pool was chosen.
+        evidence: bool[B], whether the pool was open since it was chosen.
+    """
+
+    masks: Masks
+    score: list[Floats]
+    since_opened: npt.NDArray[np.int64]
+    since_chosen: npt.NDArray[np.int64]
+    evidence: npt.NDArray[np.bool_]
+
+
+def _masks(policy: PoolPolicy, score: Sequence[Floats]) -> Masks:
+    masks: Masks = []
+    for used, prior, weight, size in zip(score, policy.prior, policy.weight, policy.sizes, strict=True):
+        if np.isinf(policy.prior_tokens):
+            blended = np.broadcast_to(prior * weight, used.shape)
+        else:
+            blended = (used + policy.prior_tokens * prior) * weight
+        best = np.argpartition(-blended, size - 1, axis=-1)[:, :size]
+        mask = np.zeros(used.shape, np.bool_)
+        np.put_along_axis(mask, best, True, axis=-1)
+        masks.append(mask)
+    return masks
+
+
+def choose_pools(policy: PoolPolicy, score: Sequence[Floats], tokens: npt.NDArray[Any]) -> Pools:
+    """The pools after a prompt.
+
+    Args:
+        policy: How.
+        score: f32[B, F] for each layer, summed over the prompt.
+        tokens: [B], the prompts' lengths, which must be positive.
+    """
+    # A long prompt weighs no more than what memory holds of it.
+    kept = np.minimum(1, MEMORY_TOKENS / tokens)
+    score = [used * kept[:, None] for used in score]
+    nothing = np.zeros(len(tokens), np.int64)
+    return Pools(_masks(policy, score), score, nothing, nothing.copy(), nothing > 0)
+
+
+def overdue(pools: Pools, reanalysis_load: float) -> npt.NDArray[np.bool_]:
+    """Whether each pool bool[B] is to be open for the next token, whatever its load; never where no load opens it.
+
+    Args:
+        pools: Of the texts so far.
+        reanalysis_load: The load that opens a pool; above 1 where none does.
+    """
+    return (pools.since_opened >= CLOSED_TOKENS - 1) & (reanalysis_load <= 1)
+
+
+def update_pools(
+    policy: PoolPolicy,
+    pools: Pools,
+    score: Sequence[Floats],
+    opened: npt.NDArray[np.bool_],
+    alive: npt.NDArray[np.bool_],
+) -> None:
+    """Take in one token a text, in place, and choose pools anew where there is something new to choose by.
+
+    A closed pool tells nothing of the neurons outside of it. Where it was open, what those contributed stands for all
+    tokens since it was open last.
+
+    Args:
+        policy: How.
+        pools: What is brought up to date.
+        score: f32[B, F] for each layer, of the token.
+        opened: bool[B], whether the pool was open for it.
+        alive: bool[B], False where the token is padding.
+    """
+    pools.since_opened += alive
+    pools.since_chosen += alive
+    pools.evidence |= opened & alive
+    fade = np.where(alive, 1 - 1 / MEMORY_TOKENS, 1)[:, None]
+    stands_for = np.where(opened & alive, pools.since_opened, 0)[:, None]
+    for layer, used in enumerate(score):
+        weight = np.where(pools.masks[layer], alive[:, None], stands_for)
+        pools.score[layer] = pools.score[layer] * fade + used * weight
+    pools.since_opened[opened & alive] = 0
+    due = pools.evidence & (pools.since_chosen >= REFRESH_TOKENS)
+    if due.any():
+        chosen = _masks(policy, pools.score)
+        pools.masks = [np.where(due[:, None], new, old) for new, old in zip(chosen, pools.masks, strict=True)]
+        pools.since_chosen[due] = 0
+        pools.evidence[due] = False
+
+
+def read_pool_policy(section: Mapping[str, Any], tensors: Path, neurons: Sequence[int]) -> PoolPolicy:
+    """Read a pool policy from the manifest's section and the file of its tensors.
+
+    Raises:
+        CladaError: Either does not hold what it must.
+    """
+    try:
+        loaded = load_file(tensors)
+        prior = [loaded[prior_name(n)] for n in range(len(neurons))]
+        weight = [loaded[weight_name(n)] for n in range(len(neurons))]
+        sizes = [int(size) for size in section["sizes"]]
+        prior_tokens = float("inf") if section["prior_tokens"] is None else float(section["prior_tokens"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CladaError(
+            f"{tensors} does not hold the pools that the manifest tells of: {error}; export again"
+        ) from error
+    fits = len(sizes) == len(neurons) and all(
+        p.shape == w.shape == (n,) and 0 < size <= n
+        for p, w, n, size in zip(prior, weight, neurons, sizes, strict=True)
+    )
+    if not fits:
+        raise CladaError(f"{tensors} is not of layers of {list(neurons)} neurons; export again")
+    return PoolPolicy(sizes, prior_tokens, prior, weight)
+
+
+def prior_name(layer: int) -> str:
+    """Name of the tensor f32[F]: a token's mean score on calibration text."""
+    return f"prior.{layer}"
+
+
+def weight_name(layer: int) -> str:
+    """Name of the tensor f32[F]: what a neuron's score counts for."""
+    return f"weight.{layer}"

@@ -1,0 +1,108 @@
+"""Decoding as a session does it, one token after another: what the passes of calibration must agree with."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from clada.exporter.calibrate import Calibration
+from clada.exporter.decoder import Decoder, LoadMap
+from clada.exporter.patch import Sparsity, sparse_layers
+from clada.exporter.steps import constants, first_step, next_step
+from clada.exporter.verify import scale_of_load
+from clada.runtime.pool import choose_pools, update_pools
+
+
+@dataclass(frozen=True)
+class Read:
+    """What came of reading T tokens of each of N rows, and what steered it.
+
+    Args:
+        divergence: f32[N, T], KL divergence of the next token's distribution from the dense model's, nats.
+        agrees: bool[N, T], whether its likeliest token is the dense model's.
+        read: f32[N, T], share of the feed-forward weights' bytes.
+        active: f32[N, T, L], share of each layer's neurons that were computed.
+        surprisal: f32[N, T].
+        entropy: f32[N, T].
+        load: f32[N, T].
+        scale: f32[N, T], before anticipation.
+        opened: bool[N, T].
+    """
+
+    divergence: Tensor
+    agrees: Tensor
+    read: Tensor
+    active: Tensor
+    surprisal: Tensor
+    entropy: Tensor
+    load: Tensor
+    scale: Tensor
+    opened: Tensor
+
+
+@torch.no_grad()
+def read_rows(
+    model: PreTrainedModel,
+    sparsity: Sparsity,
+    load_map: LoadMap,
+    rows: Tensor,
+    prompt_tokens: int,
+    *,
+    pools: list[Tensor] | None = None,
+    policy: Calibration | None = None,
+) -> Read:
+    """Read rows teacher-forced: the prompts dense, all further tokens by a step of decode each.
+
+    Args:
+        model: A causal LM after `sparsify`.
+        sparsity: Its state, with the calibrated values.
+        load_map: Constants of the load signal.
+        rows: i64[N, S].
+        prompt_tokens: How many tokens of a row are its prompt.
+        pools: bool[N, F] for each layer, kept throughout; all neurons where neither they nor a policy are given.
+        policy: What pools are chosen by after the prompt, and as the text goes on.
+    """
+    layers = sparse_layers(model)
+    neurons = torch.tensor([layer.neurons for layer in layers])
+    matrices = sum(name.startswith("w_") for name in layers[0].weight_names)
+    with sparsity.steered(0.0):
+        dense = torch.log_softmax(model(rows).logits.double(), -1)
+    decoder, values = Decoder(model, sparsity, load_map.surprisal_weight), constants(sparsity, load_map)
+    step = first_step(model, rows[:, :prompt_tokens], torch.ones(len(rows), prompt_tokens, dtype=torch.int64))
+    logits, present, score, *_ = decoder(**step, **values)
+    chosen = None
+    if policy is not None and policy.pools is not None:
+        chosen = choose_pools(policy.pools, [s.numpy() for s in score], np.full(len(rows), prompt_tokens))
+    parts: list[tuple[Tensor, ...]] = []
+    for at in range(prompt_tokens, rows.shape[1]):
+        step = next_step(step, rows[:, at : at + 1], logits, present)
+        if chosen is not None:
+            pools = [torch.from_numpy(mask) for mask in chosen.masks]
+        step["pools"] = pools or step["pools"]
+        logits, present, score, load, surprisal, entropy, active = decoder(**step, **values)
+        scale = scale_of_load(load.numpy(), load_map.scale_knots)
+        if load_map.token_scale is not None:
+            scale = load_map.token_scale[rows[:, at]]
+        opened = load >= load_map.reanalysis_load
+        allowed = torch.stack([pool.sum(-1) for pool in step["pools"]], -1)
+        allowed = torch.where(opened[:, None], neurons, allowed)
+        if chosen is not None:
+            update_pools(policy.pools, chosen, [s.numpy() for s in score], opened.numpy(), np.ones(len(rows), bool))
+        sparse = torch.log_softmax(logits[:, -1].double(), -1)
+        expected = dense[:, at]
+        parts.append(
+            (
+                (expected.exp() * (expected - sparse)).sum(-1).float(),
+                expected.argmax(-1) == sparse.argmax(-1),
+                (allowed + (matrices - 1) * active.t()).sum(-1) / (matrices * neurons.sum()),
+                active.t() / neurons,
+                surprisal,
+                entropy,
+                load,
+                scale,
+                opened,
+            )
+        )
+    return Read(*(torch.stack(values, 1) for values in zip(*parts, strict=True)))
