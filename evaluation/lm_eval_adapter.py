@@ -118,6 +118,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         self._begin = _special_token(self.session, "bos_token")
         self._end = _special_token(self.session, "eos_token")
         self._active: list[float] = []
+        self._read: list[float] = []
 
     @property
     def max_length(self) -> int:
@@ -178,6 +179,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     def _decode(self, state: State, token: int) -> None:
         (stats,) = self.session.decode(state, [token])
+        self._read.append(stats.read_fraction)
         self._active.append(stats.active_fraction)
 
     def _report(self) -> None:
@@ -294,7 +296,9 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         work = zip(requests, prompts, rooms, configs, strict=True)
         for request, prompt, room, config in tqdm(work, "Generating", len(requests), disable=disable_tqdm):
             pieces = list(self.session.stream(prompt[-room:], config))
-            self._active += [piece.stats.active_fraction for piece in pieces if piece.stats is not None]
+            stats = [piece.stats for piece in pieces if piece.stats is not None]
+            self._active += [token.active_fraction for token in stats]
+            self._read += [token.read_fraction for token in stats]
             texts.append("".join(piece.text for piece in pieces))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         self._report()
@@ -307,4 +311,5 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
             "kernels": self.session.kernels,
             "decoded_tokens": len(self._active),
             "active_fraction": float(np.mean(self._active)) if self._active else None,
+            "read_fraction": float(np.mean(self._read)) if self._read else None,
         }

@@ -7,6 +7,7 @@ import numpy as np
 from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo
 from clada.plugins.ops import OPS
 from clada.runtime import Session, TokenStats
+from clada.runtime.session import State
 
 
 def _info(session: Session, name: str) -> SubjectInfo:
@@ -38,13 +39,17 @@ class SessionSubject(Subject):
         self.session = session
         self.info = _info(session, name or session.manifest["policy"]["name"])
 
+    def step(self, state: State, token: int) -> list[TokenStats]:
+        """Read one token in decode."""
+        return self.session.decode(state, [token])
+
     def read(self, row: Sequence[int], prompt_tokens: int) -> Reading:
         """See Subject."""
         state = self.session.prefill([row[:prompt_tokens]])
         stats: list[TokenStats] = []
         logits: list[Floats] = []
         for token in row[prompt_tokens:-1]:
-            stats += self.session.decode(state, [token])
+            stats += self.step(state, token)
             logits.append(state.logits[0].astype(np.float32))
         return Reading(
             logits=np.stack(logits),
@@ -62,13 +67,13 @@ class SessionSubject(Subject):
         """See Subject; the context is read once."""
         shared = self.session.prefill([context[:prompt_tokens]])
         for token in context[prompt_tokens:]:
-            self.session.decode(shared, [token])
+            self.step(shared, token)
         readings: list[Floats] = []
         for ending in endings:
             state = shared.copy()
             logits = [state.logits[0].astype(np.float32)]
             for token in ending[:-1]:
-                self.session.decode(state, [token])
+                self.step(state, token)
                 logits.append(state.logits[0].astype(np.float32))
             readings.append(np.stack(logits))
         return readings

@@ -19,6 +19,7 @@ from clada.evaluation.lm_eval_adapter import CladaLM, generation_config
 from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
+from clada.exporter.policies import POLICIES
 from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME
@@ -38,7 +39,7 @@ STOP = "\n"
 def near_dense(tmp_path_factory) -> Path:
     """The demo model with thresholds so low that next to nothing is skipped."""
     path = tmp_path_factory.mktemp("near") / "model.onnx"
-    calibration = CalibrationConfig(target_sparsity=0.005, allocation="uniform")
+    calibration = CalibrationConfig(target_sparsity=0.005, policy=POLICIES["cats"], name="cats")
     export(path, str(DEMO_MODEL), ExportConfig(calibration, calibration_tokens=256))
     return path
 
