@@ -1,12 +1,23 @@
 """The programs in scripts/ that nothing else runs."""
 
+import dataclasses
+import hashlib
 import importlib.util
 import json
-import re
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
-from tests.conftest import ROOT
+import pytest
+import torch
+
+from clada.exporter.calibration_text import sample_file
+from clada.exporter.checkpoint import load_model
+from clada.exporter.patch import sparsify
+from tests.conftest import DEMO_MODEL, ROOT
+
+HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 
 
 def run_script(name: str, *args: object) -> str:
@@ -16,34 +27,53 @@ def run_script(name: str, *args: object) -> str:
     return result.stdout
 
 
-def table_row(text: str, sparsity: str) -> list[float]:
-    line = next(line for line in text.splitlines() if line.startswith(f"| {sparsity} |"))
-    return [float(cell) for cell in re.findall(r"[\d.]+", line)]
+def chunks(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_readme_table_is_what_the_program_prints():
-    printed = table_row(run_script("sparsity_table.py", "--sparsities", 0.6), "60%")
-    stated = table_row((ROOT / "README.md").read_text(encoding="utf-8"), "60%")
-    assert len(printed) == len(stated) == 5
-    for ours, theirs in zip(printed, stated, strict=True):
-        assert abs(ours - theirs) <= 0.02 * theirs
-    _, cats, clada, cats_unchanged, clada_unchanged = printed
-    assert clada < cats
-    assert clada_unchanged > cats_unchanged
+# For each family: the options, what its configuration then says, and the card.
+TRAININGS = {
+    "llama": ([], {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6}),
+    "opt": (
+        ["--hidden", 64, "--neurons", 96, "--layers", 2, "--heads", 2],
+        {"model_type": "opt", "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 2},
+    ),
+}
 
 
-def test_training_writes_a_checkpoint_and_the_sample_text(tmp_path):
-    """Two steps of it; the sample text is the one that ships."""
-    sample = tmp_path / "calibration.jsonl"
-    out = run_script(
-        "train_demo_model.py", "--steps", 2, "--output", tmp_path / "model", "--calibration-output", sample
-    )
+@pytest.mark.parametrize("family", TRAININGS)
+def test_training_writes_a_checkpoint_and_the_sample_texts(tmp_path, family):
+    """Two steps of it; the sample texts are those that ship, where Python is the release that they are of."""
+    options, expected = TRAININGS[family]
+    model, calibration, heldout = tmp_path / "model", tmp_path / "calibration.jsonl", tmp_path / "new" / "heldout.jsonl"
+    outputs = ["--output", model, "--calibration-output", calibration, "--heldout-output", heldout]
+    out = run_script("train_demo_model.py", "--steps", 2, "--family", family, *options, *outputs)
     assert "held-out loss" in out
-    assert (tmp_path / "model" / "model.safetensors").stat().st_size <= 12_000_000
-    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert (model / "model.safetensors").stat().st_size <= 12_000_000
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    assert {name: config[name] for name in expected} == expected
+    card = (model / "README.md").read_text(encoding="utf-8")
     assert "2 steps of 16 x 512" in card
-    texts = [json.loads(line)["text"] for line in sample.read_text(encoding="utf-8").splitlines()]
-    assert 150_000 < sum(map(len, texts)) < 400_000
+    assert f"A {config['architectures'][0]} of " in card
+    assert f"family {family}, steps 2, seed 0, hidden {config['hidden_size']}, " in card
+
+    for path in (calibration, heldout):
+        assert 150_000 < sum(map(len, chunks(path))) < 400_000
+    assert not set(chunks(calibration)) & set(chunks(heldout))
+    if f"CPython {platform.python_version()}," in (DEMO_MODEL / "README.md").read_text(encoding="utf-8"):
+        assert calibration.read_bytes() == sample_file().read_bytes()
+        assert heldout.read_bytes() == HELDOUT.read_bytes()
+
+    # It is a model that can be made sparse.
+    loaded, tokenizer = load_model(str(model), torch.float32)
+    sparsify(loaded)
+    assert torch.isfinite(loaded(**tokenizer("import os", return_tensors="pt")).logits).all()
+
+
+def test_the_text_to_evaluate_on_is_not_calibrated_on():
+    """Of the files that ship."""
+    assert len(chunks(HELDOUT)) > 50
+    assert not set(chunks(HELDOUT)) & set(chunks(sample_file()))
 
 
 def test_the_three_sets_of_files_are_disjoint_and_complete():
@@ -57,3 +87,37 @@ def test_the_three_sets_of_files_are_disjoint_and_complete():
     assert sum(sizes.values()) == len(files) > 500
     assert min(sizes.values()) > 0.005 * len(files)
     assert sizes["train"] > 0.9 * len(files)
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[name] = script  # its dataclasses look themselves up there
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_results_are_those_of_the_evaluation_as_it_is_now():
+    """Every run that the script would make of the demo model is there, with its policy, its text and its sizes."""
+    script = load_script("evaluate")
+    for run in script.runs():
+        result = json.loads((script.RESULTS / "demo" / run.file).read_text(encoding="utf-8"))
+        assert result["subject"]["policy"]["parts"] == dataclasses.asdict(run.policy), run.file
+        assert result["subject"]["policy"]["ffn_cost"] == run.cost
+        assert result["data"]["sha256"] == hashlib.sha256(script.HELDOUT.read_bytes()).hexdigest()
+        assert result["data"]["sequences"] == script.SETTINGS.sequences
+
+
+def test_readme_states_what_was_measured():
+    """The tables are those that the results give, and the claims made of them hold."""
+    made = run_script("results_table.py").strip()
+    assert made in (ROOT / "README.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks" / "results" / "demo"
+    clada, cats, griffin = (
+        json.loads((results / f"{name}-0.50.json").read_text(encoding="utf-8"))["metrics"]
+        for name in ("clada", "cats", "griffin")
+    )
+    assert clada["perplexity_ratio"]["value"] < 1.01
+    assert clada["kl"]["high"] < 0.75 * cats["kl"]["low"]
+    assert clada["kl"]["high"] < 0.5 * griffin["kl"]["low"]
+    assert abs(clada["read_fraction"]["value"] - 0.5) < 0.01
