@@ -1,143 +1,152 @@
-"""Calibration: every policy meets its goal, clada's parts each earn their place, and text is read as it should be."""
+"""Calibration as a whole: goals are met, what is measured is what decoding gives, and settings are checked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from clada.exporter.calibrate import CalibrationConfig, calibrate, prompt_tokens
-from clada.exporter.calibration_text import read_texts, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
+from clada.exporter import calibrate as calibration
+from clada.exporter.calibrate import CalibrationConfig, calibrate
+from clada.exporter.calibration_text import read_texts, token_rows
 from clada.exporter.decode_pass import Texts
+from clada.exporter.neurons import activations, outward_matrix
 from clada.exporter.patch import sparsify
-from clada.exporter.policies import POLICIES, without
+from clada.exporter.policies import POLICIES, Policy
 from clada.exporter.selection import pools_of
 from clada.plugins.errors import CladaError, UnreachableError
-from tests.checkpoints import random_model, tiny_tokenizer
-from tests.conftest import DEMO_MODEL, ROOT
+from tests.checkpoints import NEURONS, random_model, tiny_tokenizer
+from tests.demo_model import patched_demo, rows_for
+from tests.token_by_token import read_rows
 
-# clada without what adapts it from token to token: what follows from thresholds, pools and compensation alone.
-STATIC = without(POLICIES["clada"], "load")
-
-
-# Where the inward matrix, read for the whole pool, is most of what may be read.
-COST = 0.42
-
-
-def rows_for(tokenizer, tokens: int = 512, length: int = 64, seed: int = 0) -> torch.Tensor:
-    texts = read_texts(sample_file())
-    return token_rows(texts, tokenizer, vocabulary=len(tokenizer), tokens=tokens, length=length, seed=seed)
+# What is chosen once for all tokens: quick to calibrate.
+STILL = Policy("sensitivity", allocation=True, pool="blended", compensation=True)
 
 
 @pytest.fixture(scope="module")
 def demo():
-    """The demo model, patched, its state, rows to calibrate on and held-out rows."""
-    model, tokenizer = load_model(str(DEMO_MODEL), torch.float32)
-    held_out = token_rows(
-        read_texts(ROOT / "benchmarks" / "data" / "heldout.jsonl"),
-        tokenizer,
-        vocabulary=model.config.vocab_size,
-        tokens=2048,
-        length=256,
-    )
-    return model, sparsify(model), rows_for(tokenizer, 1024, 256), held_out
-
-
-@pytest.fixture(scope="module")
-def calibrated(demo):
-    """A function of a policy: its calibration for COST of the bytes, and its KL divergence on held-out text."""
-    model, sparsity, rows, held_out = demo
-    made = {}
-
-    def measure(policy):
-        if policy not in made:
-            result = calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=COST, policy=policy))
-            thresholds, compensation = list(sparsity.thresholds), sparsity.compensation
-            sparsity.thresholds[:], sparsity.compensation = [torch.zeros_like(t) for t in thresholds], []
-            sparsity.anticipation = None
-            texts = Texts(model, sparsity, held_out, prompt_tokens(256))
-            sparsity.thresholds[:], sparsity.compensation = thresholds, compensation
-            decoded = texts.decode(pools=pools_of(result.pools, texts))
-            made[policy] = result, float(decoded.divergence.mean()), float(decoded.read.mean())
-        return made[policy]
-
-    return measure
-
-
-@pytest.mark.parametrize("name", ["clada", "sats", "cats", "griffin"])
-def test_a_policy_reads_what_it_was_asked_to(calibrated, name):
-    result, _, read = calibrated(POLICIES[name])
-    assert 0.98 * COST <= result.ffn_cost <= COST + 1e-6
-    # Here no load opens pools.
-    assert read == pytest.approx(COST, abs=0.03) or (POLICIES[name].reanalysis and 0.8 * COST < read < COST)
-
-
-def test_dense_computes_everything(demo):
-    model, sparsity, rows, _ = demo
-    result = calibrate(model, sparsity, rows, CalibrationConfig(policy=POLICIES["dense"]))
-    assert result.divergence == pytest.approx(0, abs=1e-6)
-    assert result.ffn_cost == 1
-    assert result.pools is None
-
-
-@pytest.mark.parametrize("other", ["cats", "griffin"])
-def test_clada_diverges_by_less_than_half_of_what_others_do(calibrated, other):
-    """On text that neither was calibrated on, at the same bytes, even without what adapts it token by token."""
-    assert calibrated(STATIC)[1] < 0.5 * calibrated(POLICIES[other])[1]
-
-
-@pytest.mark.parametrize("part", ["allocation", "compensation"])
-def test_each_part_earns_its_place(calibrated, part):
-    assert calibrated(STATIC)[1] < calibrated(without(STATIC, part))[1]
-
-
-def test_a_pool_reads_less_than_the_inward_matrix(demo):
-    """Without one a third of the bytes is read whatever the thresholds are."""
-    model, sparsity, rows, _ = demo
-    assert calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=0.3, policy=STATIC)).ffn_cost <= 0.3
-    with pytest.raises(UnreachableError, match=r"the ffn cost 0.3 cannot be reached"):
-        calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=0.3, policy=without(STATIC, "pool")))
-
-
-def test_cats_cannot_read_less_than_the_inward_matrix(demo):
-    model, sparsity, rows, _ = demo
-    with pytest.raises(UnreachableError, match=r"the ffn cost 0.2 cannot be reached by this policy: the nearest is"):
-        calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=0.2, policy=POLICIES["cats"]))
-
-
-@pytest.mark.parametrize("budget", [0.02])
-def test_error_budget_is_kept_and_used(demo, budget):
-    model, sparsity, rows, _ = demo
-    result = calibrate(model, sparsity, rows, CalibrationConfig(error_budget=budget, policy=STATIC))
-    assert 0.7 * budget < result.divergence <= budget
+    """The demo model, patched, its state and four rows of text it was not trained on."""
+    model, sparsity, rows, _ = patched_demo(4)
+    return model, sparsity, rows
 
 
 def test_target_sparsity_is_reached(demo):
-    model, sparsity, rows, _ = demo
-    result = calibrate(model, sparsity, rows, CalibrationConfig(target_sparsity=0.6, policy=STATIC))
-    assert sum(layer.realised for layer in result.layers) / len(result.layers) == pytest.approx(0.6, abs=0.01)
-
-
-def test_load_map_is_of_quantiles_and_never_tightens_under_load(calibrated):
-    load_map = calibrated(POLICIES["clada"])[0].load_map
+    """By all of clada; and what is reported is what each layer does."""
+    model, sparsity, rows = demo
+    result = calibrate(model, sparsity, rows, CalibrationConfig(target_sparsity=0.55))
+    shares = [layer.realised for layer in result.layers]
+    assert 0.55 <= sum(shares) / len(shares) < 0.56
+    assert max(shares) - min(shares) > 0.05
+    assert result.ffn_cost == pytest.approx(
+        sum(layer.pool + 2 * (1 - layer.realised) for layer in result.layers) / 18, abs=0.02
+    )
+    for layer, threshold in zip(result.layers, sparsity.thresholds, strict=True):
+        assert layer.median_threshold == pytest.approx(float(threshold.median()))
+    assert result.tokens == 4 * 96
+    assert result.prompt_tokens == 32
+    load_map = result.load_map
     for knots in (load_map.surprisal_knots, load_map.entropy_knots):
         assert (knots.diff() >= 0).all()
         assert knots[0] >= 0
-    assert (load_map.scale_knots > 0).all()
     assert (load_map.scale_knots.diff() <= 0).all()
+    assert (load_map.scale_knots > 0).all()
     assert 0 < load_map.reanalysis_load <= 1
+    # Read as a session does, with loads and pools of its own, the model is as sparse.
+    read = read_rows(model, sparsity, load_map, rows, 32, policy=result)
+    assert float(read.active.mean()) == pytest.approx(0.45, abs=0.02)
+    assert float(read.divergence.mean()) == pytest.approx(result.divergence, rel=0.2)
+
+
+@pytest.mark.parametrize("budget", [0.002, 0.05])
+def test_error_budget_is_kept_and_used(demo, budget):
+    model, sparsity, rows = demo
+    result = calibrate(model, sparsity, rows, CalibrationConfig(error_budget=budget, policy=STILL))
+    assert 0.9 * budget < result.divergence <= budget
+
+
+def test_what_is_measured_is_what_decoding_gives(demo):
+    """Token by token, with the pools that a session would choose after each prompt."""
+    model, sparsity, rows = demo
+    result = calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=0.5, policy=STILL))
+    pools = pools_of(result.pools, Texts(model, sparsity, rows, result.prompt_tokens))
+    read = read_rows(model, sparsity, result.load_map, rows, result.prompt_tokens, pools=pools)
+    assert result.divergence == pytest.approx(float(read.divergence.mean()), rel=0.01)
+    assert result.ffn_cost == pytest.approx(float(read.read.mean()), abs=1e-3)
+    assert result.agreement == pytest.approx(float(read.agrees.float().mean()), abs=0.01)
+    assert [1 - layer.realised for layer in result.layers] == pytest.approx(read.active.mean((0, 1)).tolist(), abs=2e-3)
+    shares = [float(pool[0].double().mean()) for pool in pools]
+    assert [layer.pool for layer in result.layers] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
+def test_compensation_is_the_mean_of_what_is_left_out(family):
+    """By brute force: at each decoded token, the sum of h_i w_i over the neurons that are dropped."""
+    model = random_model(family)
+    sparsity = sparsify(model, [torch.full((NEURONS,), 0.4) for _ in range(3)])
+    texts = Texts(model, sparsity, rows_for(tiny_tokenizer(), 5 * 40, 40), 10)
+    generator = torch.Generator().manual_seed(0)
+    pools = [torch.rand(5, NEURONS, generator=generator) < 0.7 for _ in range(3)]
+    inputs: list[list[torch.Tensor]] = [[], [], []]
+    texts.decode(pools=pools, take=lambda index, x: inputs[index].append(x.clone()))
+    expected = []
+    for layer, parts, pool in zip(texts.layers, inputs, pools, strict=True):
+        a, up = (values.double() for values in activations(layer, torch.cat(parts)))
+        dropped = (a.abs() < 0.4) | ~pool.unsqueeze(1)
+        assert 0.3 < dropped.double().mean() < 0.9
+        expected.append((torch.where(dropped, a * up, 0) @ outward_matrix(layer).double()).mean((0, 1)))
+    calibration._compensate(texts, sparsity, lambda: texts.decode(pools=pools))
+    for given, wanted in zip(sparsity.compensation, expected, strict=True):
+        assert given.dtype == torch.float32
+        assert wanted.abs().max() > 0.01
+        torch.testing.assert_close(given.double(), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_policies_without_a_part_leave_it_out():
+    model = random_model("llama")
+    sparsity, rows = sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64)
+    full = calibrate(model, sparsity, rows, CalibrationConfig(policy=STILL))
+    assert len(sparsity.compensation) == 3
+    assert full.pools is not None
+    assert full.load_map.reanalysis_load > 1
+    less = calibrate(model, sparsity, rows, CalibrationConfig(policy=replace(STILL, compensation=False, pool="")))
+    assert sparsity.compensation == []
+    assert less.pools is None
+    assert all(layer.pool == 1 for layer in less.layers)
+
+
+@pytest.mark.parametrize("name", ["dense", "griffin"])
+def test_nothing_stays_of_the_calibration_before(name):
+    model = random_model("llama")
+    sparsity, rows = sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64)
+    calibrate(model, sparsity, rows, CalibrationConfig(policy=STILL))
+    result = calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=0.7, policy=POLICIES[name]))
+    assert not any(threshold.any() for threshold in sparsity.thresholds)
+    assert sparsity.compensation == []
+    assert result.ffn_cost == pytest.approx(1 if name == "dense" else 0.7, abs=0.02)
 
 
 def test_same_seed_same_thresholds():
+    """Whatever was in the state before."""
     results = []
     for seed in (0, 0, 1):
         model = random_model("opt")
-        rows = rows_for(tiny_tokenizer(), seed=seed)
-        sparsity = sparsify(model)
-        calibrate(model, sparsity, rows, CalibrationConfig(target_sparsity=0.7))
-        results.append(list(sparsity.thresholds))
+        rows, sparsity = rows_for(tiny_tokenizer(), 512, 64, seed=seed), sparsify(model)
+        if results:
+            calibrate(model, sparsity, rows.flip(0), CalibrationConfig(target_sparsity=0.8))
+        calibrate(model, sparsity, rows, CalibrationConfig())
+        results.append([*sparsity.thresholds, *sparsity.compensation])
     assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
+
+
+def test_a_model_that_is_sparse_by_itself_is_not_made_sparser():
+    """A ReLU network whose neurons are zero half of the time meets a third at once."""
+    model = random_model("opt")
+    sparsity, rows = sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64)
+    config = CalibrationConfig(target_sparsity=0.3, policy=POLICIES["cats"])
+    result = calibrate(model, sparsity, rows, config)
+    assert sum(layer.realised for layer in result.layers) / 3 > 0.4
+    assert result.divergence < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -146,14 +155,43 @@ def test_same_seed_same_thresholds():
         ({"target_sparsity": 0.0}, "target sparsity is 0.0; it must lie between 0 and 1"),
         ({"target_sparsity": 1.0}, "target sparsity is 1.0; it must lie between 0 and 1"),
         ({"target_sparsity": float("nan")}, "target sparsity is nan"),
-        ({"ffn_cost": 1.5}, "FFN cost is 1.5; it must lie between 0 and 1"),
+        ({"ffn_cost": 0.0}, "FFN cost is 0.0; it must lie between 0 and 1"),
+        ({"ffn_cost": 1.0}, "FFN cost is 1.0; it must lie between 0 and 1"),
+        ({"ffn_cost": float("nan")}, "FFN cost is nan"),
+        ({"error_budget": 0.0}, "error budget is 0.0; it must be a positive number"),
         ({"error_budget": -1.0}, "error budget is -1.0; it must be a positive number"),
         ({"error_budget": float("inf")}, "error budget is inf"),
+        ({"error_budget": float("nan")}, "error budget is nan"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(CladaError, match=message):
         CalibrationConfig(**settings)
+
+
+def test_the_goal_is_the_last_that_is_given():
+    assert CalibrationConfig().goal.name == "target_sparsity"
+    assert CalibrationConfig(target_sparsity=0.7).goal.value == 0.7
+    assert CalibrationConfig(target_sparsity=0.7, ffn_cost=0.6).goal.name == "ffn_cost"
+    assert CalibrationConfig(ffn_cost=0.6, error_budget=0.1).goal.name == "error_budget"
+    assert CalibrationConfig(ffn_cost=0.6, error_budget=0.1).goal.value == 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            CalibrationConfig(target_sparsity=0.9995, policy=POLICIES["cats"]),
+            r"target sparsity 0\.9995 cannot be reached",
+        ),
+        (CalibrationConfig(ffn_cost=0.3, policy=replace(STILL, pool="")), r"ffn cost 0\.3 cannot be reached"),
+        (CalibrationConfig(ffn_cost=0.001, policy=POLICIES["griffin"]), r"ffn cost 0\.001 cannot be reached"),
+    ],
+)
+def test_goals_out_of_reach_are_refused(config, message):
+    model = random_model("llama")
+    with pytest.raises(UnreachableError, match=message):
+        calibrate(model, sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64), config)
 
 
 def test_jsonl_and_text_are_read(tmp_path):

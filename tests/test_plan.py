@@ -10,7 +10,7 @@ from clada.exporter.decode_pass import Decoded
 from clada.exporter.goal import Goal
 from clada.exporter.neurons import threshold
 from clada.exporter.plan import CostHistogram, level_of, plan, predicted_cost
-from clada.plugins.errors import CladaError
+from clada.plugins.errors import UnreachableError
 
 # Costs and prices lie on powers that no bin of a histogram separates otherwise than they do: results are exact.
 STEP = 0.125
@@ -214,6 +214,6 @@ def test_a_goal_that_is_met_at_once_costs_nothing_more():
 def test_goals_out_of_reach_are_refused_with_the_nearest(name, value, nearest):
     words = name.replace("_", " ")
     with pytest.raises(
-        CladaError, match=f"the {words} {value} cannot be reached by this policy: the nearest is {nearest}"
+        UnreachableError, match=f"the {words} {value} cannot be reached by this policy: the nearest is {nearest}"
     ):
         Goal(name, value).search(rising, 0.0, 1.0)

@@ -12,7 +12,7 @@ from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.patch import Sparsity, sparse_layers
 from clada.exporter.steps import constants, first_step, next_step
 from clada.exporter.verify import scale_of_load
-from clada.runtime.pool import choose_pools, update_pools
+from clada.runtime.pool import choose_pools, overdue, update_pools
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,16 @@ def read_rows(
     parts: list[tuple[Tensor, ...]] = []
     for at in range(prompt_tokens, rows.shape[1]):
         step = next_step(step, rows[:, at : at + 1], logits, present)
+        due = np.zeros(len(rows), np.bool_)
         if chosen is not None:
-            pools = [torch.from_numpy(mask) for mask in chosen.masks]
+            due = overdue(chosen, load_map.reanalysis_load.item())
+            pools = [torch.from_numpy(mask | due[:, None]) for mask in chosen.masks]
         step["pools"] = pools or step["pools"]
         logits, present, score, load, surprisal, entropy, active = decoder(**step, **values)
         scale = scale_of_load(load.numpy(), load_map.scale_knots)
         if load_map.token_scale is not None:
             scale = load_map.token_scale[rows[:, at]]
-        opened = load >= load_map.reanalysis_load
+        opened = (load >= load_map.reanalysis_load) | torch.from_numpy(due)
         allowed = torch.stack([pool.sum(-1) for pool in step["pools"]], -1)
         allowed = torch.where(opened[:, None], neurons, allowed)
         if chosen is not None:
