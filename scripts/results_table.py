@@ -66,8 +66,8 @@ def quality_table(results: Path) -> list[str]:
 
 
 def _slope(folder: Path) -> float:
-    """By how much clada's log KL falls with the share of bytes read, around the main cost."""
-    ends = [read_result(folder / f"clada-{cost}.json")["metrics"] for cost in (COSTS[0], COSTS[-1])]
+    """By how much clada's log KL falls with the share of bytes read below the main cost: above it none may be left."""
+    ends = [read_result(folder / f"clada-{cost}.json")["metrics"] for cost in (MAIN_COST, COSTS[-1])]
     return math.log(ends[1]["kl"]["value"] / ends[0]["kl"]["value"]) / (
         ends[0]["read_fraction"]["value"] - ends[1]["read_fraction"]["value"]
     )
