@@ -3,51 +3,14 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "op_table.h"
+#include "calls.h"
 
 namespace clada {
-
-enum class Element { kFloat32, kFloat16, kBFloat16 };
-
-static inline size_t element_size(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
 // Runs task(data, 0) ... task(data, count - 1), in any order, on the caller's threads, and returns when all are done.
 struct ParallelFor {
   void* pool;
   void (*run)(void* pool, size_t count, void (*task)(void* data, size_t index), void* data);
-};
-
-// One call of SparseGatedFFN, or of SparseFFN where w_up is null; names and formulas as in plugins/ops/sparse_ffn.py.
-struct SparseFfnCall {
-  int64_t batch, sequence, width, neurons;  // B, S, D, F
-  Activation activation;
-  Element element;         // of x, b_in, b_out and y
-  Element weight_element;  // of w_in, w_up and w_out
-  const void* x;           // [B, S, D]
-  const void* w_in;        // [F, D]; w_gate of the gated op
-  const void* w_up;        // [F, D]
-  const void* w_out;       // [F, D]; w_down of the gated op
-  const void* b_in;        // [F], may be null
-  const void* b_out;       // [D], may be null
-  const float* threshold;  // [F]
-  const float* scale;      // [B, S]
-  const bool* pool;        // [B, F]
-  void* y;                 // [B, S, D]
-  int32_t* active;         // [B, S]
-  float* score;            // [B, F]
-};
-
-// One call of LoadSignal; names and formulas as in plugins/ops/load_signal.py.
-struct LoadSignalCall {
-  int64_t batch, vocabulary, knots, scale_knots_count;  // B, V, K, M
-  float surprisal_weight;
-  Element element;                            // of logits
-  const void* logits;                         // [B, V]
-  const int64_t* token;                       // [B]
-  const float* surprisal_knots;               // [K]
-  const float* entropy_knots;                 // [K]
-  const float* scale_knots;                   // [M]
-  float *scale, *load, *surprisal, *entropy;  // [B] each
 };
 
 // The kernels for one instruction set.

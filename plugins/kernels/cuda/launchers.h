@@ -1,0 +1,48 @@
+// The CUDA kernels of the `clada` ops, free of any framework: device pointers, sizes, a workspace and a stream.
+//
+// Every launcher can be captured in a CUDA graph: it allocates nothing, waits for nothing, and what it launches depends
+// on sizes and types alone, never on data. The same input gives the same bits.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "calls.h"
+
+namespace clada::cuda {
+
+// c[m, n] = a[m, k] . b, all row-major and of one element type, sums in float32; b is [n, k] where transposed_b, else
+// [k, n].
+struct Product {
+  int64_t m, n, k;
+  Element element;
+  const void* a;
+  const void* b;
+  void* c;
+  bool transposed_b;
+};
+
+// What makes products of matrices, for calls of many tokens: a vendor's library (cublas_products.h), or a test's own.
+struct Products {
+  void* library;
+  cudaError_t (*multiply)(void* library, const Product&, cudaStream_t);
+};
+
+// Up to this many tokens (batch * sequence) a call is computed row by row, skipping what is not kept; above, as
+// products of matrices that skip nothing.
+constexpr int64_t kRowwiseTokens = 8;
+
+// Bytes that sparse_ffn needs beside its inputs and outputs, aligned to 256; from sizes and types alone.
+size_t sparse_ffn_workspace(const SparseFfnCall&);
+
+// One call of SparseGatedFFN or SparseFFN. The weights have the element type of x. `products` may be null where there
+// are at most kRowwiseTokens tokens; cudaErrorInvalidValue where it is needed and null, or where weight_element
+// differs.
+cudaError_t sparse_ffn(const SparseFfnCall&, void* workspace, const Products* products, cudaStream_t);
+
+// Bytes that load_signal needs, aligned to 256; from sizes and types alone.
+size_t load_signal_workspace(const LoadSignalCall&);
+
+// One call of LoadSignal. A row whose token is outside the vocabulary gets NaN in all its outputs: a device cannot
+// raise.
+cudaError_t load_signal(const LoadSignalCall&, void* workspace, cudaStream_t);
+
+}  // namespace clada::cuda
