@@ -96,7 +96,10 @@ def parts_table(results: Path) -> list[str]:
             read = [read_result(file)["metrics"]["read_fraction"]["value"] for file in (path, clada)]
             factor = math.exp(_slope(results / folder) * (read[0] - read[1]))
             value, low, high = ((1 + change_) * factor - 1 for change_ in (change.value, change.low, change.high))
-            cells.append(f"{value:+.1%} ({low:+.1%} to {high:+.1%})")
+            # From ten times on a percentage says less than the factor.
+            as_text = "{:+.1%}" if value < 9 else "x{:,.0f}"
+            shown = [as_text.format(change_ + (value >= 9)) for change_ in (value, low, high)]
+            cells.append(f"{shown[0]} ({shown[1]} to {shown[2]})")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
