@@ -1,0 +1,259 @@
+// What leads in: products with the rows of the pool, activation, threshold, and for what is kept the product with its
+// row of w_up. A block takes kBlockNeurons neurons; its warps take whole rows, and share them anew once it is known
+// which are kept, so that none waits for a warp whose neurons are all kept.
+#include <launch.cuh>
+
+#include "activations.cuh"
+#include "reduce.cuh"
+#include "rows.cuh"
+#include "rowwise.h"
+
+namespace clada::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kWarps = kThreads / kWarp;
+// Loads of a thread that are under way at once. With 28 warps a multiprocessor has 112 KB under way at most, and even
+// where half of the warps wait for something else still what an H200's bandwidth times its latency asks for (33 KB).
+constexpr int kLoads = 8;
+constexpr int kStagedFloats = 4096;  // of x in shared memory: 16 KB, so that 7 blocks fit
+
+template <class E, int kTokens>
+struct Shape {
+  // Rows of a warp at a time. Each value of x that is read from shared memory serves all of them; with one token there
+  // is little to read, and fewer rows leave less to be done alone by the warp that gets an odd one.
+  static constexpr int kRows = kTokens <= 2 ? 2 : 4;
+  static constexpr int kColumns = kStagedFloats / kTokens;                   // of x that are staged at a time
+  static constexpr int kSpan = kWarp * PlainRows<E>::kWeights;               // columns that a warp loads at a time
+  static constexpr int kResident = kTokens <= 2 ? 7 : kTokens == 4 ? 4 : 3;  // blocks
+  static_assert(kColumns % kSpan == 0, "whole spans are staged");
+};
+
+using StagedX = SharedArray<float4, kStagedFloats / 4>;
+
+// Where four columns of x lie: a lane's columns apart, such that neighbouring lanes read neighbouring float4s.
+template <int kWeights>
+__device__ __forceinline__ int staged_place(int column) {
+  const int span = column / (kWarp * kWeights), rest = column % (kWarp * kWeights);
+  return span * (kWarp * kWeights / 4) + rest % kWeights / 4 * kWarp + rest / kWeights;
+}
+
+template <bool kVectors, class E>
+__device__ __forceinline__ float4 load_four(const E* x, int count) {
+  E some[4];
+  if constexpr (kVectors) {
+    if constexpr (sizeof(E) == 4) {
+      const uint4 packed = *reinterpret_cast<const uint4*>(x);
+      memcpy(some, &packed, sizeof some);
+    } else {
+      const uint2 packed = *reinterpret_cast<const uint2*>(x);
+      memcpy(some, &packed, sizeof some);
+    }
+  } else {
+    for (int i = 0; i < 4; ++i) some[i] = i < count ? x[i] : from_float<E>(0.0f);
+  }
+  return make_float4(to_float(some[0]), to_float(some[1]), to_float(some[2]), to_float(some[3]));
+}
+
+// Brings columns [first, first + kColumns) of all tokens to shared memory in float32, zeros beyond the width.
+template <class E, int kTokens, bool kVectors>
+__device__ __forceinline__ void stage(const Rowwise& call, int first, StagedX& staged) {
+  constexpr int kColumns = Shape<E, kTokens>::kColumns, kStep = 4 * kThreads;
+  static_assert(kColumns % kStep == 0 && kStep % Shape<E, kTokens>::kSpan == 0, "a step is of one token");
+  const E* x = static_cast<const E*>(call.x);
+  const int of_thread = 4 * static_cast<int>(threadIdx.x), left = call.width - first;
+  const int place = staged_place<PlainRows<E>::kWeights>(of_thread);
+#pragma unroll
+  for (int step = 0; step < kStagedFloats; step += kStep) {
+    const int token = step / kColumns, column = step % kColumns + of_thread;
+    float4 values = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (token < call.tokens && column < left) {
+      values = load_four<kVectors>(x + token * call.width + first + column, left - column);
+    }
+    staged[place + step / 4] = values;
+  }
+}
+
+// Adds the products of rows with the staged columns to a lane's sums; a null row is passed over.
+template <class E, int kTokens, bool kVectors, int kRows>
+__device__ __forceinline__ void add_products(const PlainRows<E>& rows, const typename PlainRows<E>::Row (&row)[kRows],
+                                             int first, const StagedX& staged, float (&sums)[kRows][kTokens]) {
+  using S = Shape<E, kTokens>;
+  constexpr int kWeights = PlainRows<E>::kWeights, kAtOnce = kVectors ? kLoads / kRows : 1;
+  const int left = rows.width - first, end = left < S::kColumns ? left : S::kColumns;
+  for (int span = 0; span < end; span += kAtOnce * S::kSpan) {
+    uint4 packed[kAtOnce][kRows];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        packed[i][r] = make_uint4(0, 0, 0, 0);
+        const int column = first + span + i * S::kSpan + lane_index() * kWeights;
+        if (row[r]) packed[i][r] = rows.template load<kVectors>(row[r], column);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (span + i * S::kSpan >= end) continue;  // nothing is staged there
+#pragma unroll
+      for (int four = 0; four < kWeights / 4; ++four) {
+        float weights[kRows][4];
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) rows.widen(packed[i][r], four, weights[r]);
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t) {
+          const float4 x = staged[t * (S::kColumns / 4) + (span + i * S::kSpan) / 4 + four * kWarp + lane_index()];
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            sums[r][t] = fmaf(weights[r][0], x.x, sums[r][t]);
+            sums[r][t] = fmaf(weights[r][1], x.y, sums[r][t]);
+            sums[r][t] = fmaf(weights[r][2], x.z, sums[r][t]);
+            sums[r][t] = fmaf(weights[r][3], x.w, sums[r][t]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// The place of the set bit of `bits` that has `before` set bits below it, or -1.
+__device__ __forceinline__ int nth_bit(unsigned bits, int before) {
+  for (int i = 0; i < before; ++i) bits &= bits - 1;
+  return __ffs(static_cast<int>(bits)) - 1;
+}
+
+// The products of all tokens with the rows of those of the block's neurons that are `wanted`, a bit each.
+template <class E, int kTokens, bool kVectors>
+__device__ void rows_products(const Rowwise& call, const void* matrix, unsigned wanted, bool& is_staged,
+                              StagedX& staged, SharedArray<float, kBlockNeurons * kTokens>& products) {
+  using S = Shape<E, kTokens>;
+  constexpr int kRows = S::kRows;
+  const PlainRows<E> rows{static_cast<const E*>(matrix), call.width};
+  const int first_neuron = static_cast<int>(blockIdx.x) * kBlockNeurons, count = __popc(wanted);
+  for (int first = 0; first < count; first += kWarps * kRows) {
+    int neuron[kRows];
+    typename PlainRows<E>::Row row[kRows];
+    float sums[kRows][kTokens];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      neuron[r] = nth_bit(wanted, first + r * kWarps + warp_index());
+      row[r] = neuron[r] < 0 ? nullptr : rows.row(first_neuron + neuron[r]);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) sums[r][t] = 0.0f;
+    }
+    for (int column = 0; column < call.width; column += S::kColumns) {
+      if (!is_staged || call.width > S::kColumns) {
+        __syncthreads();  // all have read what was staged before
+        stage<E, kTokens, kVectors>(call, column, staged);
+        __syncthreads();
+        is_staged = true;
+      }
+      add_products<E, kTokens, kVectors, kRows>(rows, row, column, staged, sums);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        const float sum = warp_sum(sums[r][t]);
+        if (lane_index() == 0 && neuron[r] >= 0) products[neuron[r] * kTokens + t] = sum;
+      }
+    }
+  }
+}
+
+template <class E, int kTokens, bool kVectors>
+__device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX& staged,
+                                              SharedArray<float, kBlockNeurons * kTokens>& gates,
+                                              SharedArray<float, kBlockNeurons * kTokens>& ups,
+                                              SharedArray<unsigned, kTokens>& kept_by) {
+  const int block = static_cast<int>(blockIdx.x), neuron = block * kBlockNeurons + lane_index();
+  const bool is_neuron = lane_index() < kBlockNeurons && neuron < call.neurons;
+  if (block == 0) {
+    // A workspace comes as it is.
+    for (int tile = static_cast<int>(threadIdx.x); tile < call.tiles; tile += kThreads) call.tickets[tile] = 0;
+  }
+
+  // Each warp finds out for itself which neurons are in a pool; lanes are neurons.
+  unsigned in_pool_of = 0;  // a bit for each token
+  float threshold = 0.0f, bias = 0.0f;
+  if (is_neuron) {
+    threshold = call.threshold[neuron];
+    if (call.b_in) bias = to_float(static_cast<const E*>(call.b_in)[neuron]);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (t < call.tokens && call.scale[t] >= 0.0f &&
+          call.pool[static_cast<int64_t>(t / call.sequence) * call.neurons + neuron]) {
+        in_pool_of |= 1u << t;
+      }
+    }
+  }
+  bool is_staged = false;
+  rows_products<E, kTokens, kVectors>(call, call.w_in, __ballot_sync(kWholeWarp, in_pool_of != 0), is_staged, staged,
+                                      gates);
+  __syncthreads();
+
+  // From here on a warp has every kWarps-th token.
+  constexpr int kOfWarp = (kTokens + kWarps - 1) / kWarps;
+  float a[kOfWarp];
+#pragma unroll
+  for (int i = 0; i < kOfWarp; ++i) {
+    const int t = i * kWarps + warp_index();
+    a[i] = 0.0f;
+    bool kept = false;
+    if (t < kTokens && (in_pool_of >> t & 1)) {
+      a[i] = activate(call.activation, gates[lane_index() * kTokens + t] + bias);
+      kept = is_kept(a[i], call.scale[t], threshold);
+    }
+    const unsigned mask = __ballot_sync(kWholeWarp, kept);
+    if (lane_index() == 0 && t < kTokens) kept_by[t] = mask;
+  }
+  __syncthreads();
+  unsigned kept_by_some = 0;
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) kept_by_some |= kept_by[t];
+  if (call.w_up) {
+    rows_products<E, kTokens, kVectors>(call, call.w_up, kept_by_some, is_staged, staged, ups);
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int i = 0; i < kOfWarp; ++i) {
+    const int t = i * kWarps + warp_index();
+    if (t >= kTokens) break;
+    const unsigned kept = kept_by[t];
+    float h = 0.0f;
+    if (kept >> lane_index() & 1) h = call.w_up ? a[i] * ups[lane_index() * kTokens + t] : a[i];
+    if (is_neuron) call.h[static_cast<int64_t>(neuron) * kTokens + t] = h;
+    const float energy = warp_sum(h * h);
+    if (lane_index() == 0) {
+      call.energy[block * kTokens + t] = energy;
+      call.active[block * kTokens + t] = __popc(kept);
+    }
+  }
+  if (threadIdx.x == 0) call.kept[block] = static_cast<uint16_t>(kept_by_some);
+}
+
+template <class E, int kTokens>
+__global__ void __launch_bounds__(kThreads, Shape<E, kTokens>::kResident) gate_up(const Rowwise call) {
+  __shared__ StagedX staged;
+  __shared__ SharedArray<float, kBlockNeurons * kTokens> gates, ups;
+  __shared__ SharedArray<unsigned, kTokens> kept_by;  // a token, a bit for each neuron
+  if (call.vectors) {
+    gate_up_block<E, kTokens, true>(call, staged, gates, ups, kept_by);
+  } else {
+    gate_up_block<E, kTokens, false>(call, staged, gates, ups, kept_by);
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_gate_up(const Rowwise& call, Element element, cudaStream_t stream) {
+  return with_element(element, [&](auto* of) {
+    return with_tokens(call.padded, [&](auto tokens) {
+      using E = std::remove_pointer_t<decltype(of)>;
+      return launch(gate_up<E, decltype(tokens)::kTokens>, call.blocks, kThreads, stream, call);
+    });
+  });
+}
+
+}  // namespace clada::cuda

@@ -1,0 +1,71 @@
+// The feed-forward ops for few tokens: row by row, and only the rows that are kept. Two launches:
+//
+// gate_up.cu finds what is kept and computes h; down.cu adds the kept rows of w_out, and writes `active` and `score`.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "launchers.h"
+
+namespace clada::cuda {
+
+// Neurons of one block of gate_up. Small, so that the blocks are many and small pieces of work: Llama-3-8B's 14336
+// neurons are 896 blocks, 6.8 for each multiprocessor of an H200, where 7 fit.
+constexpr int kBlockNeurons = 16;
+// Blocks of `down` that a multiprocessor has at once, and multiprocessors to aim at: an H200's 132, less a few for the
+// blocks that write scores. Whatever the device, so that its sums are the same bits on all; a smaller one works through
+// the blocks in turn.
+constexpr int down_resident(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 3 : 2; }
+constexpr int kMultiprocessors = 128;
+constexpr int kMostSplits = 64;      // the last block of a tile adds that many sums
+constexpr int kTileLanes = 16;       // lanes that share a row of a tile: 256 bytes of it in a row
+constexpr int kScoreNeurons = 1024;  // neurons whose scores one block writes
+
+// A call as its kernels see it, and what lies in its workspace.
+struct Rowwise {
+  const void *x, *w_in, *w_up, *w_out, *b_in, *b_out;
+  const float *threshold, *scale;
+  const bool* pool;
+  void* y;
+  int32_t* active_out;
+  float* score;
+  int tokens, batch, sequence, width, neurons;
+  Activation activation;
+  bool vectors;  // whether rows start and end at multiples of 16 bytes
+
+  // What follows is by `padded` tokens, of which there are 1, 2, 4 or 8.
+  int padded, blocks, tiles, tile_columns, splits, score_blocks;
+  unsigned* tickets;  // [tiles], how many splits of a tile are done
+  uint16_t* kept;     // [blocks], a bit for each neuron that some token kept
+  float* h;           // [neurons, padded]
+  float* energy;      // [blocks, padded], the block's share of ||h||^2
+  int* active;        // [blocks, padded], neurons kept
+  float* sums;        // [splits, padded, tiles * tile_columns]
+};
+
+// Sizes, and places in a workspace that starts at `workspace`, which is only computed with; returns its bytes.
+size_t lay_out(const SparseFfnCall&, void* workspace, Rowwise&);
+
+cudaError_t launch_gate_up(const Rowwise&, Element, cudaStream_t);
+cudaError_t launch_down(const Rowwise&, Element, cudaStream_t);
+
+// Calls `with` with the number of padded tokens as a constant.
+template <int kCount>
+struct Tokens {
+  static constexpr int kTokens = kCount;
+};
+template <class With>
+cudaError_t with_tokens(int padded, With with) {
+  switch (padded) {
+    case 1:
+      return with(Tokens<1>());
+    case 2:
+      return with(Tokens<2>());
+    case 4:
+      return with(Tokens<4>());
+    case 8:
+      return with(Tokens<8>());
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace clada::cuda

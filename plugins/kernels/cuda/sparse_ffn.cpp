@@ -1,0 +1,89 @@
+// The feed-forward ops: chooses how a call is computed, and divides its workspace.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "dense_ffn.h"
+#include "rowwise.h"
+
+namespace clada::cuda {
+namespace {
+
+int64_t parts(int64_t count, int64_t each) { return (count + each - 1) / each; }
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// Sizes that the kernels count in int.
+bool fits(const SparseFfnCall& ffn) {
+  const int64_t most = std::numeric_limits<int>::max() / 16;
+  return ffn.width >= 0 && ffn.neurons >= 0 && ffn.batch >= 0 && ffn.sequence >= 0 && ffn.width <= most &&
+         ffn.neurons <= most && ffn.batch <= most && ffn.batch * ffn.sequence <= most;
+}
+
+}  // namespace
+
+size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
+  const int64_t tokens = ffn.batch * ffn.sequence, size = static_cast<int64_t>(element_size(ffn.element));
+  call.x = ffn.x;
+  call.w_in = ffn.w_in;
+  call.w_up = ffn.w_up;
+  call.w_out = ffn.w_out;
+  call.b_in = ffn.b_in;
+  call.b_out = ffn.b_out;
+  call.threshold = ffn.threshold;
+  call.scale = ffn.scale;
+  call.pool = ffn.pool;
+  call.y = ffn.y;
+  call.active_out = ffn.active;
+  call.score = ffn.score;
+  call.tokens = static_cast<int>(tokens);
+  call.batch = static_cast<int>(ffn.batch);
+  call.sequence = static_cast<int>(ffn.sequence);
+  call.width = static_cast<int>(ffn.width);
+  call.neurons = static_cast<int>(ffn.neurons);
+  call.activation = ffn.activation;
+  call.vectors = ffn.width * size % 16 == 0 && is_aligned(ffn.x) && is_aligned(ffn.w_in) && is_aligned(ffn.w_up) &&
+                 is_aligned(ffn.w_out);
+  call.padded = tokens <= 1 ? 1 : tokens <= 2 ? 2 : tokens <= 4 ? 4 : 8;
+  // One block at least, which prepares the workspace.
+  call.blocks = static_cast<int>(std::max<int64_t>(1, parts(ffn.neurons, kBlockNeurons)));
+  call.tile_columns = static_cast<int>(kTileLanes * 16 / size);
+  call.tiles = static_cast<int>(parts(ffn.width, call.tile_columns));
+  const int64_t splits = down_resident(call.padded) * kMultiprocessors / std::max(1, call.tiles);
+  call.splits = static_cast<int>(std::clamp<int64_t>(splits, 1, std::min<int64_t>(kMostSplits, call.blocks)));
+  call.score_blocks = static_cast<int>(std::max<int64_t>(1, parts(ffn.neurons, kScoreNeurons)));
+
+  size_t used = 0;
+  const auto place = [&](auto*& pointer, size_t count) {
+    pointer =
+        reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(reinterpret_cast<uintptr_t>(workspace) + used);
+    used += (count * sizeof *pointer + 255) / 256 * 256;
+  };
+  const size_t padded = call.padded, blocks = call.blocks;
+  place(call.tickets, call.tiles);
+  place(call.kept, blocks);
+  place(call.h, padded * blocks * kBlockNeurons);
+  place(call.energy, padded * blocks);
+  place(call.active, padded * blocks);
+  place(call.sums, padded * call.splits * call.tiles * call.tile_columns);
+  return used;
+}
+
+size_t sparse_ffn_workspace(const SparseFfnCall& ffn) {
+  if (ffn.batch * ffn.sequence > kRowwiseTokens) return dense_ffn_workspace(ffn);
+  Rowwise call;
+  return lay_out(ffn, nullptr, call);
+}
+
+cudaError_t sparse_ffn(const SparseFfnCall& ffn, void* workspace, const Products* products, cudaStream_t stream) {
+  if (ffn.weight_element != ffn.element || !fits(ffn)) return cudaErrorInvalidValue;
+  if (ffn.batch * ffn.sequence > kRowwiseTokens) {
+    return products ? dense_ffn(ffn, workspace, *products, stream) : cudaErrorInvalidValue;
+  }
+  Rowwise call;
+  lay_out(ffn, workspace, call);
+  const cudaError_t error = launch_gate_up(call, ffn.element, stream);
+  return error == cudaSuccess ? launch_down(call, ffn.element, stream) : error;
+}
+
+}  // namespace clada::cuda
