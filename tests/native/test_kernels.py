@@ -9,24 +9,12 @@ from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.record import Case, Op, evaluate
 from tests.native import kernels_c
+from tests.native.calls import ELEMENTS, from_element, to_element
+from tests.native.cases import FFN_CASES, check_outputs, dense_case, large_case, rounded_case
 
 INSTRUCTIONS = [name for name in ("avx512", "avx2", "portable") if kernels_c.available(name)]
-FFN_CASES = [
-    pytest.param(op, case, id=f"{op.name}-{case.name}") for op in (SPARSE_GATED_FFN, SPARSE_FFN) for case in op.cases()
-]
 instructions = pytest.mark.parametrize("instructions", INSTRUCTIONS)
-weight_element = pytest.mark.parametrize("weight_element", kernels_c.ELEMENTS)
-
-
-def rounded_case(case: Case, element: str, weight_element: str) -> Case:
-    """The case with the values that are left in the elements' types."""
-    inputs = dict(case.inputs)
-    for name, array in inputs.items():
-        if name.startswith("w_"):
-            inputs[name] = kernels_c.rounded(array, weight_element)
-        elif name in ("x", "logits") or name.startswith("b_"):
-            inputs[name] = kernels_c.rounded(array, element)
-    return dataclasses.replace(case, inputs=inputs)
+weight_element = pytest.mark.parametrize("weight_element", ELEMENTS)
 
 
 def check_ffn(op: Op, case: Case, *, element: str = "float32", weight_element: str = "float32", **options) -> None:
@@ -35,13 +23,7 @@ def check_ffn(op: Op, case: Case, *, element: str = "float32", weight_element: s
     outputs = kernels_c.sparse_ffn(
         op, case.inputs, activation, element=element, weight_element=weight_element, **options
     )
-    for spec, out, expected in zip(op.outputs, outputs, evaluate(op, case), strict=True):
-        if spec.dtype == "int32":
-            np.testing.assert_array_equal(out, expected)
-            continue
-        # Sums are in float32 whatever the weights are in; only y is rounded to the element type.
-        tolerance = op.tolerance[element if spec.dtype == "T" else "float32"]
-        assert np.abs(out - expected).max() <= tolerance * np.abs(expected).max(), spec.name
+    check_outputs(op, case, outputs, element)
 
 
 @instructions
@@ -59,37 +41,6 @@ def test_matches_reference_in_half_precision(op, case, element, instructions):
     check_ffn(op, case, instructions=instructions, element=element, weight_element=element, offset=2)
 
 
-def large_case(op: Op, batch: int, sequence: int, width: int, neurons: int, seed: int = 0) -> Case:
-    """Sizes past every block of the kernels, each sequence with a pool and an active set of its own, no ties."""
-    rng = np.random.default_rng([seed, batch, sequence, width, neurons])
-    x = rng.standard_normal((batch, sequence, width)).astype(np.float32)
-    weights = [
-        (rng.standard_normal((neurons, width)) / np.sqrt(width)).astype(np.float32)
-        for spec in op.inputs
-        if spec.name.startswith("w_")
-    ]
-    names = [spec.name for spec in op.inputs if spec.name.startswith("w_")]
-    inputs = {"x": x, **dict(zip(names, weights, strict=True))}
-    if op is SPARSE_FFN:
-        inputs["b_in"] = rng.standard_normal(neurons).astype(np.float32) / 4
-        inputs["b_out"] = rng.standard_normal(width).astype(np.float32) / 4
-    scale = rng.choice(np.float32([0.0, 0.5, 1.0, -1.0]), (batch, sequence), p=[0.2, 0.3, 0.4, 0.1])
-    scale[0, 0] = 1.0
-    z = x.astype(np.float64) @ inputs[names[0]].astype(np.float64).T + inputs.get("b_in", 0)
-    magnitude = np.abs(ACTIVATIONS["silu"].reference(z))
-    # A threshold that no |a| / scale of any token is near to.
-    threshold = rng.uniform(0.1, 0.5, neurons).astype(np.float32)
-    for _ in range(100):
-        distance = np.abs(magnitude - scale[..., None] * threshold)[scale > 0]
-        near = (distance < 1e-5).any(axis=0)
-        if not near.any():
-            break
-        threshold[near] = rng.uniform(0.1, 0.5, near.sum())
-    assert not near.any()
-    inputs |= {"threshold": threshold, "scale": scale, "pool": rng.random((batch, neurons)) < 0.7}
-    return Case("large", inputs, {"activation": "silu"})
-
-
 LARGE = [(1, 1, 300, 1000), (3, 2, 129, 515), (2, 7, 200, 531), (2, 270, 140, 300), (1, 33, 64, 48)]
 
 
@@ -102,14 +53,7 @@ def test_sizes_past_every_block(op, sizes, threads, weight_element, instructions
     case = large_case(op, *sizes)
     if weight_element != "float32":
         # Rounding moves activations across thresholds made for exact weights; dense, nothing can flip.
-        case = dataclasses.replace(
-            case,
-            inputs={
-                **case.inputs,
-                "scale": np.minimum(case.inputs["scale"], 0),
-                "threshold": 0 * case.inputs["threshold"],
-            },
-        )
+        case = dense_case(case)
     check_ffn(op, case, instructions=instructions, weight_element=weight_element, threads=threads, offset=4)
 
 
@@ -190,7 +134,7 @@ def test_activations_over_their_whole_range(activation, instructions):
 
 
 @instructions
-@pytest.mark.parametrize("element", kernels_c.ELEMENTS)
+@pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("case", LOAD_SIGNAL.cases(), ids=lambda case: case.name)
 def test_load_signal_matches_reference(case, element, instructions):
     case = rounded_case(case, element, "float32")
@@ -217,10 +161,10 @@ def test_rounding_to_bfloat16(instructions):
     bits = kernels_c.to_bfloat16(values, instructions)
     assert bits[[0, 1, 2, 3, 4]].tolist() == [0, 0x8000, 0x3F80, 0x3F80, 0x3F82]
     assert bits[[5, 6, 7]].tolist() == [0x7F80, 0x7F80, 0xFF80]
-    assert np.isnan(kernels_c.from_element(bits[8:9], "bfloat16"))
+    assert np.isnan(from_element(bits[8:9], "bfloat16"))
     rng = np.random.default_rng(0)
     random = (rng.standard_normal(100_000) * 10.0 ** rng.integers(-30, 30, 100_000)).astype(np.float32)
-    np.testing.assert_array_equal(kernels_c.to_bfloat16(random, instructions), kernels_c.to_element(random, "bfloat16"))
+    np.testing.assert_array_equal(kernels_c.to_bfloat16(random, instructions), to_element(random, "bfloat16"))
 
 
 @instructions

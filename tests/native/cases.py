@@ -1,0 +1,84 @@
+"""Cases for the kernels, and how near to the float64 reference their outputs have to be."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from clada.plugins.ops import SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops.activations import ACTIVATIONS
+from clada.plugins.ops.record import Array, Case, Op, evaluate
+from tests.native.calls import rounded
+
+FFN_CASES = [
+    pytest.param(op, case, id=f"{op.name}-{case.name}") for op in (SPARSE_GATED_FFN, SPARSE_FFN) for case in op.cases()
+]
+
+
+def rounded_case(case: Case, element: str, weight_element: str) -> Case:
+    """The case with the values that are left in the elements' types."""
+    inputs = dict(case.inputs)
+    for name, array in inputs.items():
+        if name.startswith("w_"):
+            inputs[name] = rounded(array, weight_element)
+        elif name in ("x", "logits") or name.startswith("b_"):
+            inputs[name] = rounded(array, element)
+    return dataclasses.replace(case, inputs=inputs)
+
+
+def large_case(
+    op: Op, batch: int, sequence: int, width: int, neurons: int, seed: int = 0, element: str = "float32"
+) -> Case:
+    """Sizes past every block of the kernels, each sequence with a pool and an active set of its own, no ties.
+
+    Values are such that `element` holds them exactly.
+    """
+    rng = np.random.default_rng([seed, batch, sequence, width, neurons])
+    x = rng.standard_normal((batch, sequence, width)).astype(np.float32)
+    weights = [
+        (rng.standard_normal((neurons, width)) / np.sqrt(width)).astype(np.float32)
+        for spec in op.inputs
+        if spec.name.startswith("w_")
+    ]
+    names = [spec.name for spec in op.inputs if spec.name.startswith("w_")]
+    inputs = {"x": x, **dict(zip(names, weights, strict=True))}
+    if op is SPARSE_FFN:
+        inputs["b_in"] = rng.standard_normal(neurons).astype(np.float32) / 4
+        inputs["b_out"] = rng.standard_normal(width).astype(np.float32) / 4
+    inputs = {name: rounded(array, element).astype(np.float32) for name, array in inputs.items()}
+    scale = rng.choice(np.float32([0.0, 0.5, 1.0, -1.0]), (batch, sequence), p=[0.2, 0.3, 0.4, 0.1])
+    scale[0, 0] = 1.0
+    z = inputs["x"].astype(np.float64) @ inputs[names[0]].astype(np.float64).T + inputs.get("b_in", 0)
+    magnitude = np.abs(ACTIVATIONS["silu"].reference(z))
+    # A threshold that no |a| / scale of any token is near to.
+    threshold = rng.uniform(0.1, 0.5, neurons).astype(np.float32)
+    for _ in range(100):
+        distance = np.abs(magnitude - scale[..., None] * threshold)[scale > 0]
+        near = (distance < 1e-5).any(axis=0)
+        if not near.any():
+            break
+        threshold[near] = rng.uniform(0.1, 0.5, near.sum())
+    assert not near.any()
+    inputs |= {"threshold": threshold, "scale": scale, "pool": rng.random((batch, neurons)) < 0.7}
+    return Case("large", inputs, {"activation": "silu"})
+
+
+def dense_case(case: Case) -> Case:
+    """The case with nothing to select by, for where rounding would move activations across thresholds."""
+    selection = {"scale": np.minimum(case.inputs["scale"], 0), "threshold": 0 * case.inputs["threshold"]}
+    return dataclasses.replace(case, inputs={**case.inputs, **selection})
+
+
+def check_outputs(op: Op, case: Case, outputs: Sequence[Array], element: str, rounded_products: bool = False) -> None:
+    """Compare a feed-forward op's outputs with the reference: counts exactly, the rest by the op's tolerance.
+
+    Sums are in float32 whatever the weights are in. Only y is rounded to the element type, and, where products are made
+    by a library, they, on which the score rests.
+    """
+    for spec, out, expected in zip(op.outputs, outputs, evaluate(op, case), strict=True):
+        if spec.dtype == "int32":
+            np.testing.assert_array_equal(out, expected)
+            continue
+        tolerance = op.tolerance[element if spec.dtype == "T" or rounded_products else "float32"]
+        assert np.abs(out - expected).max() <= tolerance * np.abs(expected).max(), spec.name
