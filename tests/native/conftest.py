@@ -1,10 +1,13 @@
-"""These tests call the kernels without a framework, from a library that `make test-native` builds with sanitizers."""
+"""These tests call the kernels without a framework, from libraries that `make test-native` builds with sanitizers."""
 
 import os
 
 import pytest
 
+LIBRARIES = ("CLADA_KERNELS_LIBRARY", "CLADA_CUDA_EMULATION_LIBRARY", "CLADA_CUDA_SAMPLES_LIBRARY")
+
 
 def pytest_configure() -> None:
-    if not os.environ.get("CLADA_KERNELS_LIBRARY"):
-        pytest.exit("CLADA_KERNELS_LIBRARY is not set; run `make test-native`", returncode=2)
+    for name in LIBRARIES:
+        if not os.environ.get(name):
+            pytest.exit(f"{name} is not set; run `make test-native`", returncode=2)

@@ -1,0 +1,116 @@
+"""The CUDA kernels in the host emulation, called with NumPy arrays whose surroundings are watched."""
+
+import ctypes
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clada.plugins.ops.record import Array, Op
+from tests.native.calls import GuardedMemory, from_element, place_ffn_call, place_load_signal_call
+
+WORKSPACE_BOUNDARY = 256
+
+
+def load_emulated(path: str) -> ctypes.CDLL:
+    """A library of emulated kernels."""
+    library = ctypes.CDLL(path)
+    for name in ("clada_cuda_sparse_ffn_workspace", "clada_cuda_load_signal_workspace"):
+        if hasattr(library, name):
+            getattr(library, name).restype = ctypes.c_size_t
+    library.cuda_emulation_products.restype = ctypes.c_void_p
+    for name in ("cudaGetErrorString", "cuda_emulation_launches"):
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
+
+
+_library = load_emulated(os.environ["CLADA_CUDA_EMULATION_LIBRARY"])
+ROWWISE_TOKENS = _library.clada_cuda_rowwise_tokens()
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the emulation runs a call.
+
+    Args:
+        order: Of blocks and threads: 0 as they are numbered, 1 the other way round, else shuffled by this seed.
+        garbage: The byte that fills the workspace.
+    """
+
+    order: int = 0
+    garbage: int = 0xFF
+
+
+# NaN and -1 in the workspace, then small numbers, then zeros.
+RUNS = (Run(0, 0xFF), Run(1, 0xA5), Run(2, 0x00))
+
+
+def _check(error: int) -> None:
+    assert error == 0, _library.cudaGetErrorString(error).decode()
+
+
+def sparse_ffn(
+    op: Op,
+    inputs: Mapping[str, Array],
+    activation: str,
+    *,
+    element: str = "float32",
+    offset: int = 0,
+    run: Run = RUNS[0],
+) -> tuple[Array, Array, Array]:
+    """Call the kernels of a feed-forward op.
+
+    Args:
+        op: SPARSE_GATED_FFN or SPARSE_FFN.
+        inputs: As of a case of the op.
+        activation: Name of the activation.
+        element: Type of x, weights, biases and y.
+        offset: Bytes by which every array but the workspace is off a cache line.
+        run: How they are run.
+
+    Returns:
+        y in float64, active and score.
+    """
+    memory = GuardedMemory(offset)
+    call, (y, active, score) = place_ffn_call(memory, op, inputs, activation, element, element)
+    size = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
+    workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY, run.garbage)
+    rowwise = call.batch * call.sequence <= ROWWISE_TOKENS
+    products = ctypes.c_void_p(None if rowwise else _library.cuda_emulation_products())
+    _library.cuda_emulation_order(run.order)
+    with memory.watched():
+        _check(_library.clada_cuda_sparse_ffn(ctypes.byref(call), workspace.ctypes, products, None))
+    return from_element(y, element), active, score
+
+
+def load_signal(
+    inputs: Mapping[str, Array],
+    surprisal_weight: float,
+    *,
+    element: str = "float32",
+    offset: int = 0,
+    run: Run = RUNS[0],
+) -> list[Array]:
+    """Call the kernels of LoadSignal; returns its outputs."""
+    memory = GuardedMemory(offset)
+    call, outputs = place_load_signal_call(memory, inputs, surprisal_weight, element)
+    size = _library.clada_cuda_load_signal_workspace(ctypes.byref(call))
+    workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY, run.garbage)
+    _library.cuda_emulation_order(run.order)
+    with memory.watched():
+        _check(_library.clada_cuda_load_signal(ctypes.byref(call), workspace.ctypes, None))
+    return outputs
+
+
+def sparse_ffn_error(op: Op, inputs: Mapping[str, Array], activation: str, weight_element: str) -> int:
+    """The cudaError_t of a float32 call with no products and weights of some type."""
+    memory = GuardedMemory(0)
+    call, _ = place_ffn_call(memory, op, inputs, activation, "float32", weight_element)
+    size = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
+    workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY)
+    with memory.watched():
+        return _library.clada_cuda_sparse_ffn(ctypes.byref(call), workspace.ctypes, None, None)
+
+
+def launches() -> list[str]:
+    """The kernels started since the last call of this, with grids and blocks."""
+    return _library.cuda_emulation_launches().decode().splitlines()
