@@ -16,19 +16,21 @@ demo: $(VENV)/package.stamp
 test: lint test-native
 	$(BIN)/python -m pytest
 
-# The kernels alone, built with the address and undefined-behaviour sanitizers.
+# The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation.
 test-native: $(VENV)/package.stamp
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null
-	$(BIN)/cmake --build build/native --target clada_kernels_c
+	$(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples
 	CLADA_KERNELS_LIBRARY=$(CURDIR)/build/native/tests/native/libclada_kernels_c.so \
+	    CLADA_CUDA_EMULATION_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_emulation.so \
+	    CLADA_CUDA_SAMPLES_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_samples.so \
 	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/native
 
 lint: $(VENV)/package.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find plugins tests -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $(shell find plugins tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
 # torch first and by itself: its CPU build where one is found, the default one elsewhere.
