@@ -8,12 +8,12 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 SOURCES := CMakeLists.txt $(shell find benchmark evaluation exporter plugins runtime -not -path '*/__pycache__*' -type f)
 export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
 
-.PHONY: demo test test-native lint clean
+.PHONY: demo test test-native test-cuda lint clean
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python scripts/demo.py
 
-test: lint test-native
+test: lint test-native test-cuda
 	$(BIN)/python -m pytest
 
 # The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation.
@@ -26,6 +26,14 @@ test-native: $(VENV)/package.stamp
 	    CLADA_CUDA_SAMPLES_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_samples.so \
 	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/native
+
+# The CUDA kernels as nvcc compiles them, for every architecture, warnings as errors.
+test-cuda: $(VENV)/package.stamp
+	@if command -v nvcc >/dev/null; then \
+	    $(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	        -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >/dev/null \
+	    && $(BIN)/cmake --build build/cuda --target clada_kernels_cuda; \
+	else echo "nvcc was not found: the CUDA kernels are compiled for the host emulation only"; fi
 
 lint: $(VENV)/package.stamp
 	$(BIN)/ruff check .
