@@ -9,6 +9,7 @@ import onnx_ir
 
 from clada.benchmark.shapes import Shape
 from clada.benchmark.storage import initializer
+from clada.benchmark.thresholds import exact_share
 from clada.exporter.trace import DEFAULT_OPSET
 from clada.plugins.onnx import function_proto
 from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_GATED_FFN, VERSION
@@ -99,14 +100,8 @@ def layer_model(weights: dict[str, Array], copies: int) -> onnx_ir.Model:
 
 
 def exact_threshold(weights: dict[str, Array], x: Array, fraction: float) -> Array:
-    """Thresholds f32[F] that keep exactly the share of neurons with the largest activations, for one token x.
-
-    They lie a factor of 2 away from the cut, each on its neuron's far side, so that the rounding of no precision
-    moves a neuron across.
-    """
+    """Thresholds f32[F] that keep exactly the share of neurons with the largest activations, for one token x."""
     product = weights["w_gate"].astype(np.float64) @ x.reshape(-1).astype(np.float64)
     magnitude = np.abs(ACTIVATIONS[_ATTRIBUTES["activation"]].reference(product))
-    ordered = np.append(np.sort(magnitude)[::-1], 0.0)
-    kept = round(fraction * len(magnitude))
-    cut = (ordered[max(kept, 1) - 1] + ordered[kept]) / 2
-    return np.where(magnitude > cut, cut / 2, 2 * cut).astype(np.float32)
+    threshold, scale = exact_share(magnitude[None], fraction)
+    return threshold * scale[0]

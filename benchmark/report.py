@@ -100,9 +100,9 @@ def row(contender: Contender, samples: Samples | None, reference: Samples) -> Ro
     )
 
 
-def rows(contenders: Sequence[Contender], samples: dict[str, Samples]) -> tuple[Row, ...]:
-    """Figures of all contenders, in their order."""
-    return tuple(row(contender, samples.get(contender.name), samples[REFERENCE]) for contender in contenders)
+def rows(contenders: Sequence[Contender], samples: dict[str, Samples], reference: str = REFERENCE) -> tuple[Row, ...]:
+    """Figures of all contenders, in their order; `reference` is the one that ratios are against."""
+    return tuple(row(contender, samples.get(contender.name), samples[reference]) for contender in contenders)
 
 
 def _cells(row: Row) -> list[str]:

@@ -2,10 +2,10 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-from tqdm import tqdm
+from importlib.util import find_spec
 
 from clada.benchmark.contender import Contender
 
@@ -28,8 +28,31 @@ class Samples:
     active: list[float] = field(default_factory=list)
 
 
+@contextmanager
+def progress_bar(total: int, label: str) -> Iterator[Callable[[], object]]:
+    """A bar on a terminal, where tqdm is installed; what it yields counts one step."""
+    if find_spec("tqdm") is None:
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, disable=None, leave=False) as bar:
+        yield bar.update
+
+
+def wall_seconds(run: Callable[[], float]) -> tuple[float, float]:
+    """How long a run takes, and what it returns."""
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
 def measure(
-    contenders: Sequence[Contender], rounds: int, bandwidth: Callable[[], float] | None, label: str
+    contenders: Sequence[Contender],
+    rounds: int,
+    bandwidth: Callable[[], float] | None,
+    label: str,
+    timed: Callable[[Callable[[], float]], tuple[float, float]] = wall_seconds,
 ) -> dict[str, Samples]:
     """Time every contender that can run once a round, in an order that rotates.
 
@@ -38,6 +61,7 @@ def measure(
         rounds: How often.
         bandwidth: Measures the read bandwidth before each time.
         label: What the progress bar says.
+        timed: Measures the seconds of one run, and returns its result too.
     """
     running = [(c.name, c.run, c.repeats) for c in contenders if c.run is not None]
     samples = {name: Samples() for name, *_ in running}
@@ -47,17 +71,16 @@ def measure(
     gc.collect()
     gc.disable()
     try:
-        with tqdm(total=rounds * len(running), desc=label, disable=None, leave=False) as progress:
+        with progress_bar(rounds * len(running), label) as advance:
             for turn in range(rounds):
                 first = turn % len(running)
                 for name, run, repeats in running[first:] + running[:first]:
                     if bandwidth is not None:
                         samples[name].bandwidth.append(bandwidth())
-                    start = time.perf_counter()
-                    active = run()
-                    samples[name].seconds.append((time.perf_counter() - start) / repeats)
+                    seconds, active = timed(run)
+                    samples[name].seconds.append(seconds / repeats)
                     samples[name].active.append(active)
-                    progress.update()
+                    advance()
     finally:
         gc.enable()
     return samples
