@@ -1,0 +1,81 @@
+"""Compiles the CUDA kernels with nvcc alone, for one architecture, into one library."""
+
+import os
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+from clada.exporter.output import write
+from clada.plugins.errors import CladaError
+
+_LIBRARY = "libclada_cuda.so"
+
+
+def nvcc_path() -> Path:
+    """The CUDA compiler: on the path, of CUDA_HOME, or where CUDA is usually installed.
+
+    Raises:
+        CladaError: There is none.
+    """
+    folders = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else []
+    found = shutil.which("nvcc") or shutil.which(
+        "nvcc", path=os.pathsep.join(f"{folder}/bin" for folder in [*folders, "/usr/local/cuda"])
+    )
+    if found is None:
+        raise CladaError("nvcc is not on the PATH, in CUDA_HOME or in /usr/local/cuda; install CUDA's compiler")
+    return Path(found)
+
+
+def _sources(kernels: Path) -> list[Path]:
+    return [*sorted((kernels / "cuda").glob("*.cu")), kernels / "cuda" / "c_interface.cpp"]
+
+
+def compile_command(nvcc: Path, root: Path, architecture: str, generated: Path, library: Path) -> list[str]:
+    """What compiles the kernels of a checkout.
+
+    Args:
+        nvcc: The compiler.
+        root: The checkout.
+        architecture: As "sm_90"; machine code for this one alone.
+        generated: Folder of op_table.h.
+        library: What is written.
+    """
+    kernels = root / "plugins" / "kernels"
+    number = architecture.removeprefix("sm_")
+    return [
+        *(str(nvcc), "-shared", "-std=c++17", "-O3", "-gencode", f"arch=compute_{number},code={architecture}"),
+        *("-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror"),
+        *("-I", str(kernels), "-I", str(generated), "-o", str(library)),
+        *map(str, _sources(kernels)),
+    ]
+
+
+def build(root: Path, architecture: str, folder: Path) -> Path:
+    """The library of kernels, compiled unless what is in the folder is newer than every source.
+
+    Args:
+        root: The checkout.
+        architecture: As "sm_90".
+        folder: Where it and what it needs are written.
+
+    Raises:
+        CladaError: There is no nvcc, or it fails: its first complaint.
+    """
+    nvcc = nvcc_path()
+    kernels, library = root / "plugins" / "kernels", folder / architecture / _LIBRARY
+    records = [*(root / "plugins" / "ops").glob("*.py"), kernels / "op_table.py"]
+    newest = max(path.stat().st_mtime for path in [*kernels.glob("*.h"), *(kernels / "cuda").iterdir(), *records])
+    if library.exists() and library.stat().st_mtime > newest:
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    write(folder / "op_table.h", runpy.run_path(str(kernels / "op_table.py"))["header"]().encode())
+    unfinished = library.with_suffix(".unfinished")
+    command = compile_command(nvcc, root, architecture, folder, unfinished)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
+        complaint = next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else "")
+        raise CladaError(f"nvcc cannot compile the kernels for {architecture}: {complaint.strip()}")
+    unfinished.replace(library)
+    return library

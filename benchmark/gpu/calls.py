@@ -1,0 +1,54 @@
+"""The structures of plugins/kernels/calls.h and launchers.h, for ctypes."""
+
+import ctypes
+
+from clada.plugins.ops import LOAD_SIGNAL
+from clada.plugins.ops.record import FLOAT_TYPES
+
+# In the order of C++'s enum Element.
+ELEMENTS = FLOAT_TYPES
+_FFN_POINTERS = ("x", "w_in", "w_up", "w_out", "b_in", "b_out", "threshold", "scale", "pool", "y", "active", "score")
+_LOAD_SIGNAL_POINTERS = [spec.name for spec in (*LOAD_SIGNAL.inputs, *LOAD_SIGNAL.outputs)]
+# The names that a feed-forward call has for inputs of the gated op.
+FFN_NAMES = {"w_gate": "w_in", "w_down": "w_out"}
+
+
+class SparseFfnCall(ctypes.Structure):
+    """One call of a feed-forward op."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "neurons")]
+        + [(name, ctypes.c_int) for name in ("activation", "element", "weight_element")]
+        + [(name, ctypes.c_void_p) for name in _FFN_POINTERS]
+    )
+
+
+class LoadSignalCall(ctypes.Structure):
+    """One call of LoadSignal."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "vocabulary", "knots", "scale_knots_count")),
+        ("surprisal_weight", ctypes.c_float),
+        ("element", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in _LOAD_SIGNAL_POINTERS),
+    )
+
+
+class Product(ctypes.Structure):
+    """c[m, n] = a[m, k] . b."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("m", "n", "k")]
+        + [("element", ctypes.c_int)]
+        + [(name, ctypes.c_void_p) for name in ("a", "b", "c")]
+        + [("transposed_b", ctypes.c_bool)]
+    )
+
+
+MULTIPLY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(Product), ctypes.c_void_p)
+
+
+class Products(ctypes.Structure):
+    """What makes products of matrices."""
+
+    _fields_ = [("library", ctypes.c_void_p), ("multiply", MULTIPLY)]

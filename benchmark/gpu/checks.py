@@ -1,0 +1,64 @@
+"""Every check of an op's kernel: against the reference, against itself, and in a CUDA graph."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from clada.benchmark.gpu.library import Call, Kernels
+from clada.benchmark.gpu.parity import Check, Expected, compared, expected, rounded
+from clada.plugins.ops import OPS
+from clada.plugins.ops.record import FLOAT_TYPES, Op
+
+
+def _bits(outputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor.reshape(-1).view(torch.uint8).clone() for tensor in outputs.values()]
+
+
+def _differing(one: list[torch.Tensor], other: list[torch.Tensor]) -> int:
+    return sum(int((a != b).sum()) for a, b in zip(one, other, strict=True))
+
+
+def checked_call(
+    kernels: Kernels,
+    op: Op,
+    subject: str,
+    inputs: Mapping[str, torch.Tensor],
+    attributes: Mapping[str, str | float],
+    wanted: Expected,
+) -> Iterator[Check]:
+    """Call an op and check what it puts out, that a repetition gives the same bits, and a CUDA graph too.
+
+    Args:
+        kernels: The library.
+        op: The op.
+        subject: What the checks are of.
+        inputs: On the library's device.
+        attributes: Of the op.
+        wanted: What it must give.
+    """
+    call, device = Call(kernels, op, inputs, attributes), kernels.device
+    call.launch()
+    device.synchronize()
+    yield from compared(op, subject, call.outputs, wanted)
+    first = _bits(call.outputs)
+    call.poison()
+    call.launch()
+    device.synchronize()
+    yield Check(subject, "bytes that differ when repeated", _differing(first, _bits(call.outputs)), 0)
+    if device.captured is not None:
+        replay = device.captured(call.launch)
+        call.poison()
+        replay()
+        device.synchronize()
+        yield Check(subject, "bytes that differ in a CUDA graph", _differing(first, _bits(call.outputs)), 0)
+    yield Check(subject, "written outside of outputs and workspace", int(call.written_outside()), 0)
+
+
+def sample_checks(kernels: Kernels, ops: Iterable[Op] = tuple(OPS.values())) -> Iterator[Check]:
+    """Every sample case of the records, in every element type."""
+    for op in ops:
+        for case in op.cases():
+            for name in FLOAT_TYPES:
+                given = rounded(op, case, getattr(torch, name), kernels.device.name)
+                subject = f"{op.name} {name} {case.name}"
+                yield from checked_call(kernels, op, subject, given.tensors, case.attributes, expected(op, given))

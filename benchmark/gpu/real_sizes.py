@@ -1,0 +1,94 @@
+"""Checks at the sizes of real models, for every number of sequences that decode together."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from clada.benchmark.gpu.checks import checked_call
+from clada.benchmark.gpu.layer_data import Layer, magnitudes, random_layer, random_x, selection
+from clada.benchmark.gpu.library import Kernels
+from clada.benchmark.gpu.parity import Check, Expected, Rounded, expected, rounded
+from clada.benchmark.shapes import Shape
+from clada.benchmark.thresholds import exact_share
+from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops.record import FLOAT_TYPES, Array, Case
+
+MOST_SEQUENCES = 8
+_SHARE = 0.4
+# Of these sequences one is dense and one is padding, whatever the threshold.
+_DENSE, _PADDING = 2, 6
+# Past what is computed row by row.
+_PROMPT = (2, 24)
+
+
+def _given(layer: Layer, x: torch.Tensor, chosen: dict[str, torch.Tensor]) -> Rounded:
+    """The layer's inputs, as the reference takes them too."""
+    tensors = {"x": x, **layer.weights, **chosen}
+    tensors = {spec.name: tensors[spec.name] for spec in layer.op.inputs}
+    floats = {spec.name for spec in layer.op.inputs if spec.dtype == "T"}
+    values = {name: (t.double() if name in floats else t).cpu().numpy() for name, t in tensors.items()}
+    return Rounded(Case(layer.shape.name, values, {"activation": layer.activation}), tensors)
+
+
+def _decode_selection(layer: Layer, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of each sequence another pool, and the same share; no threshold is near an activation."""
+    threshold, scale = exact_share(magnitudes(layer, x), _SHARE)
+    scale[_DENSE], scale[_PADDING] = 0, -1
+    pool = np.random.default_rng(2).random((len(scale), layer.shape.neurons)) < 0.9
+    pool[0] = True
+    return selection(layer, threshold, scale[:, None], pool)
+
+
+def _first(wanted: Expected, count: int) -> Expected:
+    """Of the first sequences alone."""
+    return Expected(
+        *({name: array[:count] for name, array in outputs.items()} for outputs in (wanted.outputs, wanted.plain))
+    )
+
+
+def _layer_checks(kernels: Kernels, layer: Layer, element: str) -> Iterator[Check]:
+    subject = f"{layer.op.name} {element} {layer.shape.name}"
+    attributes = {"activation": layer.activation}
+    x = random_x(layer, MOST_SEQUENCES, 1)
+    given = _given(layer, x, _decode_selection(layer, x))
+    wanted = expected(layer.op, given)
+    for count in range(1, MOST_SEQUENCES + 1):
+        inputs = {
+            name: tensor[:count].contiguous() if name in ("x", "scale", "pool") else tensor
+            for name, tensor in given.tensors.items()
+        }
+        yield from checked_call(kernels, layer.op, f"{subject} B{count}-S1", inputs, attributes, _first(wanted, count))
+    # A prompt is dense, and padded on the left.
+    scale = np.zeros(_PROMPT, np.float32)
+    scale[1, : _PROMPT[1] // 3] = -1
+    given = _given(layer, random_x(layer, *_PROMPT), selection(layer, None, scale))
+    label = f"{subject} B{_PROMPT[0]}-S{_PROMPT[1]}"
+    yield from checked_call(kernels, layer.op, label, given.tensors, attributes, expected(layer.op, given))
+
+
+def _load_case(vocabulary: int) -> Case:
+    rng = np.random.default_rng(vocabulary)
+    inputs: dict[str, Array] = {
+        "logits": 3 * rng.standard_normal((MOST_SEQUENCES, vocabulary)),
+        "token": rng.integers(0, vocabulary, MOST_SEQUENCES),
+        "surprisal_knots": np.sort(rng.uniform(0, 2 * np.log(vocabulary), 33)).astype(np.float32),
+        "entropy_knots": np.sort(rng.uniform(0, np.log(vocabulary), 33)).astype(np.float32),
+        "scale_knots": np.array([1.3, 1.2, 1.0, 0.8, 0.8], np.float32),
+    }
+    return Case(f"B{MOST_SEQUENCES}-V{vocabulary}", inputs, {"surprisal_weight": 0.5})
+
+
+def real_checks(kernels: Kernels, shapes: Sequence[Shape]) -> Iterator[Check]:
+    """Every op at the sizes of these models, in every element type."""
+    for name in FLOAT_TYPES:
+        dtype = getattr(torch, name)
+        for shape in shapes:
+            for op in (SPARSE_GATED_FFN, SPARSE_FFN):
+                yield from _layer_checks(kernels, random_layer(op, shape, dtype, kernels.device.name), name)
+        for vocabulary in sorted({shape.vocabulary for shape in shapes if shape.model}):
+            case = _load_case(vocabulary)
+            given = rounded(LOAD_SIGNAL, case, dtype, kernels.device.name)
+            subject = f"{LOAD_SIGNAL.name} {name} {case.name}"
+            wanted = expected(LOAD_SIGNAL, given)
+            yield from checked_call(kernels, LOAD_SIGNAL, subject, given.tensors, case.attributes, wanted)
