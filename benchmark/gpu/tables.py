@@ -1,0 +1,122 @@
+"""Everything that is timed, one table after the other."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from clada.benchmark.contender import Contender
+from clada.benchmark.gpu.bandwidth import copy_bandwidth
+from clada.benchmark.gpu.copies import Copies, bytes_needed, copies_of, count_of
+from clada.benchmark.gpu.layer import dense_names, layer_contenders
+from clada.benchmark.gpu.layer_data import random_layer
+from clada.benchmark.gpu.library import Kernels
+from clada.benchmark.gpu.load_signal import load_contenders, torch_name
+from clada.benchmark.report import Table, rows
+from clada.benchmark.shapes import Shape
+from clada.benchmark.timing import Samples, measure
+from clada.plugins.ops import SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops.record import Op
+
+LAYER, PLAIN_LAYER, LOAD = "layer", "layer without a gate", "load signal"
+IN_GRAPH, LAUNCHED, PREFILL = "decode in a CUDA graph", "decode, launched one by one", "prefill in a CUDA graph"
+_PROMPT = 512
+# What is measured at one shape only.
+_SEVERAL_SEQUENCES = ("llama-3-8b", (4, 8))
+_WITHOUT_A_GATE = "llama-3.2-1b"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How everything is timed.
+
+    Args:
+        kernels: What is timed.
+        cache_bytes: The card's last cache.
+        free_bytes: How much memory may be used.
+        fractions: Shares of neurons that are kept.
+        elements: Types of weights and tokens.
+        rounds: How often.
+    """
+
+    kernels: Kernels
+    cache_bytes: int
+    free_bytes: Callable[[], int]
+    fractions: tuple[float, ...] = (1.0, 0.6, 0.4, 0.2)
+    elements: tuple[str, ...] = ("float16", "bfloat16")
+    rounds: int = 30
+
+    @property
+    def graphs(self) -> tuple[bool, ...]:
+        """With CUDA graphs, where there are any, and without."""
+        return (False,) if self.kernels.device.captured is None else (True, False)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was not measured, and why."""
+
+    what: str
+    why: str
+
+
+def _samples(
+    timing: Timing, contenders: Sequence[Contender], label: str, bandwidth: Callable[[], float] | None
+) -> dict[str, Samples]:
+    return measure(contenders, timing.rounds, bandwidth, label, timing.kernels.device.timed)
+
+
+def _fastest(names: Sequence[str], samples: dict[str, Samples]) -> str:
+    return min(names, key=lambda name: sorted(samples[name].seconds)[len(samples[name].seconds) // 2])
+
+
+def _layer_table(
+    timing: Timing, copies: Copies, size: tuple[int, int], graph: bool, bandwidth: Callable[[], float] | None
+) -> Table:
+    """Ratios are against the fastest of torch's dense layers."""
+    shape, what = copies.layer.shape, LAYER if copies.layer.op is SPARSE_GATED_FFN else PLAIN_LAYER
+    prefill = size[1] > 1
+    phase = PREFILL if prefill else IN_GRAPH if graph else LAUNCHED
+    contenders = layer_contenders(timing.kernels, copies, size, (None,) if prefill else timing.fractions, graph)
+    samples = _samples(timing, contenders, f"{shape.name} {what}, {phase}", bandwidth)
+    reference = _fastest(dense_names(copies), samples)
+    return Table(shape.name, what, phase, size[0] * size[1], 0, rows(contenders, samples, reference))
+
+
+def _layer_tables(
+    timing: Timing, op: Op, shape: Shape, element: str, bandwidth: Callable[[], float]
+) -> Iterator[Table | LeftOut]:
+    dtype, device = getattr(torch, element), timing.kernels.device
+    count = count_of(op, shape, dtype, timing.cache_bytes)
+    needed, free = bytes_needed(op, shape, dtype, count), timing.free_bytes()
+    if needed > free:
+        why = f"takes {needed / 1e9:.1f} GB of the card's memory, of which {free / 1e9:.1f} GB are free"
+        yield LeftOut(f"{shape.name}, {op.name}, {element}", why)
+        return
+    copies = copies_of(random_layer(op, shape, dtype, device.name), count)
+    batches = (1, *_SEVERAL_SEQUENCES[1]) if shape.name == _SEVERAL_SEQUENCES[0] and op is SPARSE_GATED_FFN else (1,)
+    for batch in batches:
+        for graph in timing.graphs:
+            yield _layer_table(timing, copies, (batch, 1), graph, bandwidth)
+    if op is SPARSE_GATED_FFN:
+        yield _layer_table(timing, copies, (1, _PROMPT), timing.graphs[0], None)
+
+
+def _load_table(timing: Timing, vocabulary: int, element: str, graph: bool, bandwidth: Callable[[], float]) -> Table:
+    contenders = load_contenders(timing.kernels, vocabulary, element, timing.cache_bytes, graph)
+    phase = IN_GRAPH if graph else LAUNCHED
+    samples = _samples(timing, contenders, f"{LOAD} {vocabulary}, {phase}", bandwidth)
+    return Table(f"V={vocabulary}", LOAD, phase, 1, 0, rows(contenders, samples, torch_name(element)))
+
+
+def tables(timing: Timing, shapes: Sequence[Shape]) -> Iterator[Table | LeftOut]:
+    """Time every op at the sizes of these models."""
+    bandwidth = copy_bandwidth(timing.kernels.device, timing.cache_bytes)
+    for element in timing.elements:
+        for shape in shapes:
+            yield from _layer_tables(timing, SPARSE_GATED_FFN, shape, element, bandwidth)
+            if shape.name == _WITHOUT_A_GATE:
+                yield from _layer_tables(timing, SPARSE_FFN, shape, element, bandwidth)
+        for vocabulary in sorted({shape.vocabulary for shape in shapes if shape.model}):
+            for graph in timing.graphs:
+                yield _load_table(timing, vocabulary, element, graph, bandwidth)

@@ -1,0 +1,35 @@
+"""One command for a GPU: builds the kernels for it, checks them, times them, and writes what it found.
+
+It needs Python, torch with CUDA, NumPy, nvcc and this checkout; nothing has to be installed.
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def use_checkout() -> None:
+    """Make this checkout's folders importable as `clada.*`, whatever is installed."""
+    package = ModuleType("clada")
+    package.__path__ = [str(ROOT)]
+    sys.modules["clada"] = package
+
+
+def main() -> int:
+    for name in ("numpy", "torch"):
+        if find_spec(name) is None:
+            print(f"error: {name} is not installed for {sys.executable}; install it, torch with CUDA", file=sys.stderr)
+            return 1
+    from clada.benchmark.gpu.suite import main as suite
+    from clada.plugins.errors import exit_code
+
+    return exit_code(lambda: suite(ROOT))
+
+
+# Not in main: a process that this one starts imports this file too.
+use_checkout()
+if __name__ == "__main__":
+    sys.exit(main())
