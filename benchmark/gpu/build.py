@@ -10,6 +10,8 @@ from clada.exporter.output import write
 from clada.plugins.errors import CladaError
 
 _LIBRARY = "libclada_cuda.so"
+# Where CUDA usually is.
+INSTALLED = Path("/usr/local/cuda")
 
 
 def nvcc_path() -> Path:
@@ -20,15 +22,15 @@ def nvcc_path() -> Path:
     """
     folders = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else []
     found = shutil.which("nvcc") or shutil.which(
-        "nvcc", path=os.pathsep.join(f"{folder}/bin" for folder in [*folders, "/usr/local/cuda"])
+        "nvcc", path=os.pathsep.join(f"{folder}/bin" for folder in [*folders, INSTALLED])
     )
     if found is None:
-        raise CladaError("nvcc is not on the PATH, in CUDA_HOME or in /usr/local/cuda; install CUDA's compiler")
+        raise CladaError(f"nvcc is not on the PATH, in CUDA_HOME or in {INSTALLED}; install CUDA's compiler")
     return Path(found)
 
 
 def _sources(kernels: Path) -> list[Path]:
-    return [*sorted((kernels / "cuda").glob("*.cu")), kernels / "cuda" / "c_interface.cpp"]
+    return sorted(path for path in (kernels / "cuda").iterdir() if path.suffix in (".cu", ".cpp"))
 
 
 def compile_command(nvcc: Path, root: Path, architecture: str, generated: Path, library: Path) -> list[str]:
@@ -51,6 +53,12 @@ def compile_command(nvcc: Path, root: Path, architecture: str, generated: Path, 
     ]
 
 
+def write_op_table(root: Path, folder: Path) -> None:
+    """Write the C++ side of the op records, op_table.h."""
+    module = runpy.run_path(str(root / "plugins" / "kernels" / "op_table.py"))
+    write(folder / "op_table.h", module["header"]().encode())
+
+
 def build(root: Path, architecture: str, folder: Path) -> Path:
     """The library of kernels, compiled unless what is in the folder is newer than every source.
 
@@ -69,11 +77,12 @@ def build(root: Path, architecture: str, folder: Path) -> Path:
     if library.exists() and library.stat().st_mtime > newest:
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
-    write(folder / "op_table.h", runpy.run_path(str(kernels / "op_table.py"))["header"]().encode())
+    write_op_table(root, folder)
     unfinished = library.with_suffix(".unfinished")
     command = compile_command(nvcc, root, architecture, folder, unfinished)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
+        unfinished.unlink(missing_ok=True)
         lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
         complaint = next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else "")
         raise CladaError(f"nvcc cannot compile the kernels for {architecture}: {complaint.strip()}")

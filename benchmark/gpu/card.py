@@ -50,7 +50,7 @@ def _checked_driver() -> str:
         driver = ctypes.CDLL(_DRIVER)
     except OSError as error:
         raise CladaError(
-            f"there is no CUDA driver on this machine ({_DRIVER} does not load); run this where there is a GPU"
+            f"this machine has no CUDA driver ({_DRIVER} does not load); run this where there is a GPU"
         ) from error
     result = driver.cuInit(0)
     if result:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -38,6 +39,8 @@ class _Bytes:
         self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}
 
 
+# Kept, so that nothing is asked of the driver while a graph is captured.
+@lru_cache(1 << 14)
 def _at(address: int, size: int) -> torch.Tensor:
     return torch.as_tensor(_Bytes(address, size), device="cuda")
 

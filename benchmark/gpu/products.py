@@ -21,9 +21,9 @@ def torch_products(device: Device) -> Products:
 
     def multiply(_library: Any, pointer: Any, _stream: Any) -> int:
         product = pointer.contents
-        dtype = getattr(torch, ELEMENTS[product.element])
         m, n, k = product.m, product.n, product.k
         try:
+            dtype = getattr(torch, ELEMENTS[product.element])
             a, c = matrix(product.a, m, k, dtype), matrix(product.c, m, n, dtype)
             b = matrix(product.b, n, k, dtype).T if product.transposed_b else matrix(product.b, k, n, dtype)
             torch.mm(a, b, out=c)
