@@ -1,11 +1,11 @@
-// What the custom ops share: types and arity from the op table, errors as statuses, ONNX Runtime's threads.
+// What the custom ops share, on any device: types and arity from the op table, errors as statuses.
 #pragma once
 #include <exception>
+#include <string>
 
-#include "kernels.h"
+#include "calls.h"
 #include "op_table.h"
 #include "ort.h"
-#include "settings.h"
 
 namespace clada {
 
@@ -39,33 +39,11 @@ OrtStatusPtr as_status(F f) {
   }
 }
 
-inline ParallelFor thread_pool(OrtKernelContext* context) {
-  return {context, [](void* pool, size_t count, void (*task)(void*, size_t), void* data) {
-            Ort::KernelContext(static_cast<OrtKernelContext*>(pool)).ParallelFor(task, count, 0, data);
-          }};
-}
-
-// Memory for the time of a call, from ONNX Runtime's arena.
-struct Scratch {
-  OrtAllocator* allocator = nullptr;
-  void* data = nullptr;
-
-  Scratch(OrtKernelContext* context, size_t bytes) {
-    const Ort::MemoryInfo cpu = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    Ort::ThrowOnError(Ort::GetApi().KernelContext_GetAllocator(context, cpu, &allocator));
-    data = allocator->Alloc(allocator, bytes);
-  }
-  ~Scratch() {
-    allocator->Free(allocator, data);
-    Ort::GetApi().ReleaseAllocator(allocator);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-};
-
-// A custom op of one element type. Table is the op's entry in the op table.
+// A custom op of one element type. Table is the op's entry in the op table. Kernel says where it runs (kProvider), what
+// it is made with besides the node (Settings), and computes.
 template <class Table, class Kernel>
 struct OpBase : Ort::CustomOpBase<OpBase<Table, Kernel>, Kernel, true> {
+  using Settings = typename Kernel::Settings;
   Element element;
   Settings settings;
 
@@ -87,6 +65,7 @@ struct OpBase : Ort::CustomOpBase<OpBase<Table, Kernel>, Kernel, true> {
     });
   }
   const char* GetName() const { return Table::name; }
+  const char* GetExecutionProviderType() const { return Kernel::kProvider; }
   size_t GetInputTypeCount() const { return Table::In::count; }
   ONNXTensorElementDataType GetInputType(size_t i) const { return onnx_type(Table::In::specs[i], element); }
   size_t GetOutputTypeCount() const { return Table::Out::count; }

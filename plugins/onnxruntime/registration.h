@@ -1,0 +1,55 @@
+// How a library gives its ops to ONNX Runtime.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "op_base.h"
+
+#define CLADA_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace clada {
+
+// The ops of a device with one set of settings, for every element type. ONNX Runtime keeps pointers to them for as long
+// as a session lives.
+template <template <class> class FfnKernel, class LoadSignalKernel>
+struct Domain {
+  Ort::CustomOpDomain domain{kDomain};
+
+  explicit Domain(const typename LoadSignalKernel::Settings& settings) {
+    for (const Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16}) {
+      add<OpBase<ops::SparseGatedFFN, FfnKernel<ops::SparseGatedFFN>>>(element, settings);
+      add<OpBase<ops::SparseFFN, FfnKernel<ops::SparseFFN>>>(element, settings);
+      add<OpBase<ops::LoadSignal, LoadSignalKernel>>(element, settings);
+    }
+  }
+
+ private:
+  template <class Op>
+  void add(Element element, const typename Op::Settings& settings) {
+    const auto op = std::make_shared<Op>(element, settings);
+    domain.Add(op.get());
+    ops_.push_back(op);
+  }
+
+  std::vector<std::shared_ptr<OrtCustomOp>> ops_;
+};
+
+// What RegisterCustomOps does: domain_for, given the session's options, returns the domain that is added to them.
+template <class F>
+OrtStatus* register_domain(OrtSessionOptions* options, const OrtApiBase* base, F domain_for) {
+  const OrtApi* api = base->GetApi(kApiVersion);
+  if (!api) {
+    // Every release speaks the first API, which makes a status.
+    const std::string message = "the native kernels of clada need ONNX Runtime 1." + std::to_string(kApiVersion) +
+                                " or newer; this is " + base->GetVersionString();
+    return base->GetApi(1)->CreateStatus(ORT_FAIL, message.c_str());
+  }
+  Ort::InitApi(api);
+  return as_status([&] {
+    Ort::UnownedSessionOptions session(options);
+    session.Add(domain_for(session));
+  });
+}
+
+}  // namespace clada
