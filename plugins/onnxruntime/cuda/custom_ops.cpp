@@ -1,0 +1,14 @@
+// The entry point of the library for the CUDA execution provider.
+//
+// A library of its own: ONNX Runtime takes a domain once in a session, and the CPU's must load where there is no CUDA.
+#include "ffn_kernel.h"
+#include "load_signal_kernel.h"
+#include "registration.h"
+
+CLADA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  return clada::register_domain(options, base, [](Ort::UnownedSessionOptions&) -> OrtCustomOpDomain* {
+    // Never freed: a session may outlive everything of ours.
+    static auto& cuda = *new clada::Domain<clada::cuda::FfnKernel, clada::cuda::LoadSignalKernel>({});
+    return cuda.domain;
+  });
+}
