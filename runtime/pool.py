@@ -1,9 +1,9 @@
 """Global sparsity: which neurons a text may use, from what its prompt used, kept up to date as it goes on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,26 +40,53 @@ class PoolPolicy:
     weight: list[Floats]
 
 
+class RunningScore(Protocol):
+    """How much each neuron contributed lately, f32[B, F] for each layer, kept where a model keeps its state."""
+
+    def __iter__(self) -> Iterator[Floats]:
+        """The layers' scores, in this process's memory."""
+
+    def add(self, used: Any, masks: Masks, fade: Floats, inside: Floats, outside: Floats) -> None:
+        """Take in one token a text.
+
+        Args:
+            used: The token's scores, as the model puts them out.
+            masks: bool[B, F] for each layer.
+            fade: f32[B, 1], what the score is multiplied by first.
+            inside: f32[B, 1], what the token's score counts for where the mask holds.
+            outside: f32[B, 1], what it counts for elsewhere.
+        """
+
+
+class HostScore(list[Floats]):
+    """A running score in NumPy arrays."""
+
+    def add(self, used: Sequence[Floats], masks: Masks, fade: Floats, inside: Floats, outside: Floats) -> None:
+        """See RunningScore; `used` is f32[B, F] for each layer."""
+        for layer, (share, mask) in enumerate(zip(used, masks, strict=True)):
+            self[layer] = self[layer] * fade + share * np.where(mask, inside, outside)
+
+
 @dataclass
 class Pools:
     """The pools of a batch of texts, and what they were chosen by.
 
     Args:
         masks: bool[B, F] for each layer; replaced, never written to.
-        score: f32[B, F] for each layer, how much each neuron contributed lately.
+        score: How much each neuron contributed lately.
         since_opened: i64[B], tokens read since the pool was open last.
         since_chosen: i64[B], tokens read since the pool was chosen.
         evidence: bool[B], whether the pool was open since it was chosen.
     """
 
     masks: Masks
-    score: list[Floats]
+    score: RunningScore
     since_opened: npt.NDArray[np.int64]
     since_chosen: npt.NDArray[np.int64]
     evidence: npt.NDArray[np.bool_]
 
 
-def _masks(policy: PoolPolicy, score: Sequence[Floats]) -> Masks:
+def _masks(policy: PoolPolicy, score: Iterable[Floats]) -> Masks:
     masks: Masks = []
     for used, prior, weight, size in zip(score, policy.prior, policy.weight, policy.sizes, strict=True):
         if np.isinf(policy.prior_tokens):
@@ -73,19 +100,25 @@ def _masks(policy: PoolPolicy, score: Sequence[Floats]) -> Masks:
     return masks
 
 
-def choose_pools(policy: PoolPolicy, score: Sequence[Floats], tokens: npt.NDArray[Any]) -> Pools:
+def choose_pools(
+    policy: PoolPolicy,
+    score: Sequence[Floats],
+    tokens: npt.NDArray[Any],
+    keep: Callable[[list[Floats]], RunningScore] = HostScore,
+) -> Pools:
     """The pools after a prompt.
 
     Args:
         policy: How.
         score: f32[B, F] for each layer, summed over the prompt.
         tokens: [B], the prompts' lengths, which must be positive.
+        keep: Makes the running score that is brought up to date from here on.
     """
     # A long prompt weighs no more than what memory holds of it.
-    kept = np.minimum(1, MEMORY_TOKENS / tokens)
+    kept = np.minimum(1, MEMORY_TOKENS / tokens).astype(np.float32)
     score = [used * kept[:, None] for used in score]
     nothing = np.zeros(len(tokens), np.int64)
-    return Pools(_masks(policy, score), score, nothing, nothing.copy(), nothing > 0)
+    return Pools(_masks(policy, score), keep(score), nothing, nothing.copy(), nothing > 0)
 
 
 def overdue(pools: Pools, reanalysis_load: float) -> npt.NDArray[np.bool_]:
@@ -101,7 +134,7 @@ def overdue(pools: Pools, reanalysis_load: float) -> npt.NDArray[np.bool_]:
 def update_pools(
     policy: PoolPolicy,
     pools: Pools,
-    score: Sequence[Floats],
+    used: Any,
     opened: npt.NDArray[np.bool_],
     alive: npt.NDArray[np.bool_],
 ) -> None:
@@ -113,18 +146,17 @@ def update_pools(
     Args:
         policy: How.
         pools: What is brought up to date.
-        score: f32[B, F] for each layer, of the token.
+        used: The token's scores, as the running score takes them: f32[B, F] for each layer, unless the model keeps them.
         opened: bool[B], whether the pool was open for it.
         alive: bool[B], False where the token is padding.
     """
     pools.since_opened += alive
     pools.since_chosen += alive
     pools.evidence |= opened & alive
-    fade = np.where(alive, 1 - 1 / MEMORY_TOKENS, 1)[:, None]
-    stands_for = np.where(opened & alive, pools.since_opened, 0)[:, None]
-    for layer, used in enumerate(score):
-        weight = np.where(pools.masks[layer], alive[:, None], stands_for)
-        pools.score[layer] = pools.score[layer] * fade + used * weight
+    fade = np.where(alive, 1 - 1 / MEMORY_TOKENS, 1)
+    stands_for = np.where(opened & alive, pools.since_opened, 0)
+    fade, inside, outside = (factor.astype(np.float32)[:, None] for factor in (fade, alive, stands_for))
+    pools.score.add(used, pools.masks, fade, inside, outside)
     pools.since_opened[opened & alive] = 0
     due = pools.evidence & (pools.since_chosen >= REFRESH_TOKENS)
     if due.any():
