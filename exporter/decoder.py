@@ -38,8 +38,8 @@ class LoadMap:
 class Decoder(nn.Module):
     """The contract's graph: prefill dense, decode sparse, padding skipped; see `forward`.
 
-    With `in_place_cache` it is for one text, its keys and values are buffers with room for what is yet to come, and
-    it can be traced only, within `in_place_attention`.
+    With `in_place_cache` it is for one text that is not padded, its keys and values are buffers with room for what is
+    yet to come, `attention_mask` may be longer than the text, and it can be traced only, within `in_place_attention`.
     """
 
     def __init__(
@@ -98,12 +98,18 @@ class Decoder(nn.Module):
         )
         for table in token_scale:
             scale = table[input_ids[:, -1]]
-        # Lengths as tensors [B, 1]: a Python comparison would fix the graph to the example's sizes.
-        here = torch.ones_like(input_ids).sum(1, keepdim=True)
-        total = torch.ones_like(attention_mask).sum(1, keepdim=True)
-        is_prefill = (here > 1) | (total == here)
+        if self.in_place_cache:
+            # From the positions: the mask may be longer than the text, so that its shape need not change.
+            is_prefill = (position_ids[:, -1:] > position_ids[:, :1]) | (position_ids[:, :1] == 0)
+        else:
+            # Lengths as tensors [B, 1]: a Python comparison would fix the graph to the example's sizes.
+            here = torch.ones_like(input_ids).sum(1, keepdim=True)
+            total = torch.ones_like(attention_mask).sum(1, keepdim=True)
+            is_prefill = (here > 1) | (total == here)
         scales = torch.where(is_prefill, 0.0, scale.unsqueeze(1)).expand(input_ids.shape)
-        is_padding = attention_mask[:, -input_ids.shape[1] :] == 0
+        if not self.in_place_cache:
+            is_padding = attention_mask[:, -input_ids.shape[1] :] == 0
+            scales = torch.where(is_padding, -1.0, scales)
         pool_open = is_prefill | (load >= reanalysis_load).unsqueeze(1)
 
         logits, present = self.run(
@@ -111,7 +117,7 @@ class Decoder(nn.Module):
             attention_mask,
             position_ids,
             past,
-            scale=torch.where(is_padding, -1.0, scales),
+            scale=scales,
             pools=[pool | pool_open for pool in pools],
             thresholds=thresholds,
             compensation=compensation,
@@ -136,7 +142,7 @@ class Decoder(nn.Module):
         **steering: Any,
     ) -> tuple[Tensor, list[Tensor]]:
         """The model alone: arguments and results as of `forward`, and what `Sparsity.steered` takes."""
-        cache: Any = BufferCache(past, attention_mask) if self.in_place_cache else DynamicCache(past)
+        cache: Any = BufferCache(past, attention_mask, position_ids) if self.in_place_cache else DynamicCache(past)
         with self.sparsity.steered(**steering):
             logits: Tensor = self.model(
                 input_ids=input_ids,

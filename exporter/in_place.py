@@ -28,18 +28,20 @@ class BufferCache(DynamicCache):
 
     Args:
         past: Keys and values T[1, H, C, d] for each layer.
-        attention_mask: i64[1, T], all ones: how much of the buffers is text once this call is done.
+        attention_mask: i64[1, T], all ones; T is at least how much of the buffers is text once this call is done.
+        position_ids: i64[1, S], the places that this call writes.
     """
 
-    def __init__(self, past: list[tuple[Tensor, Tensor]], attention_mask: Tensor) -> None:
+    def __init__(self, past: list[tuple[Tensor, Tensor]], attention_mask: Tensor, position_ids: Tensor) -> None:
         super().__init__()
         for keys, values in past:
             layer = DynamicLayer()
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             self.layers.append(layer)
-        self.total = attention_mask.sum(dtype=torch.int32)
-        self.last = (self.total - 1).reshape(1)
+        # On a GPU the op wants the total on the CPU and the last place on the GPU: a shape is on the CPU already.
+        self.total = torch.scalar_tensor(attention_mask.shape[1], dtype=torch.int32)
+        self.last = position_ids[:, -1].to(torch.int32)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What a model's attention layer calls before its attention function."""

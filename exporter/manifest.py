@@ -118,6 +118,6 @@ def write_manifest(
     if pool_section is not None:
         manifest[POOL_SECTION] = pool_section
     if in_place_onnxruntime is not None:
-        manifest[IN_PLACE_SECTION] = {"onnxruntime": in_place_onnxruntime}
+        manifest[IN_PLACE_SECTION] = {"onnxruntime": in_place_onnxruntime, "fixed_shapes": True}
     text = json.dumps(manifest, indent=2, allow_nan=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")

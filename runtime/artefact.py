@@ -20,7 +20,8 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 CONFIG_NAME = "config.json"
 POOLS_NAME = "pools.safetensors"
 
-# Of the manifest, where there is a graph with an in-place cache: the ONNX Runtime it needs.
+# Of the manifest, where there is a graph with an in-place cache: the ONNX Runtime it needs, and whether its decode
+# steps may have inputs of one shape, the mask as long as the cache has room.
 IN_PLACE_SECTION = "in_place_cache"
 # Of the manifest, where the policy has pools: how they are chosen.
 POOL_SECTION = "pool"
@@ -64,6 +65,11 @@ class Artefact:
     def in_place_needs(self) -> str:
         """The release of ONNX Runtime, "major.minor", from which that graph gives the right results."""
         return str(self.manifest[IN_PLACE_SECTION]["onnxruntime"])
+
+    @property
+    def in_place_fixed_shapes(self) -> bool:
+        """Whether that graph takes a mask longer than the text; those of releases that wrote no such key do not."""
+        return self.manifest[IN_PLACE_SECTION].get("fixed_shapes") is True
 
     def pool_policy(self) -> PoolPolicy | None:
         """How pools are chosen; None where every neuron may be used."""

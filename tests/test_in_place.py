@@ -262,7 +262,7 @@ def test_attention_that_the_op_does_not_compute_is_refused(options, reason):
     module = torch.nn.Module()
     module.layer_idx = 0
     tensor = torch.zeros(1, 2, 3, 8)
-    cache = BufferCache([(tensor, tensor)], torch.ones(1, 3, dtype=torch.int64))
+    cache = BufferCache([(tensor, tensor)], *[torch.ones(1, 3, dtype=torch.int64)] * 2)
     given = {"query": tensor, "key": tensor, "value": tensor, "attention_mask": None, "scaling": 1.0} | options
     with pytest.raises(CladaError, match=reason):
         _attention(module, **given, buffers=cache)
