@@ -1,5 +1,13 @@
-"""The native kernels of the ops as a custom-op library of ONNX Runtime."""
+"""The native kernels of the ops as custom-op libraries of ONNX Runtime."""
 
-from clada.plugins.onnxruntime.library import WEIGHTS, instructions, library_path, register
+from clada.plugins.onnxruntime.library import (
+    CUDA_PROVIDER,
+    DEVICES,
+    WEIGHTS,
+    check_provider,
+    instructions,
+    library_path,
+    register,
+)
 
-__all__ = ["WEIGHTS", "instructions", "library_path", "register"]
+__all__ = ["CUDA_PROVIDER", "DEVICES", "WEIGHTS", "check_provider", "instructions", "library_path", "register"]

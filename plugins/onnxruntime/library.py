@@ -1,51 +1,76 @@
-"""The custom-op library: where it is, and how a session gets its kernels."""
+"""The custom-op libraries: where they are, and how a session gets their kernels."""
 
 import ctypes
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins.errors import CladaError
 
-_NAME = "libclada_onnxruntime.so"
+# By device. Not one library: ONNX Runtime takes a domain once in a session, and the CPU's must load without CUDA.
+_NAMES = {"cpu": "libclada_onnxruntime.so", "cuda": "libclada_onnxruntime_cuda.so"}
+DEVICES = tuple(_NAMES)
+CUDA_PROVIDER = "CUDAExecutionProvider"
 # What the FFN's weights may be held as: as the model has them, or float32 rounded to a more compact type at load.
 WEIGHTS = ("", "bfloat16")
 
 
-def library_path() -> Path:
+def library_path(device: str = "cpu") -> Path:
     """The library that `onnxruntime.SessionOptions.register_custom_ops_library` loads.
+
+    Args:
+        device: One of DEVICES.
 
     Raises:
         CladaError: This installation has none.
     """
-    path = Path(__file__).with_name(_NAME)
-    if not path.is_file():
+    path = Path(__file__).with_name(_NAMES[device])
+    if path.is_file():
+        return path
+    if device == "cuda":
         raise CladaError(
-            f"this installation of clada has no native kernels ({_NAME}): ONNX Runtime's headers were not found "
-            "when it was built; set CLADA_ONNXRUNTIME_INCLUDE to their folder and install it again"
+            f"this installation of clada has no CUDA kernels ({path.name}): no CUDA compiler, or no headers of ONNX "
+            "Runtime, were found when it was built; put nvcc on the PATH, set CLADA_ONNXRUNTIME_INCLUDE to the "
+            "headers' folder and install it again"
         )
-    return path
+    raise CladaError(
+        f"this installation of clada has no native kernels ({path.name}): ONNX Runtime's headers were not found "
+        "when it was built; set CLADA_ONNXRUNTIME_INCLUDE to their folder and install it again"
+    )
 
 
-def register(options: Any, *, weights: str = "", instructions: str = "") -> None:
+def check_provider() -> None:
+    """Raise CladaError where the ONNX Runtime that is installed knows no CUDA."""
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise CladaError(
+            f"onnxruntime {onnxruntime.__version__} has no {CUDA_PROVIDER}: "
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        )
+
+
+def register(options: Any, *, device: str = "cpu", weights: str = "", instructions: str = "") -> None:
     """Give the kernels to sessions that are made with these options.
 
     Args:
         options: An `onnxruntime.SessionOptions`.
-        weights: One of WEIGHTS.
-        instructions: "avx512", "avx2" or "portable"; the best that the processor has where empty.
+        device: One of DEVICES, that whose execution provider the session is to run on.
+        weights: One of WEIGHTS; for the CPU.
+        instructions: "avx512", "avx2" or "portable", for the CPU; the best that the processor has where empty.
 
     Raises:
-        CladaError: There is no library, or it does not load: it was built for another processor or for a newer
-            ONNX Runtime, or does not know what was asked for.
+        CladaError: There is no library, or no execution provider for it, or it does not load: it was built for
+            another processor or for a newer ONNX Runtime, or does not know what was asked for.
 
     Example:
         >>> options = onnxruntime.SessionOptions()
         >>> register(options)
         >>> onnxruntime.InferenceSession("model.onnx", options)
     """
-    path = library_path()
+    path = library_path(device)
+    if device == "cuda":
+        check_provider()
     options.add_session_config_entry("clada.weights", weights)
     options.add_session_config_entry("clada.instructions", instructions)
     try:
