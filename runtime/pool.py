@@ -146,7 +146,7 @@ def update_pools(
     Args:
         policy: How.
         pools: What is brought up to date.
-        used: The token's scores, as the running score takes them: f32[B, F] for each layer, unless the model keeps them.
+        used: The token's scores, as the running score takes them: f32[B, F] for each layer, or what a device holds.
         opened: bool[B], whether the pool was open for it.
         alive: bool[B], False where the token is padding.
     """

@@ -15,6 +15,23 @@ from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Array, Execution, On
 _SMALLEST_CAPACITY = 64
 
 
+def capacity_for(tokens: int, context_length: int) -> int:
+    """Room for so many tokens: a power of two, or the model's context.
+
+    Raises:
+        CladaError: The text is longer than the context.
+    """
+    if tokens > context_length:
+        raise CladaError(f"the text has {tokens} tokens; the model's context is {context_length}")
+    return min(max(_SMALLEST_CAPACITY, 1 << (tokens - 1).bit_length()), context_length)
+
+
+def refuse_padding(mask: Array) -> None:
+    """Raise CladaError for an attention mask i64[1, T] that is not all ones."""
+    if not mask.all():
+        raise CladaError("the text is padded, which a cache that is written in place has no room for")
+
+
 @dataclass
 class InPlaceCache:
     """Keys and values of one text, with room for more, and what ONNX Runtime has bound.
@@ -70,10 +87,8 @@ class InPlaceModel(OnnxRuntimeModel):
         return self.load_cache([buffer[:, :, : cache.length] for buffer in cache.buffers])
 
     def _with_room(self, array: Array, length: int, wanted: int) -> Array:
-        """The first `length` tokens of a buffer in one of a power of two that holds `wanted`, or of the context."""
-        if wanted > self._context_length:
-            raise CladaError(f"the text has {wanted} tokens; the model's context is {self._context_length}")
-        capacity = min(max(_SMALLEST_CAPACITY, 1 << (wanted - 1).bit_length()), self._context_length)
+        """The first `length` tokens of a buffer in one that has room for `wanted`."""
+        capacity = capacity_for(wanted, self._context_length)
         buffer = np.zeros((*array.shape[:2], capacity, array.shape[3]), array.dtype)
         buffer[:, :, :length] = array[:, :, :length]
         return buffer
@@ -85,7 +100,7 @@ class InPlaceModel(OnnxRuntimeModel):
 
     def step(
         self, inputs: Mapping[str, Array], cache: InPlaceCache, fetch: Sequence[str]
-    ) -> tuple[dict[str, Array], InPlaceCache]:
+    ) -> tuple[dict[str, Any], InPlaceCache]:
         """Run the graph once; the logits of a decode step are overwritten by the step after the next.
 
         Args:
@@ -100,8 +115,7 @@ class InPlaceModel(OnnxRuntimeModel):
             CladaError: The text is padded, or longer than the model's context.
         """
         mask = inputs[graph.ATTENTION_MASK]
-        if not mask.all():
-            raise CladaError("the text is padded, which a cache that is written in place has no room for")
+        refuse_padding(mask)
         total, binding = mask.shape[1], cache.binding
         if total > cache.capacity:
             cache.buffers = [self._with_room(buffer, cache.length, total) for buffer in cache.buffers]

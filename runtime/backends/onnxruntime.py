@@ -1,4 +1,4 @@
-"""The graph in ONNX Runtime, on the CPU: the ops run on our native kernels or as their function bodies."""
+"""The graph in ONNX Runtime: the ops run on our native kernels or as their function bodies."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.plugins.onnxruntime import WEIGHTS, register
+from clada.plugins.onnxruntime import DEVICES, WEIGHTS, register
 from clada.plugins.onnxruntime import instructions as best_instructions
+from clada.runtime.backends.cuda import check_cuda, check_runs_on_cuda, cuda_providers, memory_is_full
+from clada.runtime.pool import Floats, HostScore, RunningScore
 
 _LOAD_ERRORS = (
     ort_errors.Fail,
@@ -54,6 +56,8 @@ class Execution:
         weights: What the native kernels hold the feed-forward weights as: empty, as the model has them; "bfloat16", a
             float32 model's rounded when it is loaded, in half the memory.
         instructions: The instruction set of the native kernels; empty for the best that the processor has.
+        device: "cpu" or "cuda".
+        cuda_graph: Whether the decode steps of a text are captured in CUDA graphs and replayed.
 
     Raises:
         CladaError: A value is not one of these.
@@ -63,6 +67,8 @@ class Execution:
     kernels: str = "auto"
     weights: str = ""
     instructions: str = ""
+    device: str = "cpu"
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -75,6 +81,14 @@ class Execution:
             )
         if self.weights and self.kernels == "bodies":
             raise CladaError(f"weights={self.weights} needs the native kernels; function bodies have none of their own")
+        if self.device not in DEVICES:
+            raise CladaError(f"device is '{self.device}'; it must be one of {', '.join(DEVICES)}")
+        if self.device != "cpu":
+            for name in ("weights", "instructions"):
+                if getattr(self, name):
+                    raise CladaError(f"{name}={getattr(self, name)} is for the CPU, and device is '{self.device}'")
+        if self.cuda_graph and self.device != "cuda":
+            raise CladaError(f"cuda_graph needs device='cuda', and device is '{self.device}'")
 
 
 def session_options(execution: Execution) -> Any:
@@ -86,18 +100,27 @@ def session_options(execution: Execution) -> Any:
     return options
 
 
-def _load(path: Path, options: Any) -> Any:
+def _load(path: Path, options: Any, execution: Execution) -> Any:
+    on_cuda = execution.device == "cuda"
+    providers = cuda_providers(execution.cuda_graph) if on_cuda else ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except _LOAD_ERRORS as error:
         first = str(error).splitlines()[0]
+        if on_cuda and memory_is_full(error):
+            raise CladaError(
+                f"the GPU's memory is too small for {path}: export a smaller model, or in float16"
+            ) from error
         raise CladaError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first}") from error
+    if on_cuda:
+        check_runs_on_cuda(session)
+    return session
 
 
 def _load_native(path: Path, execution: Execution) -> Any:
     options = session_options(execution)
-    register(options, weights=execution.weights, instructions=execution.instructions)
-    return _load(path, options)
+    register(options, device=execution.device, weights=execution.weights, instructions=execution.instructions)
+    return _load(path, options, execution)
 
 
 def create_session(path: Path, execution: Execution) -> tuple[Any, str]:
@@ -107,20 +130,25 @@ def create_session(path: Path, execution: Execution) -> tuple[Any, str]:
         The session, and what runs the ops in it.
 
     Raises:
-        CladaError: ONNX Runtime cannot load the file, or not with the kernels that were asked for.
+        CladaError: ONNX Runtime cannot load the file, not on the device or not with the kernels that were asked for.
     """
+    place = ""
+    if execution.device == "cuda":
+        check_cuda()
+        place = ", CUDA"
     if execution.kernels == "bodies":
-        return _load(path, session_options(execution)), BODIES
+        return _load(path, session_options(execution), execution), BODIES + place
     try:
-        return _load_native(path, execution), f"native kernels, {execution.instructions or best_instructions()}"
+        session = _load_native(path, execution)
+        return session, f"native kernels{place or f', {execution.instructions or best_instructions()}'}"
     except CladaError as error:
         if execution.kernels == "native" or execution.weights:
             raise
         reason = error
-    session = _load(path, session_options(execution))
+    session = _load(path, session_options(execution), execution)
     # Only once it is known that the kernels, not the file, are at fault.
     warnings.warn(f"the function bodies run instead of the native kernels, at dense speed: {reason}", stacklevel=2)
-    return session, BODIES
+    return session, BODIES + place
 
 
 def kernels_here() -> str:
@@ -167,7 +195,15 @@ class OnnxRuntimeModel:
         """A cache that steps from the other one on leave as it is."""
         return list(cache)
 
-    def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Array], Any]:
+    def scores(self, outputs: Mapping[str, Any]) -> Any:
+        """Of the outputs of a decode step, the scores of all layers, as `running_score` takes them."""
+        return [outputs[graph.score(layer)] for layer in range(self.layers)]
+
+    def running_score(self, score: list[Floats]) -> RunningScore:
+        """A running score that takes in what `scores` gives, and begins at f32[B, F] for each layer."""
+        return HostScore(score)
+
+    def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
         """Run the graph once.
 
         Args:

@@ -1,0 +1,85 @@
+"""ONNX Runtime on an NVIDIA GPU: whether it can, how it is told to, and what its errors mean."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from clada.plugins.errors import CladaError
+from clada.plugins.onnxruntime import CUDA_PROVIDER, check_provider
+
+# Of a run: the CUDA graph that it is to be captured in or replayed from; ONNX Runtime captures none for -1.
+GRAPH_ID = "gpu_graph_id"
+NO_GRAPH = -1
+
+_RUN_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.EPFail,
+    ort_errors.InvalidArgument,
+    ort_errors.RuntimeException,
+    MemoryError,
+    RuntimeError,
+)
+# As its arenas, CUDA, cuBLAS and the host's allocator put it.
+_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+
+
+def _why_no_gpu() -> str:
+    """What the driver says of this machine; empty where it has a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "this machine has no NVIDIA driver (libcuda.so.1 is not found): install one, or run on the CPU"
+    code = driver.cuInit(0)
+    if code != 0:
+        return f"the NVIDIA driver finds no GPU that it can use (cuInit gives error {code}): see nvidia-smi"
+    count = ctypes.c_int(0)
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    return "" if count.value else "the NVIDIA driver finds no GPU: see nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+def check_cuda() -> None:
+    """Raise CladaError where ONNX Runtime cannot run on a GPU of this machine."""
+    check_provider()
+    reason = _why_no_gpu()
+    if reason:
+        raise CladaError(f"no CUDA device: {reason}")
+    # What pip installed of CUDA's libraries lies where no loader looks.
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+
+
+def cuda_providers(cuda_graph: bool) -> list[Any]:
+    """The execution providers of a session on a GPU; the CPU's runs what computes shapes."""
+    return [(CUDA_PROVIDER, {"enable_cuda_graph": "1" if cuda_graph else "0"}), "CPUExecutionProvider"]
+
+
+def check_runs_on_cuda(session: Any) -> None:
+    """Raise CladaError for a session that fell back to the CPU, which ONNX Runtime does with a warning."""
+    if CUDA_PROVIDER not in session.get_providers():
+        raise CladaError(
+            f"onnxruntime {onnxruntime.__version__} cannot use CUDA and would run on the CPU: its warning above says "
+            "which library it lacks; pip install 'onnxruntime-gpu[cuda,cudnn]', or CUDA and cuDNN from the system"
+        )
+
+
+def memory_is_full(error: Exception) -> bool:
+    """Whether what ONNX Runtime raised is that a device has no memory left."""
+    return any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def one_line_errors(device: str) -> Iterator[None]:
+    """Within the context what ONNX Runtime raises comes out as a CladaError, in one line."""
+    try:
+        yield
+    except _RUN_ERRORS as error:
+        first = str(error).splitlines()[0]
+        if memory_is_full(error):
+            raise CladaError(
+                f"the memory of the device ({device}) is full: take fewer or shorter texts, or a smaller model: {first}"
+            ) from error
+        raise CladaError(f"ONNX Runtime {onnxruntime.__version__} failed on the device ({device}): {first}") from error

@@ -1,0 +1,83 @@
+"""The running score of the pools, on the device that puts out the scores: three numbers a text go there in a step."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clada.plugins import graph
+from clada.runtime.backends.cuda import one_line_errors
+from clada.runtime.backends.graph_proto import BOOL, FLOAT, INT32, Node, Vector, graph_bytes
+from clada.runtime.backends.memory import Array, Slab
+from clada.runtime.pool import Masks
+
+_FACTORS = ("fade", "inside", "outside")
+
+
+def accumulation() -> bytes:
+    """The graph that takes in one token: score · fade + used · (inside where the mask holds, outside elsewhere).
+
+    All arrays are flat, f32[N]; factors are f32[B], and `text` i32[N] says which of them an element takes.
+    """
+    nodes = [Node("Gather", (name, "text"), f"{name}_of_text") for name in _FACTORS]
+    nodes += [
+        Node("Where", ("mask", "inside_of_text", "outside_of_text"), "weight"),
+        Node("Mul", ("score", "fade_of_text"), "faded"),
+        Node("Mul", ("used", "weight"), "added"),
+        Node("Add", ("faded", "added"), "sum"),
+    ]
+    inputs = [Vector(name, FLOAT, "B") for name in _FACTORS]
+    inputs += [Vector("text", INT32, "N"), Vector("mask", BOOL, "N"), Vector("score", FLOAT, "N")]
+    inputs += [Vector("used", FLOAT, "N")]
+    return graph_bytes(nodes, inputs, Vector("sum", FLOAT, "N"))
+
+
+class DeviceScore:
+    """A running score in a device's memory; see `runtime.pool.RunningScore`.
+
+    Args:
+        session: Of the graph `accumulation`.
+        score: f32[B, F] for each layer.
+        device: Where.
+    """
+
+    def __init__(self, session: Any, score: Sequence[Array], device: str) -> None:
+        self._session, self._device = session, device
+        shapes = {graph.score(layer): values.shape for layer, values in enumerate(score)}
+        self._score = self._slab(shapes, np.float32)
+        self._score.write({graph.score(layer): values for layer, values in enumerate(score)})
+        self._mask = self._slab(shapes, np.bool_)
+        self._masks: Masks = []
+        text = self._slab(shapes, np.int32)
+        texts = len(score[0])
+        text.write({name: np.arange(texts)[:, None].repeat(shape[1], 1) for name, shape in shapes.items()})
+        self._factors = Slab(dict.fromkeys(_FACTORS, ((texts,), np.float32)), device)
+        self._binding = session.io_binding()
+        for name in _FACTORS:
+            self._factors.bind_input(self._binding, name)
+        self._text = text
+        self._binding.bind_input("text", *text.whole(np.int32))
+        self._binding.bind_input("mask", *self._mask.whole(np.bool_))
+        # In place: the old score has been read when the sum is written.
+        self._binding.bind_input("score", *self._score.whole(np.float32))
+        self._binding.bind_output("sum", *self._score.whole(np.float32))
+
+    def _slab(self, shapes: Mapping[str, tuple[int, ...]], dtype: Any) -> Slab:
+        return Slab({name: (shape, dtype) for name, shape in shapes.items()}, self._device)
+
+    def __iter__(self) -> Iterator[Array]:
+        """The layers' scores, copied into this process's memory."""
+        return iter(self._score.read().values())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DeviceScore":
+        return DeviceScore(self._session, list(self), self._device)
+
+    def add(self, used: Slab, masks: Masks, fade: Array, inside: Array, outside: Array) -> None:
+        """See RunningScore; `used` holds the scores as this one does."""
+        if len(masks) != len(self._masks) or any(new is not old for new, old in zip(masks, self._masks, strict=True)):
+            self._mask.write({graph.score(layer): mask for layer, mask in enumerate(masks)})
+            self._masks = list(masks)
+        self._factors.write(dict(zip(_FACTORS, (fade, inside, outside), strict=True)))
+        self._binding.bind_input("used", *used.whole(np.float32))
+        with one_line_errors(self._device):
+            self._session.run_with_iobinding(self._binding)

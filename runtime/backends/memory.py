@@ -1,0 +1,87 @@
+"""Arrays in a device's memory, through ONNX Runtime."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+Array = npt.NDArray[Any]
+
+# Elements that an array begins at a multiple of: kernels read many at a time.
+_ALIGNMENT = 256
+
+
+def put(array: Array, device: str) -> Any:
+    """An OrtValue of the same content in a device's memory, of its own on the CPU too."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), device, 0)
+
+
+def read(value: Any) -> Array:
+    """A copy of an OrtValue's content, in this process's memory."""
+    return np.array(value.numpy())
+
+
+@dataclass(frozen=True)
+class _Slot:
+    offset: int
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+class Slab:
+    """Several arrays in one piece of a device's memory: one copy moves them all, and their addresses stay.
+
+    Args:
+        layout: Shape and type of each array by name. Arrays of one type follow each other at equal element offsets,
+            whatever the type, with zeros between them.
+        device: As ONNX Runtime names it.
+    """
+
+    def __init__(self, layout: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]], device: str) -> None:
+        self.layout, self._device = dict(layout), device
+        self._slots: dict[str, _Slot] = {}
+        end = 0
+        for name, (shape, dtype) in layout.items():
+            self._slots[name] = _Slot(end, shape, dtype)
+            end += -(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT * np.dtype(dtype).itemsize
+        self._host = np.zeros(end, np.uint8)
+        self._value = put(self._host, device)
+
+    def write(self, arrays: Mapping[str, Array]) -> None:
+        """Replace some of the arrays; the others keep what was written last."""
+        for name, array in arrays.items():
+            slot = self._slots[name]
+            content = np.ascontiguousarray(array, slot.dtype).reshape(-1).view(np.uint8)
+            self._host[slot.offset : slot.offset + len(content)] = content
+        self._value.update_inplace(self._host)
+
+    def read(self) -> dict[str, Array]:
+        """All arrays, in this process's memory."""
+        content = read(self._value)
+        return {
+            name: content[slot.offset : slot.offset + slot.bytes].view(slot.dtype).reshape(slot.shape)
+            for name, slot in self._slots.items()
+        }
+
+    def bind_input(self, binding: Any, name: str, *, shape: tuple[int, ...] | None = None) -> None:
+        """Bind an array to the input of its name, as its beginning in another shape where one is given."""
+        slot = self._slots[name]
+        address = self._value.data_ptr() + slot.offset
+        binding.bind_input(name, self._device, 0, slot.dtype, list(shape or slot.shape), address)
+
+    def bind_output(self, binding: Any, name: str) -> None:
+        """Bind an array to the output of its name."""
+        slot = self._slots[name]
+        address = self._value.data_ptr() + slot.offset
+        binding.bind_output(name, self._device, 0, slot.dtype, list(slot.shape), address)
+
+    def whole(self, dtype: npt.DTypeLike) -> tuple[str, int, npt.DTypeLike, list[int], int]:
+        """Arguments that bind all of it, zeros between the arrays included, as one vector of a type."""
+        return self._device, 0, dtype, [len(self._host) // np.dtype(dtype).itemsize], self._value.data_ptr()
