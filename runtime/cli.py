@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from clada.plugins.errors import CladaError, exit_code
-from clada.plugins.onnxruntime import WEIGHTS
+from clada.plugins.onnxruntime import DEVICES, WEIGHTS
 from clada.runtime.artefact import open_artefact
 from clada.runtime.generation import GenerationConfig, Piece
 from clada.runtime.inspection import inspection_lines
@@ -34,12 +34,22 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="what to hold a float32 model's feed-forward weights as; as they are where not given",
     )
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to run (default: %(default)s)")
+    parser.add_argument(
+        "--cuda-graph", action="store_true", help="capture decode in CUDA graphs (with --device cuda, of float16)"
+    )
     parser.add_argument("--stats", action="store_true", help="show surprisal, entropy, load and neurons a token")
 
 
 def _generation_config(args: argparse.Namespace) -> GenerationConfig:
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.seed)
     return GenerationConfig(args.max_new_tokens, tuple(args.stop), sampling)
+
+
+def _session(args: argparse.Namespace) -> Session:
+    return Session(
+        args.path, threads=args.threads, weights=args.weights, device=args.device, cuda_graph=args.cuda_graph
+    )
 
 
 def _stats_row(label: str, stats: TokenStats | MeanStats) -> str:
@@ -69,13 +79,13 @@ def _show(pieces: Iterable[Piece], show_stats: bool) -> str:
 
 def _run(args: argparse.Namespace) -> None:
     config = _generation_config(args)
-    session = Session(args.path, threads=args.threads, weights=args.weights)
+    session = _session(args)
     _show(session.stream(args.prompt, config), args.stats)
 
 
 def _chat(args: argparse.Namespace) -> None:
     config = _generation_config(args)
-    session = Session(args.path, threads=args.threads, weights=args.weights)
+    session = _session(args)
     messages = [{"role": "system", "content": args.system}] if args.system else []
     # Fails before the first question if the model cannot chat at all.
     session.encode_chat([*messages, {"role": "user", "content": "?"}])

@@ -16,13 +16,20 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import LOAD_SIGNAL, OPS
 from clada.plugins.ops.sparse_ffn import read_fraction
-from clada.runtime.artefact import GENERATION_CONFIG_NAME, open_artefact
+from clada.runtime.artefact import GENERATION_CONFIG_NAME, Artefact, open_artefact
+from clada.runtime.backends.cuda import check_cuda
+from clada.runtime.backends.device import DeviceModel
+from clada.runtime.backends.device_in_place import DeviceInPlaceModel
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, older_than
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
 from clada.runtime.telemetry import TokenStats
 from clada.runtime.text import load_tokenizer, render_chat
+
+# What ONNX Runtime's GroupQueryAttention computes in on a GPU.
+IN_PLACE_CUDA_TYPES = ("float16",)
+_NEEDS_HALF = "its attention knows float16 there, and the artefact is of another type; export with --dtype float16"
 
 
 @dataclass
@@ -52,7 +59,7 @@ class State:
 
 
 class Session:
-    """Runs an artefact on the CPU.
+    """Runs an artefact on the CPU, or on an NVIDIA GPU.
 
     One text runs on the graph with an in-place cache, where the artefact has one; several, on the portable graph.
     Each is loaded when it is first needed.
@@ -62,10 +69,13 @@ class Session:
         threads: See Execution, as are the following.
         kernels: See Execution.
         weights: See Execution.
+        device: "cpu", or "cuda": keys, values, logits, pools and scores stay on the GPU.
+        cuda_graph: Whether to capture decode in CUDA graphs: for one text at a time, in one thread, of a float16
+            artefact.
 
     Raises:
-        CladaError: The artefact is missing, damaged or not ours, or an option has a value that is not known; later,
-            ONNX Runtime cannot load it.
+        CladaError: The artefact is missing, damaged or not ours, an option has a value that is not known, or the
+            artefact cannot be run as asked; later, ONNX Runtime cannot load it, or not on the device.
 
     Example:
         >>> session = Session("out/model.onnx")
@@ -73,8 +83,19 @@ class Session:
         ...     print(piece.text, end="")
     """
 
-    def __init__(self, model: Path | str, *, threads: int = 0, kernels: str = "auto", weights: str = "") -> None:
-        self._execution = Execution(threads, kernels, weights)
+    def __init__(
+        self,
+        model: Path | str,
+        *,
+        threads: int = 0,
+        kernels: str = "auto",
+        weights: str = "",
+        device: str = "cpu",
+        cuda_graph: bool = False,
+    ) -> None:
+        self._execution = Execution(threads, kernels, weights, device=device, cuda_graph=cuda_graph)
+        if device == "cuda":
+            check_cuda()
         artefact = open_artefact(model)
         self.folder, self.manifest = artefact.folder, artefact.manifest
         self.context_length = int(self.manifest["model"]["context_length"])
@@ -86,10 +107,13 @@ class Session:
         self._op = next(OPS[name] for name in self.manifest["ops"] if OPS[name] is not LOAD_SIGNAL)
         self._reanalysis_load = np.float32(self.manifest["calibration"]["reanalysis_load"])
         self.pool_policy = artefact.pool_policy()
+        if cuda_graph:
+            _check_can_be_captured(artefact)
 
     @cached_property
     def _portable(self) -> OnnxRuntimeModel:
-        return OnnxRuntimeModel(self._artefact.model, self._execution)
+        kind = OnnxRuntimeModel if self._execution.device == "cpu" else DeviceModel
+        return kind(self._artefact.model, self._execution)
 
     @cached_property
     def _single(self) -> OnnxRuntimeModel:
@@ -101,7 +125,14 @@ class Session:
         if older_than(needed):
             warnings.warn(f"{path.name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
             return self._portable
-        return InPlaceModel(path, self.context_length, self._execution)
+        if self._execution.device == "cpu":
+            return InPlaceModel(path, self.context_length, self._execution)
+        if _dtype(self._artefact) not in IN_PLACE_CUDA_TYPES:
+            warnings.warn(
+                f"{path.name} would not run on the GPU: {_NEEDS_HALF}; running the portable graph", stacklevel=2
+            )
+            return self._portable
+        return DeviceInPlaceModel(path, self.context_length, self._execution, self._execution.cuda_graph)
 
     @property
     def kernels(self) -> str:
@@ -141,6 +172,8 @@ class Session:
         longest = max(map(len, prompts))
         ids = np.array([[0] * (longest - len(p)) + list(p) for p in prompts], np.int64)
         mask = np.array([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], np.int64)
+        if self._execution.cuda_graph and len(prompts) > 1:
+            raise CladaError(f"cuda_graph is for one text at a time, and there are {len(prompts)}: leave it out")
         model = self._single if len(prompts) == 1 else self._portable
         everything = [np.ones((len(prompts), neurons), np.bool_) for neurons in model.neurons]
         nothing_read = np.zeros((len(prompts), model.vocabulary), model.dtype)
@@ -148,7 +181,7 @@ class Session:
         outputs = self._advance(state, ids, mask, [graph.LOGITS, *self._scores])
         if self.pool_policy is not None:
             used = [outputs[name] for name in self._scores]
-            state.pools = choose_pools(self.pool_policy, used, mask.sum(axis=1))
+            state.pools = choose_pools(self.pool_policy, used, mask.sum(axis=1), model.running_score)
             state.masks = state.pools.masks
         return state
 
@@ -180,8 +213,7 @@ class Session:
         allowed = np.stack([mask.sum(axis=1) for mask in state.masks], axis=1)
         allowed[opened] = self._neurons
         if self.pool_policy is not None and state.pools is not None:
-            used = [outputs[name] for name in self._scores]
-            update_pools(self.pool_policy, state.pools, used, opened, mask[:, 0] > 0)
+            update_pools(self.pool_policy, state.pools, state.model.scores(outputs), opened, mask[:, 0] > 0)
             state.masks = state.pools.masks
         active = outputs[graph.ACTIVE].T
         read = read_fraction(self._op, allowed, active, self._neurons) @ (self._neurons / self._neurons.sum())
@@ -200,7 +232,7 @@ class Session:
 
     def _advance(
         self, state: State, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], fetch: list[str]
-    ) -> dict[str, npt.NDArray[Any]]:
+    ) -> dict[str, Any]:
         before = state.mask.sum(axis=1, keepdims=True)
         state.mask = np.concatenate([state.mask, mask], axis=1)
         inputs = {
@@ -226,6 +258,25 @@ class Session:
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self._check_prompt(ids)
         return stream(self, ids, config or GenerationConfig())
+
+
+def _dtype(artefact: Artefact) -> str:
+    return str(artefact.manifest["model"]["dtype"])
+
+
+def _check_can_be_captured(artefact: Artefact) -> None:
+    """Raise CladaError for an artefact whose decode steps no CUDA graph can hold."""
+    reason = ""
+    if artefact.in_place_model is None:
+        reason = "it has no graph with an in-place cache"
+    elif older_than(artefact.in_place_needs):
+        reason = f"its graph with an in-place cache needs ONNX Runtime {artefact.in_place_needs}"
+    elif not artefact.in_place_fixed_shapes:
+        reason = "it was exported by an older release of clada; export it again"
+    elif _dtype(artefact) not in IN_PLACE_CUDA_TYPES:
+        reason = _NEEDS_HALF
+    if reason:
+        raise CladaError(f"{artefact.model} cannot be captured in a CUDA graph: {reason}")
 
 
 def _end_tokens(folder: Path) -> frozenset[int]:
