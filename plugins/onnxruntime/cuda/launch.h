@@ -13,9 +13,10 @@ struct NoSettings {};
 
 inline constexpr const char* kCudaProvider = "CUDAExecutionProvider";
 
-inline void check(const char* op, cudaError_t error) {
+// Throws Ort::Exception for an error, with a library's own words for it where there are some.
+inline void check(const char* op, cudaError_t error, const std::string& words = "") {
   if (error == cudaSuccess) return;
-  throw Ort::Exception(std::string(op) + ": " + cudaGetErrorString(error),
+  throw Ort::Exception(std::string(op) + ": " + cudaGetErrorString(error) + (words.empty() ? "" : ": ") + words,
                        error == cudaErrorInvalidValue ? ORT_INVALID_ARGUMENT : ORT_EP_FAIL);
 }
 
