@@ -1,8 +1,10 @@
 """ONNX Runtime on an NVIDIA GPU: whether it can, how it is told to, and what its errors mean."""
 
 import ctypes
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from typing import Any
 
 import onnxruntime
@@ -47,9 +49,16 @@ def check_cuda() -> None:
     reason = _why_no_gpu()
     if reason:
         raise CladaError(f"no CUDA device: {reason}")
-    # What pip installed of CUDA's libraries lies where no loader looks.
+    _load_libraries()
+
+
+@cache
+def _load_libraries() -> None:
+    """Load what pip installed of CUDA's libraries: it lies where no loader looks."""
     if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
+        # It prints what it does not find, and standard output is for the text that is generated.
+        with redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
 
 
 def cuda_providers(cuda_graph: bool) -> list[Any]:
