@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 SOURCES := CMakeLists.txt $(shell find benchmark evaluation exporter plugins runtime -not -path '*/__pycache__*' -type f)
 export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
+# For whoever works on clada; a user's compiler may warn of what ours does not know.
+export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 .PHONY: demo test test-native test-cuda lint clean
 

@@ -1,5 +1,6 @@
 """The wheel as a user installs it: on a clean interpreter, without torch."""
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -49,7 +50,9 @@ def test_wheel_holds_only_clada(wheel):
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "clada/plugins/onnxruntime/libclada_onnxruntime.so" in names
-    assert not [name for name in names if name.endswith((".cpp", ".h", ".a", "CMakeLists.txt", "op_table.py"))]
+    assert ("clada/plugins/onnxruntime/libclada_onnxruntime_cuda.so" in names) == (shutil.which("nvcc") is not None)
+    sources = (".cpp", ".h", ".cu", ".cuh", ".a", "CMakeLists.txt", "op_table.py")
+    assert not [name for name in names if name.endswith(sources)]
 
 
 def test_runtime_needs_no_torch(clean_python, tiny_artefact):
