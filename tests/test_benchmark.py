@@ -15,6 +15,7 @@ from clada.benchmark.model import model_contenders, opened_model
 from clada.benchmark.sessions import Bound
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import SHAPES
+from clada.plugins.onnxruntime import library
 from clada.plugins.ops import SPARSE_GATED_FFN
 from clada.runtime.cli import main as clada_main
 from tests.test_bad_input import fails_with
@@ -209,5 +210,5 @@ def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, mes
 
 
 def test_without_kernels_nothing_is_measured(capsys, monkeypatch):
-    monkeypatch.setattr("clada.plugins.onnxruntime.library._NAME", "absent.so")
+    monkeypatch.setitem(library._NAMES, "cpu", "absent.so")
     fails_with(capsys, clada_main, ["bench", "--shape", "tiny"], "has no native kernels (absent.so)")
