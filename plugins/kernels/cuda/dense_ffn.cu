@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) select_neurons(const Chunk chunk) {
   float energy = 0.0f;
   int active = 0;
 #pragma unroll 4
-  for (int64_t i = threadIdx.x; i < neurons; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < neurons; i += kThreads) {  // int: 64 bits spill on sm_90
     float z = to_float(gates[i]);
     if (ffn.b_in) z += to_float(static_cast<const E*>(ffn.b_in)[i]);
     const float a = activate(ffn.activation, z);
