@@ -29,12 +29,15 @@ test-native: $(VENV)/package.stamp
 	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/native
 
-# The CUDA kernels as nvcc compiles them, for every architecture, warnings as errors.
+# The CUDA kernels as nvcc compiles them, for every architecture, warnings as errors, and what each takes of a
+# multiprocessor compared with the table.
 test-cuda: $(VENV)/package.stamp
 	@if command -v nvcc >/dev/null; then \
 	    $(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	        -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >/dev/null \
-	    && $(BIN)/cmake --build build/cuda --target clada_kernels_cuda; \
+	        -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
+	        -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/scripts/keep_ptxas_output.sh >/dev/null \
+	    && $(BIN)/cmake --build build/cuda --target clada_kernels_cuda \
+	    && $(BIN)/python scripts/cuda_resources.py --check; \
 	else echo "nvcc was not found: the CUDA kernels are compiled for the host emulation only"; fi
 
 lint: $(VENV)/package.stamp
