@@ -16,8 +16,9 @@ export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 demo: $(VENV)/package.stamp
 	$(BIN)/python scripts/demo.py
 
+# A file at a time in each of two processes: most tests use one core, and what a file makes is made once.
 test: lint test-native test-cuda
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation.
 test-native: $(VENV)/package.stamp
@@ -33,17 +34,16 @@ test-native: $(VENV)/package.stamp
 # The CUDA kernels as nvcc compiles them, for every architecture, warnings as errors, and what each takes of a
 # multiprocessor compared with the table.
 test-cuda: $(VENV)/package.stamp
-	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
+	$(FETCHED_NVCC) $(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python $(CMAKE_ARGS) -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
 	    -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/scripts/keep_ptxas_output.sh >/dev/null
-	$(BIN)/cmake --build build/cuda --target clada_kernels_cuda
+	$(FETCHED_NVCC) $(BIN)/cmake --build build/cuda --target clada_kernels_cuda
 	$(BIN)/python scripts/cuda_resources.py --check
 
 # Where the machine has no nvcc, the one from PyPI (99 MB), of the release of the headers that constraints.txt pins.
 ifeq ($(CUDACXX)$(shell command -v nvcc),)
 test-cuda: $(VENV)/nvcc.stamp
-test-cuda: export CUDACXX := $(CURDIR)/$(VENV)/cuda/bin/nvcc
-test-cuda: export LIBRARY_PATH := $(CURDIR)/$(VENV)/cuda/lib
+FETCHED_NVCC := CUDACXX=$(CURDIR)/$(VENV)/cuda/bin/nvcc LIBRARY_PATH=$(CURDIR)/$(VENV)/cuda/lib
 endif
 
 $(VENV)/nvcc.stamp: $(VENV)/dependencies.stamp
