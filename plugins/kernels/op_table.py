@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clada.plugins.ops import DOMAIN, OPS, VERSION
 from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.record import Op, Tensor
+from clada.plugins.ops.record import Attribute, Op, Tensor
 
 
 def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
@@ -17,18 +17,31 @@ def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
   }};"""
 
 
+def _attributes(specs: tuple[Attribute, ...]) -> str:
+    types = [type(spec.default).__name__ for spec in specs]
+    rows = ", ".join(
+        f'{{"{spec.name}", "{name}", "{",".join(spec.choices)}"}}' for spec, name in zip(specs, types, strict=True)
+    )
+    names = ", ".join(spec.name for spec in specs)
+    return f"""  struct Attr {{
+    enum : size_t {{ {names}, count }};
+    static constexpr AttributeSpec specs[] = {{{rows}}};
+  }};"""
+
+
 def _op(op: Op) -> str:
     return f"""
 struct {op.name} {{
   static constexpr const char* name = "{op.name}";
 {_tensors("In", op.inputs)}
 {_tensors("Out", op.outputs)}
+{_attributes(op.attributes)}
 }};
 """
 
 
 def header() -> str:
-    """The header: the domain and its version, the activations, and each op's inputs and outputs."""
+    """The header: the domain and its version, the activations, and each op's inputs, outputs and attributes."""
     return f"""// Generated from plugins/ops; do not edit.
 #pragma once
 #include <cstddef>
@@ -44,6 +57,10 @@ inline constexpr const char* kActivations[] = {{{", ".join(f'"{name}"' for name 
 // A tensor's name, its type ("T" for the floating-point type of the op) and its axes, joined by commas.
 struct TensorSpec {{
   const char *name, *dtype, *axes;
+}};
+// An attribute's name, its type ("str" or "float") and what it may be, joined by commas, empty for anything.
+struct AttributeSpec {{
+  const char *name, *type, *choices;
 }};
 namespace ops {{
 {"".join(map(_op, OPS.values()))}
