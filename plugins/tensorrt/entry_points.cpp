@@ -1,0 +1,23 @@
+// What TensorRT looks for in a library of plugins, and what clada asks it for; all that entry_points.map exports.
+#include "creator.h"
+#include "load_signal_plugin.h"
+#include "sparse_ffn_plugin.h"
+
+extern "C" {
+
+void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { clada::trt::set_logger_finder(finder); }
+
+nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+  using namespace clada;
+  static trt::Creator<trt::SparseFfnPlugin<ops::SparseGatedFFN>> gated;
+  static trt::Creator<trt::SparseFfnPlugin<ops::SparseFFN>> plain;
+  static trt::Creator<trt::LoadSignalPlugin> signal;
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&gated, &plain, &signal};
+  count = sizeof creators / sizeof *creators;
+  return creators;
+}
+
+// The release of clada that the library is a part of.
+const char* clada_version() { return CLADA_VERSION; }
+
+}  // extern "C"

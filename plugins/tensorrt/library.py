@@ -1,0 +1,75 @@
+"""The plugin library: where it is, and how TensorRT gets its plugins."""
+
+import ctypes
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from clada.plugins.errors import CladaError
+from clada.plugins.ops import DOMAIN, OPS, VERSION
+
+_NAME = "libclada_trt.so"
+
+
+def library_path() -> Path:
+    """The library that `trtexec --dynamicPlugins` and `IPluginRegistry::loadLibrary` load.
+
+    Raises:
+        CladaError: This installation has none.
+    """
+    path = Path(__file__).with_name(_NAME)
+    if not path.is_file():
+        raise CladaError(
+            f"this installation of clada has no TensorRT plugins ({_NAME}): TensorRT's headers or nvcc were not found "
+            "when it was built; set TENSORRT_INCLUDE_DIR to the folder of NvInferRuntime.h and install it again"
+        )
+    return path
+
+
+def library_version(path: Path) -> str:
+    """The release of clada that a plugin library is of.
+
+    Raises:
+        CladaError: The file is not there, does not load, or is not a plugin library of clada.
+    """
+    try:
+        clada_version = ctypes.CDLL(str(path)).clada_version
+    except OSError as error:
+        raise CladaError(f"the TensorRT plugins cannot be used: {error}") from error
+    except AttributeError as error:
+        raise CladaError(f"{path} is not a library of clada's TensorRT plugins; use {_NAME} of this release") from error
+    clada_version.restype = ctypes.c_char_p
+    release: bytes = clada_version()
+    return release.decode()
+
+
+def register(trt: Any, path: Path | None = None) -> None:
+    """Give the plugins to TensorRT, for every parser, builder and engine of this process; again does nothing.
+
+    Args:
+        trt: The module, imported: `tensorrt`, `tensorrt_rtx`, or a lean or dispatch runtime's.
+        path: The library; this installation's where None.
+
+    Raises:
+        CladaError: There is no library, it is of another release of clada, or TensorRT does not take it.
+
+    Example:
+        >>> import tensorrt
+        >>> register(tensorrt)
+    """
+    path = path or library_path()
+    release, ours = library_version(path), version("clada")
+    if release != ours:
+        raise CladaError(f"{path} is of clada {release}, and this is clada {ours}: build the plugins again")
+    registry = trt.get_plugin_registry()
+    if _missing(registry):
+        registry.load_library(str(path))
+    if missing := _missing(registry):
+        raise CladaError(
+            f"{trt.__name__} {trt.__version__} did not take the plugins {', '.join(missing)} from {path}: build them "
+            "with the headers of this TensorRT (TENSORRT_INCLUDE_DIR)"
+        )
+
+
+def _missing(registry: Any) -> list[str]:
+    return [name for name in OPS if registry.get_creator(name, str(VERSION), DOMAIN) is None]

@@ -1,0 +1,101 @@
+// SparseGatedFFN and SparseFFN in TensorRT.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+
+#include "launchers.h"
+#include "plugin.h"
+#include "products.h"
+
+namespace clada::trt {
+
+// Where an op's inputs are that the two ops name differently; kNone for what an op lacks.
+constexpr size_t kNone = SIZE_MAX;
+template <class Table>
+struct FfnInputs;
+template <>
+struct FfnInputs<ops::SparseGatedFFN> {
+  using In = ops::SparseGatedFFN::In;
+  static constexpr size_t w_in = In::w_gate, w_up = In::w_up, w_out = In::w_down, b_in = kNone, b_out = kNone;
+};
+template <>
+struct FfnInputs<ops::SparseFFN> {
+  using In = ops::SparseFFN::In;
+  static constexpr size_t w_in = In::w_in, w_up = kNone, w_out = In::w_out, b_in = In::b_in, b_out = In::b_out;
+};
+
+template <class Table>
+class SparseFfnPlugin final : public Plugin {
+  using In = typename Table::In;
+  using Out = typename Table::Out;
+  using At = FfnInputs<Table>;
+
+ public:
+  using Op = Table;
+  explicit SparseFfnPlugin(Attributes attributes)
+      : Plugin(kSignature<Table>, std::move(attributes)),
+        activation_(activation_named(attributes_.text(Table::Attr::activation))) {}
+
+ private:
+  std::unique_ptr<Plugin> copy() const override { return std::make_unique<SparseFfnPlugin>(*this); }
+
+  void prepare(const Sizes& sizes, const void* context) override {
+    if (needs_products(sizes) && !products_) products_ = matrix_products(context);
+  }
+
+  size_t workspace_bytes(const Sizes& sizes, Element element) const override {
+    SparseFfnCall largest{};
+    set_sizes(largest, sizes, element);
+    size_t bytes = cuda::sparse_ffn_workspace(largest);
+    // A call of few tokens goes another way, which may need more than the largest call does.
+    for (int64_t batch = 1; batch <= std::min(largest.batch, cuda::kRowwiseTokens); ++batch) {
+      for (int64_t tokens = 1; tokens <= std::min(largest.sequence, cuda::kRowwiseTokens / batch); ++tokens) {
+        SparseFfnCall few = largest;
+        few.batch = batch;
+        few.sequence = tokens;
+        bytes = std::max(bytes, cuda::sparse_ffn_workspace(few));
+      }
+    }
+    return bytes;
+  }
+
+  void launch(const Sizes& sizes, Element element, const void* const* inputs, void* const* outputs, void* workspace,
+              cudaStream_t stream) const override {
+    const auto input = [&](size_t i) { return i == kNone ? nullptr : inputs[i]; };
+    SparseFfnCall call{};
+    set_sizes(call, sizes, element);
+    call.x = input(In::x);
+    call.w_in = input(At::w_in);
+    call.w_up = input(At::w_up);
+    call.w_out = input(At::w_out);
+    call.b_in = input(At::b_in);
+    call.b_out = input(At::b_out);
+    call.threshold = static_cast<const float*>(input(In::threshold));
+    call.scale = static_cast<const float*>(input(In::scale));
+    call.pool = static_cast<const bool*>(input(In::pool));
+    call.y = outputs[Out::y];
+    call.active = static_cast<int32_t*>(outputs[Out::active]);
+    call.score = static_cast<float*>(outputs[Out::score]);
+    if (!needs_products(sizes)) return check_launch(cuda::sparse_ffn(call, workspace, nullptr, stream));
+    if (!products_) throw std::runtime_error("a call of many tokens came before onShapeChange was told of it");
+    const cuda::Products products = products_->products();
+    check_launch(cuda::sparse_ffn(call, workspace, &products, stream), products_->error());
+  }
+
+  static bool needs_products(const Sizes& sizes) { return sizes.at("B") * sizes.at("S") > cuda::kRowwiseTokens; }
+
+  void set_sizes(SparseFfnCall& call, const Sizes& sizes, Element element) const {
+    call.batch = sizes.at("B");
+    call.sequence = sizes.at("S");
+    call.width = sizes.at("D");
+    call.neurons = sizes.at("F");
+    call.activation = activation_;
+    call.element = call.weight_element = element;
+  }
+
+  Activation activation_;
+  std::shared_ptr<cuda::CublasProducts> products_;
+};
+
+}  // namespace clada::trt
