@@ -47,6 +47,7 @@ class SparseFfnPlugin final : public Plugin {
   size_t workspace_bytes(const Sizes& sizes, Element element) const override {
     SparseFfnCall largest{};
     set_sizes(largest, sizes, element);
+    if (At::w_up != kNone) largest.w_up = &largest;  // that it is not null tells which op the call is of
     size_t bytes = cuda::sparse_ffn_workspace(largest);
     // A call of few tokens goes another way, which may need more than the largest call does.
     for (int64_t batch = 1; batch <= std::min(largest.batch, cuda::kRowwiseTokens); ++batch) {
