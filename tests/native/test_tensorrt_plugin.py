@@ -1,0 +1,335 @@
+"""The TensorRT plugins over emulated CUDA kernels, called as TensorRT calls them; the records say what to expect."""
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, SPARSE_FFN, SPARSE_GATED_FFN, VERSION
+from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
+from tests.native.calls import GuardedMemory, from_element, to_element
+from tests.native.cases import FFN_CASES, check_outputs, rounded_case
+from tests.native.cuda_kernels_c import ROWWISE_TOKENS, WORKSPACE_BOUNDARY
+
+_LIBRARIES = [Path(os.environ.get(name, "")) for name in ("CLADA_PLUGIN_PROBE_LIBRARY", "CLADA_TRT_EMULATED_LIBRARY")]
+if not all(path.is_file() for path in _LIBRARIES):
+    pytest.skip("the plugins were not built: TENSORRT_INCLUDE_DIR is not set", allow_module_level=True)
+
+FFN_OPS = pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
+ALL_OPS = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+NODE = "node '/model/node'"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> PluginLibrary:
+    return PluginLibrary(*_LIBRARIES)
+
+
+@pytest.fixture
+def library(loaded):
+    """With nothing logged, before or after."""
+    assert loaded.log() == []
+    yield loaded
+    assert loaded.log() == []
+
+
+def default_fields(op: Op) -> dict[str, str | float]:
+    return {attribute.name: attribute.default for attribute in op.attributes}
+
+
+def default_plugin(library: PluginLibrary, op: Op) -> Plugin:
+    plugin = library.create(op, default_fields(op))
+    assert plugin is not None
+    return plugin
+
+
+def sizes_of(op: Op) -> dict[str, int]:
+    """A different size for every axis."""
+    axes = dict.fromkeys(axis for spec in op.inputs for axis in spec.axes)
+    return {axis: 2 + i for i, axis in enumerate(axes)}
+
+
+def input_shapes(op: Op, sizes: Mapping[str, int]) -> list[list[int]]:
+    return [[sizes[axis] for axis in spec.axes] for spec in op.inputs]
+
+
+def test_creators(library):
+    creators = list(library.creators())
+    assert {creator.identity for creator in creators} == {(name, str(VERSION), DOMAIN) for name in OPS}
+    for creator in creators:
+        assert creator.field_names() == [attribute.name for attribute in OPS[creator.name].attributes]
+
+
+@pytest.mark.parametrize(
+    ("op", "fields"),
+    [
+        pytest.param(op, dict(zip(names, values, strict=True)), id="-".join(map(str, (op.name, *values))))
+        for op in OPS.values()
+        for names in [[attribute.name for attribute in op.attributes]]
+        for values in itertools.product(*(attribute.choices or (0.25, 0.0) for attribute in op.attributes))
+    ],
+)
+def test_fields_survive_serialising_and_cloning(library, op, fields):
+    plugin = library.create(op, {**fields, **PLUGIN_ATTRIBUTES})
+    assert plugin is not None
+    for copy in (plugin, plugin.clone(), plugin.attach()):
+        assert copy.serialised() == fields
+    from_engine = library.create(op, plugin.clone().serialised(), from_engine=True)
+    assert from_engine is not None
+    assert from_engine.serialised() == fields
+
+
+@ALL_OPS
+def test_text_may_end_with_a_zero(library, op):
+    fields = default_fields(op)
+    ended = {name: value + "\0" if isinstance(value, str) else value for name, value in fields.items()}
+    plugin = library.create(op, ended)
+    assert plugin is not None
+    assert plugin.serialised() == fields
+
+
+def refused(op: Op):
+    fields = default_fields(op)
+    yield {**fields, "width": 4.0}, f"field 'width' is not known; the fields are {', '.join(fields)}"
+    for attribute in op.attributes:
+        name, rest = attribute.name, {key: value for key, value in fields.items() if key != attribute.name}
+        wanted = f"one of {', '.join(attribute.choices)}" if attribute.choices else "float"
+        yield rest, f"field '{name}' is missing; it must be {wanted}"
+        wanted_type = "CHAR" if isinstance(attribute.default, str) else "one FLOAT32"
+        yield {**rest, name: 1}, f"field '{name}' has type 5 and length 1; it must be {wanted_type}"
+        if attribute.choices:
+            yield {**rest, name: "tanh"}, f"field '{name}' is 'tanh'; it must be {wanted}"
+            yield {**rest, name: ""}, f"field '{name}' is ''; it must be {wanted}"
+        else:
+            yield {**rest, name: float("nan")}, f"field '{name}' is nan; it must be finite"
+
+
+@pytest.mark.parametrize(
+    ("op", "fields", "reason"), [(op, *case) for op in OPS.values() for case in refused(op)], ids=str
+)
+def test_wrong_fields_are_refused(library, op, fields, reason):
+    assert library.create(op, fields) is None
+    assert library.log() == [f"error: {op.name}: {NODE}: {reason}"]
+
+
+def test_without_a_logger_errors_go_to_stderr(library, capfd):
+    library.give_logger(False)
+    assert library.create(LOAD_SIGNAL, {}) is None
+    library.give_logger(True)
+    assert capfd.readouterr().err == (
+        f"clada: LoadSignal: {NODE}: field 'surprisal_weight' is missing; it must be float\n"
+    )
+
+
+@ALL_OPS
+def test_output_shapes(library, op):
+    plugin = default_plugin(library, op)
+    known = sizes_of(op)
+    # None is known, and each but one is.
+    for sizes in (known, {a: -n for a, n in known.items()}, *({**known, a: -n} for a, n in known.items())):
+        expected = [[sizes[axis] for axis in spec.axes] for spec in op.outputs]
+        assert plugin.output_shapes(input_shapes(op, sizes)) == expected
+
+
+@ALL_OPS
+def test_wrong_shapes_are_refused(library, op):
+    plugin = default_plugin(library, op)
+    sizes = sizes_of(op)
+    shapes = input_shapes(op, sizes)
+    seen: set[str] = set()
+    for i, spec in enumerate(op.inputs):
+        expected = ", ".join(f"{axis}={sizes[axis]}" if axis in seen else axis for axis in spec.axes)
+        wrong = [shapes[i] + [1]]
+        wrong += [
+            [n + (axis == a) for a, n in zip(spec.axes, shapes[i], strict=True)] for axis in spec.axes if axis in seen
+        ]
+        for shape in wrong:
+            given = [*shapes[:i], shape, *shapes[i + 1 :]]
+            line = f"error: {op.name}: {spec.name} has shape {shape}, expected [{expected}]"
+            tensors = [
+                TensorSpec(s, "float32" if t.dtype == "T" else t.dtype) for s, t in zip(given, op.inputs, strict=True)
+            ]
+            tensors += tensors_of(op, sizes, "float32")[len(op.inputs) :]
+            assert plugin.output_shapes(given) is None
+            assert plugin.configure(tensors) == 1
+            assert plugin.shape_change(tensors) == 1
+            assert plugin.enqueue(tensors, [0] * len(op.inputs), [0] * len(op.outputs), 0, 0) == 1
+            assert library.log() == 4 * [line]
+        seen |= set(spec.axes)
+    assert plugin.output_shapes(shapes[:-1]) is None
+    assert library.log() == [f"error: {op.name}: it takes {len(op.inputs)} inputs, got {len(op.inputs) - 1}"]
+
+
+@ALL_OPS
+@pytest.mark.parametrize("float_type", FLOAT_TYPES)
+def test_output_types(library, op, float_type):
+    plugin = default_plugin(library, op)
+
+    def typed(specs):
+        return [float_type if spec.dtype == "T" else spec.dtype for spec in specs]
+
+    assert plugin.output_types(typed(op.inputs)) == [library.data_type(name) for name in typed(op.outputs)]
+    for i, spec in enumerate(op.inputs):
+        types = typed(op.inputs)
+        wanted = "float32, float16 or bfloat16" if i == 0 else types[i]
+        types[i] = "int32"
+        assert plugin.output_types(types) is None
+        assert library.log() == [f"error: {op.name}: {spec.name} is int32, expected {wanted}"]
+
+
+@ALL_OPS
+@pytest.mark.parametrize("float_type", FLOAT_TYPES)
+def test_format_combinations(library, op, float_type):
+    plugin = default_plugin(library, op)
+    right = tensors_of(op, sizes_of(op), float_type)
+    for i, spec in enumerate((*op.inputs, *op.outputs)):
+        for dtype, linear in itertools.product((*FLOAT_TYPES, "int8", "int32", "int64", "bool"), (True, False)):
+            # What comes after a position is garbage when TensorRT asks.
+            after = [TensorSpec(tensor.shape, "int8", linear=False) for tensor in right[i + 1 :]]
+            fits = dtype in FLOAT_TYPES if i == 0 else dtype == right[i].dtype
+            tensors = [*right[:i], TensorSpec(right[i].shape, dtype, linear=linear), *after]
+            assert plugin.supports(i, tensors) == (fits and linear), (spec.name, dtype, linear)
+    assert plugin.configure(right) == 0
+
+
+@FFN_OPS
+@pytest.mark.parametrize("element", FLOAT_TYPES)
+def test_workspace_is_enough_for_every_shape_of_the_profile(library, op, element):
+    plugin = default_plugin(library, op)
+
+    def workspace(batch: int, sequence: int, unknown: int | None = None) -> int:
+        most = {"B": batch, "S": sequence, "D": 136, "F": 300}
+        sizes = {**most, **dict.fromkeys("BS", unknown)} if unknown else most
+        return plugin.workspace(tensors_of(op, sizes, element, most))
+
+    for most_batch, most_sequence in ((1, 1), (8, 1), (3, 40), (1, 9)):
+        largest = workspace(most_batch, most_sequence, unknown=-1)
+        shapes = itertools.product(range(1, most_batch + 1), range(1, most_sequence + 1))
+        assert largest >= max(workspace(*shape) for shape in shapes)
+    assert workspace(3, 40) < workspace(3, 400)
+
+
+def case_sizes(op: Op, case: Case) -> dict[str, int]:
+    return {
+        axis: size for spec in op.inputs for axis, size in zip(spec.axes, case.inputs[spec.name].shape, strict=True)
+    }
+
+
+def case_plugin(library: PluginLibrary, op: Op, case: Case) -> Plugin:
+    fields = {name: value if isinstance(value, str) else float(value) for name, value in case.attributes.items()}
+    plugin = library.create(op, fields)
+    assert plugin is not None
+    return plugin
+
+
+class Workspace:
+    """As many bytes as a plugin asked for, as far off the boundary that its kernels need as there can be."""
+
+    def __init__(self, size: int, garbage: int = 0xFF) -> None:
+        self.memory, self._garbage = GuardedMemory(0), garbage
+        self._bytes = self.memory.place_unset((1 + size,), "uint8", WORKSPACE_BOUNDARY, garbage)
+        self.address = self._bytes.ctypes.data + 1
+
+    def check(self) -> None:
+        """Look for writes before it; those after it are looked for as with any memory."""
+        assert self._bytes[0] == self._garbage, "written before the workspace"
+
+
+def compute(plugin: Plugin, op: Op, case: Case, element: str, workspace: Workspace) -> list[Array]:
+    """Outputs of a case, in float64 where they are of type T, from a plugin that was told of its sizes."""
+    memory, sizes = GuardedMemory(0), case_sizes(op, case)
+    inputs = [
+        memory.place(to_element(case.inputs[spec.name], element) if spec.dtype == "T" else case.inputs[spec.name])
+        for spec in op.inputs
+    ]
+    held = "uint16" if element == "bfloat16" else element
+    outputs = [
+        memory.place_unset(tuple(sizes[axis] for axis in spec.axes), held if spec.dtype == "T" else spec.dtype)
+        for spec in op.outputs
+    ]
+    pointers = [[array.ctypes.data for array in arrays] for arrays in (inputs, outputs)]
+    with memory.watched(), workspace.memory.watched():
+        assert plugin.enqueue(tensors_of(op, sizes, element), *pointers, workspace.address, 0) == 0
+    workspace.check()
+    return [
+        from_element(array, element) if spec.dtype == "T" else array
+        for spec, array in zip(op.outputs, outputs, strict=True)
+    ]
+
+
+def run(library: PluginLibrary, op: Op, case: Case, element: str) -> list[Array]:
+    """Outputs of a case, from a plugin as a context has it; the same whatever its workspace holds."""
+    tensors = tensors_of(op, case_sizes(op, case), element)
+    plugin = case_plugin(library, op, case)
+    assert plugin.configure(tensors) == 0
+    size = plugin.workspace(tensors)
+    attached = plugin.clone().attach()
+    del plugin
+    assert attached.shape_change(tensors) == 0
+    first, second = (compute(attached, op, case, element, Workspace(size, garbage)) for garbage in (0xFF, 0x00))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    return first
+
+
+def check_ffn(op: Op, case: Case, outputs: list[Array], element: str) -> None:
+    many_tokens = case.inputs["scale"].size > ROWWISE_TOKENS
+    check_outputs(op, case, outputs, element, rounded_products=many_tokens)
+
+
+@pytest.mark.parametrize("element", FLOAT_TYPES)
+@pytest.mark.parametrize(("op", "case"), FFN_CASES)
+def test_feed_forward_matches_reference(library, op, case, element):
+    case = rounded_case(case, element, element)
+    check_ffn(op, case, run(library, op, case, element), element)
+
+
+@pytest.mark.parametrize("element", FLOAT_TYPES)
+@FFN_OPS
+def test_one_context_computes_every_shape_of_its_profile(library, op, element):
+    """Prompts and steps in turn, in one workspace, which is what TensorRT asked for at the largest sizes."""
+    cases = [rounded_case(case, element, element) for case in op.cases() if case.name.startswith("silu-mixed")]
+    sizes = [case_sizes(op, case) for case in cases]
+    most = {axis: max(size[axis] for size in sizes) for axis in sizes[0]}
+    unknown = {**most, "B": -1, "S": -1}
+    plugin = case_plugin(library, op, cases[0])
+    workspace = Workspace(plugin.workspace(tensors_of(op, unknown, element, most)))
+    attached = plugin.clone().attach()
+    for case in (*cases, *reversed(cases)):
+        assert attached.shape_change(tensors_of(op, case_sizes(op, case), element)) == 0
+        check_ffn(op, case, compute(attached, op, case, element, workspace), element)
+
+
+@pytest.mark.parametrize("element", FLOAT_TYPES)
+@pytest.mark.parametrize(
+    "case",
+    [case for case in LOAD_SIGNAL.cases() if case.inputs["logits"].shape[1] < 10_000],
+    ids=lambda case: case.name,
+)
+def test_load_signal_matches_reference(library, case, element):
+    case = rounded_case(case, element, element)
+    outputs = run(library, LOAD_SIGNAL, case, element)
+    for spec, out, expected in zip(LOAD_SIGNAL.outputs, outputs, evaluate(LOAD_SIGNAL, case), strict=True):
+        assert np.abs(out - expected).max() <= LOAD_SIGNAL.tolerance["float32"] * max(1, np.abs(expected).max()), (
+            spec.name
+        )
+
+
+@FFN_OPS
+def test_many_tokens_without_a_change_of_shape(library, op):
+    plugin = default_plugin(library, op)
+    tensors = tensors_of(op, {"B": 3, "S": 5, "D": 8, "F": 8}, "float32")
+    assert plugin.enqueue(tensors, [0] * len(op.inputs), [0] * len(op.outputs), 0, 0) == 1
+    assert library.log() == [f"error: {op.name}: a call of many tokens came before onShapeChange was told of it"]
+
+
+@FFN_OPS
+def test_what_cuda_refuses_is_reported(library, op):
+    plugin = default_plugin(library, op)
+    tensors = tensors_of(op, {"B": 1, "S": 1, "D": 2**31, "F": 8}, "float32")
+    assert plugin.enqueue(tensors, [0] * len(op.inputs), [0] * len(op.outputs), 0, 0) == 1
+    assert library.log() == [f"error: {op.name}: the kernels could not be launched: invalid argument"]

@@ -1,0 +1,1 @@
+"""What calls the TensorRT plugins in tests."""
