@@ -20,14 +20,17 @@ demo: $(VENV)/package.stamp
 test: lint test-native test-cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation.
+# The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation, and
+# over it, where TENSORRT_INCLUDE_DIR is set, the TensorRT plugins.
 test-native: $(VENV)/package.stamp
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null
-	$(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples
+	$(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples clada_trt_tests
 	CLADA_KERNELS_LIBRARY=$(CURDIR)/build/native/tests/native/libclada_kernels_c.so \
 	    CLADA_CUDA_EMULATION_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_emulation.so \
 	    CLADA_CUDA_SAMPLES_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_samples.so \
+	    CLADA_PLUGIN_PROBE_LIBRARY=$(CURDIR)/build/native/tests/tensorrt/libclada_plugin_probe.so \
+	    CLADA_TRT_EMULATED_LIBRARY=$(CURDIR)/build/native/tests/tensorrt/libclada_trt_emulated.so \
 	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/native
 
