@@ -132,15 +132,21 @@ class PluginLibrary:
         self._library = _POINTER(self.call("open", str(library).encode()))
         if not self._library:
             raise CladaError(f"the TensorRT plugins cannot be used: {' '.join(self.log())}")
-        self.give_logger(True)
+        self.give_logger()
 
     def call(self, name: str, *args: object) -> Any:
         """Call a function of the probe."""
         return getattr(self._probe, f"probe_{name}")(*args)
 
-    def give_logger(self, given: bool) -> None:
-        """Give the library a logger, or take it away."""
-        self.call("set_logger", self._library, ctypes.c_bool(given))
+    def give_logger(self, *, finder: bool = True, known: bool = False, later: int = 0) -> None:
+        """Say what the library's errors are to be told.
+
+        Args:
+            finder: Whether it gets a finder of a logger.
+            known: Whether it could ask TensorRT for a logger.
+            later: By how much TensorRT's major release differs from the headers'.
+        """
+        self.call("set_logger", self._library, ctypes.c_bool(finder), ctypes.c_bool(known), later)
 
     def log(self) -> list[str]:
         """The lines logged since the last call."""

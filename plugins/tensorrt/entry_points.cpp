@@ -5,10 +5,14 @@
 
 extern "C" {
 
-void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { clada::trt::set_logger_finder(finder); }
+void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+  clada::trt::set_tensorrt(__builtin_return_address(0));
+  clada::trt::set_logger_finder(finder);
+}
 
 nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   using namespace clada;
+  trt::set_tensorrt(__builtin_return_address(0));
   static trt::Creator<trt::SparseFfnPlugin<ops::SparseGatedFFN>> gated;
   static trt::Creator<trt::SparseFfnPlugin<ops::SparseFFN>> plain;
   static trt::Creator<trt::LoadSignalPlugin> signal;

@@ -7,8 +7,13 @@
 
 namespace clada::trt {
 
-// Where the logger of the engine or context at work is asked for; null for none.
+// Where the logger of the engine or context at work is asked for; null for none. TensorRT gives one only to a library
+// that came within an engine.
 void set_logger_finder(nvinfer1::ILoggerFinder* finder);
+
+// Which TensorRT loaded this library: the one that this code is of. Its own logger is asked for where there is no
+// finder, and none of its loggers is called where it is another major release than was built with: loggers differ.
+void set_tensorrt(const void* code);
 
 // Writes one line to TensorRT's logger, or to stderr where TensorRT gives none.
 void log_error(const std::string& message) noexcept;

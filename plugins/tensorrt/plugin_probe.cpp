@@ -2,6 +2,7 @@
 //
 // A plugin is an IPluginV3*. Results are what the plugin's methods return.
 #include <NvInferRuntime.h>
+#include <NvInferVersion.h>
 #include <dlfcn.h>
 
 #include <deque>
@@ -13,20 +14,19 @@ namespace {
 
 std::string logged;
 
+int32_t release = NV_TENSORRT_MAJOR;
+bool logger_known = false;
+
 class Logger final : public ILogger {
  public:
   void log(Severity severity, const char* message) noexcept override {
     logged += (severity == Severity::kERROR ? "error: " : "other: ") + std::string(message) + "\n";
   }
-};
+} logger;
 
-class LoggerFinder final : public ILoggerFinder {
- public:
-  ILogger* findLogger() override { return &logger_; }
-
- private:
-  Logger logger_;
-};
+struct LoggerFinder final : ILoggerFinder {
+  ILogger* findLogger() override { return &logger; }
+} finder;
 
 // A size that is known, or, below 0, the name of one that is not.
 struct Expression final : IDimensionExpr {
@@ -69,10 +69,16 @@ void* probe_open(const char* path) {
   return library;
 }
 
-// Gives the library a logger, whose lines probe_log() returns, or takes it away.
-void probe_set_logger(void* library, bool given) {
-  static LoggerFinder finder;
-  reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(given ? &finder : nullptr);
+// What a library asks the TensorRT for that called it.
+int32_t getInferLibMajorVersion() noexcept { return release; }
+ILogger* getLogger() noexcept { return logger_known ? &logger : nullptr; }
+
+// Whether the library gets a finder of the logger whose lines probe_log() returns, whether it could ask for the logger,
+// and the major release that calls it, more or less than that of the headers.
+void probe_set_logger(void* library, bool finder_given, bool known, int32_t later) {
+  logger_known = known;
+  release = NV_TENSORRT_MAJOR + later;
+  reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(finder_given ? &finder : nullptr);
 }
 
 // What was logged since the last call of this; valid until the next.
@@ -106,6 +112,12 @@ IPluginCreatorV3One* probe_creator(void* library, int32_t index) {
   const auto creators =
       reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"))(count);
   return index < count ? static_cast<IPluginCreatorV3One*>(creators[index]) : nullptr;
+}
+
+// The creator that a TensorRT's registry has of an op, or null.
+IPluginCreatorInterface* probe_registered(IPluginRegistry* registry, const char* name, const char* version,
+                                          const char* plugin_namespace) {
+  return registry->getCreator(name, version, plugin_namespace);
 }
 
 const char* probe_creator_name(IPluginCreatorV3One* creator) { return creator->getPluginName(); }

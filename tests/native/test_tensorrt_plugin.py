@@ -22,6 +22,7 @@ if not all(path.is_file() for path in _LIBRARIES):
 FFN_OPS = pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
 ALL_OPS = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 NODE = "node '/model/node'"
+LINE = f"LoadSignal: {NODE}: field 'surprisal_weight' is missing; it must be float"
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +117,27 @@ def test_wrong_fields_are_refused(library, op, fields, reason):
     assert library.log() == [f"error: {op.name}: {NODE}: {reason}"]
 
 
-def test_without_a_logger_errors_go_to_stderr(library, capfd):
-    library.give_logger(False)
+@pytest.fixture
+def logging(library):
+    yield library.give_logger
+    library.give_logger()
+
+
+def test_where_there_is_no_finder_errors_go_to_the_logger_of_tensorrt(library, logging):
+    logging(finder=False, known=True)
     assert library.create(LOAD_SIGNAL, {}) is None
-    library.give_logger(True)
-    assert capfd.readouterr().err == (
-        f"clada: LoadSignal: {NODE}: field 'surprisal_weight' is missing; it must be float\n"
-    )
+    assert library.log() == [f"error: {LINE}"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"finder": False}, {"later": 1}, {"later": -1}, {"finder": False, "known": True, "later": -1}],
+    ids=str,
+)
+def test_without_a_logger_of_the_same_release_errors_go_to_stderr(library, logging, capfd, given):
+    logging(**given)
+    assert library.create(LOAD_SIGNAL, {}) is None
+    assert capfd.readouterr().err == f"clada: {LINE}\n"
 
 
 @ALL_OPS
