@@ -389,10 +389,12 @@ def small_checkout(folder: Path) -> Path:
     for name in ("launchers.h", "c_interface.cpp"):
         shutil.copy(KERNELS / "cuda" / name, kernels / "cuda")
     shutil.copytree(ROOT / "plugins" / "ops", folder / "plugins" / "ops")
+    (kernels / "cuda" / "nothing.cuh").write_text("__global__ void nothing() {}\n")
+    # As the kernels name a header that the emulation has another of.
     (kernels / "cuda" / "kernels.cu").write_text("""
+#include <nothing.cuh>
 #include "launchers.h"
 namespace clada::cuda {
-__global__ void nothing() {}
 size_t sparse_ffn_workspace(const SparseFfnCall&) { return 0; }
 size_t load_signal_workspace(const LoadSignalCall&) { return 0; }
 cudaError_t sparse_ffn(const SparseFfnCall&, void*, const Products*, cudaStream_t stream) {

@@ -48,7 +48,7 @@ def compile_command(nvcc: Path, root: Path, architecture: str, generated: Path, 
     return [
         *(str(nvcc), "-shared", "-std=c++17", "-O3", "-gencode", f"arch=compute_{number},code={architecture}"),
         *("-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror"),
-        *("-I", str(kernels), "-I", str(generated), "-o", str(library)),
+        *("-I", str(kernels), "-I", str(kernels / "cuda"), "-I", str(generated), "-o", str(library)),
         *map(str, _sources(kernels)),
     ]
 
