@@ -4,6 +4,7 @@ import os
 import runpy
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from clada.exporter.output import write
@@ -59,6 +60,27 @@ def write_op_table(root: Path, folder: Path) -> None:
     write(folder / "op_table.h", module["header"]().encode())
 
 
+def compile_to(library: Path, command: Callable[[Path], list[str]], what: str) -> None:
+    """Run a command that writes a library, which appears only where it is whole.
+
+    Args:
+        library: What is written.
+        command: What writes it elsewhere.
+        what: What it is made for, in words.
+
+    Raises:
+        CladaError: The command fails: its first complaint.
+    """
+    unfinished = library.with_suffix(".unfinished")
+    result = subprocess.run(command(unfinished), capture_output=True, text=True, check=False)
+    if result.returncode:
+        unfinished.unlink(missing_ok=True)
+        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
+        complaint = next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else "")
+        raise CladaError(f"nvcc cannot compile {what}: {complaint.strip()}")
+    unfinished.replace(library)
+
+
 def build(root: Path, architecture: str, folder: Path) -> Path:
     """The library of kernels, compiled unless what is in the folder is newer than every source.
 
@@ -78,13 +100,9 @@ def build(root: Path, architecture: str, folder: Path) -> Path:
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     write_op_table(root, folder)
-    unfinished = library.with_suffix(".unfinished")
-    command = compile_command(nvcc, root, architecture, folder, unfinished)
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        unfinished.unlink(missing_ok=True)
-        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
-        complaint = next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else "")
-        raise CladaError(f"nvcc cannot compile the kernels for {architecture}: {complaint.strip()}")
-    unfinished.replace(library)
+    compile_to(
+        library,
+        lambda unfinished: compile_command(nvcc, root, architecture, folder, unfinished),
+        f"the kernels for {architecture}",
+    )
     return library

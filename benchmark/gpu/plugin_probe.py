@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clada.plugins.errors import CladaError
+from clada.plugins.ops import DOMAIN, VERSION
 from clada.plugins.ops.record import Op
 
 Shape = Sequence[int]
@@ -42,7 +43,7 @@ _FLOAT32, _INT32, _CHAR = 1, 5, 6  # PluginFieldType
 _POINTER, _TEXT, _FIELDS, _SIZE = ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(_Collection), ctypes.c_size_t
 # What the probe's functions return; an int where they are not named here.
 _RESULTS = {
-    **dict.fromkeys(("open", "creator", "create", "clone", "attach"), _POINTER),
+    **dict.fromkeys(("open", "creator", "registered", "create", "clone", "attach"), _POINTER),
     **dict.fromkeys(("log", "creator_name", "creator_version", "creator_namespace", "plugin_name"), _TEXT),
     **dict.fromkeys(("creator_fields", "serialised"), _FIELDS),
     **dict.fromkeys(("tensor_size", "workspace"), _SIZE),
@@ -115,12 +116,13 @@ class PluginLibrary:
     Args:
         probe: What plugin_probe.cpp was compiled to.
         library: The plugins.
+        registry: The registry of a TensorRT that has them, to be asked for creators; the library where None.
 
     Raises:
         CladaError: One of them does not load, or the probe is of a TensorRT that describes tensors in another way.
     """
 
-    def __init__(self, probe: Path, library: Path) -> None:
+    def __init__(self, probe: Path, library: Path, registry: int | None = None) -> None:
         try:
             self._probe = ctypes.CDLL(str(probe))
         except OSError as error:
@@ -132,6 +134,7 @@ class PluginLibrary:
         self._library = _POINTER(self.call("open", str(library).encode()))
         if not self._library:
             raise CladaError(f"the TensorRT plugins cannot be used: {' '.join(self.log())}")
+        self._registry = registry
         self.give_logger()
 
     def call(self, name: str, *args: object) -> Any:
@@ -160,12 +163,20 @@ class PluginLibrary:
             yield Creator(self, _POINTER(address))
             index += 1
 
+    def creator(self, op: Op) -> "Creator":
+        """That of an op."""
+        if self._registry is None:
+            return next(creator for creator in self.creators() if creator.name == op.name)
+        identity = (text.encode() for text in (op.name, str(VERSION), DOMAIN))
+        return Creator(self, _POINTER(self.call("registered", _POINTER(self._registry), *identity)))
+
     def create(self, op: Op, fields: Fields, *, from_engine: bool = False) -> "Plugin | None":
         """A plugin of an op, or None where it is refused."""
-        creator = next(creator for creator in self.creators() if creator.name == op.name)
         made = [_field(name, value) for name, value in fields.items()]
         array = (_Field * len(made))(*(field for field, _ in made))
-        address = self.call("create", creator.address, b"/model/node", array, len(made), ctypes.c_bool(from_engine))
+        address = self.call(
+            "create", self.creator(op).address, b"/model/node", array, len(made), ctypes.c_bool(from_engine)
+        )
         return Plugin(self, op, address) if address else None
 
     def tensors(self, specs: Sequence[TensorSpec]) -> "ctypes.Array[_Tensor]":
@@ -237,6 +248,12 @@ class Plugin:
     def attach(self) -> "Plugin":
         """As TensorRT makes one for a context."""
         return self._other("attach")
+
+    @property
+    def name(self) -> str:
+        """The op, as the plugin says."""
+        text: bytes = self._library.call("plugin_name", self._address)
+        return text.decode()
 
     def serialised(self) -> dict[str, str | float]:
         """The fields that go into an engine."""
