@@ -2,18 +2,27 @@
 
 import itertools
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, SPARSE_FFN, SPARSE_GATED_FFN, VERSION
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, SPARSE_FFN, SPARSE_GATED_FFN, VERSION
 from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from tests.native.calls import GuardedMemory, from_element, to_element
 from tests.native.cases import FFN_CASES, check_outputs, rounded_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS, WORKSPACE_BOUNDARY
+from tests.tensorrt.checks import (
+    all_fields,
+    check_fields,
+    check_formats,
+    check_output_shapes,
+    check_output_types,
+    default_plugin,
+    input_shapes,
+    sizes_of,
+)
 
 _LIBRARIES = [Path(os.environ.get(name, "")) for name in ("CLADA_PLUGIN_PROBE_LIBRARY", "CLADA_TRT_EMULATED_LIBRARY")]
 if not all(path.is_file() for path in _LIBRARIES):
@@ -42,22 +51,6 @@ def default_fields(op: Op) -> dict[str, str | float]:
     return {attribute.name: attribute.default for attribute in op.attributes}
 
 
-def default_plugin(library: PluginLibrary, op: Op) -> Plugin:
-    plugin = library.create(op, default_fields(op))
-    assert plugin is not None
-    return plugin
-
-
-def sizes_of(op: Op) -> dict[str, int]:
-    """A different size for every axis."""
-    axes = dict.fromkeys(axis for spec in op.inputs for axis in spec.axes)
-    return {axis: 2 + i for i, axis in enumerate(axes)}
-
-
-def input_shapes(op: Op, sizes: Mapping[str, int]) -> list[list[int]]:
-    return [[sizes[axis] for axis in spec.axes] for spec in op.inputs]
-
-
 def test_creators(library):
     creators = list(library.creators())
     assert {creator.identity for creator in creators} == {(name, str(VERSION), DOMAIN) for name in OPS}
@@ -68,20 +61,13 @@ def test_creators(library):
 @pytest.mark.parametrize(
     ("op", "fields"),
     [
-        pytest.param(op, dict(zip(names, values, strict=True)), id="-".join(map(str, (op.name, *values))))
+        pytest.param(op, fields, id="-".join(map(str, (op.name, *fields.values()))))
         for op in OPS.values()
-        for names in [[attribute.name for attribute in op.attributes]]
-        for values in itertools.product(*(attribute.choices or (0.25, 0.0) for attribute in op.attributes))
+        for fields in all_fields(op)
     ],
 )
 def test_fields_survive_serialising_and_cloning(library, op, fields):
-    plugin = library.create(op, {**fields, **PLUGIN_ATTRIBUTES})
-    assert plugin is not None
-    for copy in (plugin, plugin.clone(), plugin.attach()):
-        assert copy.serialised() == fields
-    from_engine = library.create(op, plugin.clone().serialised(), from_engine=True)
-    assert from_engine is not None
-    assert from_engine.serialised() == fields
+    check_fields(library, op, fields)
 
 
 @ALL_OPS
@@ -142,12 +128,7 @@ def test_without_a_logger_of_the_same_release_errors_go_to_stderr(library, loggi
 
 @ALL_OPS
 def test_output_shapes(library, op):
-    plugin = default_plugin(library, op)
-    known = sizes_of(op)
-    # None is known, and each but one is.
-    for sizes in (known, {a: -n for a, n in known.items()}, *({**known, a: -n} for a, n in known.items())):
-        expected = [[sizes[axis] for axis in spec.axes] for spec in op.outputs]
-        assert plugin.output_shapes(input_shapes(op, sizes)) == expected
+    check_output_shapes(library, op)
 
 
 @ALL_OPS
@@ -182,33 +163,30 @@ def test_wrong_shapes_are_refused(library, op):
 @ALL_OPS
 @pytest.mark.parametrize("float_type", FLOAT_TYPES)
 def test_output_types(library, op, float_type):
+    check_output_types(library, op, float_type)
+
+
+@ALL_OPS
+@pytest.mark.parametrize("float_type", FLOAT_TYPES)
+def test_wrong_types_are_refused(library, op, float_type):
     plugin = default_plugin(library, op)
-
-    def typed(specs):
-        return [float_type if spec.dtype == "T" else spec.dtype for spec in specs]
-
-    assert plugin.output_types(typed(op.inputs)) == [library.data_type(name) for name in typed(op.outputs)]
+    right = tensors_of(op, sizes_of(op), float_type)
+    nothing = [0] * len(op.inputs), [0] * len(op.outputs), 0, 0
     for i, spec in enumerate(op.inputs):
-        types = typed(op.inputs)
-        wanted = "float32, float16 or bfloat16" if i == 0 else types[i]
-        types[i] = "int32"
-        assert plugin.output_types(types) is None
-        assert library.log() == [f"error: {op.name}: {spec.name} is int32, expected {wanted}"]
+        wanted = "float32, float16 or bfloat16" if i == 0 else right[i].dtype
+        given = [*right[:i], TensorSpec(right[i].shape, "int32"), *right[i + 1 :]]
+        line = f"error: {op.name}: {spec.name} is int32, expected {wanted}"
+        assert plugin.output_types([tensor.dtype for tensor in given[: len(op.inputs)]]) is None
+        assert plugin.workspace(given) == 0
+        assert plugin.shape_change(given) == 1
+        assert plugin.enqueue(given, *nothing) == 1
+        assert library.log() == 4 * [line]
 
 
 @ALL_OPS
 @pytest.mark.parametrize("float_type", FLOAT_TYPES)
 def test_format_combinations(library, op, float_type):
-    plugin = default_plugin(library, op)
-    right = tensors_of(op, sizes_of(op), float_type)
-    for i, spec in enumerate((*op.inputs, *op.outputs)):
-        for dtype, linear in itertools.product((*FLOAT_TYPES, "int8", "int32", "int64", "bool"), (True, False)):
-            # What comes after a position is garbage when TensorRT asks.
-            after = [TensorSpec(tensor.shape, "int8", linear=False) for tensor in right[i + 1 :]]
-            fits = dtype in FLOAT_TYPES if i == 0 else dtype == right[i].dtype
-            tensors = [*right[:i], TensorSpec(right[i].shape, dtype, linear=linear), *after]
-            assert plugin.supports(i, tensors) == (fits and linear), (spec.name, dtype, linear)
-    assert plugin.configure(right) == 0
+    check_formats(library, op, float_type)
 
 
 @FFN_OPS
