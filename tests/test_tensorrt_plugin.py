@@ -1,8 +1,8 @@
 """The built library of TensorRT plugins, in the registries of the TensorRTs that are installed."""
 
 import importlib.util
-import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,12 +13,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from clada.benchmark.gpu.build import nvcc_path
+from clada.benchmark.gpu.plugin_build import build_probe, tensorrt_headers
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, VERSION
 from clada.plugins.tensorrt import library, library_path, library_version, register
+from tests.tensorrt.checks import all_fields
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_lean_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings")
+# What the parser hands over beside an op's own fields.
+MORE = ({}, PLUGIN_ATTRIBUTES)
+# Whichever of these are installed; the bindings alone do without the package that fetches the libraries.
+MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_lean_bindings", "tensorrt_rtx")
 
 
 @pytest.fixture
@@ -26,6 +32,8 @@ def built() -> Path:
     try:
         return library_path()
     except CladaError as error:
+        if "TENSORRT_INCLUDE_DIR" in os.environ and shutil.which("nvcc"):
+            raise  # nothing that it is made of was missing
         pytest.skip(str(error))
 
 
@@ -36,34 +44,49 @@ def module(request) -> str:
     return request.param
 
 
-def ask(module: str, path: Path, nodes: list) -> tuple[list[dict], str]:
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory) -> Path:
+    """What calls plugins as TensorRT does."""
+    try:
+        nvcc_path()
+        headers = tensorrt_headers()
+    except CladaError as error:
+        pytest.skip(f"there is nothing to call the plugins with: {error}")
+    return build_probe(ROOT, headers, tmp_path_factory.mktemp("probe"))
+
+
+def ask(module: str, path: Path, nodes: list, *probe: Path) -> tuple[dict, str]:
     """What a TensorRT makes of nodes, and what went to stderr."""
-    command = [sys.executable, "-m", "tests.tensorrt.registry", module, str(path)]
+    command = [sys.executable, "-m", "tests.tensorrt.registry", module, str(path), *map(str, probe)]
     run = subprocess.run(command, cwd=ROOT, input=json.dumps(nodes), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])["results"], run.stderr
+    return json.loads(run.stdout.splitlines()[-1]), run.stderr
 
 
 def test_registry_finds_and_creates_every_plugin(module, built):
-    nodes = []
-    for op in OPS.values():
-        for values in itertools.product(*(attribute.choices or (0.25,) for attribute in op.attributes)):
-            fields = dict(zip([attribute.name for attribute in op.attributes], values, strict=True))
-            nodes += [(op.name, fields), (op.name, {**fields, **PLUGIN_ATTRIBUTES})]
-    results, _ = ask(module, built, nodes)
+    nodes = [(op.name, {**fields, **more}) for op in OPS.values() for fields in all_fields(op) for more in MORE]
+    results = ask(module, built, nodes)[0]["results"]
     for (name, _), result in zip(nodes, results, strict=True):
         op = OPS[name]
         assert result["announced"] == [attribute.name for attribute in op.attributes]
         assert result["plugin"] == [name, str(VERSION), DOMAIN, len(op.outputs)]
-        assert not any(message.startswith(name) for message in result["messages"])
+        assert not result["messages"]
+
+
+def test_registered_plugins_answer_as_the_records_say(module, built, probe):
+    """Shapes, types, formats, fields after serialising and cloning."""
+    answer, stderr = ask(module, built, [], probe)
+    assert answer["checked"] == list(OPS)
+    assert "clada: " not in stderr
 
 
 def test_wrong_fields_are_refused_in_one_line(module, built):
     for op in OPS.values():
-        ((result,), stderr) = ask(module, built, [(op.name, {})])
+        answer, stderr = ask(module, built, [(op.name, {})])
         line = f"{op.name}: node 'node': field '{op.attributes[0].name}' is missing; it must be "
+        (result,) = answer["results"]
         assert "plugin" not in result
-        # A lean runtime that found no driver has no logger.
+        # On stderr where TensorRT has no logger, as without a driver, or one of another release.
         lines = [text for text in (*result["messages"], *stderr.splitlines()) if line in text]
         assert len(lines) == 1
 
@@ -109,11 +132,26 @@ def no_tensorrt():
     pytest.fail("TensorRT was asked")
 
 
-def test_library_of_another_release(compiled):
+def test_library_of_another_release(compiled, monkeypatch):
     path = compiled('const char* clada_version(void) { return "0.0.9"; }')
     ours = version("clada")
-    with pytest.raises(CladaError, match=rf"library.so is of clada 0.0.9, and this is clada {ours}: build the plugins"):
-        register(SimpleNamespace(get_plugin_registry=no_tensorrt), path)
+    monkeypatch.chdir(path.parent)
+    for given in (path, Path(path.name)):
+        with pytest.raises(
+            CladaError, match=rf"{path} is of clada 0.0.9, and this is clada {ours}: build the plugins again"
+        ):
+            register(SimpleNamespace(get_plugin_registry=no_tensorrt), given)
+
+
+def test_library_that_tensorrt_does_not_take(compiled):
+    """As from TensorRT's own registry, which returns nothing and logs why."""
+    path = compiled(f'const char* clada_version(void) {{ return "{version("clada")}"; }}')
+    registry = SimpleNamespace(get_creator=lambda *_: None, load_library=lambda _: None)
+    trt = SimpleNamespace(__name__="tensorrt", __version__="10.3", get_plugin_registry=lambda: registry)
+    with pytest.raises(
+        CladaError, match=rf"tensorrt 10.3 did not take the plugins {', '.join(OPS)} from {path}: build them with"
+    ):
+        register(trt, path)
 
 
 def test_library_that_is_none_of_ours(compiled):
