@@ -57,7 +57,8 @@ def register(trt: Any, path: Path | None = None) -> None:
         >>> import tensorrt
         >>> register(tensorrt)
     """
-    path = path or library_path()
+    # A name without a folder would be looked for among the system's libraries.
+    path = (path or library_path()).resolve()
     release, ours = library_version(path), version("clada")
     if release != ours:
         raise CladaError(f"{path} is of clada {release}, and this is clada {ours}: build the plugins again")
