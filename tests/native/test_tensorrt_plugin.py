@@ -96,7 +96,8 @@ def refused(op: Op):
 
 
 @pytest.mark.parametrize(
-    ("op", "fields", "reason"), [(op, *case) for op in OPS.values() for case in refused(op)], ids=str
+    ("op", "fields", "reason"),
+    [pytest.param(op, *case, id=f"{op.name}-{n}") for op in OPS.values() for n, case in enumerate(refused(op))],
 )
 def test_wrong_fields_are_refused(library, op, fields, reason):
     assert library.create(op, fields) is None
