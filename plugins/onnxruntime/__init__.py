@@ -8,6 +8,16 @@ from clada.plugins.onnxruntime.library import (
     instructions,
     library_path,
     register,
+    use_library,
 )
 
-__all__ = ["CUDA_PROVIDER", "DEVICES", "WEIGHTS", "check_provider", "instructions", "library_path", "register"]
+__all__ = [
+    "CUDA_PROVIDER",
+    "DEVICES",
+    "WEIGHTS",
+    "check_provider",
+    "instructions",
+    "library_path",
+    "register",
+    "use_library",
+]

@@ -12,9 +12,16 @@ from clada.plugins.errors import CladaError
 # By device. Not one library: ONNX Runtime takes a domain once in a session, and the CPU's must load without CUDA.
 _NAMES = {"cpu": "libclada_onnxruntime.so", "cuda": "libclada_onnxruntime_cuda.so"}
 DEVICES = tuple(_NAMES)
+# Those that lie elsewhere, by device.
+_elsewhere: dict[str, Path] = {}
 CUDA_PROVIDER = "CUDAExecutionProvider"
 # What the FFN's weights may be held as: as the model has them, or float32 rounded to a more compact type at load.
 WEIGHTS = ("", "bfloat16")
+
+
+def use_library(device: str, path: Path) -> None:
+    """Take a device's library from another place than this installation, as one that was built for one card."""
+    _elsewhere[device] = path
 
 
 def library_path(device: str = "cpu") -> Path:
@@ -26,7 +33,7 @@ def library_path(device: str = "cpu") -> Path:
     Raises:
         CladaError: This installation has none.
     """
-    path = Path(__file__).with_name(_NAMES[device])
+    path = _elsewhere.get(device) or Path(__file__).with_name(_NAMES[device])
     if path.is_file():
         return path
     if device == "cuda":
