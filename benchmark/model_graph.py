@@ -49,7 +49,9 @@ def _thresholds(model: Any, shape: Shape, fractions: Sequence[float]) -> dict[fl
 
     def watch(layer: Any, arguments: tuple[Tensor, ...]) -> None:
         a, _ = activations(layer, arguments[0])
-        quantiles.append(np.quantile(a.abs().numpy(), [1 - fraction for fraction in fractions]).astype(np.float32))
+        quantiles.append(
+            np.quantile(a.abs().float().numpy(), [1 - fraction for fraction in fractions]).astype(np.float32)
+        )
 
     hooks = [layer.register_forward_pre_hook(watch) for layer in sparse_layers(model)]
     model(input_ids=torch.from_numpy(random_tokens(shape, _CALIBRATION_TOKENS, seed=1)), logits_to_keep=1)
@@ -61,13 +63,15 @@ def _thresholds(model: Any, shape: Shape, fractions: Sequence[float]) -> dict[fl
     }
 
 
-def traced_model(shape: Shape, fractions: Sequence[float]) -> tuple[onnx_ir.Model, dict[float, list[Array]]]:
-    """The graph, and the thresholds of each layer for each share of neurons.
+def traced_model(
+    shape: Shape, fractions: Sequence[float], dtype: torch.dtype = torch.float32
+) -> tuple[onnx_ir.Model, dict[float, list[Array]]]:
+    """The graph in a type, and the thresholds of each layer for each share of neurons.
 
     It keeps its cache in place, as the runtime has it for one text. The thresholds are inputs, so that one session
     serves all shares. Load moves nothing: it would move the share.
     """
-    model = random_model(shape)
+    model = random_model(shape).to(dtype)
     sparsity = sparsify(model)
     thresholds = _thresholds(model, shape, fractions)
     knots = torch.tensor([0.0, 1.0])

@@ -40,12 +40,17 @@ def _saved(model: onnx_ir.Model, path: Path) -> Graph:
     return Graph(path, *weight_bytes(model))
 
 
-def write_variants(model: onnx_ir.Model, folder: Path) -> Variants:
-    """Write a model with our ops, and what is derived from it."""
+def write_pair(model: onnx_ir.Model, folder: Path) -> tuple[Graph, Graph]:
+    """Write a model with our ops, and the dense one."""
     ours = _saved(model, folder / "ours.onnx")
     derived = onnx_ir.load(ours.path)
     make_dense(derived)
-    dense = _saved(derived, folder / "dense.onnx")
+    return ours, _saved(derived, folder / "dense.onnx")
+
+
+def write_variants(model: onnx_ir.Model, folder: Path) -> Variants:
+    """Write a model with our ops, and what is derived from it."""
+    ours, dense = write_pair(model, folder)
     derived = onnx_ir.load(dense.path)
     make_int4(derived)
     return Variants(ours, dense, _saved(derived, folder / "int4.onnx"))
