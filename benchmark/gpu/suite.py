@@ -13,6 +13,7 @@ from clada.benchmark.gpu.checks import sample_checks
 from clada.benchmark.gpu.device import CUDA
 from clada.benchmark.gpu.library import Kernels, load
 from clada.benchmark.gpu.machine import machine
+from clada.benchmark.gpu.model_part import whole_models
 from clada.benchmark.gpu.parity import Check
 from clada.benchmark.gpu.real_sizes import real_checks
 from clada.benchmark.gpu.summary import Report, json_text, markdown, parity, parity_lines, table_lines
@@ -24,7 +25,7 @@ from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
 from clada.exporter.output import check_writable, write
 from clada.plugins.errors import CladaError
 
-PARTS = ("parity", "kernels")
+PARTS = ("parity", "kernels", "model")
 
 
 def _checked(checks: Iterable[Check]) -> list[Check]:
@@ -45,17 +46,23 @@ def check_kernels(kernels: Kernels, shapes: Sequence[Shape]) -> Report:
     return Report({}, {}, parity=tuple(found))
 
 
-def time_kernels(timing: Timing, shapes: Sequence[Shape]) -> Report:
-    """The times of every op at the sizes of these models."""
+def timed(results: Iterable[Table | LeftOut]) -> Report:
+    """Go through what is timed, and show each result at once."""
     found: list[Table] = []
     left_out: list[LeftOut] = []
-    for result in tables(timing, shapes):
+    for result in results:
         if isinstance(result, LeftOut):
             left_out.append(result)
+            print(f"\nleft out: {result.what}: {result.why}", flush=True)
             continue
         found.append(result)
         print("\n" + "\n".join(table_lines([result])), flush=True)
     return Report({}, {}, tables=tuple(found), left_out=tuple(left_out))
+
+
+def time_kernels(timing: Timing, shapes: Sequence[Shape]) -> Report:
+    """The times of every op at the sizes of these models."""
+    return timed(tables(timing, shapes))
 
 
 def together(report: Report, part: Report) -> Report:
@@ -112,7 +119,8 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
     if args.json is None:
         path.parent.mkdir(exist_ok=True)
     check_writable(path)
-    kernels = load(build(root, card.architecture, root / "build" / "gpu"), CUDA)
+    library = build(root, card.architecture, root / "build" / "gpu")
+    kernels = load(library, CUDA)
     timing = Timing(kernels, card.l2_bytes, lambda: torch.cuda.mem_get_info()[0], rounds=rounds)
     settings = {"shapes": args.shape, "rounds": rounds, "active": timing.fractions, "elements": timing.elements}
     report = Report(machine(card, root), settings)
@@ -120,6 +128,7 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
     parts = {
         "parity": lambda: check_kernels(kernels, shapes),
         "kernels": lambda: time_kernels(timing, shapes),
+        "model": lambda: timed(whole_models(root, library, timing, shapes)),
     }
     for name in args.parts:
         print(f"\n{name}", flush=True)
