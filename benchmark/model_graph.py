@@ -49,9 +49,7 @@ def _thresholds(model: Any, shape: Shape, fractions: Sequence[float]) -> dict[fl
 
     def watch(layer: Any, arguments: tuple[Tensor, ...]) -> None:
         a, _ = activations(layer, arguments[0])
-        quantiles.append(
-            np.quantile(a.abs().float().numpy(), [1 - fraction for fraction in fractions]).astype(np.float32)
-        )
+        quantiles.append(np.quantile(a.abs().numpy(), [1 - fraction for fraction in fractions]).astype(np.float32))
 
     hooks = [layer.register_forward_pre_hook(watch) for layer in sparse_layers(model)]
     model(input_ids=torch.from_numpy(random_tokens(shape, _CALIBRATION_TOKENS, seed=1)), logits_to_keep=1)
@@ -71,12 +69,12 @@ def traced_model(
     It keeps its cache in place, as the runtime has it for one text. The thresholds are inputs, so that one session
     serves all shares. Load moves nothing: it would move the share.
     """
-    model = random_model(shape).to(dtype)
+    model = random_model(shape)
     sparsity = sparsify(model)
-    thresholds = _thresholds(model, shape, fractions)
+    thresholds = _thresholds(model, shape, fractions)  # in float32, which a CPU is quick in
     knots = torch.tensor([0.0, 1.0])
     load_map = LoadMap(knots, 2 * knots, torch.ones(3), torch.tensor(2.0), surprisal_weight=0.5)
-    traced = trace(model, sparsity, load_map, in_place_cache=True)
+    traced = trace(model.to(dtype), sparsity, load_map, in_place_cache=True)
     for layer in range(shape.layers):
         value = traced.graph.initializers.pop(graph.threshold(layer))
         value.const_value = None
