@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from clada.benchmark.gpu.build import nvcc_path
 from clada.benchmark.gpu.plugin_build import build_probe, tensorrt_headers
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, VERSION
@@ -47,11 +46,11 @@ def module(request) -> str:
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory) -> Path:
     """What calls plugins as TensorRT does."""
-    try:
-        nvcc_path()
-        headers = tensorrt_headers()
-    except CladaError as error:
-        pytest.skip(f"there is nothing to call the plugins with: {error}")
+    headers = tensorrt_headers()
+    if headers is None:
+        pytest.skip("TENSORRT_INCLUDE_DIR is not set: there are no headers to call the plugins with")
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not here to compile what calls the plugins")
     return build_probe(ROOT, headers, tmp_path_factory.mktemp("probe"))
 
 

@@ -1,13 +1,40 @@
 """Every check of an op's kernel: against the reference, against itself, and in a CUDA graph."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 
-from clada.benchmark.gpu.library import Call, Kernels
+from clada.benchmark.gpu.device import Device
 from clada.benchmark.gpu.parity import Check, Expected, compared, expected, rounded
 from clada.plugins.ops import OPS
 from clada.plugins.ops.record import FLOAT_TYPES, Op
+
+
+class Launch(Protocol):
+    """One call of an op, made ready."""
+
+    outputs: dict[str, torch.Tensor]
+
+    def launch(self) -> None:
+        """Launch it on torch's current stream."""
+
+    def poison(self) -> None:
+        """Fill outputs and workspace with NaN."""
+
+    def written_outside(self) -> bool:
+        """Whether memory around outputs and workspace was changed."""
+
+
+class Library(Protocol):
+    """What the ops are called through: the kernels themselves, or what has them."""
+
+    @property
+    def device(self) -> Device:
+        """What its pointers are of."""
+
+    def call(self, op: Op, inputs: Mapping[str, torch.Tensor], attributes: Mapping[str, str | float]) -> Launch:
+        """One call of an op, made ready."""
 
 
 def _bits(outputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -19,7 +46,7 @@ def _differing(one: list[torch.Tensor], other: list[torch.Tensor]) -> int:
 
 
 def checked_call(
-    kernels: Kernels,
+    library: Library,
     op: Op,
     subject: str,
     inputs: Mapping[str, torch.Tensor],
@@ -29,14 +56,14 @@ def checked_call(
     """Call an op and check what it puts out, that a repetition gives the same bits, and a CUDA graph too.
 
     Args:
-        kernels: The library.
+        library: What has the op.
         op: The op.
         subject: What the checks are of.
         inputs: On the library's device.
         attributes: Of the op.
         wanted: What it must give.
     """
-    call, device = Call(kernels, op, inputs, attributes), kernels.device
+    call, device = library.call(op, inputs, attributes), library.device
     call.launch()
     device.synchronize()
     yield from compared(op, subject, call.outputs, wanted)
@@ -54,11 +81,11 @@ def checked_call(
     yield Check(subject, "written outside of outputs and workspace", int(call.written_outside()), 0)
 
 
-def sample_checks(kernels: Kernels, ops: Iterable[Op] = tuple(OPS.values())) -> Iterator[Check]:
+def sample_checks(library: Library, ops: Iterable[Op] = tuple(OPS.values())) -> Iterator[Check]:
     """Every sample case of the records, in every element type."""
     for op in ops:
         for case in op.cases():
             for name in FLOAT_TYPES:
-                given = rounded(op, case, getattr(torch, name), kernels.device.name)
+                given = rounded(op, case, getattr(torch, name), library.device.name)
                 subject = f"{op.name} {name} {case.name}"
-                yield from checked_call(kernels, op, subject, given.tensors, case.attributes, expected(op, given))
+                yield from checked_call(library, op, subject, given.tensors, case.attributes, expected(op, given))

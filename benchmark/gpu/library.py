@@ -34,6 +34,10 @@ class Kernels:
     products: Any
     rowwise_tokens: int
 
+    def call(self, op: Op, inputs: Mapping[str, torch.Tensor], attributes: Mapping[str, str | float]) -> "Call":
+        """One call of an op, made ready."""
+        return Call(self, op, inputs, attributes)
+
 
 def load(path: Path, device: Device) -> Kernels:
     """Load a library.

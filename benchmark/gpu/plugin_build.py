@@ -10,18 +10,16 @@ from clada.plugins.errors import CladaError
 _PROBE = "plugin_probe.cpp"
 
 
-def tensorrt_headers() -> Path:
-    """The folder that holds TensorRT's headers: TENSORRT_INCLUDE_DIR.
+def tensorrt_headers() -> Path | None:
+    """The folder that holds TensorRT's headers, TENSORRT_INCLUDE_DIR; None where it is not given.
 
     Raises:
-        CladaError: It is not given, or does not hold them.
+        CladaError: It does not hold them.
     """
     folder = os.environ.get("TENSORRT_INCLUDE_DIR")
-    if not folder:
-        raise CladaError("TENSORRT_INCLUDE_DIR is not set; set it to the folder of TensorRT's NvInferRuntime.h")
-    if not (Path(folder) / "NvInferRuntime.h").is_file():
-        raise CladaError(f"TENSORRT_INCLUDE_DIR is {folder}, which holds no NvInferRuntime.h")
-    return Path(folder)
+    if folder and not (Path(folder) / "NvInferRuntime.h").is_file():
+        raise CladaError(f"TENSORRT_INCLUDE_DIR is {folder}, which holds no NvInferRuntime.h of TensorRT")
+    return Path(folder) if folder else None
 
 
 def _command(nvcc: Path, headers: Path, library: Path) -> list[str]:
