@@ -15,6 +15,7 @@ from clada.benchmark.gpu.library import Kernels, load
 from clada.benchmark.gpu.machine import machine
 from clada.benchmark.gpu.model_part import whole_models
 from clada.benchmark.gpu.parity import Check
+from clada.benchmark.gpu.plugins import Plugins, load_plugins, plugin_checks
 from clada.benchmark.gpu.real_sizes import real_checks
 from clada.benchmark.gpu.summary import Report, json_text, markdown, parity, parity_lines, table_lines
 from clada.benchmark.gpu.tables import LeftOut, Timing, tables
@@ -25,7 +26,7 @@ from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
 from clada.exporter.output import check_writable, write
 from clada.plugins.errors import CladaError
 
-PARTS = ("parity", "kernels", "model")
+PARTS = ("parity", "tensorrt", "kernels", "model")
 
 
 def _checked(checks: Iterable[Check]) -> list[Check]:
@@ -42,6 +43,17 @@ def check_kernels(kernels: Kernels, shapes: Sequence[Shape]) -> Report:
     """The correctness of every op: sample cases, then the sizes of these models."""
     samples = _checked(sample_checks(kernels))
     found = parity([*samples, *_checked(real_checks(kernels, shapes))])
+    print("\n".join(parity_lines(found)), flush=True)
+    return Report({}, {}, parity=tuple(found))
+
+
+def check_plugins(plugins: Plugins | LeftOut) -> Report:
+    """The correctness of TensorRT's plugins, or why they are not called."""
+    if isinstance(plugins, LeftOut):
+        print(f"left out: {plugins.what}: {plugins.why}", flush=True)
+        return Report({}, {}, left_out=(plugins,))
+    print(f"plugins of clada {plugins.release}", flush=True)
+    found = parity(_checked(plugin_checks(plugins)))
     print("\n".join(parity_lines(found)), flush=True)
     return Report({}, {}, parity=tuple(found))
 
@@ -90,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     real = [name for name in SHAPES if name != TINY]
     parser.add_argument("--shape", nargs="+", default=real, metavar="NAME", help="default: %(default)s")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument(
+        "--plugins",
+        type=Path,
+        metavar="FILE",
+        help="a library of TensorRT plugins to call; default: one of this checkout, where TENSORRT_INCLUDE_DIR is set",
+    )
     parser.add_argument("--rounds", type=int, default=Timing.rounds, help="default: %(default)s")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="default: benchmarks/gpu/CARD.json; CARD.md beside it"
@@ -119,15 +137,18 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
     if args.json is None:
         path.parent.mkdir(exist_ok=True)
     check_writable(path)
-    library = build(root, card.architecture, root / "build" / "gpu")
+    built = root / "build" / "gpu"
+    library = build(root, card.architecture, built)
     kernels = load(library, CUDA)
+    plugins = load_plugins(root, library, built, args.plugins, CUDA)
     timing = Timing(kernels, card.l2_bytes, lambda: torch.cuda.mem_get_info()[0], rounds=rounds)
     settings = {"shapes": args.shape, "rounds": rounds, "active": timing.fractions, "elements": timing.elements}
     report = Report(machine(card, root), settings)
     print(f"{card.name}, {card.architecture}, {card.memory_bytes / 1e9:.0f} GB, driver {card.driver}", flush=True)
     parts = {
         "parity": lambda: check_kernels(kernels, shapes),
-        "kernels": lambda: time_kernels(timing, shapes),
+        "tensorrt": lambda: check_plugins(plugins),
+        "kernels": lambda: timed(tables(timing, shapes)),
         "model": lambda: timed(whole_models(root, library, timing, shapes)),
     }
     for name in args.parts:
