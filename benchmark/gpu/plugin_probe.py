@@ -187,8 +187,9 @@ class PluginLibrary:
         """TensorRT's descriptions of tensors whose sizes are bounded."""
         described = []
         for spec in specs:
-            most = _dims(spec.most or spec.shape)
-            described.append(_DynamicTensor(self._tensor(spec), most, most, most))
+            most = spec.most or spec.shape
+            least = [1] * len(most)
+            described.append(_DynamicTensor(self._tensor(spec), _dims(least), _dims(most), _dims(least)))
         return (_DynamicTensor * len(specs))(*described)
 
     def _tensor(self, spec: TensorSpec) -> _Tensor:
@@ -238,16 +239,13 @@ class Plugin:
     def __del__(self) -> None:
         self._library.call("destroy", self._address)
 
-    def _other(self, how: str) -> "Plugin":
-        return Plugin(self._library, self._op, self._library.call(how, self._address))
-
     def clone(self) -> "Plugin":
         """As TensorRT makes one for its network."""
-        return self._other("clone")
+        return Plugin(self._library, self._op, self._library.call("clone", self._address))
 
-    def attach(self) -> "Plugin":
-        """As TensorRT makes one for a context."""
-        return self._other("attach")
+    def attach(self, context: int = 0) -> "Plugin":
+        """As TensorRT makes one for a context, which is no more than a number here."""
+        return Plugin(self._library, self._op, self._library.call("attach", self._address, _POINTER(context)))
 
     @property
     def name(self) -> str:

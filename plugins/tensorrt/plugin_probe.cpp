@@ -133,7 +133,10 @@ IPluginV3* probe_create(IPluginCreatorV3One* creator, const char* node, const Pl
 
 void probe_destroy(IPluginV3* plugin) { delete plugin; }
 IPluginV3* probe_clone(IPluginV3* plugin) { return plugin->clone(); }
-IPluginV3* probe_attach(IPluginV3* plugin) { return runtime(plugin).attachToContext(nullptr); }
+// For a context that a plugin may tell from others, and no more.
+IPluginV3* probe_attach(IPluginV3* plugin, IPluginResourceContext* context) {
+  return runtime(plugin).attachToContext(context);
+}
 
 const char* probe_plugin_name(IPluginV3* plugin) {
   return capability<IPluginV3OneCore>(plugin, PluginCapabilityType::kCORE).getPluginName();

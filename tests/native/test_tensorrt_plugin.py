@@ -1,5 +1,6 @@
 """The TensorRT plugins over emulated CUDA kernels, called as TensorRT calls them; the records say what to expect."""
 
+import ctypes
 import itertools
 import os
 from pathlib import Path
@@ -311,6 +312,23 @@ def test_load_signal_matches_reference(library, case, element):
         assert np.abs(out - expected).max() <= LOAD_SIGNAL.tolerance["float32"] * max(1, np.abs(expected).max()), (
             spec.name
         )
+
+
+@FFN_OPS
+def test_plugins_of_a_context_share_a_handle_of_cublas(library, op):
+    """One is made when many tokens come, one for each context, and none outlives its plugins."""
+    alive = ctypes.CDLL(str(_LIBRARIES[1])).cublas_alive
+    few, many = (tensors_of(op, {"B": 1, "S": tokens, "D": 8, "F": 8}, "float32") for tokens in (1, 9))
+    node = default_plugin(library, op)
+    attached = [node.attach(context) for context in (1, 1, 2)]
+    attached.append(attached[0].clone())
+    for tensors, expected in ((few, 0), (many, 2), (many, 2)):
+        assert [plugin.shape_change(tensors) for plugin in attached] == [0] * 4
+        assert alive() == expected
+    del attached[2]
+    assert alive() == 1
+    attached.clear()
+    assert alive() == 0
 
 
 @FFN_OPS

@@ -1,6 +1,8 @@
 // In the place of cuBLAS and its device, the emulation's products of matrices.
 #include "cublas_products.h"
 
+static int alive = 0;
+
 extern "C" {
 
 const clada::cuda::Products* cuda_emulation_products();
@@ -10,14 +12,17 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
+// How many handles there are.
+int cublas_alive() { return alive; }
+
 }  // extern "C"
 
 namespace clada::cuda {
 
 struct CublasProducts::Functions {};
 
-CublasProducts::CublasProducts() : functions(nullptr) {}
-CublasProducts::~CublasProducts() = default;
+CublasProducts::CublasProducts() : functions(nullptr) { ++alive; }
+CublasProducts::~CublasProducts() { --alive; }
 Products CublasProducts::products() { return *cuda_emulation_products(); }
 std::string CublasProducts::error() { return last_error; }
 
