@@ -48,6 +48,8 @@ int clada_cuda_sparse_ffn(const clada::SparseFfnCall* call, void* workspace, con
       break;
     case 6:  // a launch that fails
       return 2;
+    case 7:  // kernels that were compiled for other cards
+      return 209;
   }
   return 0;
 }

@@ -85,13 +85,23 @@ def test_faults_are_found(loaded, fault, number, found):
 
 @needs_headers
 @needs_nvcc
-def test_a_launch_that_fails_says_why(loaded, fault):
-    fault.value = 6
-    with pytest.raises(
-        CladaError, match=r"SparseGatedFFN: the kernels could not be launched: out of memory$"
-    ) as failure:
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (6, "out of memory"),
+        (
+            7,
+            "no kernel image is available for execution on the device; build the plugins for its architecture "
+            "(CLADA_CUDA_ARCHITECTURES)",
+        ),
+    ],
+)
+def test_a_launch_that_fails_says_why(loaded, fault, number, why):
+    fault.value = number
+    with pytest.raises(CladaError) as failure:
         suite.check_plugins(loaded)
-    assert "\n" not in str(failure.value)
+    line = f"error: SparseGatedFFN: the kernels could not be launched: {why}"
+    assert str(failure.value) == f"a plugin of TensorRT's failed: {line}"
 
 
 @needs_headers

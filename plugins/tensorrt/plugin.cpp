@@ -58,8 +58,11 @@ const char* plugin_version() {
 
 void check_launch(cudaError_t error, const std::string& why) {
   if (error == cudaSuccess) return;
+  const char* advice = error == cudaErrorNoKernelImageForDevice
+                           ? "; build the plugins for its architecture (CLADA_CUDA_ARCHITECTURES)"
+                           : "";
   throw std::runtime_error("the kernels could not be launched: " +
-                           (why.empty() ? std::string(cudaGetErrorString(error)) : why));
+                           (why.empty() ? cudaGetErrorString(error) + std::string(advice) : why));
 }
 
 Plugin::Plugin(const Signature& signature, Attributes attributes)

@@ -14,7 +14,11 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-const char* cudaGetErrorString(cudaError_t error) { return error == cudaErrorMemoryAllocation ? "out of memory" : "?"; }
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorMemoryAllocation         ? "out of memory"
+         : error == cudaErrorNoKernelImageForDevice ? "no kernel image is available for execution on the device"
+                                                    : "unknown error";
+}
 
 }  // extern "C"
 
