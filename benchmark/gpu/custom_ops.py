@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from clada.benchmark.gpu.build import compile_to, nvcc_path
-from clada.plugins.errors import CladaError
 
 _LIBRARY = "libclada_onnxruntime_cuda.so"
 

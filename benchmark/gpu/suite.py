@@ -148,7 +148,7 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
     parts = {
         "parity": lambda: check_kernels(kernels, shapes),
         "tensorrt": lambda: check_plugins(plugins),
-        "kernels": lambda: timed(tables(timing, shapes)),
+        "kernels": lambda: time_kernels(timing, shapes),
         "model": lambda: timed(whole_models(root, library, timing, shapes)),
     }
     for name in args.parts:
