@@ -51,7 +51,7 @@ def test_wheel_holds_only_clada(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "clada/plugins/onnxruntime/libclada_onnxruntime.so" in names
     assert ("clada/plugins/onnxruntime/libclada_onnxruntime_cuda.so" in names) == (shutil.which("nvcc") is not None)
-    sources = (".cpp", ".h", ".cu", ".cuh", ".a", "CMakeLists.txt", "op_table.py")
+    sources = (".cpp", ".h", ".cu", ".cuh", ".map", ".a", "CMakeLists.txt", "op_table.py")
     assert not [name for name in names if name.endswith(sources)]
 
 
