@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clada.exporter.decoder import Decoder, LoadMap
-from clada.exporter.in_place import in_place_attention
+from clada.exporter.in_place import divide_by_roots, in_place_attention
 from clada.exporter.patch import Sparsity
 from clada.exporter.steps import constant_names, constants, random_step
 from clada.plugins import graph
@@ -193,6 +193,8 @@ def trace(
     assert program is not None
     traced = program.model
     _clean(traced, in_place_cache)
+    if in_place_cache:
+        divide_by_roots(traced)
     values = [tensor for value in calibrated.values() for tensor in (value if isinstance(value, list) else [value])]
     _bake(traced, dict(zip(names, values, strict=True)))
     _attach_functions(traced, opset)

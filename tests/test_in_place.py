@@ -349,3 +349,16 @@ def test_older_onnxruntime_runs_the_portable_graph_and_says_so(artefact, checkpo
     assert f"{in_place_name(artefact)} is not compared: it needs ONNX Runtime 99.0" in out
     assert "decode, in-place cache" not in out
     assert [older_than(release) for release in ("1.4", "1.20", "99.0")] == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_onnxruntime_fuses_the_norms(exported, tmp_path, dtype):
+    """Each into one node, two of a layer and the last: on a GPU a step's time is that of its nodes."""
+    *_, path = exported("llama", dtype, parts="everything")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    nodes = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node]
+    fused = [name for name in nodes if name.endswith("SimplifiedLayerNormalization")]
+    assert len(fused) == 2 * LAYERS + 1
+    assert "Reciprocal" not in nodes
