@@ -171,7 +171,10 @@ def trace(
     # Sizes of 0 and 1 would be taken for constants: right for the batch where it is to be 1, and only there.
     step = random_step(model, batch=1 if in_place_cache else 2, sequence=3, past=5)
     calibrated = constants(sparsity, load_map)
-    fixed = {name: [None] * len(value) if isinstance(value, list) else None for name, value in calibrated.items()}
+    # No list of None: torch takes one for the axes of a single input, and with four layers' for another input's.
+    fixed: dict[str, Any] = {
+        name: [{}] * len(value) if isinstance(value, list) else None for name, value in calibrated.items()
+    }
     names = constant_names(sparsity, load_map)
     arguments = step | calibrated
     attention = in_place_attention(model) if in_place_cache else nullcontext()

@@ -336,3 +336,14 @@ def test_tracing_leaves_the_model_as_it_was(exported, parts):
 def test_unsupported_opset_is_refused(opset):
     with pytest.raises(CladaError, match=f"opset {opset} is not supported; choose one from 18 to 23"):
         tracing.check_opset(opset)
+
+
+@pytest.mark.parametrize("in_place_cache", [False, True])
+def test_four_layers_are_traced(in_place_cache):
+    """As many as would make torch take the thresholds' list for the axes of an input."""
+    model = random_model("llama", num_hidden_layers=4)
+    traced = tracing.trace(model, sparsify(model), LOAD_MAP, in_place_cache=in_place_cache)
+    sizes = {str(dim) for value in traced.graph.inputs for dim in value.shape if not isinstance(dim, int)}
+    wanted = {graph.SEQUENCE_LENGTH, graph.TOTAL_SEQUENCE_LENGTH}
+    wanted |= {graph.CACHE_CAPACITY} if in_place_cache else {graph.BATCH_SIZE, graph.PAST_SEQUENCE_LENGTH}
+    assert sizes == wanted
