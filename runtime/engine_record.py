@@ -1,0 +1,189 @@
+"""The record beside an engine: what it was built from, for which machine and for what shapes."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from clada.plugins.errors import CladaError
+from clada.runtime.artefact import MANIFEST_NAME, file_hash
+
+FORMAT_VERSION = 1
+ENGINE_SUFFIX = ".engine"
+
+TENSORRT = "tensorrt"
+TENSORRT_RTX = "tensorrt-rtx"
+RUNTIMES = (TENSORRT, TENSORRT_RTX)
+
+PREFILL = "prefill"
+DECODE = "decode"
+PROFILES = (PREFILL, DECODE)
+
+# How the cache that goes in relates to the one that comes out.
+COPIED = "copied"
+IN_PLACE = "in_place"
+KV_CACHES = (COPIED, IN_PLACE)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes that an engine takes together; its index in the engine is its place in the record.
+
+    Args:
+        name: "prefill" or "decode".
+        shapes: Of every input of the engine by name, those of fixed shape included: the smallest, the one the engine
+            was tuned for, and the largest.
+    """
+
+    name: str
+    shapes: dict[str, tuple[Shape, Shape, Shape]]
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """What an engine is.
+
+    Args:
+        runtime: "tensorrt" or "tensorrt-rtx": which of the two packages reads it.
+        runtime_version: The release of that package that built it.
+        compute_capability: Those of the GPUs it runs on, as "8.9".
+        plugins: Whether it holds plugins of clada's TensorRT library, which must then be registered before it is read.
+        plugin_release: The release of clada that built it; its plugins are of the same.
+        sha256: Of the engine, in hex.
+        manifest: Name of the artefact's manifest, in the engine's folder.
+        manifest_sha256: Of that file, in hex.
+        dtype: T of the graph: "float32" or "float16".
+        max_batch: The most texts at once.
+        max_prompt: The most tokens of one prefill call: S of the prefill profile.
+        capacity: The most tokens of a text, prompt included: slots of the cache. Prefill begins at an empty cache; a
+            decode step reads one token, with 1 to `capacity` - 1 in the cache.
+        kv_cache: "copied": the graph of the artefact, whose `present` outputs hold the past and this call's tokens,
+            so memory of one is never the other's.
+        profiles: The prefill profile, then the decode profile.
+        format_version: Of this record.
+    """
+
+    runtime: str
+    runtime_version: str
+    compute_capability: list[str]
+    plugins: bool
+    plugin_release: str
+    sha256: str
+    manifest: str
+    manifest_sha256: str
+    dtype: str
+    max_batch: int
+    max_prompt: int
+    capacity: int
+    kv_cache: str
+    profiles: list[Profile]
+    format_version: int = FORMAT_VERSION
+
+
+def record_path(engine: Path) -> Path:
+    """Where the record of an engine lies."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def record_text(record: EngineRecord) -> str:
+    """A record as it is written."""
+    return json.dumps(asdict(record), indent=2, allow_nan=False) + "\n"
+
+
+def write_record(record: EngineRecord, path: Path) -> None:
+    """Write a record, in one go.
+
+    Args:
+        record: The record.
+        path: Where: `record_path` of the engine.
+
+    Raises:
+        CladaError: The file cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        try:
+            unfinished.write_text(record_text(record), encoding="utf-8")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise CladaError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_record(engine: Path) -> EngineRecord:
+    """Read the record of an engine, and check that engine and manifest are the ones it was written for.
+
+    Raises:
+        CladaError: A file is not there or cannot be read, the record is not understood, or a hash does not match.
+    """
+    if not engine.is_file():
+        raise CladaError(f"there is no file {engine}")
+    path = record_path(engine)
+    if not path.is_file():
+        raise CladaError(f"{engine} has no {path.name} beside it: it was not made by `clada build`")
+    record = _parse(path)
+    _check_hash(engine, record.sha256, path, "it was damaged or changed; build it again")
+    manifest = engine.parent / record.manifest
+    if not manifest.is_file():
+        raise CladaError(f"{engine} has no {record.manifest} beside it: copy the files of its artefact there")
+    _check_hash(manifest, record.manifest_sha256, path, "the engine was built from another artefact; build it again")
+    return record
+
+
+def _check_hash(file: Path, expected: str, record: Path, reason: str) -> None:
+    try:
+        found = file_hash(file)
+    except OSError as error:
+        raise CladaError(f"cannot read {file}: {error.strerror or error}") from error
+    if found != expected:
+        raise CladaError(f"{file} does not match its hash in {record.name}: {reason}")
+
+
+def _parse(path: Path) -> EngineRecord:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CladaError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CladaError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise CladaError(f"{path} is not the record of an engine: it has no format_version")
+    if content["format_version"] != FORMAT_VERSION:
+        raise CladaError(
+            f"{path} has format version {content['format_version']}, this runtime reads {FORMAT_VERSION}; "
+            "build the engine again with this release of clada"
+        )
+    try:
+        record = EngineRecord(**content | {"profiles": [_profile(profile) for profile in content["profiles"]]})
+        _check_values(record)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CladaError(f"{path} is damaged ({error}): build the engine again") from error
+    return record
+
+
+def _profile(content: dict[str, Any]) -> Profile:
+    shapes = {}
+    for name, (smallest, tuned, largest) in content["shapes"].items():
+        shapes[str(name)] = (_shape(smallest), _shape(tuned), _shape(largest))
+    return Profile(str(content["name"]), shapes)
+
+
+def _shape(sizes: list[Any]) -> Shape:
+    return tuple(int(size) for size in sizes)
+
+
+def _check_values(record: EngineRecord) -> None:
+    for field in fields(record):
+        if field.type in (str, int, bool) and type(getattr(record, field.name)) is not field.type:
+            raise ValueError(f"{field.name} is {getattr(record, field.name)!r}")
+    for name, value, allowed in (
+        ("runtime", record.runtime, RUNTIMES),
+        ("kv_cache", record.kv_cache, KV_CACHES),
+        ("manifest", record.manifest, (MANIFEST_NAME,)),
+        ("profiles", tuple(profile.name for profile in record.profiles), (PROFILES,)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}")
