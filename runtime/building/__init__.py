@@ -1,0 +1,1 @@
+"""Builds the engine of an artefact, with TensorRT or TensorRT for RTX."""

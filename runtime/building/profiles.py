@@ -1,0 +1,105 @@
+"""The shapes an engine takes: one optimisation profile for prefill and one for decode."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from clada.plugins import graph
+from clada.plugins.errors import CladaError
+from clada.runtime.engine_record import DECODE, PREFILL, Profile, Shape
+
+# Where nothing else is asked for: an engine's memory grows with both.
+DEFAULT_CAPACITY = 4096
+DEFAULT_MAX_PROMPT = 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest texts an engine takes.
+
+    Args:
+        max_batch: Texts at once.
+        max_prompt: Tokens of a prompt.
+        capacity: Tokens of a text, prompt included.
+    """
+
+    max_batch: int
+    max_prompt: int
+    capacity: int
+
+
+def limits_for(context_length: int, max_batch: int, max_prompt: int | None, capacity: int | None) -> Limits:
+    """What was asked for, and what is usual where it was not.
+
+    Raises:
+        CladaError: The values exclude each other, or the model takes no such text.
+    """
+    if capacity is None:
+        capacity = min(DEFAULT_CAPACITY, context_length)
+    if capacity < 2:
+        raise CladaError(f"capacity is {capacity}; it must be 2 or more: a token that is read and one that follows")
+    if capacity > context_length:
+        raise CladaError(f"capacity is {capacity}; the model's context is {context_length}: ask for that or less")
+    if max_prompt is None:
+        max_prompt = min(DEFAULT_MAX_PROMPT, capacity)
+    for name, value in (("max_batch", max_batch), ("max_prompt", max_prompt)):
+        if value < 1:
+            raise CladaError(f"{name} is {value}; it must be 1 or more")
+    if max_prompt > capacity:
+        raise CladaError(
+            f"max_prompt is {max_prompt} and capacity {capacity}: a prompt is a part of the text, so ask for no more"
+        )
+    return Limits(max_batch, max_prompt, capacity)
+
+
+def _sizes(batch: int, length: int, past: int) -> dict[str, int]:
+    return {
+        graph.BATCH_SIZE: batch,
+        graph.SEQUENCE_LENGTH: length,
+        graph.PAST_SEQUENCE_LENGTH: past,
+        graph.TOTAL_SEQUENCE_LENGTH: past + length,
+    }
+
+
+def _shape(tensor: Any, sizes: dict[str, int]) -> Shape:
+    """The shape of an input of a network whose named dimensions have these sizes."""
+    shape = []
+    for index, size in enumerate(tensor.shape):
+        name = tensor.get_dimension_name(index)
+        if size == -1 and name not in sizes:
+            raise CladaError(f"input {tensor.name} has a dimension that this release of clada does not know: {name}")
+        shape.append(sizes[name] if size == -1 else int(size))
+    return tuple(shape)
+
+
+def profiles_for(network: Any, limits: Limits) -> list[Profile]:
+    """The profiles of a parsed network, prefill first.
+
+    Raises:
+        CladaError: The network has an input that this release does not know.
+    """
+    batch, prompt, capacity = limits.max_batch, limits.max_prompt, limits.capacity
+    # The smallest, the usual and the largest.
+    ranges = {
+        PREFILL: (_sizes(1, 1, 0), _sizes(batch, max(1, prompt // 2), 0), _sizes(batch, prompt, 0)),
+        DECODE: (_sizes(1, 1, 1), _sizes(batch, 1, capacity // 2), _sizes(batch, 1, capacity - 1)),
+    }
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    profiles = []
+    for name, (low, usual, high) in ranges.items():
+        shapes = {t.name: (_shape(t, low), _shape(t, usual), _shape(t, high)) for t in tensors}
+        profiles.append(Profile(name, shapes))
+    return profiles
+
+
+def add_profiles(builder: Any, config: Any, profiles: list[Profile]) -> None:
+    """Give profiles to a build.
+
+    Raises:
+        CladaError: TensorRT does not take one.
+    """
+    for profile in profiles:
+        ranges = builder.create_optimization_profile()
+        for name, (low, usual, high) in profile.shapes.items():
+            ranges.set_shape(name, low, usual, high)
+        if config.add_optimization_profile(ranges) < 0:
+            raise CladaError(f"TensorRT refuses the {profile.name} profile: lower max_batch, max_prompt or capacity")

@@ -1,0 +1,31 @@
+"""What TensorRT measured of its kernels, kept from one build to the next: the next is faster."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def cache_path(release: str, capability: str) -> Path:
+    """Where the measurements of a release of TensorRT on a GPU are kept, for all of a user's models."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "clada" / f"tensorrt-{release}-sm_{capability.replace('.', '')}.timing"
+
+
+def use_cache(config: Any, path: Path) -> None:
+    """Give a build what was measured before; one that TensorRT does not take is measured anew."""
+    content = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def keep_cache(config: Any, path: Path) -> None:
+    """Keep what a build measured; where that cannot be, the next build measures again, and a note says so."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        unfinished.replace(path)
+    except OSError as error:
+        warnings.warn(f"the next build will take as long: cannot write {path}: {error.strerror or error}", stacklevel=2)
