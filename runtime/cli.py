@@ -1,4 +1,4 @@
-"""The `clada` command: run, chat, inspect, and what other parts of the project add."""
+"""The `clada` command: run, chat, inspect, build, and what other parts of the project add."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 from clada.plugins.errors import CladaError, exit_code
 from clada.plugins.onnxruntime import DEVICES, WEIGHTS
 from clada.runtime.artefact import open_artefact
+from clada.runtime.building.command import add_parser as add_build_parser
 from clada.runtime.generation import GenerationConfig, Piece
 from clada.runtime.inspection import inspection_lines
 from clada.runtime.sampling import SamplingConfig
@@ -137,6 +138,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     inspect.add_argument("path", type=Path, help="the artefact's .onnx file")
     inspect.set_defaults(run=_inspect)
 
+    add_build_parser(commands)
     _add_other_commands(commands, asked)
     return parser
 
