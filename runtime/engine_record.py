@@ -1,6 +1,7 @@
 """The record beside an engine: what it was built from, for which machine and for what shapes."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,9 @@ def record_path(engine: Path) -> Path:
 
 
 def record_text(record: EngineRecord) -> str:
-    """A record as it is written."""
-    return json.dumps(asdict(record), indent=2, allow_nan=False) + "\n"
+    """A record as it is written: a shape's sizes are on one line."""
+    text = json.dumps(asdict(record), indent=2, allow_nan=False)
+    return re.sub(r"\[[\d\s,]*\]", lambda sizes: " ".join(sizes[0].split()), text) + "\n"
 
 
 def write_record(record: EngineRecord, path: Path) -> None:

@@ -39,6 +39,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--target",
         nargs="+",
+        action="extend",
         metavar="SM",
         help="GPUs to build for with tensorrt-rtx, as sm_86 sm_89 sm_120 (default: all from sm_80 on)",
     )
