@@ -17,6 +17,7 @@ from torch import Tensor
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.in_place import divide_by_roots, in_place_attention
 from clada.exporter.patch import Sparsity
+from clada.exporter.static_sizes import state_known_sizes
 from clada.exporter.steps import constant_names, constants, random_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
@@ -195,6 +196,7 @@ def trace(
         )
     assert program is not None
     traced = program.model
+    state_known_sizes(traced)
     _clean(traced, in_place_cache)
     if in_place_cache:
         divide_by_roots(traced)
