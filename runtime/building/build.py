@@ -167,7 +167,18 @@ def _parse(trt: Any, builder: Any, model: Path, plugins: bool) -> tuple[Any, str
     if not parser.parse(graph, str(model)):
         opset, reason = opset_of(content), _parser_error(parser)
         raise CladaError(f"{trt.__name__} {trt.__version__} cannot read {model}, of opset {opset}: {reason}")
+    _let_attention_be_taken_apart(trt, network)
     return network, check_imported(trt, network, nodes, plugins)
+
+
+def _let_attention_be_taken_apart(trt: Any, network: Any) -> None:
+    """Without this TensorRT refuses every Attention of opset 23 for whose sizes it has no kernel of its own."""
+    kind = trt.LayerType.__members__.get("ATTENTION_INPUT")
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if kind is not None and layer.type == kind:
+            # The binding's way to a layer's own interface.
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
 
 
 def _parser_error(parser: Any) -> str:
