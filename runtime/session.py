@@ -21,6 +21,7 @@ from clada.runtime.backends.cuda import check_cuda
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
 from clada.runtime.backends.in_place import InPlaceModel
+from clada.runtime.backends.model import Model
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, older_than
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
@@ -45,7 +46,7 @@ class State:
         pools: What the pools are chosen by; None where every neuron may be used.
     """
 
-    model: OnnxRuntimeModel
+    model: Model
     cache: Any
     masks: Masks
     mask: npt.NDArray[np.int64]
@@ -111,12 +112,14 @@ class Session:
             _check_can_be_captured(artefact)
 
     @cached_property
-    def _portable(self) -> OnnxRuntimeModel:
-        kind = OnnxRuntimeModel if self._execution.device == "cpu" else DeviceModel
+    def _portable(self) -> Model:
+        kind: type[OnnxRuntimeModel | DeviceModel] = (
+            OnnxRuntimeModel if self._execution.device == "cpu" else DeviceModel
+        )
         return kind(self._artefact.model, self._execution)
 
     @cached_property
-    def _single(self) -> OnnxRuntimeModel:
+    def _single(self) -> Model:
         """The graph for one text."""
         path = self._artefact.in_place_model
         if path is None:

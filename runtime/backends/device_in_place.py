@@ -10,10 +10,11 @@ import onnxruntime
 
 from clada.plugins import graph
 from clada.runtime.backends.cuda import GRAPH_ID, NO_GRAPH
-from clada.runtime.backends.device import Buffers, DeviceCache, DeviceModel
+from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.in_place import capacity_for, refuse_padding
 from clada.runtime.backends.memory import Array, put, read
 from clada.runtime.backends.onnxruntime import Execution
+from clada.runtime.backends.resident import Buffers, DeviceCache
 
 
 def _capacity(cache: DeviceCache) -> int:

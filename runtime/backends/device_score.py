@@ -8,7 +8,7 @@ import numpy as np
 from clada.plugins import graph
 from clada.runtime.backends.cuda import one_line_errors
 from clada.runtime.backends.graph_proto import BOOL, FLOAT, INT32, Node, Vector, graph_bytes
-from clada.runtime.backends.memory import Array, Slab
+from clada.runtime.backends.memory import Array, Put, Slab
 from clada.runtime.pool import Masks
 
 _FACTORS = ("fade", "inside", "outside")
@@ -39,10 +39,11 @@ class DeviceScore:
         session: Of the graph `accumulation`.
         score: f32[B, F] for each layer.
         device: Where.
+        place: See Slab.
     """
 
-    def __init__(self, session: Any, score: Sequence[Array], device: str) -> None:
-        self._session, self._device = session, device
+    def __init__(self, session: Any, score: Sequence[Array], device: str, place: Put | None = None) -> None:
+        self._session, self._device, self._place = session, device, place
         shapes = {graph.score(layer): values.shape for layer, values in enumerate(score)}
         self._score = self._slab(shapes, np.float32)
         self._score.write({graph.score(layer): values for layer, values in enumerate(score)})
@@ -51,7 +52,7 @@ class DeviceScore:
         text = self._slab(shapes, np.int32)
         texts = len(score[0])
         text.write({name: np.arange(texts)[:, None].repeat(shape[1], 1) for name, shape in shapes.items()})
-        self._factors = Slab(dict.fromkeys(_FACTORS, ((texts,), np.float32)), device)
+        self._factors = Slab(dict.fromkeys(_FACTORS, ((texts,), np.float32)), device, place)
         self._binding = session.io_binding()
         for name in _FACTORS:
             self._factors.bind_input(self._binding, name)
@@ -63,14 +64,14 @@ class DeviceScore:
         self._binding.bind_output("sum", *self._score.whole(np.float32))
 
     def _slab(self, shapes: Mapping[str, tuple[int, ...]], dtype: Any) -> Slab:
-        return Slab({name: (shape, dtype) for name, shape in shapes.items()}, self._device)
+        return Slab({name: (shape, dtype) for name, shape in shapes.items()}, self._device, self._place)
 
     def __iter__(self) -> Iterator[Array]:
         """The layers' scores, copied into this process's memory."""
         return iter(self._score.read().values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DeviceScore":
-        return DeviceScore(self._session, list(self), self._device)
+        return DeviceScore(self._session, list(self), self._device, self._place)
 
     def add(self, used: Slab, masks: Masks, fade: Array, inside: Array, outside: Array) -> None:
         """See RunningScore; `used` holds the scores as this one does."""

@@ -10,7 +10,8 @@ import onnxruntime
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Array, Execution, OnnxRuntimeModel
+from clada.runtime.backends.model import Array
+from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Execution, OnnxRuntimeModel
 
 _SMALLEST_CAPACITY = 64
 

@@ -1,8 +1,8 @@
-"""Arrays in a device's memory, through ONNX Runtime."""
+"""Arrays in a device's memory, through ONNX Runtime or by what else puts them there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,30 @@ Array = npt.NDArray[Any]
 _ALIGNMENT = 256
 
 
+class Placed(Protocol):
+    """An array in a device's memory, as ONNX Runtime's OrtValue is one."""
+
+    def data_ptr(self) -> int:
+        """Its address, which stays."""
+
+    def update_inplace(self, array: Array) -> None:
+        """Replace its content by that of an array of as many bytes."""
+
+    def numpy(self) -> Array:
+        """Its content, in this process's memory."""
+
+
+# Places a copy of an array.
+Put = Callable[[Array], Placed]
+
+
 def put(array: Array, device: str) -> Any:
     """An OrtValue of the same content in a device's memory, of its own on the CPU too."""
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), device, 0)
 
 
-def read(value: Any) -> Array:
-    """A copy of an OrtValue's content, in this process's memory."""
+def read(value: Placed) -> Array:
+    """A copy of an array's content, in this process's memory."""
     return np.array(value.numpy())
 
 
@@ -42,9 +59,12 @@ class Slab:
         layout: Shape and type of each array by name. Arrays of one type follow each other at equal element offsets,
             whatever the type, with zeros between them.
         device: As ONNX Runtime names it.
+        place: Puts the memory there; by ONNX Runtime where None.
     """
 
-    def __init__(self, layout: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]], device: str) -> None:
+    def __init__(
+        self, layout: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]], device: str, place: Put | None = None
+    ) -> None:
         self.layout, self._device = dict(layout), device
         self._slots: dict[str, _Slot] = {}
         end = 0
@@ -52,7 +72,7 @@ class Slab:
             self._slots[name] = _Slot(end, shape, dtype)
             end += -(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT * np.dtype(dtype).itemsize
         self._host = np.zeros(end, np.uint8)
-        self._value = put(self._host, device)
+        self._value: Placed = place(self._host) if place else put(self._host, device)
 
     def write(self, arrays: Mapping[str, Array]) -> None:
         """Replace some of the arrays; the others keep what was written last."""

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import DEVICES, WEIGHTS, register
 from clada.plugins.onnxruntime import instructions as best_instructions
 from clada.runtime.backends.cuda import check_cuda, check_runs_on_cuda, cuda_providers, memory_is_full
-from clada.runtime.pool import Floats, HostScore, RunningScore
+from clada.runtime.backends.model import Array, Model
 
 _LOAD_ERRORS = (
     ort_errors.Fail,
@@ -27,9 +25,13 @@ _LOAD_ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
-NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
-
-Array = npt.NDArray[Any]
+NUMPY_TYPES = {
+    "tensor(bool)": np.bool_,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
 
 
 def older_than(release: str) -> bool:
@@ -160,7 +162,7 @@ def kernels_here() -> str:
         return f"{BODIES}: {error}"
 
 
-class OnnxRuntimeModel:
+class OnnxRuntimeModel(Model):
     """A loaded graph: its sizes, and one step of it, for any number of texts.
 
     Args:
@@ -172,48 +174,20 @@ class OnnxRuntimeModel:
     """
 
     def __init__(self, path: Path, execution: Execution | None = None) -> None:
-        self._session, self.kernels = create_session(path, execution or Execution())
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        self.layers = sum(name.startswith(graph.pool(0).rstrip("0")) for name in inputs)
-        self.neurons = [int(inputs[graph.pool(n)].shape[1]) for n in range(self.layers)]
-        logits = inputs[graph.PAST_LOGITS]
-        self.vocabulary = int(logits.shape[1])
-        self.dtype = np.dtype(NUMPY_TYPES[logits.type])
-        self._past = [name for n in range(self.layers) for name in graph.past(n)]
-        self._present = [name for n in range(self.layers) for name in graph.present(n)]
-        self._cache_sizes = [(int(inputs[name].shape[1]), int(inputs[name].shape[3])) for name in self._past]
-
-    def empty_cache(self, texts: int) -> Any:
-        """A cache of no tokens."""
-        return self.load_cache([np.zeros((texts, heads, 0, width), self.dtype) for heads, width in self._cache_sizes])
+        self._session, kernels = create_session(path, execution or Execution())
+        inputs = self._session.get_inputs()
+        super().__init__({value.name: (value.shape, NUMPY_TYPES[value.type]) for value in inputs}, kernels)
 
     def load_cache(self, keys_values: Sequence[Array]) -> Any:
-        """A cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
+        """See Model."""
         return [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in keys_values]
 
     def copy_cache(self, cache: Any) -> Any:
-        """A cache that steps from the other one on leave as it is."""
+        """See Model."""
         return list(cache)
 
-    def scores(self, outputs: Mapping[str, Any]) -> Any:
-        """Of the outputs of a decode step, the scores of all layers, as `running_score` takes them."""
-        return [outputs[graph.score(layer)] for layer in range(self.layers)]
-
-    def running_score(self, score: list[Floats]) -> RunningScore:
-        """A running score that takes in what `scores` gives, and begins at f32[B, F] for each layer."""
-        return HostScore(score)
-
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
-        """Run the graph once.
-
-        Args:
-            inputs: Every input but the cache, by name.
-            cache: From `empty_cache`, `load_cache` or the step before.
-            fetch: Names of the outputs wanted.
-
-        Returns:
-            Those outputs, and the cache for the next step.
-        """
+        """See Model."""
         feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
         feeds |= dict(zip(self._past, cache, strict=True))
         values = self._session.run_with_ort_values([*fetch, *self._present], feeds)

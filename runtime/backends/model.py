@@ -1,0 +1,64 @@
+"""A loaded graph, whatever executes it: its sizes, its cache, and one step of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clada.plugins import graph
+from clada.runtime.pool import Floats, HostScore, RunningScore
+
+Array = npt.NDArray[Any]
+
+
+class Model:
+    """A loaded graph, for any number of texts.
+
+    Args:
+        inputs: Shape and type of each input by name; sizes that change are not numbers, or negative.
+        kernels: What runs the ops.
+    """
+
+    def __init__(self, inputs: Mapping[str, tuple[Sequence[Any], npt.DTypeLike]], kernels: str) -> None:
+        self.kernels = kernels
+        self.layers = sum(name.startswith(graph.pool(0).rstrip("0")) for name in inputs)
+        self.neurons = [int(inputs[graph.pool(n)][0][1]) for n in range(self.layers)]
+        logits_shape, logits_type = inputs[graph.PAST_LOGITS]
+        self.vocabulary, self.dtype = int(logits_shape[1]), np.dtype(logits_type)
+        self._past = [name for n in range(self.layers) for name in graph.past(n)]
+        self._present = [name for n in range(self.layers) for name in graph.present(n)]
+        self._cache_sizes = [(int(inputs[name][0][1]), int(inputs[name][0][3])) for name in self._past]
+
+    def empty_cache(self, texts: int) -> Any:
+        """A cache of no tokens."""
+        return self.load_cache([np.zeros((texts, heads, 0, width), self.dtype) for heads, width in self._cache_sizes])
+
+    def load_cache(self, keys_values: Sequence[Array]) -> Any:
+        """A cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
+        raise NotImplementedError
+
+    def copy_cache(self, cache: Any) -> Any:
+        """A cache that steps from the other one on leave as it is."""
+        raise NotImplementedError
+
+    def scores(self, outputs: Mapping[str, Any]) -> Any:
+        """Of the outputs of a decode step, the scores of all layers, as `running_score` takes them."""
+        return [outputs[graph.score(layer)] for layer in range(self.layers)]
+
+    def running_score(self, score: list[Floats]) -> RunningScore:
+        """A running score that takes in what `scores` gives, and begins at f32[B, F] for each layer."""
+        return HostScore(score)
+
+    def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
+        """Run the graph once.
+
+        Args:
+            inputs: Every input but the cache, by name.
+            cache: From `empty_cache`, `load_cache` or the step before.
+            fetch: Names of the outputs wanted.
+
+        Returns:
+            Those outputs, and the cache for the next step.
+        """
+        raise NotImplementedError
