@@ -1,6 +1,5 @@
 """ONNX Runtime on an NVIDIA GPU: whether it can, how it is told to, and what its errors mean."""
 
-import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -12,6 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import CUDA_PROVIDER, check_provider
+from clada.runtime.backends.driver import why_no_gpu
 
 # Of a run: the CUDA graph that it is to be captured in or replayed from; ONNX Runtime captures none for -1.
 GRAPH_ID = "gpu_graph_id"
@@ -29,24 +29,10 @@ _RUN_ERRORS = (
 _OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
 
-def _why_no_gpu() -> str:
-    """What the driver says of this machine; empty where it has a GPU."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "this machine has no NVIDIA driver (libcuda.so.1 is not found): install one, or run on the CPU"
-    code = driver.cuInit(0)
-    if code != 0:
-        return f"the NVIDIA driver finds no GPU that it can use (cuInit gives error {code}): see nvidia-smi"
-    count = ctypes.c_int(0)
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    return "" if count.value else "the NVIDIA driver finds no GPU: see nvidia-smi and CUDA_VISIBLE_DEVICES"
-
-
 def check_cuda() -> None:
     """Raise CladaError where ONNX Runtime cannot run on a GPU of this machine."""
     check_provider()
-    reason = _why_no_gpu()
+    reason = why_no_gpu()
     if reason:
         raise CladaError(f"no CUDA device: {reason}")
     _load_libraries()

@@ -59,7 +59,7 @@ class DeviceModel(ResidentModel):
     def _errors(self) -> AbstractContextManager[None]:
         return one_line_errors(self._device)
 
-    def _bind_cache(self, binding: Any, cache: DeviceCache) -> None:
+    def _bind_cache(self, binding: Any, cache: DeviceCache, total: int) -> None:
         for past, present, value in zip(self._past, self._present, cache.keys_values, strict=True):
             binding.bind_ortvalue_input(past, value)
             binding.bind_output(present, self._device, 0)

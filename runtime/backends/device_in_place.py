@@ -96,7 +96,7 @@ class DeviceInPlaceModel(DeviceModel):
         length = _capacity(cache) if decodes and self._fixed_shapes else mask.shape[1]
         cache.buffers.mask.bind_input(binding, graph.ATTENTION_MASK, shape=(1, length))
 
-    def _bind_cache(self, binding: Any, cache: DeviceCache) -> None:
+    def _bind_cache(self, binding: Any, cache: DeviceCache, total: int) -> None:
         """Bound where the memory was made."""
 
     def _take_cache(self, binding: Any, cache: DeviceCache, total: int) -> None:

@@ -11,7 +11,8 @@ from clada.runtime.backends.graph_proto import BOOL, FLOAT, INT32, Node, Vector,
 from clada.runtime.backends.memory import Array, Put, Slab
 from clada.runtime.pool import Masks
 
-_FACTORS = ("fade", "inside", "outside")
+# Inputs of the graph that are numbers of a text; the others are of its elements.
+FACTORS = ("fade", "inside", "outside")
 
 
 def accumulation() -> bytes:
@@ -19,14 +20,14 @@ def accumulation() -> bytes:
 
     All arrays are flat, f32[N]; factors are f32[B], and `text` i32[N] says which of them an element takes.
     """
-    nodes = [Node("Gather", (name, "text"), f"{name}_of_text") for name in _FACTORS]
+    nodes = [Node("Gather", (name, "text"), f"{name}_of_text") for name in FACTORS]
     nodes += [
         Node("Where", ("mask", "inside_of_text", "outside_of_text"), "weight"),
         Node("Mul", ("score", "fade_of_text"), "faded"),
         Node("Mul", ("used", "weight"), "added"),
         Node("Add", ("faded", "added"), "sum"),
     ]
-    inputs = [Vector(name, FLOAT, "B") for name in _FACTORS]
+    inputs = [Vector(name, FLOAT, "B") for name in FACTORS]
     inputs += [Vector("text", INT32, "N"), Vector("mask", BOOL, "N"), Vector("score", FLOAT, "N")]
     inputs += [Vector("used", FLOAT, "N")]
     return graph_bytes(nodes, inputs, Vector("sum", FLOAT, "N"))
@@ -52,9 +53,9 @@ class DeviceScore:
         text = self._slab(shapes, np.int32)
         texts = len(score[0])
         text.write({name: np.arange(texts)[:, None].repeat(shape[1], 1) for name, shape in shapes.items()})
-        self._factors = Slab(dict.fromkeys(_FACTORS, ((texts,), np.float32)), device, place)
+        self._factors = Slab(dict.fromkeys(FACTORS, ((texts,), np.float32)), device, place)
         self._binding = session.io_binding()
-        for name in _FACTORS:
+        for name in FACTORS:
             self._factors.bind_input(self._binding, name)
         self._text = text
         self._binding.bind_input("text", *text.whole(np.int32))
@@ -78,7 +79,7 @@ class DeviceScore:
         if len(masks) != len(self._masks) or any(new is not old for new, old in zip(masks, self._masks, strict=True)):
             self._mask.write({graph.score(layer): mask for layer, mask in enumerate(masks)})
             self._masks = list(masks)
-        self._factors.write(dict(zip(_FACTORS, (fade, inside, outside), strict=True)))
+        self._factors.write(dict(zip(FACTORS, (fade, inside, outside), strict=True)))
         self._binding.bind_input("used", *used.whole(np.float32))
         with one_line_errors(self._device):
             self._session.run_with_iobinding(self._binding)

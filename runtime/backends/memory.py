@@ -31,6 +31,19 @@ class Placed(Protocol):
 Put = Callable[[Array], Placed]
 
 
+class Memory(Protocol):
+    """A device's memory, where it is not ONNX Runtime that keeps it."""
+
+    def place(self, array: Array) -> Placed:
+        """A copy of an array, there."""
+
+    def empty(self, size: int) -> Placed:
+        """So many bytes of it, zeros."""
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy so many bytes from one address to another."""
+
+
 def put(array: Array, device: str) -> Any:
     """An OrtValue of the same content in a device's memory, of its own on the CPU too."""
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), device, 0)
@@ -39,6 +52,11 @@ def put(array: Array, device: str) -> Any:
 def read(value: Placed) -> Array:
     """A copy of an array's content, in this process's memory."""
     return np.array(value.numpy())
+
+
+def padded(shape: tuple[int, ...]) -> int:
+    """How many elements an array takes up of memory in which others follow it."""
+    return -(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,7 @@ class Slab:
         end = 0
         for name, (shape, dtype) in layout.items():
             self._slots[name] = _Slot(end, shape, dtype)
-            end += -(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT * np.dtype(dtype).itemsize
+            end += padded(shape) * np.dtype(dtype).itemsize
         self._host = np.zeros(end, np.uint8)
         self._value: Placed = place(self._host) if place else put(self._host, device)
 

@@ -21,7 +21,7 @@ _SCORES = "scores"
 
 @dataclass
 class Buffers:
-    """Memory of one batch of texts, at addresses that stay, and what ONNX Runtime has bound to it.
+    """Memory of one batch of texts, at addresses that stay, and what is bound to it.
 
     Args:
         tokens: i64[B, 1] each, ids and positions of a decode step.
@@ -176,12 +176,11 @@ class ResidentModel(Model):
             binding = buffers.bindings[buffers.reads]
             tokens = self._bind_tokens(binding, buffers.tokens if decodes else None, inputs)
             self._bind_mask(binding, cache, inputs[graph.ATTENTION_MASK], decodes)
-            self._bind_cache(binding, cache)
+            self._bind_cache(binding, cache, total)
             every_position = self._logits_of_all and ids.shape[1] > 1
             if every_position:
                 binding.bind_output(graph.LOGITS, self._device, 0)
             self._run(binding, buffers, decodes)
-            del tokens  # what was bound must live until here
             self._take_cache(binding, cache, total)
             if every_position:
                 buffers.latest = None
@@ -192,6 +191,7 @@ class ResidentModel(Model):
                 logits = read(buffers.logits[buffers.reads])
                 logits.setflags(write=False)  # a change would not reach the device
                 buffers.latest = logits
+            del tokens  # what was bound must live until something has been read
             return self._outputs_of(buffers, logits, fetch, decodes), cache
 
     def _outputs_of(self, buffers: Buffers, logits: Array, fetch: Sequence[str], decodes: bool) -> dict[str, Any]:
@@ -227,8 +227,8 @@ class ResidentModel(Model):
     def _prepare_cache(self, cache: Any, total: int) -> None:
         """Make room for a text that is `total` tokens long after the step."""
 
-    def _bind_cache(self, binding: Any, cache: Any) -> None:
-        """Bind keys and values, those that go in and those that come out."""
+    def _bind_cache(self, binding: Any, cache: Any, total: int) -> None:
+        """Bind keys and values, those that go in and those that come out, the latter of `total` tokens."""
         raise NotImplementedError
 
     def _take_cache(self, binding: Any, cache: Any, total: int) -> None:

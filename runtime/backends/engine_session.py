@@ -1,0 +1,141 @@
+"""A TensorRT engine's execution contexts, told what to run on by bindings as ONNX Runtime's sessions are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clada.plugins.errors import CladaError
+
+# By the names of TensorRT's types.
+_NUMPY_TYPES: dict[str, npt.DTypeLike] = {
+    "BOOL": np.bool_,
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+}
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class EngineBinding:
+    """Shapes and addresses of a run's inputs and outputs; its methods are those of ONNX Runtime's IOBinding."""
+
+    inputs: dict[str, tuple[Shape, int]] = field(default_factory=dict)
+    outputs: dict[str, tuple[Shape, int]] = field(default_factory=dict)
+
+    def bind_input(
+        self, name: str, device: str, index: int, dtype: npt.DTypeLike, shape: Sequence[int], address: int
+    ) -> None:
+        """Say where an input lies."""
+        self.inputs[name] = tuple(shape), address
+
+    def bind_output(
+        self, name: str, device: str, index: int, dtype: npt.DTypeLike, shape: Sequence[int], address: int
+    ) -> None:
+        """Say where an output goes."""
+        self.outputs[name] = tuple(shape), address
+
+
+@dataclass
+class _Context:
+    """An execution context, and the shapes and addresses that it was given last."""
+
+    context: Any
+    profile: str
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    addresses: dict[str, int] = field(default_factory=dict)
+
+    def give(self, binding: EngineBinding) -> None:
+        reshaped = False
+        for name, (shape, _) in binding.inputs.items():
+            if self.shapes.get(name) != shape:
+                self._check(self.context.set_input_shape(name, shape), name, f"shape {list(shape)}")
+                self.shapes[name], reshaped = shape, True
+        for bound in (binding.inputs, binding.outputs):
+            for name, (_, address) in bound.items():
+                if self.addresses.get(name) != address:
+                    self._check(self.context.set_tensor_address(name, address), name, f"address {address:#x}")
+                    self.addresses[name] = address
+        if reshaped:
+            self._check_outputs(binding)
+
+    def _check(self, taken: bool, name: str, value: str) -> None:
+        if not taken:
+            self.forget()
+            raise CladaError(f"the engine's {self.profile} profile does not take {name} at {value}: build it again")
+
+    def _check_outputs(self, binding: EngineBinding) -> None:
+        """Raise CladaError where an output would not fill the memory that is there for it."""
+        for name, (room, _) in binding.outputs.items():
+            shape = tuple(self.context.get_tensor_shape(name))
+            if shape != room:
+                self.forget()
+                raise CladaError(
+                    f"the engine gives {name} of shape {list(shape)} where {list(room)} is expected: build it again, "
+                    "of a model that gives the last position's logits alone"
+                )
+
+    def forget(self) -> None:
+        """After an error nobody knows what the context was given."""
+        self.shapes.clear()
+        self.addresses.clear()
+
+
+class EngineSession:
+    """An engine, with an execution context for each of its optimisation profiles.
+
+    Args:
+        engine: As TensorRT deserialised it.
+        contexts: One for each profile, in order.
+        stream: Where runs are put, as CUDA names it.
+        profiles: The profiles' names.
+        said: What TensorRT logged of its last error.
+
+    Raises:
+        CladaError: TensorRT does not set a profile.
+    """
+
+    def __init__(
+        self, engine: Any, contexts: Sequence[Any], stream: int, profiles: Sequence[str], said: Callable[[], str]
+    ) -> None:
+        self._stream, self._said = stream, said
+        self._contexts = {name: _Context(context, name) for name, context in zip(profiles, contexts, strict=True)}
+        for index, (name, context) in enumerate(zip(profiles, contexts, strict=True)):
+            if not context.set_optimization_profile_async(index, stream):
+                raise CladaError(f"TensorRT cannot use the engine's {name} profile: {said()}")
+        self.inputs: dict[str, tuple[Shape, npt.DTypeLike]] = {}
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            if engine.get_tensor_mode(name).name == "INPUT":
+                dtype = _NUMPY_TYPES[engine.get_tensor_dtype(name).name]
+                self.inputs[name] = tuple(engine.get_tensor_shape(name)), dtype
+        self._engine = engine  # contexts refer to it
+
+    def io_binding(self) -> EngineBinding:
+        """A binding of nothing."""
+        return EngineBinding()
+
+    def run(self, binding: EngineBinding, profile: str) -> None:
+        """Put a run into the stream: what it reads and writes must live until that is done.
+
+        Args:
+            binding: All inputs and outputs of the engine.
+            profile: Name of the profile that has room for the inputs.
+
+        Raises:
+            CladaError: The profile has no room for them, an output has another shape than is bound, or TensorRT fails.
+        """
+        context = self._contexts[profile]
+        context.give(binding)
+        if not context.context.execute_async_v3(self._stream):
+            context.forget()
+            raise CladaError(f"TensorRT failed to run the engine's {profile} profile: {self._said()}")
+
+    def run_with_iobinding(self, binding: EngineBinding) -> None:
+        """Run an engine of one profile."""
+        (profile,) = self._contexts
+        self.run(binding, profile)

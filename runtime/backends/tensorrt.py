@@ -1,0 +1,140 @@
+"""TensorRT or TensorRT-RTX: loads an engine on the GPU of this machine, after all that can be wrong with it."""
+
+import importlib
+import mmap
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from clada.plugins.errors import CladaError
+from clada.plugins.tensorrt.library import register
+from clada.runtime.backends.device_score import FACTORS, accumulation
+from clada.runtime.backends.driver import Gpu, in_bytes, why_no_gpu
+from clada.runtime.backends.engine import EngineModel
+from clada.runtime.backends.engine_session import EngineSession
+from clada.runtime.building.package import MODULES, log_of
+from clada.runtime.engine_record import EngineRecord
+
+
+def load_engine(path: Path, record: EngineRecord) -> EngineModel:
+    """Load an engine.
+
+    Args:
+        path: The engine, whose hash has been checked.
+        record: What it is.
+
+    Raises:
+        CladaError: TensorRT is missing or of another release; the plugins are; there is no GPU, or another than the
+            engine was built for, or its memory is full; or TensorRT does not take the engine.
+    """
+    trt = _module(path, record)
+    if record.plugins:
+        _register_plugins(trt, path, record)
+    # Some releases abort the process where there is no driver: nothing of the runtime is made before this.
+    reason = why_no_gpu()
+    if reason:
+        raise CladaError(f"{path} needs an NVIDIA GPU: {reason}")
+    gpu = Gpu()
+    if gpu.compute_capability not in record.compute_capability:
+        wanted, target = ", ".join(record.compute_capability), gpu.compute_capability.replace(".", "")
+        raise CladaError(
+            f"{path} was built for GPUs of compute capability {wanted}, and this one ({gpu.name}) has "
+            f"{gpu.compute_capability}: build it with --target sm_{target}"
+        )
+    log = log_of(trt)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        session = _session(trt, log, gpu, content, [profile.name for profile in record.profiles], str(path))
+    ops = f"TensorRT plugins, {gpu.name}" if record.plugins else f"function bodies, {gpu.name}"
+    return EngineModel(session, record, gpu, ops, partial(_accumulation, trt, log, gpu, record.max_batch))
+
+
+def _module(path: Path, record: EngineRecord) -> Any:
+    name = MODULES[record.runtime]
+    try:
+        trt = importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CladaError(
+            f"{path} needs {name} {record.runtime_version}, which does not load here ({first}): pip install "
+            f"'clada[{record.runtime}]' '{name}=={record.runtime_version}'"
+        ) from error
+    if trt.__version__ != record.runtime_version:
+        raise CladaError(
+            f"{path} was built by {name} {record.runtime_version}, and this is {name} {trt.__version__}, which reads "
+            "engines of its own alone: build it again with this one, or install the other"
+        )
+    return trt
+
+
+def _register_plugins(trt: Any, path: Path, record: EngineRecord) -> None:
+    ours = version("clada")
+    if record.plugin_release != ours:
+        raise CladaError(
+            f"{path} holds plugins of clada {record.plugin_release}, and this is clada {ours}: build it again with this"
+        )
+    register(trt)
+
+
+def said(log: Any) -> str:
+    """TensorRT's last error."""
+    return str(log.errors[-1]) if log.errors else "it gives no reason"
+
+
+def _session(trt: Any, log: Any, gpu: Gpu, content: Any, profiles: Sequence[str], name: str) -> EngineSession:
+    runtime = trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        raise CladaError(f"TensorRT {trt.__version__} cannot read {name}: {said(log)}")
+    strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    contexts = []
+    for index, profile in enumerate(profiles):
+        context = engine.create_execution_context(strategy)
+        if context is None:
+            needed = in_bytes(engine.get_device_memory_size_for_profile_v2(index))
+            raise CladaError(
+                f"TensorRT {trt.__version__} cannot run the {profile} profile of {name}, which needs {needed} beside "
+                f"the weights, of {in_bytes(gpu.free_memory())} free: {said(log)}"
+            )
+        contexts.append(context)
+    return EngineSession(engine, contexts, gpu.stream, profiles, partial(said, log))
+
+
+def _accumulation(trt: Any, log: Any, gpu: Gpu, max_batch: int, smallest: int, largest: int) -> EngineSession:
+    """The running score's graph, built for the GPU of this machine: a few elementwise operations."""
+    content = build_accumulation(trt, log, max_batch, smallest, largest)
+    return _session(trt, log, gpu, content, ["score"], "the graph of the running score")
+
+
+def build_accumulation(trt: Any, log: Any, max_batch: int, smallest: int, largest: int, capability: Any = None) -> Any:
+    """An engine of the graph `accumulation`.
+
+    Args:
+        trt: The module.
+        log: Its logger.
+        max_batch: The most texts.
+        smallest: Elements of the scores of one text.
+        largest: Of those of `max_batch` texts.
+        capability: The `ComputeCapability` to build for; that of the GPU of this machine where None.
+
+    Raises:
+        CladaError: TensorRT cannot.
+    """
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    if capability is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capability, 0)
+    parsed = parser.parse(accumulation())
+    for index in range(network.num_inputs):
+        name = network.get_input(index).name
+        low, high = (1, max_batch) if name in FACTORS else (smallest, largest)
+        profile.set_shape(name, (low,), (low,), (high,))
+    config.add_optimization_profile(profile)
+    content = builder.build_serialized_network(network, config) if parsed else None
+    if content is None:
+        raise CladaError(f"TensorRT {trt.__version__} cannot build the graph of the running score: {said(log)}")
+    return content
