@@ -136,22 +136,48 @@ def open_artefact(model: Path | str) -> Artefact:
         CladaError: The file is missing or not ours, the manifest is not understood, or a hash does not match.
     """
     model = Path(model)
-    if not model.is_file():
-        raise CladaError(f"there is no file {model}")
-    manifest_path = model.parent / MANIFEST_NAME
-    if not manifest_path.is_file():
-        raise CladaError(f"{model} has no {MANIFEST_NAME} beside it: it was not made by clada-export")
-    manifest = _read_manifest(manifest_path)
+    manifest = _manifest_beside(model)
     if model.name not in manifest["files"]:
-        raise CladaError(f"{manifest_path} does not list {model.name}: that file was not made by clada-export")
-    # What is not listed is not checked: every file that is read must be.
-    needed = [data_name(model), TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME]
+        path = model.parent / MANIFEST_NAME
+        raise CladaError(f"{path} does not list {model.name}: that file was not made by clada-export")
+    graphs = [data_name(model)]
     if IN_PLACE_SECTION in manifest:
-        needed.append(in_place_name(model))
-    if POOL_SECTION in manifest:
-        needed.append(POOLS_NAME)
-    for name in needed:
-        if name not in manifest["files"]:
-            raise CladaError(f"{manifest_path} does not list {name}, which the model needs; export it again")
+        graphs.append(in_place_name(model))
+    _check_listed(model.parent, manifest, [*graphs, *_companions(manifest)])
     _check_hashes(model.parent, manifest["files"])
     return Artefact(model, manifest)
+
+
+def open_artefact_of_engine(engine: Path) -> Artefact:
+    """Find an artefact by an engine that was built from it, which stands for its ONNX graphs: they may be elsewhere.
+
+    Raises:
+        CladaError: As of open_artefact, but for those graphs.
+    """
+    manifest = _manifest_beside(engine)
+    _check_listed(engine.parent, manifest, _companions(manifest))
+    others = {name: digest for name, digest in manifest["files"].items() if ".onnx" not in Path(name).suffixes}
+    _check_hashes(engine.parent, others)
+    return Artefact(engine, manifest)
+
+
+def _manifest_beside(model: Path) -> dict[str, Any]:
+    if not model.is_file():
+        raise CladaError(f"there is no file {model}")
+    path = model.parent / MANIFEST_NAME
+    if not path.is_file():
+        raise CladaError(f"{model} has no {MANIFEST_NAME} beside it: it was not made by clada-export")
+    return _read_manifest(path)
+
+
+def _companions(manifest: dict[str, Any]) -> list[str]:
+    """Names of the files that are read beside a graph."""
+    pools = [POOLS_NAME] if POOL_SECTION in manifest else []
+    return [TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME, *pools]
+
+
+def _check_listed(folder: Path, manifest: dict[str, Any], names: list[str]) -> None:
+    """What is not listed is not checked: every file that is read must be."""
+    for name in names:
+        if name not in manifest["files"]:
+            raise CladaError(f"{folder / MANIFEST_NAME} does not list {name}, which the model needs; export it again")
