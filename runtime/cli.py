@@ -20,7 +20,7 @@ from clada.runtime.telemetry import MeanStats, TokenStats, mean_stats
 
 
 def _add_generation_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="the artefact's .onnx file")
+    parser.add_argument("path", type=Path, help="the artefact's .onnx file, or an .engine built from it")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--stop", action="append", default=[], help="a string that ends the text; may be repeated")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
@@ -35,7 +35,7 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="what to hold a float32 model's feed-forward weights as; as they are where not given",
     )
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to run (default: %(default)s)")
+    parser.add_argument("--device", choices=DEVICES, help="where to run an .onnx file (default: cpu)")
     parser.add_argument(
         "--cuda-graph", action="store_true", help="capture decode in CUDA graphs (with --device cuda, of float16)"
     )

@@ -90,7 +90,7 @@ def _pieces(
             finish = None
             if texts[row].stopped:
                 finish = "stop"
-            elif count == config.max_new_tokens or len(seen[row]) >= session.context_length:
+            elif count == config.max_new_tokens or len(seen[row]) >= session.context_length or session.is_full(state):
                 finish, text = "length", text + texts[row].flush()
             alive[row] = finish is None
             yield row, Piece(tokens[row], text, stats[row], finish)

@@ -4,7 +4,7 @@ import copy
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import LOAD_SIGNAL, OPS
 from clada.plugins.ops.sparse_ffn import read_fraction
-from clada.runtime.artefact import GENERATION_CONFIG_NAME, Artefact, open_artefact
+from clada.runtime.artefact import GENERATION_CONFIG_NAME, Artefact, open_artefact, open_artefact_of_engine
 from clada.runtime.backends.cuda import check_cuda
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.model import Model
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, older_than
+from clada.runtime.backends.tensorrt import load_engine
+from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
 from clada.runtime.telemetry import TokenStats
@@ -62,15 +64,16 @@ class State:
 class Session:
     """Runs an artefact on the CPU, or on an NVIDIA GPU.
 
-    One text runs on the graph with an in-place cache, where the artefact has one; several, on the portable graph.
-    Each is loaded when it is first needed.
+    An engine runs on the GPU, through TensorRT. Of an ONNX artefact, one text runs on the graph with an in-place cache,
+    where there is one; several, on the portable graph. Each is loaded when it is first needed.
 
     Args:
-        model: Path of the ONNX file that `clada-export` wrote.
+        model: Path of the ONNX file that `clada-export` wrote, or of the engine that `clada build` made of it; the
+            options below are for the first.
         threads: See Execution, as are the following.
         kernels: See Execution.
         weights: See Execution.
-        device: "cpu", or "cuda": keys, values, logits, pools and scores stay on the GPU.
+        device: "cpu", where None, or "cuda": keys, values, logits, pools and scores stay on the GPU.
         cuda_graph: Whether to capture decode in CUDA graphs: for one text at a time, in one thread, of a float16
             artefact.
 
@@ -91,24 +94,36 @@ class Session:
         threads: int = 0,
         kernels: str = "auto",
         weights: str = "",
-        device: str = "cpu",
+        device: str | None = None,
         cuda_graph: bool = False,
     ) -> None:
-        self._execution = Execution(threads, kernels, weights, device=device, cuda_graph=cuda_graph)
-        if device == "cuda":
-            check_cuda()
-        artefact = open_artefact(model)
+        path = Path(model)
+        record = None
+        if path.suffix == ENGINE_SUFFIX:
+            given = {"threads": threads, "kernels": kernels, "weights": weights, "cuda_graph": cuda_graph}
+            _refuse_options(path, given | {"device": device})
+        self._execution = Execution(threads, kernels, weights, device=device or "cpu", cuda_graph=cuda_graph)
+        if path.suffix == ENGINE_SUFFIX:
+            record = read_record(path)
+            artefact = open_artefact_of_engine(path)
+        else:
+            if device == "cuda":
+                check_cuda()
+            artefact = open_artefact(path)
         self.folder, self.manifest = artefact.folder, artefact.manifest
         self.context_length = int(self.manifest["model"]["context_length"])
         self.tokenizer = load_tokenizer(self.folder)
         self.end_tokens = _end_tokens(self.folder)
-        self._artefact = artefact
+        self._artefact, self._record = artefact, record
         self._vocabulary = int(self.manifest["model"]["vocabulary_size"])
         self._neurons = np.array(self.manifest["model"]["neurons"])
         self._op = next(OPS[name] for name in self.manifest["ops"] if OPS[name] is not LOAD_SIGNAL)
         self._reanalysis_load = np.float32(self.manifest["calibration"]["reanalysis_load"])
         self.pool_policy = artefact.pool_policy()
-        if cuda_graph:
+        if record is not None:
+            self.context_length = min(self.context_length, record.capacity)
+            self._portable = self._single = load_engine(path, record)
+        elif cuda_graph:
             _check_can_be_captured(artefact)
 
     @cached_property
@@ -161,8 +176,10 @@ class Session:
                 f"which the model's vocabulary of {self._vocabulary} does not"
             )
         if len(ids) >= self.context_length:
+            of_engine = self._record is not None and self._record.capacity == self.context_length
+            limit = "the engine was built with --capacity" if of_engine else "the model's context is"
             raise CladaError(
-                f"the prompt has {len(ids)} tokens; the model's context is {self.context_length}, "
+                f"the prompt has {len(ids)} tokens; {limit} {self.context_length}, "
                 "which must also hold what is generated"
             )
 
@@ -187,6 +204,10 @@ class Session:
             state.pools = choose_pools(self.pool_policy, used, mask.sum(axis=1), model.running_score)
             state.masks = state.pools.masks
         return state
+
+    def is_full(self, state: State) -> bool:
+        """Whether there is no room for another token of each text; an engine has so much, padding included."""
+        return self._record is not None and state.mask.shape[1] >= self._record.capacity
 
     @cached_property
     def _scores(self) -> list[str]:
@@ -261,6 +282,17 @@ class Session:
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self._check_prompt(ids)
         return stream(self, ids, config or GenerationConfig())
+
+
+def _refuse_options(engine: Path, given: dict[str, Any]) -> None:
+    """Raise CladaError for an option that says how ONNX Runtime is to run a graph."""
+    usual = {field.name: field.default for field in fields(Execution)} | {"device": None}
+    for name, value in given.items():
+        if value != usual[name]:
+            raise CladaError(
+                f"{name} is {value!r}, which is for ONNX graphs, and {engine} runs on the GPU it was built for: leave "
+                "it out"
+            )
 
 
 def _dtype(artefact: Artefact) -> str:
