@@ -1,7 +1,8 @@
-"""The CUDA driver, called by ctypes: a GPU, its memory and a stream, with no package and no CUDA toolkit."""
+"""The CUDA driver, called by ctypes: a GPU, its memory a stream and graphs, with no package and no CUDA toolkit."""
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from ctypes import byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 from typing import Any
 
@@ -16,6 +17,8 @@ _LIBRARY = "libcuda.so.1"
 _OUT_OF_MEMORY = 2
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _STREAM_NON_BLOCKING = 1
+_MEMORY_OF_DEVICE = 2
+_CAPTURE_THREAD_LOCAL = 1
 
 
 def why_no_gpu() -> str:
@@ -46,6 +49,29 @@ def in_bytes(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size} bytes"
+
+
+# Of the driver's CUDA_MEMCPY2D, of either side.
+_SIDE = (
+    ("x", c_size_t),
+    ("y", c_size_t),
+    ("memory_type", c_uint),
+    ("host", c_void_p),
+    ("device", c_uint64),
+    ("array", c_void_p),
+    ("pitch", c_size_t),
+)
+
+
+class _Copy2D(ctypes.Structure):
+    """The driver's CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        *((f"source_{name}", kind) for name, kind in _SIDE),
+        *((f"target_{name}", kind) for name, kind in _SIDE),
+        ("width", c_size_t),
+        ("height", c_size_t),
+    )
 
 
 class GpuArray:
@@ -136,8 +162,12 @@ class Gpu:
                 f"the GPU's memory is full: {in_bytes(size)} were asked for and {in_bytes(self.free_memory())} are "
                 "free: take fewer texts at once, or build an engine of a smaller capacity or in float16"
             ) from error
-        self._call("cuMemsetD8Async", address, c_ubyte(0), c_size_t(size), c_void_p(self.stream))
+        self.clear(address.value, size)
         return address.value
+
+    def clear(self, address: int, size: int) -> None:
+        """Make so many bytes zeros."""
+        self._call("cuMemsetD8Async", c_uint64(address), c_ubyte(0), c_size_t(size), c_void_p(self.stream))
 
     def free(self, address: int) -> None:
         """Give memory back, once all that uses it is done; an error here would be of something else."""
@@ -175,3 +205,35 @@ class Gpu:
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy so many bytes within the GPU's memory."""
         self._call("cuMemcpyDtoDAsync_v2", c_uint64(target), c_uint64(source), c_size_t(size), c_void_p(self.stream))
+
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        """Copy rows of `width` bytes that begin `pitch` bytes after each other."""
+        copied = _Copy2D(width=width, height=rows)
+        copied.source_memory_type = copied.target_memory_type = _MEMORY_OF_DEVICE
+        copied.source_device, copied.source_pitch = source, source_pitch
+        copied.target_device, copied.target_pitch = target, target_pitch
+        self._call("cuMemcpy2DAsync_v2", byref(copied), c_void_p(self.stream))
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """Capture what a function puts into the stream, and run nothing of it.
+
+        Returns:
+            What puts all of it there at once.
+        """
+        captured, executable = c_void_p(), c_void_p()
+        stream = c_void_p(self.stream)
+        self._call("cuStreamBeginCapture_v2", stream, c_int(_CAPTURE_THREAD_LOCAL))
+        try:
+            enqueue()
+        except BaseException:
+            self._driver.cuStreamEndCapture(stream, byref(captured))  # its own error says less
+            raise
+        self._call("cuStreamEndCapture", stream, byref(captured))
+        self._call("cuGraphInstantiateWithFlags", byref(executable), captured, c_uint64(0))
+        self._call("cuGraphDestroy", captured)
+
+        def launch() -> None:
+            self._call("cuGraphLaunch", executable, stream)
+
+        weakref.finalize(launch, self._driver.cuGraphExecDestroy, executable).atexit = False
+        return launch

@@ -72,8 +72,8 @@ class EngineModel(ResidentModel):
         held, buffers, keys_values = self._spare.pop() if self._spare else (0, None, None)
         if held != texts or buffers is None or keys_values is None:
             buffers = keys_values = None  # gives the memory back before more is asked for
-            keys_values = self._room(texts), self._room(texts)
-            buffers = self._buffers(texts, self._record.capacity)
+            keys_values = self._sets(texts)
+            buffers = self._buffers(texts, self._record.capacity + 1)
         buffers.latest, buffers.masks = None, []
         cache = EngineCache(buffers, keys_values, texts)
         weakref.finalize(cache, self._take_back, texts, buffers, keys_values).atexit = False
@@ -86,22 +86,21 @@ class EngineModel(ResidentModel):
         """See Model."""
         copied = self.empty_cache(cache.texts)
         copied.length = cache.length
-        source = cache.keys_values[cache.reads]
-        self._memory.copy(
-            copied.keys_values[copied.reads].data_ptr(), source.data_ptr(), self._offsets(cache.texts)[-1]
-        )
+        target, source = copied.keys_values[copied.reads], cache.keys_values[cache.reads]
+        size = self._offsets(cache.texts, self._record.capacity)[-1]
+        self._memory.copy(target.data_ptr(), source.data_ptr(), size)
         return copied
 
-    def _offsets(self, texts: int) -> list[int]:
+    def _offsets(self, texts: int, slots: int) -> list[int]:
         """Where in a set the keys and values of each layer begin, and its size, in bytes."""
         offsets = [0]
         for heads, width in self._cache_sizes:
-            shape = texts, heads, self._record.capacity, width
-            offsets.append(offsets[-1] + padded(shape) * self.dtype.itemsize)
+            offsets.append(offsets[-1] + padded((texts, heads, slots, width)) * self.dtype.itemsize)
         return offsets
 
-    def _room(self, texts: int) -> Placed:
-        return self._memory.empty(self._offsets(texts)[-1])
+    def _sets(self, texts: int) -> tuple[Placed, Placed]:
+        size = self._offsets(texts, self._record.capacity)[-1]
+        return self._memory.empty(size), self._memory.empty(size)
 
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
         """See ResidentModel.
@@ -130,7 +129,8 @@ class EngineModel(ResidentModel):
 
     def _bind_cache(self, binding: Any, cache: EngineCache, total: int) -> None:
         past, present = cache.keys_values[cache.reads].data_ptr(), cache.keys_values[1 - cache.reads].data_ptr()
-        rows = zip(self._past, self._present, self._cache_sizes, self._offsets(cache.texts), strict=False)
+        offsets = self._offsets(cache.texts, self._record.capacity)
+        rows = zip(self._past, self._present, self._cache_sizes, offsets, strict=False)
         for past_name, present_name, (heads, width), offset in rows:
             shapes = ([cache.texts, heads, length, width] for length in (cache.length, total))
             binding.bind_input(past_name, self._device, 0, self.dtype, next(shapes), past + offset)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class EngineBinding:
 
     inputs: dict[str, tuple[Shape, int]] = field(default_factory=dict)
     outputs: dict[str, tuple[Shape, int]] = field(default_factory=dict)
+    # Of runs that are to be captured: how often the context had been reshaped, and what launches the graph, if any yet.
+    graph: tuple[int, Callable[[], None] | None] = (-1, None)
 
     def bind_input(
         self, name: str, device: str, index: int, dtype: npt.DTypeLike, shape: Sequence[int], address: int
@@ -49,19 +52,21 @@ class _Context:
     profile: str
     shapes: dict[str, Shape] = field(default_factory=dict)
     addresses: dict[str, int] = field(default_factory=dict)
+    reshaped: int = 0
 
     def give(self, binding: EngineBinding) -> None:
-        reshaped = False
+        before = self.reshaped
         for name, (shape, _) in binding.inputs.items():
             if self.shapes.get(name) != shape:
                 self._check(self.context.set_input_shape(name, shape), name, f"shape {list(shape)}")
-                self.shapes[name], reshaped = shape, True
+                self.shapes[name] = shape
+                self.reshaped = before + 1
         for bound in (binding.inputs, binding.outputs):
             for name, (_, address) in bound.items():
                 if self.addresses.get(name) != address:
                     self._check(self.context.set_tensor_address(name, address), name, f"address {address:#x}")
                     self.addresses[name] = address
-        if reshaped:
+        if self.reshaped > before:
             self._check_outputs(binding)
 
     def _check(self, taken: bool, name: str, value: str) -> None:
@@ -95,15 +100,22 @@ class EngineSession:
         stream: Where runs are put, as CUDA names it.
         profiles: The profiles' names.
         said: What TensorRT logged of its last error.
+        capture: See `driver.Gpu.capture`.
 
     Raises:
         CladaError: TensorRT does not set a profile.
     """
 
     def __init__(
-        self, engine: Any, contexts: Sequence[Any], stream: int, profiles: Sequence[str], said: Callable[[], str]
+        self,
+        engine: Any,
+        contexts: Sequence[Any],
+        stream: int,
+        profiles: Sequence[str],
+        said: Callable[[], str],
+        capture: Callable[[Callable[[], None]], Callable[[], None]],
     ) -> None:
-        self._stream, self._said = stream, said
+        self._stream, self._said, self._capture = stream, said, capture
         self._contexts = {name: _Context(context, name) for name, context in zip(profiles, contexts, strict=True)}
         for index, (name, context) in enumerate(zip(profiles, contexts, strict=True)):
             if not context.set_optimization_profile_async(index, stream):
@@ -119,21 +131,41 @@ class EngineSession:
         """A binding of nothing."""
         return EngineBinding()
 
-    def run(self, binding: EngineBinding, profile: str) -> None:
+    def run(self, binding: EngineBinding, profile: str, captured: bool = False) -> None:
         """Put a run into the stream: what it reads and writes must live until that is done.
 
         Args:
             binding: All inputs and outputs of the engine.
             profile: Name of the profile that has room for the inputs.
+            captured: Whether runs of this binding all have these shapes and addresses, so that a CUDA graph can hold
+                them: the first runs as it is, as TensorRT asks, the second is captured, the others are that graph.
 
         Raises:
             CladaError: The profile has no room for them, an output has another shape than is bound, or TensorRT fails.
         """
         context = self._contexts[profile]
+        reshaped, launch = binding.graph
+        if captured and launch and reshaped == context.reshaped:
+            launch()
+            return
         context.give(binding)
+        if captured and reshaped == context.reshaped and self._can_be_captured(context):
+            launch = self._capture(partial(self._enqueue, context))
+            launch()
+        else:
+            launch = None
+            self._enqueue(context)
+        binding.graph = context.reshaped, launch
+
+    def _can_be_captured(self, context: _Context) -> bool:
+        """TensorRT for RTX alone says; it may still be compiling."""
+        asked = getattr(context.context, "is_stream_capturable", None)
+        return asked is None or bool(asked(self._stream))
+
+    def _enqueue(self, context: _Context) -> None:
         if not context.context.execute_async_v3(self._stream):
             context.forget()
-            raise CladaError(f"TensorRT failed to run the engine's {profile} profile: {self._said()}")
+            raise CladaError(f"TensorRT failed to run the engine's {context.profile} profile: {self._said()}")
 
     def run_with_iobinding(self, binding: EngineBinding) -> None:
         """Run an engine of one profile."""

@@ -43,6 +43,12 @@ class Memory(Protocol):
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy so many bytes from one address to another."""
 
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        """Copy rows of `width` bytes that begin `pitch` bytes after each other."""
+
+    def clear(self, address: int, size: int) -> None:
+        """Make so many bytes zeros."""
+
 
 def put(array: Array, device: str) -> Any:
     """An OrtValue of the same content in a device's memory, of its own on the CPU too."""

@@ -213,7 +213,7 @@ class ResidentModel(Model):
             slab.bind_input(binding, name)
         return slab
 
-    def _bind_mask(self, binding: Any, cache: DeviceCache, mask: Array, decodes: bool) -> None:
+    def _bind_mask(self, binding: Any, cache: Any, mask: Array, decodes: bool) -> None:
         slab = cache.buffers.mask
         if mask.size > slab.layout[graph.ATTENTION_MASK][0][0]:
             slab = cache.buffers.mask = self._mask_slab(len(mask), 1 << (mask.shape[1] - 1).bit_length())

@@ -13,9 +13,10 @@ from clada.plugins.tensorrt.library import register
 from clada.runtime.backends.device_score import FACTORS, accumulation
 from clada.runtime.backends.driver import Gpu, in_bytes, why_no_gpu
 from clada.runtime.backends.engine import EngineModel
+from clada.runtime.backends.engine_in_place import EngineInPlaceModel
 from clada.runtime.backends.engine_session import EngineSession
 from clada.runtime.building.package import MODULES, log_of
-from clada.runtime.engine_record import EngineRecord
+from clada.runtime.engine_record import IN_PLACE, EngineRecord
 
 
 def load_engine(path: Path, record: EngineRecord) -> EngineModel:
@@ -47,7 +48,8 @@ def load_engine(path: Path, record: EngineRecord) -> EngineModel:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         session = _session(trt, log, gpu, content, [profile.name for profile in record.profiles], str(path))
     ops = f"TensorRT plugins, {gpu.name}" if record.plugins else f"function bodies, {gpu.name}"
-    return EngineModel(session, record, gpu, ops, partial(_accumulation, trt, log, gpu, record.max_batch))
+    model = EngineInPlaceModel if record.kv_cache == IN_PLACE else EngineModel
+    return model(session, record, gpu, ops, partial(_accumulation, trt, log, gpu, record.max_batch))
 
 
 def _module(path: Path, record: EngineRecord) -> Any:
@@ -98,7 +100,7 @@ def _session(trt: Any, log: Any, gpu: Gpu, content: Any, profiles: Sequence[str]
                 f"the weights, of {in_bytes(gpu.free_memory())} free: {said(log)}"
             )
         contexts.append(context)
-    return EngineSession(engine, contexts, gpu.stream, profiles, partial(said, log))
+    return EngineSession(engine, contexts, gpu.stream, profiles, partial(said, log), gpu.capture)
 
 
 def _accumulation(trt: Any, log: Any, gpu: Gpu, max_batch: int, smallest: int, largest: int) -> EngineSession:

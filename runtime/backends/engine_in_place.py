@@ -1,0 +1,70 @@
+"""A TensorRT engine that puts out a step's keys and values alone: one set of them, whose slots fill up.
+
+A decode step reads all slots, by a mask that leaves out those that are free, so that every one has the same shapes and
+addresses and can be captured in a CUDA graph.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from clada.plugins import graph
+from clada.runtime.backends.engine import EngineCache, EngineModel
+from clada.runtime.backends.memory import Array, Placed
+from clada.runtime.backends.resident import Buffers
+from clada.runtime.engine_record import DECODE, PREFILL
+
+
+class EngineInPlaceModel(EngineModel):
+    """An engine whose `present` outputs are the new keys and values; arguments as of EngineModel.
+
+    Of a cache's two sets the first has a slot for each token of a text, and the second holds those of one step.
+    """
+
+    def _sets(self, texts: int) -> tuple[Placed, Placed]:
+        slots = self._record.capacity, self._record.max_prompt
+        every, new = (self._memory.empty(self._offsets(texts, count)[-1]) for count in slots)
+        return every, new
+
+    def empty_cache(self, texts: int) -> EngineCache:
+        """See EngineModel."""
+        cache = super().empty_cache(texts)
+        # What the text before left would count, if it was not finite, even where it is masked.
+        size = self._offsets(texts, self._record.capacity)[-1]
+        self._memory.clear(cache.keys_values[0].data_ptr(), size)
+        return cache
+
+    def _run(self, binding: Any, buffers: Buffers, decodes: bool) -> None:
+        self._session.run(binding, DECODE if decodes else PREFILL, captured=decodes)
+
+    def _bind_mask(self, binding: Any, cache: EngineCache, mask: Array, decodes: bool) -> None:
+        if decodes:
+            slots = np.zeros((cache.texts, self._record.capacity + 1), np.int64)
+            slots[:, : cache.length], slots[:, -1:] = mask[:, :-1], mask[:, -1:]
+            mask = slots
+        cache.buffers.mask.write({graph.ATTENTION_MASK: mask})
+        cache.buffers.mask.bind_input(binding, graph.ATTENTION_MASK, shape=mask.shape)
+
+    def _bind_cache(self, binding: Any, cache: EngineCache, total: int) -> None:
+        every, new = (keys_values.data_ptr() for keys_values in cache.keys_values)
+        read = self._record.capacity if cache.length else 0
+        for past, present, (heads, width), slot, row in self._places(cache.texts):
+            shape = [cache.texts, heads, read, width]
+            binding.bind_input(past, self._device, 0, self.dtype, shape, every + slot)
+            shape = [cache.texts, heads, total - cache.length, width]
+            binding.bind_output(present, self._device, 0, self.dtype, shape, new + row)
+
+    def _take_cache(self, binding: Any, cache: EngineCache, total: int) -> None:
+        every, new = (keys_values.data_ptr() for keys_values in cache.keys_values)
+        for _, _, (heads, width), slot, row in self._places(cache.texts):
+            token = width * self.dtype.itemsize
+            target = every + slot + cache.length * token
+            size = (total - cache.length) * token
+            pitch = self._record.capacity * token
+            self._memory.copy_rows(target, pitch, new + row, size, size, cache.texts * heads)
+        cache.length = total
+
+    def _places(self, texts: int) -> list[tuple[str, str, tuple[int, int], int, int]]:
+        """Of keys and values of each layer: names, heads and width, and where they begin in either set."""
+        slots, rows = (self._offsets(texts, count) for count in (self._record.capacity, self._record.max_prompt))
+        return list(zip(self._past, self._present, self._cache_sizes, slots, rows, strict=False))
