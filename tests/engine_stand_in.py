@@ -18,9 +18,10 @@ import onnxruntime
 
 from clada.runtime.backends.device_score import FACTORS, accumulation
 from clada.runtime.backends.engine import EngineModel
+from clada.runtime.backends.engine_in_place import EngineInPlaceModel
 from clada.runtime.backends.engine_session import EngineSession
 from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Execution, create_session
-from clada.runtime.engine_record import EngineRecord, Profile
+from clada.runtime.engine_record import IN_PLACE, EngineRecord, Profile
 
 ALIGNMENT = 256
 STREAM = 7
@@ -33,10 +34,10 @@ _TYPES = {np.bool_: "BOOL", np.float32: "FLOAT", np.float16: "HALF", np.int32: "
 class HostMemory:
     """What `runtime.backends.memory.Memory` is, with a stream that does its work when something is read."""
 
-    def __init__(self, limit: int = 1 << 40) -> None:
+    def __init__(self) -> None:
         self.alive: dict[int, int] = {}
         self.queue: list[Callable[[], None]] = []
-        self.limit = limit
+        self.graphs = self.launches = 0
 
     def place(self, array: np.ndarray) -> "HostArray":
         placed = HostArray(self, array.shape, array.dtype)
@@ -48,6 +49,25 @@ class HostMemory:
 
     def copy(self, target: int, source: int, size: int) -> None:
         self.queue.append(lambda: self.view(target, size).__setitem__(slice(None), self.view(source, size)))
+
+    def clear(self, address: int, size: int) -> None:
+        self.queue.append(lambda: self.view(address, size).fill(0))
+
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        for row in range(rows):
+            self.copy(target + row * target_pitch, source + row * source_pitch, width)
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        before, self.queue = self.queue, []
+        enqueue()
+        captured, self.queue = self.queue, before
+        self.graphs += 1
+
+        def launch() -> None:
+            self.launches += 1
+            self.queue.extend(captured)
+
+        return launch
 
     def view(self, address: int, size: int) -> np.ndarray:
         """The bytes at an address, which must be of one piece of memory that is still there."""
@@ -74,7 +94,6 @@ class HostArray:
         self._address = -(-self._room.ctypes.data // ALIGNMENT) * ALIGNMENT
         memory.alive[self._address] = max(size, 1)
         weakref.finalize(self, memory.free, self._address)
-        assert sum(memory.alive.values()) < memory.limit
 
     def data_ptr(self) -> int:
         return self._address
@@ -158,6 +177,9 @@ class HostContext:
                     return (-1,) * len(self.engine.tensors[name].shape)
         return tuple(sizes.get(str(axis), axis) for axis in self.engine.tensors[name].shape)
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return stream == STREAM and self.runs > 4
+
     def execute_async_v3(self, stream: int) -> bool:
         if set(self.shapes) != set(self.engine.inputs) or set(self.addresses) != set(self.engine.tensors):
             return False
@@ -191,7 +213,9 @@ def host_session(session: Any, profiles: list[Profile], memory: HostMemory) -> E
     """What `runtime.backends.tensorrt` makes of an engine."""
     engine = HostEngine(session, profiles, memory)
     contexts = [engine.create_execution_context() for _ in profiles]
-    return EngineSession(engine, contexts, STREAM, [profile.name for profile in profiles], lambda: "it says why")
+    return EngineSession(
+        engine, contexts, STREAM, [profile.name for profile in profiles], lambda: "it says why", memory.capture
+    )
 
 
 def host_model(model: Path, record: EngineRecord, memory: HostMemory | None = None) -> EngineModel:
@@ -207,4 +231,5 @@ def host_model(model: Path, record: EngineRecord, memory: HostMemory | None = No
             shapes[value.name] = ((low,), (low,), (high,))
         return host_session(graph, [Profile("score", shapes)], memory)
 
-    return EngineModel(host_session(session, record.profiles, memory), record, memory, kernels, score)
+    kind = EngineInPlaceModel if record.kv_cache == IN_PLACE else EngineModel
+    return kind(host_session(session, record.profiles, memory), record, memory, kernels, score)

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -25,9 +26,11 @@ from clada.runtime.artefact import MANIFEST_NAME, file_hash
 from clada.runtime.backends.driver import why_no_gpu
 from clada.runtime.backends.engine import EngineModel
 from clada.runtime.backends.memory import Slab
+from clada.runtime.backends.tensorrt import build_accumulation
+from clada.runtime.building.package import log_of
 from clada.runtime.building.profiles import Limits, profiles_for
 from clada.runtime.cli import main as clada_main
-from clada.runtime.engine_record import COPIED, EngineRecord, read_record, record_path, write_record
+from clada.runtime.engine_record import COPIED, IN_PLACE, EngineRecord, read_record, record_path, write_record
 from clada.runtime.generation import generate
 from clada.runtime.pool import CLOSED_TOKENS
 from tests.engine_stand_in import HostMemory, host_model
@@ -142,6 +145,58 @@ def test_a_batch_comes_out_as_of_the_onnx_file(artefact, stood_in):
     engine, host = Session(write_engine(artefact)), on_host(artefact)
     for config in (CONFIG, SAMPLED):
         assert_same(engine.generate(PROMPTS, config), host.generate(PROMPTS, config))
+
+
+def write_in_place_engine(model: Path) -> Path:
+    """An engine with the new keys and values as outputs, and beside it the graph that stands in for it."""
+    proto = onnx.load(str(model))
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    for value in proto.graph.output:
+        if value.name.startswith("present."):
+            concat = producers[value.name]
+            assert concat.op_type == "Concat"
+            concat.output[0] = f"every.{value.name}"
+            for node in proto.graph.node:
+                node.input[:] = [f"every.{value.name}" if name == value.name else name for name in node.input]
+            proto.graph.node.append(onnx.helper.make_node("Identity", [concat.input[1]], [value.name]))
+            value.type.tensor_type.shape.dim[2].dim_param = graph.SEQUENCE_LENGTH
+    onnx.save(proto, str(model.with_name("in_place.onnx")))
+    profiles = profiles_for(_Network(model), Limits(MAX_BATCH, MAX_PROMPT, CAPACITY + 1))
+    engine = write_engine(model, kv_cache=IN_PLACE, profiles=profiles)
+    for path in (engine, record_path(engine)):
+        path.replace(path.with_name(path.name.replace("model", "in_place")))
+    return engine.with_name("in_place.engine")
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_a_cache_written_in_place(copy, stood_in, texts):
+    """To rounding: attention sums over free slots too. Decode is captured once for either of the two logits."""
+    host, engine = on_host(copy), Session(write_in_place_engine(copy))
+    memory = stood_in[0]._memory
+    for start in range(2):
+        prompts = [[5 + start, *range(9, 12 + 7 * text)] for text in range(texts)]
+        states = [session.prefill(prompts) for session in (host, engine)]
+        for token in range(30, 90):
+            alive = [text != 1 or token < 50 for text in range(texts)]
+            theirs, ours = (
+                session.decode(state, [token] * texts, alive)
+                for session, state in zip((host, engine), states, strict=True)
+            )
+            np.testing.assert_allclose(states[1].logits, states[0].logits, atol=2e-4)
+            assert [s.active for s in ours] == [s.active for s in theirs]
+            assert [s.pool for s in ours] == [s.pool for s in theirs]
+            for name in ("surprisal", "entropy", "load"):
+                a, b = ([getattr(s, name) for s in stats] for stats in (ours, theirs))
+                np.testing.assert_allclose(a, b, atol=1e-4)
+        if start == 0:
+            copied = states[1].copy()
+            engine.decode(states[1], [3] * texts)
+            engine.decode(copied, [3] * texts)
+            np.testing.assert_array_equal(states[1].logits, copied.logits)
+            del copied
+        assert memory.launches > 50
+    runs = stood_in[0]._session._contexts["decode"].context.runs
+    assert runs < 12 and memory.graphs < 8 and memory.launches > 100
 
 
 def test_an_engine_s_memory_is_what_its_texts_need(copy, stood_in):
@@ -346,6 +401,15 @@ def test_companions_are_checked_and_graphs_are_not_needed(engine):
         Session(engine)
 
 
+def test_the_running_score_s_graph_builds():
+    """What TensorRT makes of it at run time, for another GPU than this machine has."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    content = build_accumulation(trt, log_of(trt), MAX_BATCH, 256, 256 * MAX_BATCH, trt.ComputeCapability.SM89)
+    assert content.nbytes > 1000
+    with pytest.raises(CladaError, match=r"cannot build the graph of the running score: \S+"):
+        build_accumulation(trt, log_of(trt), MAX_BATCH, 256, 255, trt.ComputeCapability.SM89)
+
+
 def changed(engine: Path, **changes) -> Path:
     write_record(dataclasses.replace(read_record(engine), **changes), record_path(engine))
     return engine
@@ -418,7 +482,21 @@ assert not content[:256].any() and not content[256 + array.nbytes:].any()
 slab = Slab({"a": ((3,), np.float32), "b": ((2, 2), np.int32)}, "cuda", gpu.place)
 slab.write({"b": np.arange(4).reshape(2, 2)})
 assert slab.read()["b"].tolist() == [[0, 1], [2, 3]]
-del placed, room, slab
+table = gpu.place(np.arange(20, dtype=np.int32).reshape(4, 5))
+rows = gpu.place(np.array([[70, 71], [80, 81], [90, 91]], np.int32))
+gpu.copy_rows(table.data_ptr() + 4, 20, rows.data_ptr(), 8, 8, 3)
+assert read(table).tolist() == [[0, 70, 71, 3, 4], [5, 80, 81, 8, 9], [10, 90, 91, 13, 14], list(range(15, 20))]
+launch = gpu.capture(lambda: gpu.copy(table.data_ptr(), rows.data_ptr(), 24))
+assert read(table)[0].tolist() == [0, 70, 71, 3, 4]
+launch()
+assert read(table)[0].tolist() == [70, 71, 80, 81, 90]
+gpu.clear(table.data_ptr(), 8)
+assert read(table)[0].tolist() == [0, 0, 80, 81, 90]
+try:
+    gpu.capture(lambda: gpu.place(1))
+except AttributeError:
+    gpu.capture(lambda: gpu.copy(table.data_ptr(), rows.data_ptr(), 24))
+del placed, room, slab, table, rows, launch
 gc.collect()
 assert gpu.free_memory() == free
 for size in (65 << 20, 3 << 30):
