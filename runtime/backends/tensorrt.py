@@ -16,7 +16,9 @@ from clada.runtime.backends.engine import EngineModel
 from clada.runtime.backends.engine_in_place import EngineInPlaceModel
 from clada.runtime.backends.engine_session import EngineSession
 from clada.runtime.building.package import MODULES, log_of
-from clada.runtime.engine_record import IN_PLACE, EngineRecord
+from clada.runtime.engine_record import DECODE, IN_PLACE, TENSORRT_RTX, EngineRecord
+
+_OUT_OF_MEMORY = ("out of memory", "outofmemory")
 
 
 def load_engine(path: Path, record: EngineRecord) -> EngineModel:
@@ -40,13 +42,15 @@ def load_engine(path: Path, record: EngineRecord) -> EngineModel:
     gpu = Gpu()
     if gpu.compute_capability not in record.compute_capability:
         wanted, target = ", ".join(record.compute_capability), gpu.compute_capability.replace(".", "")
+        how = f"with --target sm_{target}" if record.runtime == TENSORRT_RTX else "on this machine"
         raise CladaError(
             f"{path} was built for GPUs of compute capability {wanted}, and this one ({gpu.name}) has "
-            f"{gpu.compute_capability}: build it with --target sm_{target}"
+            f"{gpu.compute_capability}: build it {how}"
         )
     log = log_of(trt)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        session = _session(trt, log, gpu, content, [profile.name for profile in record.profiles], str(path))
+        fixed = [DECODE] if record.kv_cache == IN_PLACE else []
+        session = _session(trt, log, gpu, content, [profile.name for profile in record.profiles], str(path), fixed)
     ops = f"TensorRT plugins, {gpu.name}" if record.plugins else f"function bodies, {gpu.name}"
     model = EngineInPlaceModel if record.kv_cache == IN_PLACE else EngineModel
     return model(session, record, gpu, ops, partial(_accumulation, trt, log, gpu, record.max_batch))
@@ -84,29 +88,50 @@ def said(log: Any) -> str:
     return str(log.errors[-1]) if log.errors else "it gives no reason"
 
 
-def _session(trt: Any, log: Any, gpu: Gpu, content: Any, profiles: Sequence[str], name: str) -> EngineSession:
-    runtime = trt.Runtime(log)
-    engine = runtime.deserialize_cuda_engine(content)
+def _session(
+    trt: Any, log: Any, gpu: Gpu, content: Any, profiles: Sequence[str], name: str, fixed: Sequence[str]
+) -> EngineSession:
+    """Load an engine, with a context for each profile; runs of those in `fixed` have few different shapes."""
+    log.errors.clear()
+    engine = trt.Runtime(log).deserialize_cuda_engine(content)
     if engine is None:
-        raise CladaError(f"TensorRT {trt.__version__} cannot read {name}: {said(log)}")
-    strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        if any(sign in said(log).lower() for sign in _OUT_OF_MEMORY):
+            size, free = (in_bytes(count) for count in (memoryview(content).nbytes, gpu.free_memory()))
+            raise CladaError(
+                f"the GPU's memory is too small for {name}: it is of {size} and {free} are free: export a smaller "
+                f"model, or in float16 ({said(log)})"
+            )
+        raise CladaError(f"{trt.__name__} {trt.__version__} cannot read {name}: {said(log)}")
     contexts = []
     for index, profile in enumerate(profiles):
-        context = engine.create_execution_context(strategy)
+        context = engine.create_execution_context(_way_to_run(trt, engine, profile in fixed))
         if context is None:
             needed = in_bytes(engine.get_device_memory_size_for_profile_v2(index))
             raise CladaError(
-                f"TensorRT {trt.__version__} cannot run the {profile} profile of {name}, which needs {needed} beside "
-                f"the weights, of {in_bytes(gpu.free_memory())} free: {said(log)}"
+                f"{trt.__name__} {trt.__version__} cannot run the {profile} profile of {name}, which needs {needed} "
+                f"beside the weights, of {in_bytes(gpu.free_memory())} free: {said(log)}"
             )
         contexts.append(context)
     return EngineSession(engine, contexts, gpu.stream, profiles, partial(said, log), gpu.capture)
 
 
+def _way_to_run(trt: Any, engine: Any, fixed: bool) -> Any:
+    """How a context has its memory, that of its own profile alone; and what TensorRT for RTX compiles while it runs."""
+    allocation = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return allocation
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(allocation)
+    if not fixed:
+        # Each token makes a text longer: kernels for one length would be of no use to the next.
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.NONE
+    return config
+
+
 def _accumulation(trt: Any, log: Any, gpu: Gpu, max_batch: int, smallest: int, largest: int) -> EngineSession:
     """The running score's graph, built for the GPU of this machine: a few elementwise operations."""
     content = build_accumulation(trt, log, max_batch, smallest, largest)
-    return _session(trt, log, gpu, content, ["score"], "the graph of the running score")
+    return _session(trt, log, gpu, content, ["score"], "the graph of the running score", ["score"])
 
 
 def build_accumulation(trt: Any, log: Any, max_batch: int, smallest: int, largest: int, capability: Any = None) -> Any:
