@@ -24,7 +24,8 @@ int cuDeviceGetName(char *name, int size, int device) {
 
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   if (device != 3 || (attribute != 75 && attribute != 76)) return INVALID_VALUE;
-  return *value = attribute == 75 ? 9 : 0, SUCCESS;
+  const int capability = getenv("STAND_IN_IS_ADA") ? 89 : 90;
+  return *value = attribute == 75 ? capability / 10 : capability % 10, SUCCESS;
 }
 
 int cuDevicePrimaryCtxRetain(void **made, int device) {

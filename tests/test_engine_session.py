@@ -7,6 +7,7 @@ that CUDA copies what it is told to, no test here shows.
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,17 @@ def test_a_batch_comes_out_as_of_the_onnx_file(artefact, stood_in):
     engine, host = Session(write_engine(artefact)), on_host(artefact)
     for config in (CONFIG, SAMPLED):
         assert_same(engine.generate(PROMPTS, config), host.generate(PROMPTS, config))
+
+
+def test_the_command_line_runs_an_engine(copy, stood_in, capsys):
+    """The same text and the same table as of the ONNX file, but for the seconds."""
+    host = on_host(copy)
+    expected = host.generate(PROMPTS[0], GenerationConfig(max_new_tokens=12))[0]
+    options = ["--prompt", PROMPTS[0], "--max-new-tokens", "12", "--stats"]
+    assert clada_main(["run", str(write_engine(copy)), *options]) == 0
+    out, err = capsys.readouterr()
+    assert out.rstrip("\n") == expected.text.rstrip("\n")
+    assert f"{expected.stats[3].surprisal:9.3f}" in err.splitlines()[4]
 
 
 def write_in_place_engine(model: Path) -> Path:
@@ -455,6 +467,13 @@ def test_another_gpu_is_named(engine, driver):
     line = refused(engine, LD_LIBRARY_PATH=driver)
     assert "model.engine was built for GPUs of compute capability 8.9, and this one (stand-in) has 9.0" in line
     assert line.endswith("build it with --target sm_90")
+
+
+@NO_GPU
+def test_a_driver_that_tensorrt_cannot_use_is_told(engine, driver):
+    """The stand-in is of the right GPU, and TensorRT finds that it is too little of a driver."""
+    line = refused(engine, LD_LIBRARY_PATH=driver, STAND_IN_IS_ADA="1")
+    assert re.search(r"tensorrt_rtx [\d.]+ cannot read .*model.engine: \S+", line)
 
 
 _MEMORY = """
