@@ -199,10 +199,9 @@ class HostContext:
             size = int(np.prod(shape)) * dtype.itemsize
             arrays[name] = self.engine.memory.view(address, size).view(dtype).reshape(shape)
         outputs = list(self.engine.outputs)
-        in_place = len(self.engine.outputs) == 1  # the running score's, of elementwise operations
         for output in outputs:
             others = (array for name, array in arrays.items() if name != output and array.size)
-            assert in_place or not any(np.may_share_memory(arrays[output], other) for other in others), output
+            assert not any(np.may_share_memory(arrays[output], other) for other in others), output
         feeds = {name: arrays[name].copy() for name in self.engine.inputs}
         for name, value in zip(outputs, self.engine.session.run(outputs, feeds), strict=True):
             assert value.shape == arrays[name].shape, name

@@ -46,30 +46,33 @@ class DeviceScore:
     def __init__(self, session: Any, score: Sequence[Array], device: str, place: Put | None = None) -> None:
         self._session, self._device, self._place = session, device, place
         shapes = {graph.score(layer): values.shape for layer, values in enumerate(score)}
-        self._score = self._slab(shapes, np.float32)
-        self._score.write({graph.score(layer): values for layer, values in enumerate(score)})
+        # Two, as not all that runs the graph takes one array as input and output: the first of them is read.
+        self._scores = [self._slab(shapes, np.float32) for _ in range(2)]
+        self._scores[0].write({graph.score(layer): values for layer, values in enumerate(score)})
         self._mask = self._slab(shapes, np.bool_)
         self._masks: Masks = []
-        text = self._slab(shapes, np.int32)
+        self._text = self._slab(shapes, np.int32)
         texts = len(score[0])
-        text.write({name: np.arange(texts)[:, None].repeat(shape[1], 1) for name, shape in shapes.items()})
+        self._text.write({name: np.arange(texts)[:, None].repeat(shape[1], 1) for name, shape in shapes.items()})
         self._factors = Slab(dict.fromkeys(FACTORS, ((texts,), np.float32)), device, place)
-        self._binding = session.io_binding()
+        self._bindings = [self._bound(*scores) for scores in (self._scores, self._scores[::-1])]
+
+    def _bound(self, before: Slab, after: Slab) -> Any:
+        binding = self._session.io_binding()
         for name in FACTORS:
-            self._factors.bind_input(self._binding, name)
-        self._text = text
-        self._binding.bind_input("text", *text.whole(np.int32))
-        self._binding.bind_input("mask", *self._mask.whole(np.bool_))
-        # In place: the old score has been read when the sum is written.
-        self._binding.bind_input("score", *self._score.whole(np.float32))
-        self._binding.bind_output("sum", *self._score.whole(np.float32))
+            self._factors.bind_input(binding, name)
+        binding.bind_input("text", *self._text.whole(np.int32))
+        binding.bind_input("mask", *self._mask.whole(np.bool_))
+        binding.bind_input("score", *before.whole(np.float32))
+        binding.bind_output("sum", *after.whole(np.float32))
+        return binding
 
     def _slab(self, shapes: Mapping[str, tuple[int, ...]], dtype: Any) -> Slab:
         return Slab({name: (shape, dtype) for name, shape in shapes.items()}, self._device, self._place)
 
     def __iter__(self) -> Iterator[Array]:
         """The layers' scores, copied into this process's memory."""
-        return iter(self._score.read().values())
+        return iter(self._scores[0].read().values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DeviceScore":
         return DeviceScore(self._session, list(self), self._device, self._place)
@@ -80,6 +83,8 @@ class DeviceScore:
             self._mask.write({graph.score(layer): mask for layer, mask in enumerate(masks)})
             self._masks = list(masks)
         self._factors.write(dict(zip(FACTORS, (fade, inside, outside), strict=True)))
-        self._binding.bind_input("used", *used.whole(np.float32))
+        self._bindings[0].bind_input("used", *used.whole(np.float32))
         with one_line_errors(self._device):
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._bindings[0])
+        self._scores.reverse()
+        self._bindings.reverse()
