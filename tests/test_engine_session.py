@@ -211,6 +211,23 @@ def test_a_cache_written_in_place(copy, stood_in, texts):
     assert runs < 12 and memory.graphs < 8 and memory.launches > 100
 
 
+def test_a_graph_is_captured_again_once_its_context_had_other_shapes(copy, stood_in):
+    session = Session(write_in_place_engine(copy))
+    memory = stood_in[0]._memory
+    state = session.prefill([[5, 6]])
+    for _ in range(12):
+        session.decode(state, [7])
+    assert memory.graphs == 2  # one for either of the logits
+    session.decode(session.prefill([[5, 6], [7]]), [8, 8])
+    launches = memory.launches
+    for _ in range(2):
+        session.decode(state, [7])
+    assert (memory.graphs, memory.launches) == (2, launches)
+    for _ in range(4):
+        session.decode(state, [7])
+    assert (memory.graphs, memory.launches) == (4, launches + 4)
+
+
 def test_an_engine_s_memory_is_what_its_texts_need(copy, stood_in):
     """A text takes the memory of the one before; another number of texts gives it back first."""
     session = Session(write_engine(copy))
