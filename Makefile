@@ -64,7 +64,7 @@ lint: $(VENV)/package.stamp
 $(VENV)/dependencies.stamp: pyproject.toml constraints.txt scripts/onnxruntime_headers.sh
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install --quiet "torch==$(TORCH)"
-	$(PIP) install --quiet --constraint constraints.txt scikit-build-core cmake ninja numpy
+	$(PIP) install --quiet --constraint constraints.txt scikit-build-core setuptools cmake ninja numpy
 	scripts/onnxruntime_headers.sh $(CLADA_ONNXRUNTIME_INCLUDE)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[export,dev]"
 	touch $@

@@ -60,8 +60,9 @@ class EngineRecord:
         max_prompt: The most tokens of one prefill call: S of the prefill profile.
         capacity: The most tokens of a text, prompt included: slots of the cache. Prefill begins at an empty cache; a
             decode step reads one token, with 1 to `capacity` - 1 in the cache.
-        kv_cache: "copied": the graph of the artefact, whose `present` outputs hold the past and this call's tokens,
-            so memory of one is never the other's.
+        kv_cache: "in_place": `present` outputs hold this call's tokens alone, T[B, H, S, d], and a decode step may read
+            slots that are free, at most `capacity`, where its mask, longer by one, is 0. "copied": they hold the past
+            too, as in the graph of the artefact.
         profiles: The prefill profile, then the decode profile.
         format_version: Of this record.
     """

@@ -20,14 +20,15 @@ from clada.exporter.families import FAMILIES
 from clada.exporter.patch import sparsify
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN
-from clada.runtime.artefact import MANIFEST_NAME, file_hash
+from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, file_hash
 from clada.runtime.building import build, package
 from clada.runtime.building.build import BuildConfig, build_engine, check_engine
 from clada.runtime.building.imported_ops import check_imported
+from clada.runtime.building.kv_cache import cut_cache, window_of
 from clada.runtime.building.onnx_file import Node, nodes_of, opset_of, without_functions
 from clada.runtime.building.progress import progress_monitor
 from clada.runtime.cli import main
-from clada.runtime.engine_record import PREFILL, read_record, record_path, write_record
+from clada.runtime.engine_record import COPIED, IN_PLACE, PREFILL, read_record, record_path, write_record
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 from tests.test_trace import LOAD_MAP
 
@@ -47,6 +48,7 @@ def artefact(tiny_artefact, tmp_path_factory):
         sparsity = sparsify(model, [torch.full((NEURONS,), 0.1) for _ in range(LAYERS)])
         traced = tracing.trace(model.to(dtype), sparsity, LOAD_MAP, opset=opset)
         tracing.save(traced, folder / "model.onnx")
+        (folder / CONFIG_NAME).write_text(model.config.to_json_string())
         manifest = json.loads((folder / MANIFEST_NAME).read_text())
         manifest["model"] |= {"family": family, "dtype": str(dtype).removeprefix("torch."), "opset": opset}
         manifest["files"] = {name: file_hash(folder / name) for name in manifest["files"]}
@@ -116,6 +118,8 @@ def test_float16_builds_for_every_target_at_once(artefact):
 def test_every_family_builds(artefact, family):
     record = read_record(built(artefact(family), "--target", "sm_89"))
     assert len(record.profiles[0].shapes) == 4 + 3 * LAYERS
+    # Theirs are windows of so many tokens or of fewer.
+    assert record.kv_cache == (COPIED if family == "mistral" else IN_PLACE)
 
 
 @pytest.mark.parametrize("opset", [tracing.MINIMUM_OPSET, tracing.MAXIMUM_OPSET])
@@ -123,6 +127,32 @@ def test_every_opset_builds(artefact, opset):
     model = artefact(opset=opset)
     assert opset_of(model.read_bytes()) == opset
     built(model, "--target", "sm_89")
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({}, None),
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 4096}, 4096),
+        ({"sliding_window": 4096, "use_sliding_window": False}, None),
+        ({"sliding_window": 4096, "use_sliding_window": True}, 4096),
+    ],
+)
+def test_windows_of_configurations(config, window):
+    assert window_of(config) == window
+
+
+def test_a_window_longer_than_a_text_is_none(copy):
+    _builder, network = parsed(copy, copy.read_bytes())
+    names = [network.get_output(index).name for index in range(network.num_outputs)]
+    assert cut_cache(tensorrt_rtx, network, 64, 64)[0] == COPIED
+    assert [network.get_output(index).name for index in range(network.num_outputs)] == names
+    assert cut_cache(tensorrt_rtx, network, 65, 64)[0] == IN_PLACE
+    outputs = {tensor.name: tensor for tensor in map(network.get_output, range(network.num_outputs))}
+    assert sorted(outputs) == sorted(names)
+    # A step's own, as many as its ids.
+    assert cut_cache(tensorrt_rtx, network, None, 64)[0] == COPIED
 
 
 def test_record_says_what_was_asked_for(copy):
@@ -133,7 +163,7 @@ def test_record_says_what_was_asked_for(copy):
     assert (record.runtime, record.runtime_version) == ("tensorrt-rtx", tensorrt_rtx.__version__)
     assert record.compute_capability == ["8.9", "12.0"]
     assert (record.max_batch, record.max_prompt, record.capacity) == (3, 20, 64)
-    assert (record.plugins, record.kv_cache) == (False, "copied")
+    assert (record.plugins, record.kv_cache) == (False, "in_place")
     assert record.sha256 == file_hash(engine)
     assert record.manifest_sha256 == file_hash(copy.parent / MANIFEST_NAME)
     prefill, decode = record.profiles
@@ -141,8 +171,8 @@ def test_record_says_what_was_asked_for(copy):
     assert prefill.shapes["input_ids"] == ((1, 1), (3, 10), (3, 20))
     assert prefill.shapes["past_key_values.2.value"] == ((1, 2, 0, 8), (3, 2, 0, 8), (3, 2, 0, 8))
     assert decode.shapes["input_ids"] == ((1, 1), (3, 1), (3, 1))
-    assert decode.shapes["attention_mask"] == ((1, 2), (3, 33), (3, 64))
-    assert decode.shapes["past_key_values.0.key"] == ((1, 2, 1, 8), (3, 2, 32, 8), (3, 2, 63, 8))
+    assert decode.shapes["attention_mask"] == ((1, 2), (3, 33), (3, 65))
+    assert decode.shapes["past_key_values.0.key"] == ((1, 2, 1, 8), (3, 2, 32, 8), (3, 2, 64, 8))
     assert decode.shapes["past_logits"] == ((1, VOCABULARY), (3, VOCABULARY), (3, VOCABULARY))
     assert decode.shapes["pool.0"] == ((1, NEURONS), (3, NEURONS), (3, NEURONS))
 
@@ -364,7 +394,7 @@ def test_a_full_disk(copy):
     builder, network = parsed(copy, content)
     config = builder.create_builder_config()
     limits = build.limits_for(128, 1, 8, 16)
-    build.add_profiles(builder, config, build.profiles_for(network, limits))
+    build.add_profiles(builder, config, build.profiles_for(network, limits, COPIED))
     with pytest.raises(OSError, match="No space left"):
         build._serialize(tensorrt_rtx, builder, network, config, Full())
 
@@ -436,7 +466,7 @@ def test_tensorrt_takes_no_target_and_needs_a_gpu(tensorrt, copy, capsys, monkey
 
 def test_an_engine_that_is_not_what_was_asked_for(tiny_artefact):
     _builder, network = parsed(tiny_artefact, tiny_artefact.read_bytes())
-    profiles = build.profiles_for(network, build.limits_for(128, 1, 8, 16))
+    profiles = build.profiles_for(network, build.limits_for(128, 1, 8, 16), COPIED)
     shapes = {name: dict(enumerate(profile.shapes[name] for profile in profiles)) for name in profiles[0].shapes}
 
     # What reads an engine needs a GPU.

@@ -38,6 +38,8 @@ from tests.engine_stand_in import HostMemory, host_model
 from tests.test_device import PROMPTS, assert_same
 
 CAPACITY, MAX_PROMPT, MAX_BATCH = 112, 40, 3
+# Of a cache that is written in place: at first it has half of them.
+SLOTS = 128
 # So many that a pool is opened for having been closed for long.
 CONFIG = GenerationConfig(max_new_tokens=CLOSED_TOKENS + 20)
 SAMPLED = GenerationConfig(max_new_tokens=40, sampling=SamplingConfig(temperature=0.9, seed=3))
@@ -86,7 +88,7 @@ def write_engine(model: Path, content: bytes = b"stood in for", **changes) -> Pa
         max_prompt=MAX_PROMPT,
         capacity=CAPACITY,
         kv_cache=COPIED,
-        profiles=profiles_for(_Network(model), Limits(MAX_BATCH, MAX_PROMPT, CAPACITY)),
+        profiles=profiles_for(_Network(model), Limits(MAX_BATCH, MAX_PROMPT, CAPACITY), COPIED),
     )
     write_record(dataclasses.replace(record, **changes), record_path(engine))
     return engine
@@ -173,8 +175,8 @@ def write_in_place_engine(model: Path) -> Path:
             proto.graph.node.append(onnx.helper.make_node("Identity", [concat.input[1]], [value.name]))
             value.type.tensor_type.shape.dim[2].dim_param = graph.SEQUENCE_LENGTH
     onnx.save(proto, str(model.with_name("in_place.onnx")))
-    profiles = profiles_for(_Network(model), Limits(MAX_BATCH, MAX_PROMPT, CAPACITY + 1))
-    engine = write_engine(model, kv_cache=IN_PLACE, profiles=profiles)
+    profiles = profiles_for(_Network(model), Limits(MAX_BATCH, MAX_PROMPT, SLOTS), IN_PLACE)
+    engine = write_engine(model, kv_cache=IN_PLACE, capacity=SLOTS, profiles=profiles)
     for path in (engine, record_path(engine)):
         path.replace(path.with_name(path.name.replace("model", "in_place")))
     return engine.with_name("in_place.engine")
@@ -182,7 +184,7 @@ def write_in_place_engine(model: Path) -> Path:
 
 @pytest.mark.parametrize("texts", [1, 3])
 def test_a_cache_written_in_place(copy, stood_in, texts):
-    """To rounding: attention sums over free slots too. Decode is captured once for either of the two logits."""
+    """To rounding: attention sums over free slots too. Decode is captured for each size and either of the logits."""
     host, engine = on_host(copy), Session(write_in_place_engine(copy))
     memory = stood_in[0]._memory
     for start in range(2):
@@ -208,7 +210,7 @@ def test_a_cache_written_in_place(copy, stood_in, texts):
             del copied
         assert memory.launches > 50
     runs = stood_in[0]._session._contexts["decode"].context.runs
-    assert runs < 12 and memory.graphs < 8 and memory.launches > 100
+    assert runs <= 20 and memory.graphs <= 8 and memory.launches > 100
 
 
 def test_a_graph_is_captured_again_once_its_context_had_other_shapes(copy, stood_in):

@@ -155,7 +155,7 @@ def test_nothing_is_written_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("clada.runtime.backends.cuda.check_provider", lambda: None)
     kernels = NoKernels()
     object.__setattr__(kernels, "device", dataclasses.replace(HOST_WITH_GRAPHS, name="cuda"))
-    monkeypatch.setattr("clada.runtime.backends.cuda._why_no_gpu", lambda: "none is here")
+    monkeypatch.setattr("clada.runtime.backends.cuda.why_no_gpu", lambda: "none is here")
     timing = dataclasses.replace(TIMING, kernels=kernels)
     (left,) = model_part.whole_models(tmp_path, tmp_path / "kernels.so", timing, [SHAPE])
     assert left == LeftOut("model", "no CUDA device: none is here")

@@ -27,10 +27,10 @@ from clada.benchmark.variants import Graph, write_pair
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops.record import Array
-from clada.runtime.backends.device import Buffers
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
 from clada.runtime.backends.memory import Slab
 from clada.runtime.backends.onnxruntime import Execution
+from clada.runtime.backends.resident import Buffers
 
 # The type that ONNX Runtime's attention knows on a GPU.
 ELEMENT = "float16"

@@ -237,3 +237,8 @@ class Gpu:
 
         weakref.finalize(launch, self._driver.cuGraphExecDestroy, executable).atexit = False
         return launch
+
+
+def compute_capability() -> str | None:
+    """That of the first GPU, as "8.9"; None where there is no driver or no GPU."""
+    return None if why_no_gpu() else Gpu().compute_capability

@@ -24,6 +24,7 @@ class EngineCache:
         texts: B.
         length: How many tokens the set that is read holds, padding included.
         reads: Which of the sets that is; a step writes the other.
+        slots: How many tokens of each text the layout of that set has room for, where it is written in place.
     """
 
     buffers: Buffers
@@ -31,6 +32,7 @@ class EngineCache:
     texts: int
     length: int = 0
     reads: int = 0
+    slots: int = 0
 
 
 class EngineModel(ResidentModel):
@@ -85,7 +87,7 @@ class EngineModel(ResidentModel):
     def copy_cache(self, cache: EngineCache) -> EngineCache:
         """See Model."""
         copied = self.empty_cache(cache.texts)
-        copied.length = cache.length
+        copied.length, copied.slots = cache.length, cache.slots
         target, source = copied.keys_values[copied.reads], cache.keys_values[cache.reads]
         size = self._offsets(cache.texts, self._record.capacity)[-1]
         self._memory.copy(target.data_ptr(), source.data_ptr(), size)

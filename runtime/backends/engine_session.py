@@ -28,8 +28,10 @@ class EngineBinding:
 
     inputs: dict[str, tuple[Shape, int]] = field(default_factory=dict)
     outputs: dict[str, tuple[Shape, int]] = field(default_factory=dict)
-    # Of runs that are to be captured: how often the context had been reshaped, and what launches the graph, if any yet.
-    graph: tuple[int, Callable[[], None] | None] = (-1, None)
+    # Of the last run that was to be captured: how often the context had been reshaped, and the places.
+    ran: tuple[int, tuple[Any, Any]] = (-1, ({}, {}))
+    # What launches the graph of such runs, if there is one yet.
+    launch: Callable[[], None] | None = None
 
     def bind_input(
         self, name: str, device: str, index: int, dtype: npt.DTypeLike, shape: Sequence[int], address: int
@@ -42,6 +44,10 @@ class EngineBinding:
     ) -> None:
         """Say where an output goes."""
         self.outputs[name] = tuple(shape), address
+
+    def places(self) -> tuple[Any, Any]:
+        """All that was said, as it is now."""
+        return dict(self.inputs), dict(self.outputs)
 
 
 @dataclass
@@ -137,25 +143,25 @@ class EngineSession:
         Args:
             binding: All inputs and outputs of the engine.
             profile: Name of the profile that has room for the inputs.
-            captured: Whether runs of this binding all have these shapes and addresses, so that a CUDA graph can hold
+            captured: Whether many runs of this binding have these shapes and addresses, so that a CUDA graph can hold
                 them: the first runs as it is, as TensorRT asks, the second is captured, the others are that graph.
 
         Raises:
             CladaError: The profile has no room for them, an output has another shape than is bound, or TensorRT fails.
         """
         context = self._contexts[profile]
-        reshaped, launch = binding.graph
-        if captured and launch and reshaped == context.reshaped:
-            launch()
+        again = captured and binding.ran == (context.reshaped, binding.places())
+        if again and binding.launch:
+            binding.launch()
             return
         context.give(binding)
-        if captured and reshaped == context.reshaped and self._can_be_captured(context):
-            launch = self._capture(partial(self._enqueue, context))
-            launch()
-        else:
-            launch = None
-            self._enqueue(context)
-        binding.graph = context.reshaped, launch
+        if again and self._can_be_captured(context):
+            binding.launch = self._capture(partial(self._enqueue, context))
+            binding.launch()
+            return
+        self._enqueue(context)
+        if captured:
+            binding.ran, binding.launch = (context.reshaped, binding.places()), None
 
     def _can_be_captured(self, context: _Context) -> bool:
         """TensorRT for RTX alone says; it may still be compiling."""

@@ -1,5 +1,6 @@
 """From an artefact to its engine and the engine's record."""
 
+import json
 import mmap
 import os
 import tempfile
@@ -12,9 +13,10 @@ from typing import Any, BinaryIO
 
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN
-from clada.runtime.artefact import MANIFEST_NAME, Artefact, file_hash, open_artefact
-from clada.runtime.building.gpu import compute_capability
+from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, Artefact, file_hash, open_artefact
+from clada.runtime.backends.driver import compute_capability
 from clada.runtime.building.imported_ops import check_imported
+from clada.runtime.building.kv_cache import cut_cache, window_of
 from clada.runtime.building.onnx_file import nodes_of, opset_of, without_functions
 from clada.runtime.building.package import (
     choose_plugins,
@@ -28,7 +30,7 @@ from clada.runtime.building.package import (
 from clada.runtime.building.profiles import add_profiles, limits_for, profiles_for
 from clada.runtime.building.progress import progress_monitor, stopped_by_interrupt
 from clada.runtime.building.timing_cache import keep_cache, use_cache
-from clada.runtime.engine_record import COPIED, ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
+from clada.runtime.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "not enough memory")
 
@@ -86,11 +88,13 @@ def build_engine(
         f"{trt.__name__} {trt.__version__} builds for {target_names(targets)}: {limits.max_batch} texts of "
         f"{limits.capacity} tokens, prompts of {limits.max_prompt}"
     )
+    kv_cache, line = cut_cache(trt, network, window_of(_config(artefact)), limits.capacity)
+    report(line)
     builder_config = builder.create_builder_config()
     # Float32 is what the model was verified in; thresholds decide otherwise on ten bits of mantissa.
     builder_config.clear_flag(trt.BuilderFlag.TF32)
     set_targets(runtime, trt, builder_config, targets)
-    profiles = profiles_for(network, limits)
+    profiles = profiles_for(network, limits, kv_cache)
     add_profiles(builder, builder_config, profiles)
     timings = timing_cache_for(runtime, trt, targets)
     if timings is not None:
@@ -114,7 +118,7 @@ def build_engine(
             max_batch=limits.max_batch,
             max_prompt=limits.max_prompt,
             capacity=limits.capacity,
-            kv_cache=COPIED,
+            kv_cache=kv_cache,
             profiles=profiles,
         )
         size = path.stat().st_size
@@ -138,6 +142,11 @@ def _check_output(output: Path, artefact: Artefact) -> None:
             f"{output} would not have {MANIFEST_NAME} of {artefact.model} beside it, without which it does not run: "
             "write it beside the model, or copy the model's files there first"
         )
+
+
+def _config(artefact: Artefact) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((artefact.folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    return config
 
 
 @contextmanager

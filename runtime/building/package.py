@@ -10,7 +10,7 @@ from typing import Any
 
 from clada.plugins.errors import CladaError
 from clada.plugins.tensorrt import library_path, register
-from clada.runtime.building.gpu import compute_capability
+from clada.runtime.backends.driver import compute_capability
 from clada.runtime.building.timing_cache import cache_path
 from clada.runtime.engine_record import RUNTIMES, TENSORRT, TENSORRT_RTX
 

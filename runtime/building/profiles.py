@@ -5,7 +5,7 @@ from typing import Any
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.runtime.engine_record import DECODE, PREFILL, Profile, Shape
+from clada.runtime.engine_record import DECODE, IN_PLACE, PREFILL, Profile, Shape
 
 # Where nothing else is asked for: an engine's memory grows with both.
 DEFAULT_CAPACITY = 4096
@@ -71,17 +71,19 @@ def _shape(tensor: Any, sizes: dict[str, int]) -> Shape:
     return tuple(shape)
 
 
-def profiles_for(network: Any, limits: Limits) -> list[Profile]:
+def profiles_for(network: Any, limits: Limits, kv_cache: str) -> list[Profile]:
     """The profiles of a parsed network, prefill first.
 
     Raises:
         CladaError: The network has an input that this release does not know.
     """
     batch, prompt, capacity = limits.max_batch, limits.max_prompt, limits.capacity
+    # In place a step reads free slots too, and its own token has one beside them.
+    most = capacity if kv_cache == IN_PLACE else capacity - 1
     # The smallest, the usual and the largest.
     ranges = {
         PREFILL: (_sizes(1, 1, 0), _sizes(batch, max(1, prompt // 2), 0), _sizes(batch, prompt, 0)),
-        DECODE: (_sizes(1, 1, 1), _sizes(batch, 1, capacity // 2), _sizes(batch, 1, capacity - 1)),
+        DECODE: (_sizes(1, 1, 1), _sizes(batch, 1, capacity // 2), _sizes(batch, 1, most)),
     }
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     profiles = []
