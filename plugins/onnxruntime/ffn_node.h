@@ -5,25 +5,11 @@
 #include <string>
 
 #include "calls.h"
+#include "ffn_inputs.h"
 #include "ort.h"
 #include "shapes.h"
 
 namespace clada {
-
-// Where an op's inputs are that the two ops name differently; kNone for what an op lacks.
-constexpr size_t kNone = SIZE_MAX;
-template <class Table>
-struct FfnInputs;
-template <>
-struct FfnInputs<ops::SparseGatedFFN> {
-  using In = ops::SparseGatedFFN::In;
-  static constexpr size_t w_in = In::w_gate, w_up = In::w_up, w_out = In::w_down, b_in = kNone, b_out = kNone;
-};
-template <>
-struct FfnInputs<ops::SparseFFN> {
-  using In = ops::SparseFFN::In;
-  static constexpr size_t w_in = In::w_in, w_up = kNone, w_out = In::w_out, b_in = In::b_in, b_out = In::b_out;
-};
 
 // A node's activation; throws Ort::Exception where it is not known.
 inline Activation activation_of(const Ort::ConstKernelInfo& info, const char* op) {
