@@ -10,10 +10,11 @@ from pathlib import Path
 
 from clada.plugins.errors import CladaError, exit_code
 from clada.plugins.onnxruntime import DEVICES, WEIGHTS
-from clada.runtime.artefact import open_artefact
+from clada.runtime.artefact import open_artefact, open_artefact_of_engine
 from clada.runtime.building.command import add_parser as add_build_parser
+from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
 from clada.runtime.generation import GenerationConfig, Piece
-from clada.runtime.inspection import inspection_lines
+from clada.runtime.inspection import engine_lines, inspection_lines
 from clada.runtime.sampling import SamplingConfig
 from clada.runtime.session import Session
 from clada.runtime.telemetry import MeanStats, TokenStats, mean_stats
@@ -104,7 +105,11 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    print("\n".join(inspection_lines(open_artefact(args.path))))
+    if args.path.suffix == ENGINE_SUFFIX:
+        lines = engine_lines(open_artefact_of_engine(args.path), read_record(args.path))
+    else:
+        lines = inspection_lines(open_artefact(args.path))
+    print("\n".join(lines))
 
 
 def _add_other_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", asked: str) -> None:
@@ -135,7 +140,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     chat.set_defaults(run=_chat)
 
     inspect = commands.add_parser("inspect", help="show layers, thresholds, sparsity, ops and sizes")
-    inspect.add_argument("path", type=Path, help="the artefact's .onnx file")
+    inspect.add_argument("path", type=Path, help="the artefact's .onnx file, or an .engine")
     inspect.set_defaults(run=_inspect)
 
     add_build_parser(commands)

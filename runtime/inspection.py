@@ -4,6 +4,7 @@ from typing import Any
 
 from clada.runtime.artefact import Artefact
 from clada.runtime.backends.onnxruntime import kernels_here
+from clada.runtime.engine_record import EngineRecord
 
 _Row = tuple[str, ...]
 
@@ -31,15 +32,9 @@ def _in_place_line(artefact: Artefact) -> str:
     return f"in-place cache: {name}, for one text; ONNX Runtime {release} or later"
 
 
-def inspection_lines(artefact: Artefact) -> list[str]:
-    """Describe an artefact whose hashes have been checked."""
-    manifest = artefact.manifest
+def _model_lines(manifest: dict[str, Any]) -> list[str]:
     model, policy, calibration = manifest["model"], manifest["policy"], manifest["calibration"]
     goal = next(name for name in policy if name not in ("name", "parts", "seed"))
-    files: list[_Row] = [("file", "bytes")]
-    files += [(name, f"{(artefact.folder / name).stat().st_size:,}") for name in sorted(manifest["files"])]
-    checks: list[_Row] = [("check", "needs", "allowed")]
-    checks += [(c["name"], f"{c['required']:.1e}", f"{c['tolerance']:.1e}") for c in manifest["verification"]]
     return [
         f"{model['family']}, {model['parameters']:,} parameters, {model['layers']} layers, {model['dtype']}, "
         f"opset {model['opset']}, context {model['context_length']}",
@@ -49,12 +44,38 @@ def inspection_lines(artefact: Artefact) -> list[str]:
         f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: {calibration['ffn_cost']:.1%} of the "
         f"feed-forward bytes read, KL {calibration['divergence_nats']:.4f} nats a token, "
         f"{calibration['agreement']:.1%} of next tokens unchanged",
+    ]
+
+
+def inspection_lines(artefact: Artefact) -> list[str]:
+    """Describe an artefact whose hashes have been checked."""
+    manifest = artefact.manifest
+    files: list[_Row] = [("file", "bytes")]
+    files += [(name, f"{(artefact.folder / name).stat().st_size:,}") for name in sorted(manifest["files"])]
+    checks: list[_Row] = [("check", "needs", "allowed")]
+    checks += [(c["name"], f"{c['required']:.1e}", f"{c['tolerance']:.1e}") for c in manifest["verification"]]
+    return [
+        *_model_lines(manifest),
         _in_place_line(artefact),
         f"on this machine: {kernels_here()}",
         "",
-        *_table(_layer_rows(model, calibration)),
+        *_table(_layer_rows(manifest["model"], manifest["calibration"])),
         "",
         *_table(files),
         "",
         *_table(checks),
+    ]
+
+
+def engine_lines(artefact: Artefact, record: EngineRecord) -> list[str]:
+    """Describe an engine and what it was built from, both checked."""
+    ops = f"plugins of clada {record.plugin_release}" if record.plugins else "function bodies"
+    return [
+        f"engine: {record.runtime} {record.runtime_version}, for GPUs of compute capability "
+        f"{', '.join(record.compute_capability)}; {ops}",
+        f"takes: {record.max_batch} texts at once, prompts of {record.max_prompt} tokens, texts of {record.capacity}; "
+        f"cache {record.kv_cache.replace('_', ' ')}",
+        *_model_lines(artefact.manifest),
+        "",
+        *_table(_layer_rows(artefact.manifest["model"], artefact.manifest["calibration"])),
     ]

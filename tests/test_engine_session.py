@@ -161,6 +161,21 @@ def test_the_command_line_runs_an_engine(copy, stood_in, capsys):
     assert f"{expected.stats[3].surprisal:9.3f}" in err.splitlines()[4]
 
 
+def test_an_engine_is_shown(copy, capsys):
+    """Without its ONNX files, which it does not need; with what is wrong with it in one line."""
+    engine = write_engine(copy)
+    for path in copy.parent.glob("*.onnx*"):
+        path.unlink()
+    assert clada_main(["inspect", str(engine)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "engine: tensorrt-rtx 1.0, for GPUs of compute capability 8.9; function bodies"
+    assert lines[1] == "takes: 3 texts at once, prompts of 40 tokens, texts of 112; cache copied"
+    assert lines[2].startswith("llama, ")
+    engine.write_bytes(b"other")
+    assert clada_main(["inspect", str(engine)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def write_in_place_engine(model: Path) -> Path:
     """An engine with the new keys and values as outputs, and beside it the graph that stands in for it."""
     proto = onnx.load(str(model))
