@@ -73,8 +73,8 @@ def engine_lines(artefact: Artefact, record: EngineRecord) -> list[str]:
     return [
         f"engine: {record.runtime} {record.runtime_version}, for GPUs of compute capability "
         f"{', '.join(record.compute_capability)}; {ops}",
-        f"takes: {record.max_batch} texts at once, prompts of {record.max_prompt} tokens, texts of {record.capacity}; "
-        f"cache {record.kv_cache.replace('_', ' ')}",
+        f"limits: batch {record.max_batch}, prompt {record.max_prompt}, text {record.capacity} tokens; cache "
+        f"{record.kv_cache.replace('_', ' ')}",
         *_model_lines(artefact.manifest),
         "",
         *_table(_layer_rows(artefact.manifest["model"], artefact.manifest["calibration"])),

@@ -169,7 +169,7 @@ def test_an_engine_is_shown(copy, capsys):
     assert clada_main(["inspect", str(engine)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "engine: tensorrt-rtx 1.0, for GPUs of compute capability 8.9; function bodies"
-    assert lines[1] == "takes: 3 texts at once, prompts of 40 tokens, texts of 112; cache copied"
+    assert lines[1] == "limits: batch 3, prompt 40, text 112 tokens; cache copied"
     assert lines[2].startswith("llama, ")
     engine.write_bytes(b"other")
     assert clada_main(["inspect", str(engine)]) == 1

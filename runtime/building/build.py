@@ -85,8 +85,8 @@ def build_engine(
     network, line = _parse(trt, builder, artefact.model, plugins)
     report(line)
     report(
-        f"{trt.__name__} {trt.__version__} builds for {target_names(targets)}: {limits.max_batch} texts of "
-        f"{limits.capacity} tokens, prompts of {limits.max_prompt}"
+        f"{trt.__name__} {trt.__version__} builds for {target_names(targets)}: batch {limits.max_batch}, prompt "
+        f"{limits.max_prompt}, text {limits.capacity} tokens"
     )
     kv_cache, line = cut_cache(trt, network, window_of(_config(artefact)), limits.capacity)
     report(line)
