@@ -99,7 +99,7 @@ def test_what_cannot_be_compared_says_why(tmp_path):
 def test_table_is_of_what_is_there():
     """Each architecture of the build, each kernel of the sources, nothing spilled."""
     table = module["read_table"](module["TABLE"])
-    architectures = re.search(r"set\(cuda_architectures ([\d ]+)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
+    architectures = re.search(r"foreach\(architecture ([\d ]+)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
     sources = "".join(path.read_text() for path in module["SOURCES"].glob("*.cu"))
     kernels = set(re.findall(r"__global__ void __launch_bounds__\([^;{]*?\) (\w+)\(const", sources))
     assert {kernel.partition("<")[0] for kernel, _ in table.kernels} == kernels
