@@ -38,8 +38,12 @@ class DeviceModel(ResidentModel):
     def _binding(self) -> Any:
         return self._session.io_binding()
 
-    def load_cache(self, keys_values: Sequence[Array]) -> Any:
+    def empty_cache(self, texts: int) -> Any:
         """See Model."""
+        return self.load_cache(self._no_tokens(texts))
+
+    def load_cache(self, keys_values: Sequence[Array]) -> Any:
+        """A cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
         texts, _, length, _ = keys_values[0].shape
         return DeviceCache(self._buffers(texts), [self._place(array) for array in keys_values], length)
 

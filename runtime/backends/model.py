@@ -1,5 +1,6 @@
 """A loaded graph, whatever executes it: its sizes, its cache, and one step of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from clada.runtime.pool import Floats, HostScore, RunningScore
 Array = npt.NDArray[Any]
 
 
-class Model:
+class Model(ABC):
     """A loaded graph, for any number of texts.
 
     Args:
@@ -30,17 +31,17 @@ class Model:
         self._present = [name for n in range(self.layers) for name in graph.present(n)]
         self._cache_sizes = [(int(inputs[name][0][1]), int(inputs[name][0][3])) for name in self._past]
 
+    @abstractmethod
     def empty_cache(self, texts: int) -> Any:
         """A cache of no tokens."""
-        return self.load_cache([np.zeros((texts, heads, 0, width), self.dtype) for heads, width in self._cache_sizes])
 
-    def load_cache(self, keys_values: Sequence[Array]) -> Any:
-        """A cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
-        raise NotImplementedError
-
+    @abstractmethod
     def copy_cache(self, cache: Any) -> Any:
         """A cache that steps from the other one on leave as it is."""
-        raise NotImplementedError
+
+    def _no_tokens(self, texts: int) -> list[Array]:
+        """Keys and values T[B, H, 0, d] of no tokens, those of each layer in turn."""
+        return [np.zeros((texts, heads, 0, width), self.dtype) for heads, width in self._cache_sizes]
 
     def scores(self, outputs: Mapping[str, Any]) -> Any:
         """Of the outputs of a decode step, the scores of all layers, as `running_score` takes them."""
@@ -50,15 +51,15 @@ class Model:
         """A running score that takes in what `scores` gives, and begins at f32[B, F] for each layer."""
         return HostScore(score)
 
+    @abstractmethod
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
         """Run the graph once.
 
         Args:
             inputs: Every input but the cache, by name.
-            cache: From `empty_cache`, `load_cache` or the step before.
+            cache: From `empty_cache`, `copy_cache` or the step before.
             fetch: Names of the outputs wanted.
 
         Returns:
             Those outputs, and the cache for the next step.
         """
-        raise NotImplementedError

@@ -178,8 +178,12 @@ class OnnxRuntimeModel(Model):
         inputs = self._session.get_inputs()
         super().__init__({value.name: (value.shape, NUMPY_TYPES[value.type]) for value in inputs}, kernels)
 
-    def load_cache(self, keys_values: Sequence[Array]) -> Any:
+    def empty_cache(self, texts: int) -> Any:
         """See Model."""
+        return self.load_cache(self._no_tokens(texts))
+
+    def load_cache(self, keys_values: Sequence[Array]) -> Any:
+        """A cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
         return [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in keys_values]
 
     def copy_cache(self, cache: Any) -> Any:

@@ -1,5 +1,6 @@
 """A graph with everything that lasts on its device; a step moves tokens there and logits back."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -102,9 +103,9 @@ class ResidentModel(Model):
         super().__init__(inputs, kernels)
         self._device, self._place, self._logits_of_all = device, place, logits_of_all
 
+    @abstractmethod
     def _binding(self) -> Any:
         """What takes the addresses of a step's inputs and outputs."""
-        raise NotImplementedError
 
     def _slab(self, layout: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]) -> Slab:
         return Slab(layout, self._device, self._place)
@@ -155,7 +156,7 @@ class ResidentModel(Model):
         Args:
             inputs: Every input but the cache, by name. Pools that are the same arrays as in the step before, and
                 past logits that are the last step's, are on the device already.
-            cache: From `empty_cache`, `load_cache` or the step before; brought up to date.
+            cache: From `empty_cache`, `copy_cache` or the step before; brought up to date.
             fetch: Names of the outputs wanted.
 
         Returns:
@@ -220,26 +221,26 @@ class ResidentModel(Model):
         slab.write({graph.ATTENTION_MASK: mask})
         slab.bind_input(binding, graph.ATTENTION_MASK, shape=mask.shape)
 
+    @abstractmethod
     def _run(self, binding: Any, buffers: Buffers, decodes: bool) -> None:
         """Run the graph on what is bound."""
-        raise NotImplementedError
 
     def _prepare_cache(self, cache: Any, total: int) -> None:
         """Make room for a text that is `total` tokens long after the step."""
 
+    @abstractmethod
     def _bind_cache(self, binding: Any, cache: Any, total: int) -> None:
         """Bind keys and values, those that go in and those that come out, the latter of `total` tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take_cache(self, binding: Any, cache: Any, total: int) -> None:
         """Keep what came out."""
-        raise NotImplementedError
 
     def _errors(self) -> AbstractContextManager[None]:
         """Within it, what the device raises comes out as a CladaError."""
         return nullcontext()
 
     @property
+    @abstractmethod
     def _accumulation(self) -> Any:
         """What runs the graph `accumulation`."""
-        raise NotImplementedError
