@@ -108,7 +108,7 @@ def test_table_is_of_what_is_there():
     assert not any(resources.spilled_bytes for resources in table.kernels.values())
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 def test_launcher_keeps_what_ptxas_says(tmp_path):
     """And passes on what else is said, and the exit status."""
     source, out = tmp_path / "some.cu", tmp_path / "some.cu.o"

@@ -29,7 +29,7 @@ HOST = Device("cpu", lambda: 0, lambda _, __: torch.empty(0), lambda: None, lamb
 needs_headers = pytest.mark.skipif(
     "TENSORRT_INCLUDE_DIR" not in os.environ, reason="TENSORRT_INCLUDE_DIR is not set: plugins cannot be compiled"
 )
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 
 
 @pytest.fixture(scope="module")

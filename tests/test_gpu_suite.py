@@ -377,7 +377,8 @@ def test_no_compiler(monkeypatch, tmp_path):
 
 
 needs_nvcc = pytest.mark.skipif(
-    shutil.which("nvcc") is None and not (gpu_build.INSTALLED / "bin" / "nvcc").exists(), reason="nvcc is not here"
+    shutil.which("nvcc") is None and not (gpu_build.INSTALLED / "bin" / "nvcc").exists(),
+    reason="nvcc is not on the PATH, nor where CUDA is usually installed",
 )
 
 

@@ -26,8 +26,8 @@ from tests.tensorrt.checks import (
 )
 
 _LIBRARIES = [Path(os.environ.get(name, "")) for name in ("CLADA_PLUGIN_PROBE_LIBRARY", "CLADA_TRT_EMULATED_LIBRARY")]
-if not all(path.is_file() for path in _LIBRARIES):
-    pytest.skip("the plugins were not built: TENSORRT_INCLUDE_DIR is not set", allow_module_level=True)
+if not os.environ.get("TENSORRT_INCLUDE_DIR"):
+    pytest.skip("TENSORRT_INCLUDE_DIR is not set: the plugins cannot be compiled", allow_module_level=True)
 
 FFN_OPS = pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
 ALL_OPS = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
