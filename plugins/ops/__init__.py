@@ -1,9 +1,20 @@
 """The ops of the `clada` domain, each defined once."""
 
 from clada.plugins.ops.load_signal import LOAD_SIGNAL
+from clada.plugins.ops.quantized_ffn import QUANTIZED
 from clada.plugins.ops.record import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Op
 from clada.plugins.ops.sparse_ffn import SPARSE_FFN, SPARSE_GATED_FFN
 
-OPS: dict[str, Op] = {op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, LOAD_SIGNAL)}
+OPS: dict[str, Op] = {op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values(), LOAD_SIGNAL)}
 
-__all__ = ["DOMAIN", "LOAD_SIGNAL", "OPS", "PLUGIN_ATTRIBUTES", "SPARSE_FFN", "SPARSE_GATED_FFN", "VERSION", "Op"]
+__all__ = [
+    "DOMAIN",
+    "LOAD_SIGNAL",
+    "OPS",
+    "PLUGIN_ATTRIBUTES",
+    "QUANTIZED",
+    "SPARSE_FFN",
+    "SPARSE_GATED_FFN",
+    "VERSION",
+    "Op",
+]

@@ -39,7 +39,7 @@ class Attribute:
 
     name: str
     default: str | float
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Op:
         cases: Yields the sample cases, seeded.
         tolerance: Largest error allowed of a float32-accumulating kernel for each T, relative to the largest
             magnitude of the output.
+        check_sizes: Raises CladaError, given the size of every axis by name and the attributes, where sizes that
+            depend on others do not fit them.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Op:
     body: Callable[[Mapping[str, str | float]], str]
     cases: Callable[[], Iterator[Case]]
     tolerance: Mapping[str, float] = field(default_factory=lambda: {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2})
+    check_sizes: Callable[[Mapping[str, int], Mapping[str, str | float]], None] = lambda _sizes, _attributes: None
 
 
 def check_attributes(op: Op, attributes: Mapping[str, str | float]) -> None:
@@ -89,18 +92,24 @@ def check_attributes(op: Op, attributes: Mapping[str, str | float]) -> None:
     for attribute in op.attributes:
         value = attributes[attribute.name]
         if attribute.choices and value not in attribute.choices:
-            raise CladaError(f"{op.name}: {attribute.name}={value!r} is not one of {', '.join(attribute.choices)}")
+            raise CladaError(
+                f"{op.name}: {attribute.name}={value!r} is not one of {', '.join(map(str, attribute.choices))}"
+            )
 
 
-def check_inputs(op: Op, shapes: Sequence[Sequence[int]], dtypes: Sequence[str]) -> dict[str, int]:
-    """Match shapes and dtype names against the record.
+def check_inputs(
+    op: Op, shapes: Sequence[Sequence[int]], dtypes: Sequence[str], attributes: Mapping[str, str | float]
+) -> dict[str, int]:
+    """Match shapes, dtype names and attributes against the record.
 
     Returns:
         The size of every axis by name.
 
     Raises:
-        CladaError: Names the first input whose rank, size or dtype does not fit, and what was expected.
+        CladaError: Names the first input whose rank, size or dtype, or the attribute whose value does not fit, and
+            what was expected.
     """
+    check_attributes(op, attributes)
     if len(shapes) != len(op.inputs):
         raise CladaError(f"{op.name} takes {len(op.inputs)} inputs, got {len(shapes)}")
     sizes: dict[str, int] = {}
@@ -116,6 +125,7 @@ def check_inputs(op: Op, shapes: Sequence[Sequence[int]], dtypes: Sequence[str])
             sizes.setdefault(axis, size) != size for axis, size in zip(spec.axes, shape, strict=True)
         ):
             raise CladaError(f"{op.name}: {spec.name} has shape {list(shape)}, expected [{', '.join(known)}]")
+    op.check_sizes(sizes, attributes)
     return sizes
 
 
@@ -127,8 +137,7 @@ def evaluate(op: Op, case: Case) -> tuple[Array, ...]:
     """
     arrays = [np.asarray(case.inputs[spec.name]) for spec in op.inputs]
     dtypes = ["float32" if spec.dtype == "T" else str(a.dtype) for spec, a in zip(op.inputs, arrays, strict=True)]
-    check_inputs(op, [a.shape for a in arrays], dtypes)
-    check_attributes(op, case.attributes)
+    check_inputs(op, [a.shape for a in arrays], dtypes, case.attributes)
     wide = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
     with np.errstate(all="ignore"):
         return op.reference(*wide, **case.attributes)

@@ -1,6 +1,6 @@
 """The sparse feed-forward ops: a neuron whose activation is below its threshold is not computed further."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -165,16 +165,25 @@ def _tie_free_threshold(a: Array, scale: Array, rng: np.random.Generator) -> Arr
     return np.asarray((middle[widest, columns] + middle[widest + 1, columns]) / 2, np.float32)
 
 
-def _cases(gated: bool) -> Iterator[Case]:
+def ffn_cases(
+    gated: bool, width: int = _D, rounded: Callable[[Array], Array] = lambda matrix: matrix
+) -> Iterator[Case]:
+    """Sample cases of a feed-forward op.
+
+    Args:
+        gated: Of which of the two.
+        width: D.
+        rounded: Applied to each matrix [F, D] of weights before thresholds are chosen by them.
+    """
     shapes = [(b, s) for b in (1, 3) for s in (1, 2, 17)]
     settings = [(activation, "mixed", b, s) for activation in ACTIVATIONS for b, s in shapes]
     settings += [("silu" if gated else "relu", kind, 3, 2) for kind in _KINDS if kind != "mixed"]
     for activation, kind, b, s in settings:
         rng = np.random.default_rng([b, s, len(kind), list(ACTIVATIONS).index(activation)])
         scales, pool_share = _KINDS[kind]
-        x = rng.standard_normal((b, s, _D))
-        w_in, w_up, w_out = (rng.standard_normal((_F, _D)) / np.sqrt(_D) for _ in range(3))
-        b_in, b_out = rng.standard_normal(_F) / 4, rng.standard_normal(_D) / 4
+        x = rng.standard_normal((b, s, width))
+        w_in, w_up, w_out = (rounded(rng.standard_normal((_F, width)) / np.sqrt(width)) for _ in range(3))
+        b_in, b_out = rng.standard_normal(_F) / 4, rng.standard_normal(width) / 4
         scale = np.resize(np.array(scales, np.float32), b * s).reshape(b, s)
         z = x @ w_in.T + (0 if gated else b_in)
         threshold = _tie_free_threshold(ACTIVATIONS[activation].reference(z), np.minimum(scale, 2), rng)
@@ -208,7 +217,7 @@ SPARSE_GATED_FFN = Op(
     attributes=(_ACTIVATION,),
     reference=_gated_reference,
     body=_gated_body,
-    cases=lambda: _cases(gated=True),
+    cases=lambda: ffn_cases(gated=True),
 )
 
 SPARSE_FFN = Op(
@@ -232,7 +241,7 @@ b_out is added to every token, padding included.""",
     attributes=(_ACTIVATION,),
     reference=_plain_reference,
     body=_plain_body,
-    cases=lambda: _cases(gated=False),
+    cases=lambda: ffn_cases(gated=False),
 )
 
 

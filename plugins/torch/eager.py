@@ -1,11 +1,15 @@
 """Eager torch kernels of the ops: products in the tensors' own dtype, everything else in float32."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clada.plugins.ops import Op
+
+Result = tuple[Tensor, ...]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
@@ -60,6 +64,30 @@ def sparse_ffn(
     kept = _kept(a, threshold, scale, pool)
     h = torch.where(kept, a, 0)
     return h.to(x.dtype) @ w_out + b_out, *_count_and_score(kept, h)
+
+
+def _dequantized(packed: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """The weights [F, D] of packed codes i8[F, P] and scales [F, N], rounded once to a dtype."""
+    codes = packed
+    if bits == 4:
+        codes = torch.stack([packed << 4, packed & ~0xF], dim=-1) >> 4
+    blocks = codes.reshape(*scales.shape, -1).float() * scales.float().unsqueeze(-1)
+    return blocks.reshape(len(packed), -1).to(dtype)
+
+
+def dequantizing(op: Op, kernel: Callable[..., Result]) -> Callable[..., Result]:
+    """The kernel of the quantised variant of a feed-forward op, made of that of the op itself."""
+
+    def call(x: Tensor, *args: Any) -> Result:
+        *rest, bits, _block_size, activation = args
+        given = iter(rest)
+        tensors = (
+            _dequantized(next(given), next(given), bits, x.dtype) if spec.name.startswith("w_") else next(given)
+            for spec in op.inputs[1:]
+        )
+        return kernel(x, *tensors, activation)
+
+    return call
 
 
 def _distribution(value: Tensor, knots: Tensor) -> Tensor:

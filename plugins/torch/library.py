@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, SPARSE_FFN, SPARSE_GATED_FFN, Op
-from clada.plugins.ops.record import check_attributes, check_inputs
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, Op
+from clada.plugins.ops.record import check_inputs
 from clada.plugins.torch import eager
 
 _KERNELS: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
@@ -14,6 +14,7 @@ _KERNELS: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     SPARSE_FFN.name: eager.sparse_ffn,
     LOAD_SIGNAL.name: eager.load_signal,
 }
+_KERNELS |= {op.name: eager.dequantizing(OPS[name], _KERNELS[name]) for name, op in QUANTIZED.items()}
 _library = torch.library.Library(DOMAIN, "DEF")
 
 
@@ -26,8 +27,9 @@ def _schema(op: Op) -> str:
 def _eager(op: Op) -> Callable[..., tuple[torch.Tensor, ...]]:
     def call(*args: Any) -> tuple[torch.Tensor, ...]:
         tensors, values = args[: len(op.inputs)], args[len(op.inputs) :]
-        check_inputs(op, [tuple(t.shape) for t in tensors], [str(t.dtype).removeprefix("torch.") for t in tensors])
-        check_attributes(op, dict(zip((a.name for a in op.attributes), values, strict=True)))
+        dtypes = [str(t.dtype).removeprefix("torch.") for t in tensors]
+        attributes = dict(zip((a.name for a in op.attributes), values, strict=True))
+        check_inputs(op, [tuple(t.shape) for t in tensors], dtypes, attributes)
         return _KERNELS[op.name](*args)
 
     return call
