@@ -11,16 +11,26 @@ enum class Element { kFloat32, kFloat16, kBFloat16 };
 
 static inline size_t element_size(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
-// One call of SparseGatedFFN, or of SparseFFN where w_up is null; names and formulas as in plugins/ops/sparse_ffn.py.
+// How weights are quantised, as in plugins/ops/block_quantization.py; bits is 0 where they are not.
+struct Quantization {
+  int32_t bits, block_size;
+};
+
+// One call of SparseGatedFFN, of SparseFFN where w_up is null, or of their quantised variants; names and formulas as in
+// plugins/ops/sparse_ffn.py and plugins/ops/quantized_ffn.py.
 struct SparseFfnCall {
   int64_t batch, sequence, width, neurons;  // B, S, D, F
   Activation activation;
   Element element;         // of x, b_in, b_out and y
-  Element weight_element;  // of w_in, w_up and w_out
+  Element weight_element;  // of w_in, w_up and w_out, where they are not quantised
+  Quantization quantization;
   const void* x;           // [B, S, D]
-  const void* w_in;        // [F, D]; w_gate of the gated op
+  const void* w_in;        // [F, D]; w_gate of the gated op; [F, D * bits / 8] bytes where quantised
   const void* w_up;        // [F, D]
   const void* w_out;       // [F, D]; w_down of the gated op
+  const void* s_in;        // [F, D / block_size] in float16, null where not quantised: the scales of w_in
+  const void* s_up;        // the same of w_up
+  const void* s_out;       // the same of w_out
   const void* b_in;        // [F], may be null
   const void* b_out;       // [D], may be null
   const float* threshold;  // [F]

@@ -20,7 +20,7 @@ def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
 def _attributes(specs: tuple[Attribute, ...]) -> str:
     types = [type(spec.default).__name__ for spec in specs]
     rows = ", ".join(
-        f'{{"{spec.name}", "{name}", "{",".join(spec.choices)}"}}' for spec, name in zip(specs, types, strict=True)
+        f'{{"{spec.name}", "{name}", "{",".join(map(str, spec.choices))}"}}' for spec, name in zip(specs, types, strict=True)
     )
     names = ", ".join(spec.name for spec in specs)
     return f"""  struct Attr {{
@@ -58,7 +58,7 @@ inline constexpr const char* kActivations[] = {{{", ".join(f'"{name}"' for name 
 struct TensorSpec {{
   const char *name, *dtype, *axes;
 }};
-// An attribute's name, its type ("str" or "float") and what it may be, joined by commas, empty for anything.
+// An attribute's name, its type ("str", "int" or "float") and what it may be, joined by commas, empty for anything.
 struct AttributeSpec {{
   const char *name, *type, *choices;
 }};

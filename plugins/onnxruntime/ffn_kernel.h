@@ -1,4 +1,4 @@
-// SparseGatedFFN and SparseFFN on the CPU.
+// The feed-forward ops on the CPU.
 #pragma once
 #include "compact_weights.h"
 #include "ffn_node.h"
@@ -18,7 +18,7 @@ class FfnKernel {
   static constexpr const char* kProvider = nullptr;  // the CPU's
 
   FfnKernel(const Ort::ConstKernelInfo& info, Element element, const Settings& settings)
-      : element_(element), kernels_(*settings.kernels), activation_(activation_of(info, Table::name)) {
+      : element_(element), kernels_(*settings.kernels), attributes_(ffn_attributes<Table>(info)) {
     if (settings.weights == "bfloat16") {
       if (element != Element::kFloat32) {
         throw Ort::Exception("clada.weights=bfloat16 is for float32 models, and this one is not", ORT_INVALID_ARGUMENT);
@@ -35,7 +35,7 @@ class FfnKernel {
 
  private:
   void compute(OrtKernelContext* context) {
-    SparseFfnCall call = ffn_call<Table>(Ort::KernelContext(context), element_, activation_);
+    SparseFfnCall call = ffn_call<Table>(Ort::KernelContext(context), element_, attributes_);
     if (compact_[At::w_in]) {
       call.weight_element = Element::kBFloat16;
       call.w_in = compact_[At::w_in].get();
@@ -48,7 +48,7 @@ class FfnKernel {
 
   Element element_;
   const Kernels& kernels_;
-  Activation activation_;
+  FfnAttributes attributes_;
   CompactWeights compact_[In::count];
 };
 

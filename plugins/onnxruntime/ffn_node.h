@@ -1,4 +1,4 @@
-// Nodes of SparseGatedFFN and SparseFFN, read into calls of a kernel on any device.
+// Nodes of the feed-forward ops, read into calls of a kernel on any device.
 #pragma once
 #include <algorithm>
 #include <iterator>
@@ -7,27 +7,56 @@
 #include "calls.h"
 #include "ffn_inputs.h"
 #include "ort.h"
+#include "quantization_sizes.h"
 #include "shapes.h"
 
 namespace clada {
 
-// A node's activation; throws Ort::Exception where it is not known.
-inline Activation activation_of(const Ort::ConstKernelInfo& info, const char* op) {
+// An attribute that is a whole number; throws Ort::Exception where it is not one of the attribute's choices.
+template <class Table>
+int32_t int_attribute(const Ort::ConstKernelInfo& info, size_t index) {
+  const AttributeSpec& spec = Table::Attr::specs[index];
+  const std::string value = std::to_string(info.GetAttribute<int64_t>(spec.name));
+  if (("," + std::string(spec.choices) + ",").find("," + value + ",") == std::string::npos) {
+    throw Ort::Exception(std::string(Table::name) + ": " + spec.name + " is " + value + "; it may be " + spec.choices,
+                         ORT_INVALID_ARGUMENT);
+  }
+  return std::stoi(value);
+}
+
+// What a node's attributes say.
+struct FfnAttributes {
+  Activation activation;
+  Quantization quantization;
+};
+
+// Throws Ort::Exception where an attribute has a value that is not known.
+template <class Table>
+FfnAttributes ffn_attributes(const Ort::ConstKernelInfo& info) {
   const std::string name = info.GetAttribute<std::string>("activation");
   const auto known = std::find(std::begin(kActivations), std::end(kActivations), name);
   if (known == std::end(kActivations)) {
-    throw Ort::Exception(std::string(op) + ": activation '" + name + "' is not known", ORT_INVALID_ARGUMENT);
+    throw Ort::Exception(std::string(Table::name) + ": activation '" + name + "' is not known", ORT_INVALID_ARGUMENT);
   }
-  return static_cast<Activation>(known - std::begin(kActivations));
+  FfnAttributes attributes{static_cast<Activation>(known - std::begin(kActivations)), {}};
+  if constexpr (is_quantized<Table>) {
+    using Attr = typename Table::Attr;
+    attributes.quantization = {int_attribute<Table>(info, Attr::bits), int_attribute<Table>(info, Attr::block_size)};
+  }
+  return attributes;
 }
 
 // The call that a node asks for, its outputs allocated; throws Ort::Exception where the sizes of its inputs do not fit.
 template <class Table>
-SparseFfnCall ffn_call(const Ort::KernelContext& context, Element element, Activation activation) {
+SparseFfnCall ffn_call(const Ort::KernelContext& context, Element element, const FfnAttributes& attributes) {
   using In = typename Table::In;
   using Out = typename Table::Out;
   using At = FfnInputs<Table>;
   const Sizes sizes = check_shapes(Table::name, In::specs, In::count, context);
+  if constexpr (is_quantized<Table>) {
+    const std::string misfit = size_misfit(attributes.quantization, sizes.at("D"), sizes.at("P"), sizes.at("N"));
+    if (!misfit.empty()) throw Ort::Exception(std::string(Table::name) + ": " + misfit, ORT_INVALID_ARGUMENT);
+  }
   const auto input = [&](size_t i) -> const void* {
     return i == kNone ? nullptr : context.GetInput(i).GetTensorRawData();
   };
@@ -38,13 +67,17 @@ SparseFfnCall ffn_call(const Ort::KernelContext& context, Element element, Activ
           sizes.at("S"),
           sizes.at("D"),
           sizes.at("F"),
-          activation,
+          attributes.activation,
           element,
           element,
+          attributes.quantization,
           input(In::x),
           input(At::w_in),
           input(At::w_up),
           input(At::w_out),
+          input(At::s_in),
+          input(At::s_up),
+          input(At::s_out),
           input(At::b_in),
           input(At::b_out),
           static_cast<const float*>(input(In::threshold)),

@@ -20,6 +20,8 @@ inline ONNXTensorElementDataType onnx_type(const TensorSpec& spec, Element eleme
   const std::string dtype = spec.dtype;
   if (dtype == "T") return onnx_type(element);
   if (dtype == "float32") return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  if (dtype == "float16") return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+  if (dtype == "int8") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
   if (dtype == "int32") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
   if (dtype == "int64") return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
   if (dtype == "bool") return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;

@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits, symmetric, with one scale for each block of a row: how they are packed, and what they stand for.
+"""Weights in 4 or 8 bits, symmetric, with one scale for each block of a row: how they are packed, what they stand for.
 
 A weight is code * scale, codes in [-8, 7] or [-128, 127]. 4-bit codes are packed as ONNX packs INT4: two a byte, in
 two's complement, the earlier one in the low half.

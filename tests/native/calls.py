@@ -6,15 +6,18 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_GATED_FFN
+from clada.plugins.ops import LOAD_SIGNAL
 from clada.plugins.ops.activations import ACTIVATIONS
+from clada.plugins.ops.quantized_ffn import scales_name
 from clada.plugins.ops.record import Array, Op
 
 ELEMENTS = ("float32", "float16", "bfloat16")
 SENTINEL = 0xA5
 MARGIN = 192
 
-_FFN_POINTERS = ("x", "w_in", "w_up", "w_out", "b_in", "b_out", "threshold", "scale", "pool", "y", "active", "score")
+_FFN_MATRICES = ("w_in", "w_up", "w_out")
+_FFN_SCALES = ("s_in", "s_up", "s_out")
+_FFN_OTHERS = ("b_in", "b_out", "threshold", "scale", "pool", "y", "active", "score")
 _process = ctypes.CDLL(None)
 
 
@@ -23,8 +26,8 @@ class SparseFfnCall(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "neurons")]
-        + [(name, ctypes.c_int) for name in ("activation", "element", "weight_element")]
-        + [(name, ctypes.c_void_p) for name in _FFN_POINTERS]
+        + [(name, ctypes.c_int) for name in ("activation", "element", "weight_element", "bits", "block_size")]
+        + [(name, ctypes.c_void_p) for name in ("x", *_FFN_MATRICES, *_FFN_SCALES, *_FFN_OTHERS)]
     )
 
 
@@ -105,24 +108,29 @@ def _address(array: Array | None) -> int | None:
 
 
 def place_ffn_call(
-    memory: GuardedMemory, op: Op, inputs: Mapping[str, Array], activation: str, element: str, weight_element: str
+    memory: GuardedMemory,
+    op: Op,
+    inputs: Mapping[str, Array],
+    attributes: Mapping[str, str | float],
+    element: str,
+    weight_element: str,
 ) -> tuple[SparseFfnCall, list[Array]]:
     """Place a feed-forward op's arrays.
 
     Args:
         memory: Where to.
-        op: SPARSE_GATED_FFN or SPARSE_FFN.
+        op: A feed-forward op.
         inputs: As of a case of the op.
-        activation: Name of the activation.
+        attributes: As of a case of the op.
         element: Type of x, the biases and y.
-        weight_element: Type of the weight matrices.
+        weight_element: Type of the weight matrices, where they are not quantised.
 
     Returns:
         The call, and y (bits where bfloat16), active and score to be written.
     """
     placed = {}
     for name, array in inputs.items():
-        if name.startswith("w_"):
+        if name.startswith("w_") and "bits" not in attributes:
             array = to_element(array, weight_element)
         elif name == "x" or name.startswith("b_"):
             array = to_element(array, element)
@@ -134,11 +142,14 @@ def place_ffn_call(
         memory.place_unset((batch, sequence), "int32"),
         memory.place_unset((batch, neurons), "float32"),
     ]
-    w_in, w_out = ("w_gate", "w_down") if op is SPARSE_GATED_FFN else ("w_in", "w_out")
+    names = [spec.name for spec in op.inputs]
+    w_in, w_out = ("w_gate", "w_down") if "w_gate" in names else ("w_in", "w_out")
+    matrices = [w_in, "w_up", w_out]
     call = SparseFfnCall(
-        *(batch, sequence, width, neurons, list(ACTIVATIONS).index(activation)),
+        *(batch, sequence, width, neurons, list(ACTIVATIONS).index(str(attributes["activation"]))),
         *(ELEMENTS.index(element), ELEMENTS.index(weight_element)),
-        *(_address(placed.get(name)) for name in ("x", w_in, "w_up", w_out, "b_in", "b_out")),
+        *(int(attributes.get(name, 0)) for name in ("bits", "block_size")),
+        *(_address(placed.get(name)) for name in ("x", *matrices, *map(scales_name, matrices), "b_in", "b_out")),
         *(_address(array) for array in (placed["threshold"], placed["scale"], placed["pool"], *outputs)),
     )
     return call, outputs

@@ -51,7 +51,7 @@ def _check(error: int) -> None:
 def sparse_ffn(
     op: Op,
     inputs: Mapping[str, Array],
-    activation: str,
+    attributes: Mapping[str, str | float],
     *,
     element: str = "float32",
     offset: int = 0,
@@ -62,7 +62,7 @@ def sparse_ffn(
     Args:
         op: SPARSE_GATED_FFN or SPARSE_FFN.
         inputs: As of a case of the op.
-        activation: Name of the activation.
+        attributes: As of a case of the op.
         element: Type of x, weights, biases and y.
         offset: Bytes by which every array but the workspace is off a cache line.
         run: How they are run.
@@ -71,7 +71,7 @@ def sparse_ffn(
         y in float64, active and score.
     """
     memory = GuardedMemory(offset)
-    call, (y, active, score) = place_ffn_call(memory, op, inputs, activation, element, element)
+    call, (y, active, score) = place_ffn_call(memory, op, inputs, attributes, element, element)
     size = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
     workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY, run.garbage)
     rowwise = call.batch * call.sequence <= ROWWISE_TOKENS
@@ -101,10 +101,12 @@ def load_signal(
     return outputs
 
 
-def sparse_ffn_error(op: Op, inputs: Mapping[str, Array], activation: str, weight_element: str) -> int:
+def sparse_ffn_error(
+    op: Op, inputs: Mapping[str, Array], attributes: Mapping[str, str | float], weight_element: str
+) -> int:
     """The cudaError_t of a float32 call with no products and weights of some type."""
     memory = GuardedMemory(0)
-    call, _ = place_ffn_call(memory, op, inputs, activation, "float32", weight_element)
+    call, _ = place_ffn_call(memory, op, inputs, attributes, "float32", weight_element)
     size = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
     workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY)
     with memory.watched():

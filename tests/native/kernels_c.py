@@ -15,7 +15,7 @@ _library = ctypes.CDLL(os.environ["CLADA_KERNELS_LIBRARY"])
 def sparse_ffn(
     op: Op,
     inputs: Mapping[str, Array],
-    activation: str,
+    attributes: Mapping[str, str | float],
     *,
     instructions: str,
     threads: int = 1,
@@ -26,20 +26,20 @@ def sparse_ffn(
     """Call the kernel of a feed-forward op.
 
     Args:
-        op: SPARSE_GATED_FFN or SPARSE_FFN.
+        op: A feed-forward op.
         inputs: As of a case of the op.
-        activation: Name of the activation.
+        attributes: As of a case of the op.
         instructions: The instruction set.
         threads: How many to spread the work over.
         element: Type of x, the biases and y.
-        weight_element: Type of the weight matrices.
+        weight_element: Type of the weight matrices, where they are not quantised.
         offset: Bytes by which every array is off a cache line.
 
     Returns:
         y in float64, active and score.
     """
     memory = GuardedMemory(offset)
-    call, (y, active, score) = place_ffn_call(memory, op, inputs, activation, element, weight_element)
+    call, (y, active, score) = place_ffn_call(memory, op, inputs, attributes, element, weight_element)
     with memory.watched():
         assert _library.test_sparse_ffn(instructions.encode(), threads, ctypes.byref(call)) == 0
     return from_element(y, element), active, score

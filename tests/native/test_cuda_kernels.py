@@ -31,7 +31,7 @@ def same_in_all_runs(call, *args, **options) -> tuple[Array, ...]:
 
 
 def run_ffn(op: Op, case: Case, **options) -> tuple[Array, ...]:
-    return same_in_all_runs(cuda_kernels_c.sparse_ffn, op, case.inputs, str(case.attributes["activation"]), **options)
+    return same_in_all_runs(cuda_kernels_c.sparse_ffn, op, case.inputs, case.attributes, **options)
 
 
 def check_ffn(op: Op, case: Case, element: str, **options) -> None:
@@ -151,7 +151,7 @@ def test_what_is_launched_depends_on_sizes_alone(sequence):
     seen = []
     for inputs in (case.inputs, nothing):
         cuda_kernels_c.launches()
-        cuda_kernels_c.sparse_ffn(SPARSE_GATED_FFN, inputs, "silu")
+        cuda_kernels_c.sparse_ffn(SPARSE_GATED_FFN, inputs, case.attributes)
         seen.append(cuda_kernels_c.launches())
     assert seen[0] and seen[0] == seen[1]
 
@@ -159,9 +159,9 @@ def test_what_is_launched_depends_on_sizes_alone(sequence):
 def test_what_cannot_be_computed_is_an_invalid_value():
     invalid_value = 1
     few, many = (large_case(SPARSE_FFN, 1, tokens, 8, 4).inputs for tokens in (1, ROWWISE_TOKENS + 1))
-    assert cuda_kernels_c.sparse_ffn_error(SPARSE_FFN, few, "silu", "float32") == 0
-    assert cuda_kernels_c.sparse_ffn_error(SPARSE_FFN, many, "silu", "float32") == invalid_value
-    assert cuda_kernels_c.sparse_ffn_error(SPARSE_FFN, few, "silu", "float16") == invalid_value
+    assert cuda_kernels_c.sparse_ffn_error(SPARSE_FFN, few, {"activation": "silu"}, "float32") == 0
+    assert cuda_kernels_c.sparse_ffn_error(SPARSE_FFN, many, {"activation": "silu"}, "float32") == invalid_value
+    assert cuda_kernels_c.sparse_ffn_error(SPARSE_FFN, few, {"activation": "silu"}, "float16") == invalid_value
 
 
 def check_load_signal(case: Case, element: str = "float32", offset: int = 0) -> None:

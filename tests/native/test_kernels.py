@@ -19,9 +19,8 @@ weight_element = pytest.mark.parametrize("weight_element", ELEMENTS)
 
 def check_ffn(op: Op, case: Case, *, element: str = "float32", weight_element: str = "float32", **options) -> None:
     case = rounded_case(case, element, weight_element)
-    activation = str(case.attributes["activation"])
     outputs = kernels_c.sparse_ffn(
-        op, case.inputs, activation, element=element, weight_element=weight_element, **options
+        op, case.inputs, case.attributes, element=element, weight_element=weight_element, **options
     )
     check_outputs(op, case, outputs, element)
 
@@ -62,7 +61,7 @@ def test_sizes_past_every_block(op, sizes, threads, weight_element, instructions
 def test_bits_are_the_same_for_any_number_of_threads(sizes, instructions):
     case = large_case(SPARSE_GATED_FFN, *sizes)
     first, *others = [
-        kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, "silu", instructions=instructions, threads=threads)
+        kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, case.attributes, instructions=instructions, threads=threads)
         for threads in (1, 2, 3, 1)
     ]
     for other in others:
@@ -75,7 +74,7 @@ def test_bits_are_the_same_for_any_number_of_threads(sizes, instructions):
 def test_nan_is_kept_and_shows(sequence, instructions):
     case = large_case(SPARSE_GATED_FFN, 1, sequence, 40, 100)
     case.inputs["x"][0, 0, 3] = np.nan
-    y, active, _ = kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, "silu", instructions=instructions)
+    y, active, _ = kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, case.attributes, instructions=instructions)
     assert np.isnan(y[0, 0]).all()
     assert active[0, 0] == case.inputs["pool"].sum()
     assert np.isfinite(y[0, 1:]).all()
@@ -87,7 +86,7 @@ def test_infinity_gives_the_ieee_answer(sequence, instructions):
     case = large_case(SPARSE_GATED_FFN, 1, sequence, 40, 100)
     case.inputs["x"][0, 0, 3] = np.inf
     case = dataclasses.replace(case, attributes={"activation": "relu"})
-    y, active, _ = kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, "relu", instructions=instructions)
+    y, active, _ = kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, case.attributes, instructions=instructions)
     expected = evaluate(SPARSE_GATED_FFN, case)
     np.testing.assert_array_equal(active[0, 0], expected[1][0, 0])
     np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected[0]))
@@ -98,11 +97,11 @@ def test_infinity_gives_the_ieee_answer(sequence, instructions):
 def test_weights_of_neurons_outside_the_pool_are_not_used(sequence, instructions):
     """Row by row they are not even read: rows of NaN there change nothing."""
     case = large_case(SPARSE_GATED_FFN, 1, sequence, 40, 100)
-    plain = kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, "silu", instructions=instructions)
+    plain = kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, case.attributes, instructions=instructions)
     outside = ~case.inputs["pool"][0]
     for name in ("w_gate", "w_up"):
         case.inputs[name][outside] = np.nan
-    poisoned = kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, "silu", instructions=instructions)
+    poisoned = kernels_c.sparse_ffn(SPARSE_GATED_FFN, case.inputs, case.attributes, instructions=instructions)
     for a, b in zip(plain, poisoned, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -129,7 +128,7 @@ def test_activations_over_their_whole_range(activation, instructions):
         inputs["pool"][:] = False
         inputs["w_out"][:] = 0
         inputs["pool"][0, at], inputs["w_out"][at] = True, 1
-        out[at] = kernels_c.sparse_ffn(SPARSE_FFN, inputs, activation, instructions=instructions)[0][0, 0, 0]
+        out[at] = kernels_c.sparse_ffn(SPARSE_FFN, inputs, {"activation": activation}, instructions=instructions)[0][0, 0, 0]
         assert out[at] == pytest.approx(expected[at], rel=1e-6, abs=3e-7 * max(1.0, abs(float(z[at])))), z[at]
 
 
@@ -183,6 +182,6 @@ def test_every_float16_is_widened_and_rounded_back(instructions):
         "pool": np.ones((1, 1), np.bool_),
     }
     y, _, _ = kernels_c.sparse_ffn(
-        SPARSE_FFN, inputs, "relu", instructions=instructions, element="float16", weight_element="float16"
+        SPARSE_FFN, inputs, {"activation": "relu"}, instructions=instructions, element="float16", weight_element="float16"
     )
     np.testing.assert_array_equal(y[0, 0], values.astype(np.float64))

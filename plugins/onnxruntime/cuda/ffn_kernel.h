@@ -1,4 +1,4 @@
-// SparseGatedFFN and SparseFFN on CUDA.
+// The feed-forward ops on CUDA.
 #pragma once
 #include <map>
 #include <mutex>
@@ -29,11 +29,11 @@ class FfnKernel {
   static constexpr const char* kProvider = kCudaProvider;
 
   FfnKernel(const Ort::ConstKernelInfo& info, Element element, const Settings&)
-      : element_(element), activation_(activation_of(info, Table::name)) {}
+      : element_(element), attributes_(ffn_attributes<Table>(info)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) {
     return as_status([&] {
-      const SparseFfnCall call = ffn_call<Table>(Ort::KernelContext(context), element_, activation_);
+      const SparseFfnCall call = ffn_call<Table>(Ort::KernelContext(context), element_, attributes_);
       const Launch launch(context, sparse_ffn_workspace(call));
       if (call.batch * call.sequence <= kRowwiseTokens) {
         check(Table::name, sparse_ffn(call, launch.workspace, nullptr, launch.stream));
@@ -46,7 +46,7 @@ class FfnKernel {
 
  private:
   Element element_;
-  Activation activation_;
+  FfnAttributes attributes_;
 };
 
 }  // namespace clada::cuda
