@@ -10,7 +10,8 @@ namespace clada {
 inline std::string size_misfit(Quantization quantization, int64_t width, int64_t packed, int64_t scales) {
   const std::string bits = std::to_string(quantization.bits), block_size = std::to_string(quantization.block_size),
                     of_width = "D=" + std::to_string(width);
-  if (width % quantization.block_size != 0) return "block_size " + block_size + " does not divide the width " + of_width;
+  if (width % quantization.block_size != 0)
+    return "block_size " + block_size + " does not divide the width " + of_width;
   if (packed * 8 != width * quantization.bits) {
     return std::to_string(packed) + " bytes a row do not fit " + of_width + " weights of " + bits + " bits";
   }
