@@ -19,8 +19,9 @@ def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
 
 def _attributes(specs: tuple[Attribute, ...]) -> str:
     types = [type(spec.default).__name__ for spec in specs]
+    choices = [",".join(map(str, spec.choices)) for spec in specs]
     rows = ", ".join(
-        f'{{"{spec.name}", "{name}", "{",".join(map(str, spec.choices))}"}}' for spec, name in zip(specs, types, strict=True)
+        f'{{"{spec.name}", "{name}", "{allowed}"}}' for spec, name, allowed in zip(specs, types, choices, strict=True)
     )
     names = ", ".join(spec.name for spec in specs)
     return f"""  struct Attr {{

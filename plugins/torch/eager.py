@@ -66,26 +66,29 @@ def sparse_ffn(
     return h.to(x.dtype) @ w_out + b_out, *_count_and_score(kept, h)
 
 
-def _dequantized(packed: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """The weights [F, D] of packed codes i8[F, P] and scales [F, N], rounded once to a dtype."""
+def _dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """The weights f32[F, D] of packed codes i8[F, P] and scales [F, N]."""
     codes = packed
     if bits == 4:
         codes = torch.stack([packed << 4, packed & ~0xF], dim=-1) >> 4
     blocks = codes.reshape(*scales.shape, -1).float() * scales.float().unsqueeze(-1)
-    return blocks.reshape(len(packed), -1).to(dtype)
+    return blocks.reshape(len(packed), -1)
 
 
 def dequantizing(op: Op, kernel: Callable[..., Result]) -> Callable[..., Result]:
-    """The kernel of the quantised variant of a feed-forward op, made of that of the op itself."""
+    """The kernel of the quantised variant of a feed-forward op, made of that of the op itself; products in float32."""
 
     def call(x: Tensor, *args: Any) -> Result:
         *rest, bits, _block_size, activation = args
         given = iter(rest)
-        tensors = (
-            _dequantized(next(given), next(given), bits, x.dtype) if spec.name.startswith("w_") else next(given)
-            for spec in op.inputs[1:]
-        )
-        return kernel(x, *tensors, activation)
+        tensors = []
+        for spec in op.inputs[1:]:
+            tensor = next(given)
+            if spec.name.startswith("w_"):
+                tensor = _dequantized(tensor, next(given), bits)
+            tensors.append(tensor.float() if spec.dtype == "T" else tensor)
+        y, *others = kernel(x.float(), *tensors, activation)
+        return y.to(x.dtype), *others
 
     return call
 
