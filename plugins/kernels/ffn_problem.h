@@ -48,6 +48,22 @@ struct FfnProblem {
     narrow<I>(y, ffn.element, ffn.y, token * ffn.width + first, count);
   }
 
+  // The same for columns in the order of Rows::place, of which `first` to `first + count` are less than a span.
+  void scatter_output(int64_t token, int64_t first, int64_t count, float* y) const {
+    const int64_t span = first / Rows::kSpan * Rows::kSpan, size = static_cast<int64_t>(element_size(ffn.element));
+    for (int64_t i = 0; i < Rows::kSpan && span + i < ffn.width; ++i) {
+      const int64_t at = span + Rows::place(i) - first;
+      if (at >= 0 && at < count && b_out) y[at] += b_out[span + i];
+    }
+    alignas(64) char narrowed[Rows::kSpan * sizeof(float)];
+    narrow<I>(y, ffn.element, narrowed, 0, count);
+    char* out = static_cast<char*>(ffn.y) + token * ffn.width * size;
+    for (int64_t i = 0; i < Rows::kSpan && span + i < ffn.width; ++i) {
+      const int64_t at = span + Rows::place(i) - first;
+      if (at >= 0 && at < count) memcpy(out + (span + i) * size, narrowed + at * size, static_cast<size_t>(size));
+    }
+  }
+
   void clear_scores() const { memset(ffn.score, 0, static_cast<size_t>(ffn.batch * ffn.neurons) * sizeof(float)); }
 
   // Adds a token's h^2 / ||h||^2 for neurons [first, last); h is of the first of them, energy is ||h||^2.

@@ -7,6 +7,14 @@ namespace clada {
 extern const Kernels kPortableKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx512Kernels, kAvx2Kernels;
+extern const QuantizedKernels kAvx512VnniKernels, kAvxVnniKernels;
+
+// The same kernels with others for quantised weights.
+static Kernels with_products_of_bytes(const char* instructions, Kernels kernels, const QuantizedKernels& quantized) {
+  kernels.instructions = instructions;
+  kernels.quantized = quantized;
+  return kernels;
+}
 #endif
 
 const Kernels* find_kernels(const char* instructions) {
@@ -14,12 +22,19 @@ const Kernels* find_kernels(const char* instructions) {
     const Kernels* kernels;
     bool supported;
   };
+#if defined(__x86_64__)
+  static const Kernels avx512_vnni = with_products_of_bytes("avx512_vnni", kAvx512Kernels, kAvx512VnniKernels);
+  static const Kernels avx_vnni = with_products_of_bytes("avx_vnni", kAvx2Kernels, kAvxVnniKernels);
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
   const Choice best_first[] = {
 #if defined(__x86_64__)
-      {&kAvx512Kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
-      {&kAvx2Kernels,
-       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {&avx512_vnni, avx512 && __builtin_cpu_supports("avx512vnni")},
+      {&kAvx512Kernels, avx512},
+      {&avx_vnni, avx2 && __builtin_cpu_supports("avxvnni")},
+      {&kAvx2Kernels, avx2},
 #endif
       {&kPortableKernels, true},
   };

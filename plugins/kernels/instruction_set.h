@@ -27,7 +27,8 @@ float read(const void* data, size_t bytes) {
 
 template <class I>
 constexpr Kernels kernels_for(const char* instructions) {
-  return {instructions, sparse_ffn_workspace<I>, sparse_ffn<I>, load_signal<I>, to_bfloat16<I>, read<I>};
+  return {instructions, sparse_ffn_workspace<I>,   sparse_ffn<I>, load_signal<I>, to_bfloat16<I>,
+          read<I>,      quantized_kernels_for<I>()};
 }
 
 }  // namespace clada

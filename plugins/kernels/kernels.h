@@ -13,6 +13,17 @@ struct ParallelFor {
   void (*run)(void* pool, size_t count, void (*task)(void* data, size_t index), void* data);
 };
 
+// The kernels for quantised weights, which each instruction set wants in an order of its own.
+struct QuantizedKernels {
+  // Bytes of a call's packed weights, to lie at a multiple of 64.
+  size_t (*packed_bytes)(const SparseFfnCall&);
+  // Packs a call's weights and scales.
+  void (*pack)(const SparseFfnCall&, void* packed);
+  // As Kernels::sparse_ffn_workspace and Kernels::sparse_ffn; of w_up is read only whether there is one.
+  size_t (*ffn_workspace)(const SparseFfnCall&);
+  void (*ffn)(const SparseFfnCall&, const void* packed, void* workspace, const ParallelFor&);
+};
+
 // The kernels for one instruction set.
 struct Kernels {
   const char* instructions;
@@ -26,6 +37,7 @@ struct Kernels {
   void (*to_bfloat16)(const float* from, uint16_t* to, int64_t count);
   // Reads a buffer and returns a value that depends on all of it: what a memory bandwidth is measured with.
   float (*read)(const void* data, size_t bytes);
+  QuantizedKernels quantized;
 };
 
 // The kernels for an instruction set by name, or for the best one this processor has where the name is empty.

@@ -21,7 +21,9 @@ struct MatrixFfn {
   static constexpr int64_t kStrip = 64;   // columns a task of the second product
   static constexpr int64_t kGroup = 8;    // panels of neurons at a time
   static_assert(kTask % kRows == 0 && kPanel % kTask == 0 && kStrip % kColumns == 0, "tiles fill their blocks");
-  static_assert(kDepth % Rows::kSpan == 0 && kColumns % Rows::kSpan == 0, "spans fill their blocks");
+  // Spans are whole in every piece, or pieces are whole vectors of spans that are put in order at the end.
+  static constexpr bool kScattered = kColumns % Rows::kSpan != 0;
+  static_assert(kDepth % (2 * I::kWidth) == 0 && Rows::kSpan % (2 * I::kWidth) == 0, "spans fill their blocks");
 
   const FfnProblem<I, Rows>& problem;
   int64_t tasks, panels, strips;
@@ -41,7 +43,7 @@ struct MatrixFfn {
   static size_t workspace_floats(const SparseFfnCall& ffn) {
     const int64_t tokens = ffn.batch * ffn.sequence, block = tokens < kBlock ? tokens : kBlock;
     return up(block, kColumns) * (whole_spans<Rows>(ffn.width) + 2 * up(ffn.neurons, kTask) / kTask) +
-           up(block, kRows) * (up(ffn.neurons, kPanel) + up(ffn.width, kStrip)) +
+           up(block, kRows) * (up(ffn.neurons, kPanel) + up(whole_spans<Rows>(ffn.width), kStrip)) +
            up(block, kColumns) / kColumns * whole_spans<Rows>(ffn.width);
   }
 
@@ -50,7 +52,7 @@ struct MatrixFfn {
     const int64_t block = given.tokens < kBlock ? given.tokens : kBlock;
     tasks = up(ffn.neurons, kTask) / kTask;
     panels = up(ffn.neurons, kPanel) / kPanel;
-    strips = up(ffn.width, kStrip) / kStrip;
+    strips = up(given.padded_width, kStrip) / kStrip;
     x_panels = workspace;
     energy = x_panels + up(block, kColumns) * given.padded_width;
     active = energy + up(block, kColumns) * tasks;
@@ -93,18 +95,7 @@ struct MatrixFfn {
         memset(out, 0, kDepth * sizeof(float));
         continue;
       }
-      const typename Rows::Row row = rows.row(first + i);
-      for (int64_t j = 0; j < count; j += Rows::kSpan) {
-        const int64_t left = problem.ffn.width - k - j;
-        V low, high;
-        if (left < Rows::kSpan) {
-          Rows::load_tail(row, k + j, left, low, high);
-        } else {
-          Rows::load(row, k + j, low, high);
-        }
-        I::store(out + j, low);
-        I::store(out + j + I::kWidth, high);
-      }
+      rows.widen(rows.row(first + i), k, count, out);
     }
   }
 
@@ -232,25 +223,26 @@ struct MatrixFfn {
     }
     if (end_panel < panels) return;
     const int64_t left_over = problem.ffn.width - first, wide = left_over < kStrip ? left_over : kStrip;
-    for (int64_t t = 0; t < count; ++t) problem.write_output(start + t, first, wide, sums + t * kStrip);
+    for (int64_t t = 0; t < count; ++t) {
+      if (kScattered) {
+        problem.scatter_output(start + t, first, kStrip, sums + t * kStrip);
+      } else {
+        problem.write_output(start + t, first, wide, sums + t * kStrip);
+      }
+    }
   }
 
   // Widens columns [first, first + kStrip) of a panel's rows to out, [kStrip / kColumns][kPanel][kColumns].
   void widen_panel(int64_t panel, int64_t first, float* out) const {
-    const int64_t width = problem.ffn.width;
     for (int64_t i = 0; i < kPanel; ++i) {
       const int64_t neuron = panel * kPanel + i;
-      for (int64_t c = 0; c < kStrip; c += Rows::kSpan) {
-        const int64_t left = width - first - c;
-        V low = I::zero(), high = I::zero();
-        if (neuron < problem.ffn.neurons && left >= Rows::kSpan) {
-          Rows::load(problem.w_out.row(neuron), first + c, low, high);
-        } else if (neuron < problem.ffn.neurons && left > 0) {
-          Rows::load_tail(problem.w_out.row(neuron), first + c, left, low, high);
+      for (int64_t c = 0; c < kStrip; c += kColumns) {
+        float* to = out + (c / kColumns * kPanel + i) * kColumns;
+        if (neuron < problem.ffn.neurons) {
+          problem.w_out.widen(problem.w_out.row(neuron), first + c, kColumns, to);
+        } else {
+          memset(to, 0, kColumns * sizeof(float));
         }
-        float* to = out + (c / kColumns * kPanel + i) * kColumns + c % kColumns;
-        I::store(to, low);
-        I::store(to + I::kWidth, high);
       }
     }
   }

@@ -43,6 +43,19 @@ struct PlainRows {
     memcpy(some, row + k, static_cast<size_t>(count) * sizeof(E));
     load(some, 0, first, second);
   }
+  // Elements [k, k + count) of a row in the order of place(), k and count multiples of kSpan; zero past the row's end.
+  void widen(Row row, int64_t k, int64_t count, float* out) const {
+    for (int64_t at = k; at < k + count; at += kSpan, out += kSpan) {
+      V first = I::zero(), second = I::zero();
+      if (at + kSpan <= width) {
+        load(row, at, first, second);
+      } else if (at < width) {
+        load_tail(row, at, width - at, first, second);
+      }
+      I::store(out, first);
+      I::store(out + I::kWidth, second);
+    }
+  }
   // Asks for the span at k of a row that will be loaded next, where loading does too much for each byte to let the
   // processor look far enough ahead by itself.
   static void prefetch_next(Row row, int64_t k) {

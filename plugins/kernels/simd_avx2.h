@@ -60,6 +60,66 @@ struct Avx2 {
     const __m128 pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
   }
+
+  // What quantised weights need: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
+  using Ints = __m256i;
+  // Rows whose products with x are summed at a time.
+  static constexpr int kDotRows = 2;
+  // Products of bytes lack this times the sum of the second factors.
+  static constexpr int kByteOffset = 0;
+
+  static Ints load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static Ints load_ints(const void* p, int count) {
+    const Ints places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_epi32(static_cast<const int*>(p), _mm256_cmpgt_epi32(_mm256_set1_epi32(count), places));
+  }
+  // Stores values that are whole.
+  static void store_whole(int32_t* p, V v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvtps_epi32(v));
+  }
+  static Ints zero_ints() { return _mm256_setzero_si256(); }
+  static Ints low_nibbles(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }
+  static Ints high_nibbles(Ints v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
+  // Adds to each integer the products of its four nibbles, 0 to 15, with four signed bytes.
+  static Ints dot_nibbles(Ints sum, Ints nibbles, Ints x) {
+    const Ints pairs = _mm256_maddubs_epi16(nibbles, x);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  // The same of four signed bytes with four of -127 to 127.
+  static Ints dot_bytes(Ints sum, Ints codes, Ints x) {
+    const Ints pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  // Two rows at a time: each integer is a pair of 16-bit ones, the first row's low.
+  static Ints pair(V even, V odd) {
+    return _mm256_blend_epi16(_mm256_cvtps_epi32(even), _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16), 0xaa);
+  }
+  static Ints all_pairs(int16_t v) { return _mm256_set1_epi16(v); }
+  // The lower halves of the integers of two rows, and the upper ones.
+  static Ints low_halves(Ints even, Ints odd) { return _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa); }
+  static Ints high_halves(Ints even, Ints odd) { return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa); }
+  template <int kBit>
+  static Ints nibbles(Ints halves) {
+    return _mm256_and_si256(_mm256_srli_epi16(halves, kBit), _mm256_set1_epi16(15));
+  }
+  static Ints low_bytes(Ints halves) { return _mm256_srai_epi16(_mm256_slli_epi16(halves, 8), 8); }
+  static Ints high_bytes(Ints halves) { return _mm256_srai_epi16(halves, 8); }
+  static Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  static V to_float(Ints v) { return _mm256_cvtepi32_ps(v); }
+  // high * 256 + low - factor * x
+  static V joined(Ints high, Ints low, int factor, Ints x) {
+    const Ints sum = _mm256_add_epi32(_mm256_slli_epi32(high, 8), low);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, _mm256_mullo_epi32(x, _mm256_set1_epi32(factor))));
+  }
+  // The 4-bit code that starts at a bit, and is stored as the code + 8.
+  static V nibble(Ints v, int bit) {
+    const Ints code = _mm256_and_si256(_mm256_srli_epi32(v, bit), _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)));
+  }
+  // The signed byte that starts at a bit.
+  static V byte(Ints v, int bit) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(v, 24 - bit), 24)); }
+  // Each of the first elements four times.
+  static V four_times(V v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)); }
 };
 
 }  // namespace clada

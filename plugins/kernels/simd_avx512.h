@@ -53,6 +53,73 @@ struct Avx512 {
   static V select(Mask mask, V yes, V no) { return _mm512_mask_blend_ps(mask, no, yes); }
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
   static float largest(V a) { return _mm512_reduce_max_ps(a); }
+
+  // What quantised weights need: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
+  using Ints = __m512i;
+  // Rows whose products with x are summed at a time.
+  static constexpr int kDotRows = 4;
+  // Products of bytes lack this times the sum of the second factors.
+  static constexpr int kByteOffset = 0;
+
+  static Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+  static Ints load_ints(const void* p, int count) {
+    return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), p);
+  }
+  // Stores values that are whole.
+  static void store_whole(int32_t* p, V v) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(v)); }
+  static Ints zero_ints() { return _mm512_setzero_si512(); }
+  static Ints low_nibbles(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0f)); }
+  static Ints high_nibbles(Ints v) { return low_nibbles(_mm512_srli_epi32(v, 4)); }
+  // Adds to each integer the products of its four nibbles, 0 to 15, with four signed bytes.
+  static Ints dot_nibbles(Ints sum, Ints nibbles, Ints x) {
+    const Ints pairs = _mm512_maddubs_epi16(nibbles, x);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  // The same of four signed bytes with four of -127 to 127.
+  static Ints dot_bytes(Ints sum, Ints codes, Ints x) {
+    const Ints signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(codes), zero_ints(), x);
+    const Ints pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(codes), signed_x);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  // Two rows at a time: each integer is a pair of 16-bit ones, the first row's low.
+  static Ints pair(V even, V odd) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_cvtps_epi32(even),
+                                   _mm512_slli_epi32(_mm512_cvtps_epi32(odd), 16));
+  }
+  static Ints all_pairs(int16_t v) { return _mm512_set1_epi16(v); }
+  // The lower halves of the integers of two rows, and the upper ones.
+  static Ints low_halves(Ints even, Ints odd) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, even, _mm512_slli_epi32(odd, 16));
+  }
+  static Ints high_halves(Ints even, Ints odd) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16), odd);
+  }
+  template <int kBit>
+  static Ints nibbles(Ints halves) {
+    return _mm512_and_si512(_mm512_srli_epi16(halves, kBit), _mm512_set1_epi16(15));
+  }
+  static Ints low_bytes(Ints halves) { return _mm512_srai_epi16(_mm512_slli_epi16(halves, 8), 8); }
+  static Ints high_bytes(Ints halves) { return _mm512_srai_epi16(halves, 8); }
+  static Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+  static V to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
+  // high * 256 + low - factor * x
+  static V joined(Ints high, Ints low, int factor, Ints x) {
+    const Ints sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_mullo_epi32(x, _mm512_set1_epi32(factor))));
+  }
+  // The 4-bit code that starts at a bit, and is stored as the code + 8.
+  static V nibble(Ints v, int bit) {
+    const V codes = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(v, static_cast<unsigned>(bit)), codes);
+  }
+  // The signed byte that starts at a bit.
+  static V byte(Ints v, int bit) {
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, static_cast<unsigned>(24 - bit)), 24));
+  }
+  // Each of the first elements four times.
+  static V four_times(V v) {
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), v);
+  }
 };
 
 }  // namespace clada

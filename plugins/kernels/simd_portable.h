@@ -98,6 +98,65 @@ struct Portable {
     for (int i = 1; i < kWidth; ++i) top = a[i] > top ? a[i] : top;
     return top;
   }
+
+  // What quantised weights need: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
+  using Ints = Mask;
+  // Rows whose products with x are summed at a time.
+  static constexpr int kDotRows = 1;
+  // Products of bytes lack this times the sum of the second factors.
+  static constexpr int kByteOffset = 0;
+
+  static Ints load_ints(const void* p) { return load_ints(p, kWidth); }
+  static Ints load_ints(const void* p, int count) {
+    Ints v{};
+    memcpy(&v, p, static_cast<size_t>(count) * sizeof(int32_t));
+    return v;
+  }
+  // Stores values that are whole.
+  static void store_whole(int32_t* p, V v) {
+    const Ints ints = whole(v);
+    memcpy(p, &ints, sizeof ints);
+  }
+  static Ints zero_ints() { return Ints{}; }
+  static Ints low_nibbles(Ints v) { return v & 0x0f0f0f0f; }
+  static Ints high_nibbles(Ints v) { return (v >> 4) & 0x0f0f0f0f; }
+  // Adds to each integer the products of its four nibbles, 0 to 15, with four signed bytes.
+  static Ints dot_nibbles(Ints sum, Ints nibbles, Ints x) { return dot_bytes(sum, nibbles, x); }
+  // The same of four signed bytes with four of -127 to 127.
+  static Ints dot_bytes(Ints sum, Ints codes, Ints x) {
+    sum += signed_byte(codes, 0) * signed_byte(x, 0) + signed_byte(codes, 8) * signed_byte(x, 8);
+    return sum + signed_byte(codes, 16) * signed_byte(x, 16) + signed_byte(codes, 24) * signed_byte(x, 24);
+  }
+  // Two rows at a time: each integer is a pair of 16-bit ones, the first row's low.
+  static Ints pair(V even, V odd) { return joined_halves(whole(even), whole(odd)); }
+  static Ints all_pairs(int16_t v) { return joined_halves(Ints{} + v, Ints{} + v); }
+  // The lower halves of the integers of two rows, and the upper ones.
+  static Ints low_halves(Ints even, Ints odd) { return joined_halves(even, odd); }
+  static Ints high_halves(Ints even, Ints odd) { return joined_halves(even >> 16, odd >> 16); }
+  template <int kBit>
+  static Ints nibbles(Ints halves) {
+    return (halves >> kBit) & 0x000f000f;
+  }
+  static Ints low_bytes(Ints halves) { return joined_halves(signed_byte(halves, 0), signed_byte(halves, 16)); }
+  static Ints high_bytes(Ints halves) { return joined_halves(signed_byte(halves, 8), signed_byte(halves, 24)); }
+  static Ints dot_pairs(Ints sum, Ints a, Ints b) { return sum + low_half(a) * low_half(b) + (a >> 16) * (b >> 16); }
+  static V to_float(Ints v) { return __builtin_convertvector(v, V); }
+  // high * 256 + low - factor * x
+  static V joined(Ints high, Ints low, int factor, Ints x) {
+    return __builtin_convertvector(high * 256 + low - factor * x, V);
+  }
+  // The 4-bit code that starts at a bit, and is stored as the code + 8.
+  static V nibble(Ints v, int bit) { return __builtin_convertvector(((v >> bit) & 15) - 8, V); }
+  // The signed byte that starts at a bit.
+  static V byte(Ints v, int bit) { return __builtin_convertvector(signed_byte(v, bit), V); }
+  // Each of the first elements four times.
+  static V four_times(V v) { return all(v[0]); }
+
+ private:
+  static Ints whole(V v) { return __builtin_convertvector(round(v), Ints); }
+  static Ints low_half(Ints v) { return bit_cast<Ints>(bit_cast<Bits>(v) << 16) >> 16; }
+  static Ints joined_halves(Ints low, Ints high) { return (low & 0xffff) | bit_cast<Ints>(bit_cast<Bits>(high) << 16); }
+  static Ints signed_byte(Ints v, int bit) { return bit_cast<Ints>(bit_cast<Bits>(v) << (24 - bit)) >> 24; }
 };
 
 }  // namespace clada

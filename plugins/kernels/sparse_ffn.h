@@ -1,6 +1,8 @@
 // The feed-forward ops: chooses how a call is computed and for which type of rows.
 #pragma once
+#include "kernels.h"
 #include "matrix_ffn.h"
+#include "quantized_ffn.h"
 #include "rowwise_ffn.h"
 
 namespace clada {
@@ -16,7 +18,19 @@ size_t widened_floats(const SparseFfnCall& ffn) {
   return padded<I>(ffn.neurons) + padded<I>(ffn.width);
 }
 
-template <class I, class Rows>
+// Fewer tokens than kMatrixTokens: Ffn computes them row by row.
+template <class I, class Rows, class Ffn>
+size_t ffn_workspace(const SparseFfnCall& ffn) {
+  const size_t rest = as_matrices(ffn) ? MatrixFfn<I, Rows>::workspace_floats(ffn) : Ffn::workspace_floats(ffn);
+  return (widened_floats<I>(ffn) + rest) * sizeof(float) + kLine;
+}
+
+// The workspace's first cache line.
+static inline float* first_line(void* workspace) {
+  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(workspace) + kLine - 1) / kLine * kLine);
+}
+
+template <class I, class Rows, class Ffn>
 void run_ffn(const SparseFfnCall& ffn, const Rows& w_in, const Rows& w_up, const Rows& w_out, float* workspace,
              const ParallelFor& parallel) {
   float* b_in = workspace;
@@ -36,7 +50,7 @@ void run_ffn(const SparseFfnCall& ffn, const Rows& w_in, const Rows& w_up, const
   if (as_matrices(ffn)) {
     MatrixFfn<I, Rows>(problem, rest).run(parallel);
   } else {
-    RowwiseFfn<I, Rows>(problem, rest).run(parallel);
+    Ffn(problem, rest).run(parallel);
   }
 }
 
@@ -44,21 +58,18 @@ template <class I, class E>
 void run_plain_ffn(const SparseFfnCall& ffn, float* workspace, const ParallelFor& parallel) {
   using Rows = PlainRows<I, E>;
   const auto rows = [&](const void* data) { return Rows{static_cast<const E*>(data), ffn.width}; };
-  run_ffn<I, Rows>(ffn, rows(ffn.w_in), rows(ffn.w_up), rows(ffn.w_out), workspace, parallel);
+  run_ffn<I, Rows, RowwiseFfn<I, Rows>>(ffn, rows(ffn.w_in), rows(ffn.w_up), rows(ffn.w_out), workspace, parallel);
 }
 
 template <class I>
 size_t sparse_ffn_workspace(const SparseFfnCall& ffn) {
   using Rows = PlainRows<I, float>;
-  const size_t rest =
-      as_matrices(ffn) ? MatrixFfn<I, Rows>::workspace_floats(ffn) : RowwiseFfn<I, Rows>::workspace_floats(ffn);
-  return (widened_floats<I>(ffn) + rest) * sizeof(float) + 64;
+  return ffn_workspace<I, Rows, RowwiseFfn<I, Rows>>(ffn);
 }
 
 template <class I>
 void sparse_ffn(const SparseFfnCall& ffn, void* workspace, const ParallelFor& parallel) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(workspace);
-  float* aligned = reinterpret_cast<float*>((at + 63) / 64 * 64);
+  float* aligned = first_line(workspace);
   switch (ffn.weight_element) {
     case Element::kFloat32:
       return run_plain_ffn<I, float>(ffn, aligned, parallel);
@@ -67,6 +78,42 @@ void sparse_ffn(const SparseFfnCall& ffn, void* workspace, const ParallelFor& pa
     case Element::kBFloat16:
       return run_plain_ffn<I, BFloat16>(ffn, aligned, parallel);
   }
+}
+
+// Calls f<kBits>.
+template <class F>
+auto with_bits(int32_t bits, F f) {
+  return bits == 4 ? f(std::integral_constant<int, 4>()) : f(std::integral_constant<int, 8>());
+}
+
+template <class I>
+size_t quantized_ffn_workspace(const SparseFfnCall& ffn) {
+  return with_bits(ffn.quantization.bits,
+                   [&](auto bits) { return ffn_workspace<I, PackedRows<I, bits>, QuantizedFfn<I, bits>>(ffn); });
+}
+
+template <class I>
+void quantized_ffn(const SparseFfnCall& ffn, const void* packed, void* workspace, const ParallelFor& parallel) {
+  with_bits(ffn.quantization.bits, [&](auto bits) {
+    const PackedFfn<I, bits> rows(ffn, packed);
+    run_ffn<I, PackedRows<I, bits>, QuantizedFfn<I, bits>>(ffn, rows.w_in, rows.w_up, rows.w_out, first_line(workspace),
+                                                           parallel);
+  });
+}
+
+template <class I>
+size_t packed_bytes(const SparseFfnCall& ffn) {
+  return with_bits(ffn.quantization.bits, [&](auto bits) { return PackedFfn<I, bits>::bytes(ffn); });
+}
+
+template <class I>
+void pack(const SparseFfnCall& ffn, void* packed) {
+  with_bits(ffn.quantization.bits, [&](auto bits) { PackedFfn<I, bits>::pack(ffn, packed); });
+}
+
+template <class I>
+constexpr QuantizedKernels quantized_kernels_for() {
+  return {packed_bytes<I>, pack<I>, quantized_ffn_workspace<I>, quantized_ffn<I>};
 }
 
 }  // namespace clada

@@ -6,21 +6,26 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from clada.plugins.ops import SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.activations import ACTIVATIONS
+from clada.plugins.ops.block_quantization import dequantize, quantize
+from clada.plugins.ops.quantized_ffn import scales_name
 from clada.plugins.ops.record import Array, Case, Op, evaluate
 from tests.native.calls import rounded
 
 FFN_CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.name}") for op in (SPARSE_GATED_FFN, SPARSE_FFN) for case in op.cases()
 ]
+QUANTIZED_FFN_CASES = [
+    pytest.param(op, case, id=f"{op.name}-{case.name}") for op in QUANTIZED.values() for case in op.cases()
+]
 
 
 def rounded_case(case: Case, element: str, weight_element: str) -> Case:
-    """The case with the values that are left in the elements' types."""
+    """The case with the values that are left in the elements' types; quantised weights are as they are."""
     inputs = dict(case.inputs)
     for name, array in inputs.items():
-        if name.startswith("w_"):
+        if name.startswith("w_") and array.dtype != np.int8:
             inputs[name] = rounded(array, weight_element)
         elif name in ("x", "logits") or name.startswith("b_"):
             inputs[name] = rounded(array, element)
@@ -28,11 +33,19 @@ def rounded_case(case: Case, element: str, weight_element: str) -> Case:
 
 
 def large_case(
-    op: Op, batch: int, sequence: int, width: int, neurons: int, seed: int = 0, element: str = "float32"
+    op: Op,
+    batch: int,
+    sequence: int,
+    width: int,
+    neurons: int,
+    seed: int = 0,
+    element: str = "float32",
+    quantization: tuple[int, int] | None = None,
 ) -> Case:
     """Sizes past every block of the kernels, each sequence with a pool and an active set of its own, no ties.
 
-    Values are such that `element` holds them exactly.
+    Values are such that `element` holds them exactly. Bits and block size of the weights make it a case of the op's
+    quantised variant.
     """
     rng = np.random.default_rng([seed, batch, sequence, width, neurons])
     x = rng.standard_normal((batch, sequence, width)).astype(np.float32)
@@ -47,6 +60,12 @@ def large_case(
         inputs["b_in"] = rng.standard_normal(neurons).astype(np.float32) / 4
         inputs["b_out"] = rng.standard_normal(width).astype(np.float32) / 4
     inputs = {name: rounded(array, element).astype(np.float32) for name, array in inputs.items()}
+    packed: dict[str, Array] = {}
+    for name in names if quantization else ():
+        packed[name], packed[scales_name(name)] = quantize(inputs[name], *quantization)
+        inputs[name] = dequantize(packed[name], packed[scales_name(name)].astype(np.float32), quantization[0])
+    # Products with quantised weights may be of an x in 16 bits.
+    distance_needed = 1e-3 if quantization else 1e-5
     scale = rng.choice(np.float32([0.0, 0.5, 1.0, -1.0]), (batch, sequence), p=[0.2, 0.3, 0.4, 0.1])
     scale[0, 0] = 1.0
     z = inputs["x"].astype(np.float64) @ inputs[names[0]].astype(np.float64).T + inputs.get("b_in", 0)
@@ -55,13 +74,14 @@ def large_case(
     threshold = rng.uniform(0.1, 0.5, neurons).astype(np.float32)
     for _ in range(100):
         distance = np.abs(magnitude - scale[..., None] * threshold)[scale > 0]
-        near = (distance < 1e-5).any(axis=0)
+        near = (distance < distance_needed).any(axis=0)
         if not near.any():
             break
         threshold[near] = rng.uniform(0.1, 0.5, near.sum())
     assert not near.any()
-    inputs |= {"threshold": threshold, "scale": scale, "pool": rng.random((batch, neurons)) < 0.7}
-    return Case("large", inputs, {"activation": "silu"})
+    inputs |= {"threshold": threshold, "scale": scale, "pool": rng.random((batch, neurons)) < 0.7, **packed}
+    attributes = dict(zip(("bits", "block_size"), quantization or (), strict=False))
+    return Case("large", inputs, {**attributes, "activation": "silu"})
 
 
 def dense_case(case: Case) -> Case:

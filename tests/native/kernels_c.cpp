@@ -1,5 +1,7 @@
 // The kernels as C functions, for tests that call them with memory of their own; work is spread over std::threads.
 #include <atomic>
+#include <cstdlib>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -25,8 +27,18 @@ extern "C" int test_sparse_ffn(const char* instructions, int threads, const clad
   const clada::Kernels* kernels = clada::find_kernels(instructions);
   if (!kernels) return -1;
   // At an odd address and of exactly the size that was asked for.
-  std::vector<char> workspace(kernels->sparse_ffn_workspace(*call) + 1);
-  kernels->sparse_ffn(*call, workspace.data() + 1, {&threads, spread});
+  if (call->quantization.bits == 0) {
+    std::vector<char> workspace(kernels->sparse_ffn_workspace(*call) + 1);
+    kernels->sparse_ffn(*call, workspace.data() + 1, {&threads, spread});
+    return 0;
+  }
+  const clada::QuantizedKernels& quantized = kernels->quantized;
+  const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, quantized.packed_bytes(*call)), free);
+  quantized.pack(*call, packed.get());
+  clada::SparseFfnCall packed_call = *call;
+  packed_call.w_in = packed_call.w_out = packed_call.s_in = packed_call.s_up = packed_call.s_out = nullptr;
+  std::vector<char> workspace(quantized.ffn_workspace(packed_call) + 1);
+  quantized.ffn(packed_call, packed.get(), workspace.data() + 1, {&threads, spread});
   return 0;
 }
 

@@ -12,7 +12,8 @@ from tests.native import kernels_c
 from tests.native.calls import ELEMENTS, from_element, to_element
 from tests.native.cases import FFN_CASES, check_outputs, dense_case, large_case, rounded_case
 
-INSTRUCTIONS = [name for name in ("avx512", "avx2", "portable") if kernels_c.available(name)]
+ALL_INSTRUCTIONS = ("avx512_vnni", "avx512", "avx_vnni", "avx2", "portable")
+INSTRUCTIONS = [name for name in ALL_INSTRUCTIONS if kernels_c.available(name) and "vnni" not in name]
 instructions = pytest.mark.parametrize("instructions", INSTRUCTIONS)
 weight_element = pytest.mark.parametrize("weight_element", ELEMENTS)
 
@@ -128,7 +129,9 @@ def test_activations_over_their_whole_range(activation, instructions):
         inputs["pool"][:] = False
         inputs["w_out"][:] = 0
         inputs["pool"][0, at], inputs["w_out"][at] = True, 1
-        out[at] = kernels_c.sparse_ffn(SPARSE_FFN, inputs, {"activation": activation}, instructions=instructions)[0][0, 0, 0]
+        out[at] = kernels_c.sparse_ffn(SPARSE_FFN, inputs, {"activation": activation}, instructions=instructions)[0][
+            0, 0, 0
+        ]
         assert out[at] == pytest.approx(expected[at], rel=1e-6, abs=3e-7 * max(1.0, abs(float(z[at])))), z[at]
 
 
@@ -182,6 +185,11 @@ def test_every_float16_is_widened_and_rounded_back(instructions):
         "pool": np.ones((1, 1), np.bool_),
     }
     y, _, _ = kernels_c.sparse_ffn(
-        SPARSE_FFN, inputs, {"activation": "relu"}, instructions=instructions, element="float16", weight_element="float16"
+        SPARSE_FFN,
+        inputs,
+        {"activation": "relu"},
+        instructions=instructions,
+        element="float16",
+        weight_element="float16",
     )
     np.testing.assert_array_equal(y[0, 0], values.astype(np.float64))

@@ -1,0 +1,9 @@
+#include "simd_vnni.h"
+#include "sparse_ffn.h"
+
+namespace clada {
+
+extern const QuantizedKernels kAvx512VnniKernels;
+const QuantizedKernels kAvx512VnniKernels = quantized_kernels_for<Avx512Vnni>();
+
+}  // namespace clada
