@@ -22,10 +22,10 @@ from clada.exporter.verify import load_constants
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import library_path, register
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_GATED_FFN
+from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, SPARSE_GATED_FFN
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
-from tests.op_backends import INSTRUCTIONS, body_model
+from tests.op_backends import INSTRUCTIONS, body_model, make_constant
 from tests.test_ops import case_of, cast
 
 TEXT = "import os\nimport sys\n\nclass Reader:\n    def __init__(self, path):\n        self.path = path\n" * 3
@@ -262,6 +262,61 @@ def test_bfloat16_weights_need_float32_constants(tmp_path):
     half = onnx.load(weights_model(tmp_path / "half.onnx", "float16", 16, 16))
     with pytest.raises(Exception, match="weights=bfloat16 is for float32 models"):
         load_native(half, weights="bfloat16")
+
+
+def quantized_model(**changes: np.ndarray) -> onnx.ModelProto:
+    """The gated op with 4-bit weights as constants, some of them others."""
+    op = QUANTIZED[SPARSE_GATED_FFN.name]
+    case, inputs = cast(op, case_of(op, "int4-block32-silu-mixed-B1-S1"), "float32")
+    model = body_model(op, "float32", case.attributes, 20)
+    make_constant(model, dict(zip((spec.name for spec in op.inputs), inputs, strict=True)) | changes)
+    return model
+
+
+def scales_with(value: float) -> np.ndarray:
+    scales = np.ones((37, 3), np.float16)
+    scales[5, 2] = value
+    return scales
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"s_gate": scales_with(0)}, "QuantizedSparseGatedFFN: s_gate has a scale that is zero, in row 5; export the"),
+        ({"s_up": scales_with(np.inf)}, "s_up has a scale that is infinite, in row 5"),
+        ({"s_down": scales_with(np.nan)}, "s_down has a scale that is NaN, in row 5"),
+        ({"w_up": np.zeros((37, 40), np.int8)}, "w_up: block_size 32 does not divide the width D=80"),
+        ({"w_up": np.zeros((37, 64), np.int8)}, "3 scales a row do not fit D=128 in blocks of 32"),
+        ({"w_up": np.zeros((36, 48), np.int8)}, "w_up and s_up are not matrices of the same rows"),
+        (
+            {"w_up": np.zeros((37, 64), np.int8), "s_up": np.ones((37, 4), np.float16)},
+            "w_up has not the size of w_gate",
+        ),
+    ],
+)
+def test_quantised_weights_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(Exception, match=message):
+        load_native(quantized_model(**changes))
+
+
+def test_quantised_weights_are_constant_and_stay_quantised():
+    op = QUANTIZED[SPARSE_GATED_FFN.name]
+    model = body_model(op, "float32", {"bits": 4, "block_size": 32, "activation": "silu"}, 20)
+    with pytest.raises(Exception, match="needs constant weights, and w_gate is not constant"):
+        load_native(model)
+    with pytest.raises(Exception, match="weights=bfloat16 is for float32 models, and this one is quantised"):
+        load_native(quantized_model(), weights="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [("bits", "bits is 5; it may be 4,8"), ("block_size", "block_size is 5; it may be 32,128")],
+)
+def test_unknown_quantisation_is_named(attribute, message):
+    model = quantized_model()
+    next(a for a in model.graph.node[0].attribute if a.name == attribute).i = 5
+    with pytest.raises(Exception, match=message):
+        load_native(model)
 
 
 def test_an_op_version_that_is_not_known_is_refused():

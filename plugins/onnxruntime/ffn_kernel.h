@@ -1,8 +1,12 @@
 // The feed-forward ops on the CPU.
 #pragma once
-#include "compact_weights.h"
+#include <utility>
+#include <vector>
+
 #include "ffn_node.h"
+#include "held_weights.h"
 #include "op_base.h"
+#include "quantized_weights.h"
 #include "settings.h"
 #include "threads.h"
 
@@ -19,7 +23,13 @@ class FfnKernel {
 
   FfnKernel(const Ort::ConstKernelInfo& info, Element element, const Settings& settings)
       : element_(element), kernels_(*settings.kernels), attributes_(ffn_attributes<Table>(info)) {
-    if (settings.weights == "bfloat16") {
+    if constexpr (is_quantized<Table>) {
+      if (!settings.weights.empty()) {
+        throw Ort::Exception("clada.weights=" + settings.weights + " is for float32 models, and this one is quantised",
+                             ORT_INVALID_ARGUMENT);
+      }
+      pack(info);
+    } else if (settings.weights == "bfloat16") {
       if (element != Element::kFloat32) {
         throw Ort::Exception("clada.weights=bfloat16 is for float32 models, and this one is not", ORT_INVALID_ARGUMENT);
       }
@@ -34,8 +44,22 @@ class FfnKernel {
   }
 
  private:
+  void pack(const Ort::ConstKernelInfo& info) {
+    std::vector<QuantizedMatrix> matrices;
+    constexpr std::pair<size_t, size_t> kAll[] = {{At::w_in, At::s_in}, {At::w_up, At::s_up}, {At::w_out, At::s_out}};
+    for (const auto& [codes, scales] : kAll) {
+      if (codes != kNone) matrices.push_back({codes, scales, In::specs[codes].name, In::specs[scales].name});
+    }
+    packed_ = pack_inputs(info, Table::name, matrices, attributes_.quantization, kernels_.quantized);
+  }
+
   void compute(OrtKernelContext* context) {
     SparseFfnCall call = ffn_call<Table>(Ort::KernelContext(context), element_, attributes_);
+    if constexpr (is_quantized<Table>) {
+      const Scratch workspace(context, kernels_.quantized.ffn_workspace(call));
+      kernels_.quantized.ffn(call, packed_.get(), workspace.data, thread_pool(context));
+      return;
+    }
     if (compact_[At::w_in]) {
       call.weight_element = Element::kBFloat16;
       call.w_in = compact_[At::w_in].get();
@@ -49,7 +73,8 @@ class FfnKernel {
   Element element_;
   const Kernels& kernels_;
   FfnAttributes attributes_;
-  CompactWeights compact_[In::count];
+  HeldWeights compact_[In::count];  // by input, where weights are held as bfloat16
+  HeldWeights packed_;              // where they are quantised
 };
 
 }  // namespace clada

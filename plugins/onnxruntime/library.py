@@ -64,7 +64,8 @@ def register(options: Any, *, device: str = "cpu", weights: str = "", instructio
         options: An `onnxruntime.SessionOptions`.
         device: One of DEVICES, that whose execution provider the session is to run on.
         weights: One of WEIGHTS; for the CPU.
-        instructions: "avx512", "avx2" or "portable", for the CPU; the best that the processor has where empty.
+        instructions: "avx512_vnni", "avx512", "avx_vnni", "avx2" or "portable", for the CPU; the best that the
+            processor has where empty.
 
     Raises:
         CladaError: There is no library, or no execution provider for it, or it does not load: it was built for

@@ -20,6 +20,8 @@ struct Domain {
     for (const Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16}) {
       add<OpBase<ops::SparseGatedFFN, FfnKernel<ops::SparseGatedFFN>>>(element, settings);
       add<OpBase<ops::SparseFFN, FfnKernel<ops::SparseFFN>>>(element, settings);
+      add<OpBase<ops::QuantizedSparseGatedFFN, FfnKernel<ops::QuantizedSparseGatedFFN>>>(element, settings);
+      add<OpBase<ops::QuantizedSparseFFN, FfnKernel<ops::QuantizedSparseFFN>>>(element, settings);
       add<OpBase<ops::LoadSignal, LoadSignalKernel>>(element, settings);
     }
   }

@@ -1,13 +1,18 @@
 #include "shapes.h"
 
-#include <sstream>
+#include <algorithm>
+#include <string>
 
 namespace clada {
 
-std::vector<std::string> axes_of(const TensorSpec& spec) {
-  std::vector<std::string> axes;
-  std::istringstream text(spec.axes);
-  for (std::string axis; std::getline(text, axis, ',');) axes.push_back(axis);
+// At every call of every node: no streams, which take as long as a small layer.
+std::vector<std::string_view> axes_of(const TensorSpec& spec) {
+  std::vector<std::string_view> axes;
+  for (std::string_view rest = spec.axes; !rest.empty();) {
+    const size_t end = std::min(rest.find(','), rest.size());
+    axes.push_back(rest.substr(0, end));
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+  }
   return axes;
 }
 
@@ -17,11 +22,12 @@ static std::string listed(const std::vector<int64_t>& shape) {
   return "[" + text + "]";
 }
 
-static std::string expected(const std::vector<std::string>& axes, const Sizes& sizes) {
+static std::string expected(const std::vector<std::string_view>& axes, const Sizes& sizes) {
   std::string text;
-  for (const std::string& axis : axes) {
+  for (const std::string_view axis : axes) {
     const auto known = sizes.find(axis);
-    text += (text.empty() ? "" : ", ") + axis + (known == sizes.end() ? "" : "=" + std::to_string(known->second));
+    text += (text.empty() ? "" : ", ") + std::string(axis) +
+            (known == sizes.end() ? "" : "=" + std::to_string(known->second));
   }
   return "[" + text + "]";
 }
@@ -30,7 +36,7 @@ Sizes check_shapes(const char* op, const TensorSpec* specs, size_t count, const 
   Sizes sizes;
   for (size_t i = 0; i < count; ++i) {
     const std::vector<int64_t> shape = context.GetInput(i).GetTensorTypeAndShapeInfo().GetShape();
-    const std::vector<std::string> axes = axes_of(specs[i]);
+    const std::vector<std::string_view> axes = axes_of(specs[i]);
     const Sizes known = sizes;
     bool fits = shape.size() == axes.size();
     for (size_t k = 0; fits && k < axes.size(); ++k) fits = sizes.emplace(axes[k], shape[k]).first->second == shape[k];
@@ -45,7 +51,7 @@ Sizes check_shapes(const char* op, const TensorSpec* specs, size_t count, const 
 
 std::vector<int64_t> output_shape(const TensorSpec& spec, const Sizes& sizes) {
   std::vector<int64_t> shape;
-  for (const std::string& axis : axes_of(spec)) shape.push_back(sizes.at(axis));
+  for (const std::string_view axis : axes_of(spec)) shape.push_back(sizes.at(axis));
   return shape;
 }
 

@@ -1,7 +1,7 @@
 // Checks a node's inputs against the op's record.
 #pragma once
 #include <map>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "op_table.h"
@@ -9,9 +9,9 @@
 
 namespace clada {
 
-using Sizes = std::map<std::string, int64_t>;
+using Sizes = std::map<std::string_view, int64_t>;
 
-std::vector<std::string> axes_of(const TensorSpec& spec);
+std::vector<std::string_view> axes_of(const TensorSpec& spec);
 
 // The size of every axis by name; throws Ort::Exception that names the first input which does not fit.
 Sizes check_shapes(const char* op, const TensorSpec* specs, size_t count, const Ort::KernelContext& context);

@@ -1,0 +1,80 @@
+#include "quantized_weights.h"
+
+#include "quantization_sizes.h"
+
+namespace clada {
+
+namespace {
+
+struct Matrix {
+  ConstantInput codes, scales;
+  int64_t rows, width;
+};
+
+[[noreturn]] void refuse(const char* op, const std::string& why) {
+  throw Ort::Exception(std::string(op) + ": " + why, ORT_INVALID_ARGUMENT);
+}
+
+// A scale of zero, infinity or NaN.
+bool is_bad(uint16_t scale) { return (scale & 0x7fff) == 0 || (scale & 0x7c00) == 0x7c00; }
+
+void check_scales(const char* op, const char* name, const Matrix& matrix) {
+  const uint16_t* scales = static_cast<const uint16_t*>(matrix.scales.data);
+  for (size_t i = 0; i < matrix.scales.count; ++i) {
+    if (!is_bad(scales[i])) continue;
+    const size_t row = i / static_cast<size_t>(matrix.scales.shape[1]);
+    const char* what = (scales[i] & 0x7fff) == 0 ? "zero" : (scales[i] & 0x3ff) != 0 ? "NaN" : "infinite";
+    refuse(op, std::string(name) + " has a scale that is " + what + ", in row " + std::to_string(row) +
+                   "; export the model again");
+  }
+}
+
+}  // namespace
+
+static Matrix read_matrix(const Ort::ConstKernelInfo& info, const char* op, const QuantizedMatrix& given,
+                          Quantization quantization) {
+  Matrix matrix{constant_input(info, given.codes, given.name, 1, op),
+                constant_input(info, given.scales, given.scales_name, 2, op), 0, 0};
+  const std::vector<int64_t>&codes = matrix.codes.shape, &scales = matrix.scales.shape;
+  if (codes.size() != 2 || scales.size() != 2 || codes[0] != scales[0]) {
+    refuse(op, std::string(given.name) + " and " + given.scales_name + " are not matrices of the same rows");
+  }
+  matrix.rows = codes[0];
+  matrix.width = codes[1] * 8 / quantization.bits;
+  const std::string misfit = size_misfit(quantization, matrix.width, codes[1], scales[1]);
+  if (!misfit.empty()) refuse(op, std::string(given.name) + ": " + misfit);
+  check_scales(op, given.scales_name, matrix);
+  return matrix;
+}
+
+HeldWeights pack_inputs(const Ort::ConstKernelInfo& info, const char* op, const std::vector<QuantizedMatrix>& given,
+                        Quantization quantization, const QuantizedKernels& kernels) {
+  std::vector<Matrix> matrices;
+  for (const QuantizedMatrix& matrix : given) {
+    matrices.push_back(read_matrix(info, op, matrix, quantization));
+    if (matrices.back().rows != matrices[0].rows || matrices.back().width != matrices[0].width) {
+      refuse(op, std::string(matrix.name) + " has not the size of " + given[0].name);
+    }
+  }
+  SparseFfnCall ffn{};
+  ffn.neurons = matrices[0].rows;
+  ffn.width = matrices[0].width;
+  ffn.quantization = quantization;
+  ffn.w_in = matrices[0].codes.data;
+  ffn.s_in = matrices[0].scales.data;
+  if (matrices.size() == 3) {
+    ffn.w_up = matrices[1].codes.data;
+    ffn.s_up = matrices[1].scales.data;
+  }
+  ffn.w_out = matrices.back().codes.data;
+  ffn.s_out = matrices.back().scales.data;
+  HeldWeights packed = hold(kernels.packed_bytes(ffn));
+  kernels.pack(ffn, packed.get());
+  for (const Matrix& matrix : matrices) {
+    release(matrix.codes);
+    release(matrix.scales);
+  }
+  return packed;
+}
+
+}  // namespace clada
