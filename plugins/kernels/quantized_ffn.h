@@ -18,6 +18,8 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
   using V = typename I::V;
   using Ints = typename I::Ints;
   using Row = typename Rows::Row;
+  // From this many tokens on, products of matrices in float32 are faster.
+  static constexpr int64_t kMatrixTokens = 28;
   static constexpr int64_t kPartNeurons = 512, kMostParts = 16;
   static constexpr int kChunk = 128;  // neurons of a token whose activations are known before their rows are read
   static constexpr int kGroup = 8;    // rows added at a time

@@ -23,6 +23,8 @@ struct RowwiseFfn : RowwiseParts<I, Rows> {
   using V = typename I::V;
   using Row = typename Rows::Row;
   static constexpr int kTogether = Rows::kTogether;
+  // From this many tokens on, products of matrices are faster, even though they skip nothing.
+  static constexpr int64_t kMatrixTokens = 12;
 
   float* x;  // [tokens, padded width]
 

@@ -7,21 +7,21 @@
 
 namespace clada {
 
-// From this many tokens on, products of matrices are faster than rows one by one, even though they skip nothing.
-constexpr int64_t kMatrixTokens = 12;
-
-static inline bool as_matrices(const SparseFfnCall& ffn) { return ffn.batch * ffn.sequence >= kMatrixTokens; }
-
 // Floats of the call's biases in float32.
 template <class I>
 size_t widened_floats(const SparseFfnCall& ffn) {
   return padded<I>(ffn.neurons) + padded<I>(ffn.width);
 }
 
-// Fewer tokens than kMatrixTokens: Ffn computes them row by row.
+// Whether a call is computed as products of matrices, which skip nothing, and not row by row, by Ffn.
+template <class Ffn>
+bool as_matrices(const SparseFfnCall& ffn) {
+  return ffn.batch * ffn.sequence >= Ffn::kMatrixTokens;
+}
+
 template <class I, class Rows, class Ffn>
 size_t ffn_workspace(const SparseFfnCall& ffn) {
-  const size_t rest = as_matrices(ffn) ? MatrixFfn<I, Rows>::workspace_floats(ffn) : Ffn::workspace_floats(ffn);
+  const size_t rest = as_matrices<Ffn>(ffn) ? MatrixFfn<I, Rows>::workspace_floats(ffn) : Ffn::workspace_floats(ffn);
   return (widened_floats<I>(ffn) + rest) * sizeof(float) + kLine;
 }
 
@@ -47,7 +47,7 @@ void run_ffn(const SparseFfnCall& ffn, const Rows& w_in, const Rows& w_up, const
                                     ffn.b_in ? b_in : nullptr,
                                     ffn.b_out ? b_out : nullptr};
   float* rest = workspace + widened_floats<I>(ffn);
-  if (as_matrices(ffn)) {
+  if (as_matrices<Ffn>(ffn)) {
     MatrixFfn<I, Rows>(problem, rest).run(parallel);
   } else {
     Ffn(problem, rest).run(parallel);
