@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from clada.evaluation.subject import Floats
-from clada.evaluation.torch_subject import InputThresholds, TorchSubject, matrix_names, read_shares, skipping
+from clada.evaluation.torch_subject import InputThresholds, TorchSubject, read_shares, skipping
 from clada.exporter.calibrate import prompt_tokens
 from clada.exporter.decode_pass import Texts
-from clada.exporter.neurons import activations, outward_matrix, threshold
+from clada.exporter.neurons import activations, matrix_names, outward_matrix, threshold
 from clada.exporter.patch import SparseLayer, Sparsity
 from clada.plugins.errors import CladaError, UnreachableError
 

@@ -14,17 +14,13 @@ from torch import Tensor, nn
 
 from clada.evaluation.scores import log_softmax
 from clada.evaluation.subject import Reading, Subject, SubjectInfo
+from clada.exporter.neurons import matrix_names
 from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
 from clada.plugins.torch import ACTIVATIONS
 
 # For each layer, by the name of a matrix: f32[inputs], the magnitude below which an input is skipped. A matrix that is
 # not named is computed in full, and how much of it is read is not counted.
 InputThresholds = Sequence[Mapping[str, Tensor]]
-
-
-def matrix_names(layer: SparseLayer) -> list[str]:
-    """The layer's weight matrices: those that lead into the neurons, then the one that leads out."""
-    return [name for name in layer.weight_names if name.startswith("w_")]
 
 
 def forward_skipping(

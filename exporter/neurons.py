@@ -19,9 +19,14 @@ def activations(layer: SparseLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     return a, torch.ones_like(a)
 
 
+def matrix_names(layer: SparseLayer) -> list[str]:
+    """The layer's weight matrices: those that lead into the neurons, then the one that leads out."""
+    return [name for name in layer.weight_names if name.startswith("w_")]
+
+
 def outward_matrix(layer: SparseLayer) -> Tensor:
     """T[F, D]: row i is what neuron i writes."""
-    return layer.get_parameter([name for name in layer.weight_names if name.startswith("w_")][-1])
+    return layer.get_parameter(matrix_names(layer)[-1])
 
 
 def threshold(level: float, importance: Tensor) -> Tensor:

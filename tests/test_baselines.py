@@ -11,10 +11,11 @@ from clada.evaluation.reference import dense_logits
 from clada.evaluation.scores import log_softmax
 from clada.evaluation.settings import Settings
 from clada.evaluation.suite import draw_rows, prepare
-from clada.evaluation.torch_subject import TorchSubject, forward_skipping, matrix_names, skipping
+from clada.evaluation.torch_subject import TorchSubject, forward_skipping, skipping
 from clada.exporter.calibration_text import read_texts, sample_file, token_rows
 from clada.exporter.checkpoint import load_model
 from clada.exporter.decode_pass import Texts
+from clada.exporter.neurons import matrix_names
 from clada.exporter.patch import sparse_layers, sparsify
 from clada.plugins.errors import CladaError
 from clada.plugins.torch import ACTIVATIONS
