@@ -259,16 +259,16 @@ def verify(
     """
     decoder = Decoder(model, sparsity, load_map.surprisal_weight)
     values = constants(sparsity, load_map)
-    exported = OnnxRuntimeModel(path, Execution(kernels="bodies"))
+    exported = OnnxRuntimeModel(path, Execution(kernels="bodies", exact=True))
     checks = [
         check for batch in (1, 2) for check in _verify_batch(exported, decoder, values, rows, batch, f"batch {batch}")
     ]
     del exported  # one graph at a time holds its weights
     # And as a session runs it, on the native kernels where they are installed.
     if in_place is None:
-        exported = OnnxRuntimeModel(path)
+        exported = OnnxRuntimeModel(path, Execution(exact=True))
         return checks + _verify_batch(exported, decoder, values, rows, 2, f"batch 2, {exported.kernels}")
-    exported = InPlaceModel(in_place, model.config.max_position_embeddings)
+    exported = InPlaceModel(in_place, model.config.max_position_embeddings, Execution(exact=True))
     return checks + _verify_batch(exported, decoder, values, rows, 1, f"in-place cache, {exported.kernels}")
 
 

@@ -60,6 +60,8 @@ class Execution:
         instructions: The instruction set of the native kernels; empty for the best that the processor has.
         device: "cpu" or "cuda".
         cuda_graph: Whether the decode steps of a text are captured in CUDA graphs and replayed.
+        exact: Whether products with quantised weights are computed in floating point, as verification wants them, and
+            not with tokens rounded to 8 bits.
 
     Raises:
         CladaError: A value is not one of these.
@@ -71,6 +73,7 @@ class Execution:
     instructions: str = ""
     device: str = "cpu"
     cuda_graph: bool = False
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -99,6 +102,8 @@ def session_options(execution: Execution) -> Any:
     options.intra_op_num_threads = execution.threads
     # Spinning threads take the cores from whatever else runs on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Of MatMulNBits, which ONNX Runtime makes of DequantizeLinear and MatMul: 4 is int8, 0 the tokens' own type.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0" if execution.exact else "4")
     return options
 
 
