@@ -7,8 +7,10 @@ from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.export import DTYPES, ExportConfig, export
 from clada.exporter.families import FAMILIES
 from clada.exporter.policies import POLICIES, without
-from clada.exporter.trace import DEFAULT_OPSET
+from clada.exporter.quantization import FORMATS, METHODS
+from clada.exporter.trace import DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET
 from clada.plugins.errors import exit_code
+from clada.plugins.ops.block_quantization import BLOCK_SIZES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +47,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which parts of the text are used")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
-    parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help="of the graph (default: %(default)s)")
+    parser.add_argument("--quantize", choices=FORMATS, help="round weights, in blocks, before anything is calibrated")
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        default=ExportConfig.block_size,
+        help="with --quantize: weights a scale (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quantize-method",
+        choices=METHODS,
+        default=ExportConfig.quantize_method,
+        help="with --quantize: to the nearest, or later weights making up for earlier ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        help=f"of the graph (default: {DEFAULT_OPSET}; with --quantize {DEFAULT_QUANTIZED_OPSET})",
+    )
     parser.add_argument("--all-logits", action="store_true", help="give logits for all positions, not only the last")
     parser.add_argument("--overwrite", action="store_true", help="replace an artefact that is there")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")

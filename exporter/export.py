@@ -13,10 +13,17 @@ from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
 from clada.exporter.calibration_text import digest, read_texts, row_length, sample_file, token_rows
 from clada.exporter.checkpoint import load_config, load_model
 from clada.exporter.in_place import minimum_onnxruntime
-from clada.exporter.manifest import calibration_section, model_section, policy_section, write_manifest
+from clada.exporter.manifest import (
+    calibration_section,
+    model_section,
+    policy_section,
+    quantization_section,
+    write_manifest,
+)
 from clada.exporter.patch import sparsify
+from clada.exporter.quantization import FORMATS, QuantizationConfig, quantize_model
 from clada.exporter.staging import staged
-from clada.exporter.trace import DEFAULT_OPSET, check_opset, save, save_in_place, trace
+from clada.exporter.trace import DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
@@ -35,7 +42,10 @@ class ExportConfig:
         calibration_tokens: How many tokens of it to use.
         seed: Decides which parts of the text are used.
         dtype: One of DTYPES.
-        opset: Version of ONNX's standard ops.
+        quantize: One of FORMATS, what weights are rounded to before anything is calibrated; None for as they are.
+        block_size: See QuantizationConfig.
+        quantize_method: See QuantizationConfig.
+        opset: Version of ONNX's standard ops; None for the default, which depends on whether weights are quantised.
         all_logits: Give logits for all positions, not only the last.
         overwrite: Replace an artefact that is there.
         trust_remote_code: Run code that the checkpoint brings.
@@ -47,20 +57,44 @@ class ExportConfig:
     calibration_tokens: int = 2048
     seed: int = 0
     dtype: str = "float32"
-    opset: int = DEFAULT_OPSET
+    quantize: str | None = None
+    block_size: int = QuantizationConfig.block_size
+    quantize_method: str = QuantizationConfig.method
+    opset: int | None = None
     all_logits: bool = False
     overwrite: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
     def __post_init__(self) -> None:
-        check_opset(self.opset)
+        check_opset(self.graph_opset, self.quantize is not None)
+        if self.quantize is None:
+            usual = QuantizationConfig()
+            for name, value in (("block_size", usual.block_size), ("quantize_method", usual.method)):
+                if getattr(self, name) != value:
+                    raise CladaError(f"{name} is {getattr(self, name)}, and nothing is quantised: pass quantize too")
+        elif self.quantize not in FORMATS:
+            raise CladaError(f"quantize is '{self.quantize}'; it must be one of {', '.join(FORMATS)}")
+        _ = self.quantization
         if self.dtype not in DTYPES:
             raise CladaError(f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}")
         if self.calibration_tokens < 1:
             raise CladaError(f"calibration_tokens is {self.calibration_tokens}; it must be at least 1")
         if self.seed < 0:
             raise CladaError(f"seed is {self.seed}; it must be 0 or more")
+
+    @property
+    def graph_opset(self) -> int:
+        """The version of the standard ops that the graph is written in."""
+        default = DEFAULT_OPSET if self.quantize is None else DEFAULT_QUANTIZED_OPSET
+        return default if self.opset is None else self.opset
+
+    @property
+    def quantization(self) -> QuantizationConfig | None:
+        """How weights are quantised; None where they are not."""
+        if self.quantize is None:
+            return None
+        return QuantizationConfig(FORMATS[self.quantize], self.block_size, self.quantize_method)
 
 
 def _write_companions(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -125,7 +159,12 @@ def export(
         )
         report(f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens")
 
+        parameters = model.num_parameters()
         sparsity = sparsify(model)
+        quantized = None
+        if config.quantization is not None:
+            report(f"quantising to {config.quantize}, a scale for each {config.block_size} weights")
+            quantized = quantize_model(model, sparsity, rows, config.quantization, report)
         calibration = calibrate(model, sparsity, rows, config.calibration)
         for index, layer in enumerate(calibration.layers):
             report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
@@ -135,10 +174,17 @@ def export(
         )
 
         model.to(DTYPES[config.dtype])
-        report(f"tracing, opset {config.opset}, {config.dtype}")
+        opset = config.graph_opset
+        report(f"tracing, opset {opset}, {config.dtype}")
         staged_model = folder / output.name
         traced = functools.partial(
-            trace, model, sparsity, calibration.load_map, opset=config.opset, all_logits=config.all_logits
+            trace,
+            model,
+            sparsity,
+            calibration.load_map,
+            opset=opset,
+            all_logits=config.all_logits,
+            quantized=quantized,
         )
         save(traced(), staged_model)
         in_place_needs = _write_in_place(functools.partial(traced, in_place_cache=True), staged_model, report)
@@ -154,10 +200,11 @@ def export(
         write_manifest(
             folder,
             model,
-            model_info=model_section(model, config.dtype, config.opset),
+            model_info=model_section(model, parameters, config.dtype, opset),
             policy=policy_section(config.calibration, config.seed),
             calibration=calibration_section(calibration, sparsity.anticipation, data.name, digest(data)),
             checks=checks,
+            quantization=quantization_section(config.quantization, quantized),
             in_place_onnxruntime=in_place_needs,
             pools=calibration.pools,
         )

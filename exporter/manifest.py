@@ -12,14 +12,16 @@ from safetensors.numpy import save_file
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.calibrate import Calibration, CalibrationConfig
 from clada.exporter.patch import family_of, sparse_layers
+from clada.exporter.quantization import QuantizationConfig, Quantized
 from clada.exporter.verify import Check
-from clada.plugins.ops import LOAD_SIGNAL, VERSION
+from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, VERSION
 from clada.runtime.artefact import (
     FORMAT_VERSION,
     IN_PLACE_SECTION,
     MANIFEST_NAME,
     POOL_SECTION,
     POOLS_NAME,
+    QUANTIZATION_SECTION,
     file_hash,
 )
 from clada.runtime.pool import PoolPolicy, prior_name, weight_name
@@ -32,8 +34,8 @@ def policy_section(config: CalibrationConfig, seed: int) -> dict[str, Any]:
     return {"name": config.name, config.goal.name: config.goal.value, "parts": asdict(config.policy), "seed": seed}
 
 
-def model_section(model: Any, dtype: str, opset: int) -> dict[str, Any]:
-    """What was exported."""
+def model_section(model: Any, parameters: int, dtype: str, opset: int) -> dict[str, Any]:
+    """What was exported; `parameters` as the checkpoint has them."""
     layers = sparse_layers(model)
     return {
         "family": model.config.model_type,
@@ -42,9 +44,22 @@ def model_section(model: Any, dtype: str, opset: int) -> dict[str, Any]:
         "neurons": [layer.neurons for layer in layers],
         "vocabulary_size": model.config.vocab_size,
         "context_length": model.config.max_position_embeddings,
-        "parameters": model.num_parameters(),
+        "parameters": parameters,
         "dtype": dtype,
         "opset": opset,
+    }
+
+
+def quantization_section(config: QuantizationConfig | None, quantized: Quantized | None) -> dict[str, Any] | None:
+    """How weights were quantised, and which; None where they were not."""
+    if config is None or quantized is None:
+        return None
+    return {
+        "bits": config.bits,
+        "block_size": config.block_size,
+        "method": config.method,
+        "feed_forward": list(quantized.layers[0]),
+        "linears": list(quantized.linears),
     }
 
 
@@ -88,6 +103,7 @@ def write_manifest(
     policy: dict[str, Any],
     calibration: dict[str, Any],
     checks: list[Check],
+    quantization: dict[str, Any] | None,
     in_place_onnxruntime: str | None,
     pools: PoolPolicy | None,
 ) -> None:
@@ -100,11 +116,13 @@ def write_manifest(
         policy: See `policy_section`.
         calibration: See `calibration_section`.
         checks: What verification measured.
+        quantization: See `quantization_section`.
         in_place_onnxruntime: The ONNX Runtime that the graph with an in-place cache needs; None where there is none.
         pools: How pools are chosen; None where every neuron may be used.
     """
     pool_section = None if pools is None else write_pools(folder, pools)
-    op_names = sorted({family_of(model).op.name, LOAD_SIGNAL.name})
+    op = family_of(model).op
+    op_names = sorted({(op if quantization is None else QUANTIZED[op.name]).name, LOAD_SIGNAL.name})
     manifest = {
         "format_version": FORMAT_VERSION,
         "model": model_info,
@@ -115,6 +133,8 @@ def write_manifest(
         "tools": {name: version(name) for name in _TOOLS},
         "files": {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
+    if quantization is not None:
+        manifest[QUANTIZATION_SECTION] = quantization
     if pool_section is not None:
         manifest[POOL_SECTION] = pool_section
     if in_place_onnxruntime is not None:

@@ -1,8 +1,9 @@
 """Swaps the feed-forward networks of a Hugging Face causal LM, in place, for modules that call the sparse ops."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -62,11 +63,29 @@ class Sparsity:
 
 
 class SparseLayer(nn.Module):
-    """One feed-forward network: the op's weights, and the shared state that its other inputs come from."""
+    """One feed-forward network: the op's weights, and the shared state that its other inputs come from.
 
-    def __init__(self, op: Op, index: int, weights: dict[str, Tensor], activation: str, sparsity: Sparsity) -> None:
+    Args:
+        op: The op that it calls.
+        index: Of the layer.
+        weights: The op's weights by input name, in order.
+        activation: The op's attribute.
+        sparsity: The state.
+        formats: The op's other attributes by name, in order: how its weights are quantised.
+    """
+
+    def __init__(
+        self,
+        op: Op,
+        index: int,
+        weights: dict[str, Tensor],
+        activation: str,
+        sparsity: Sparsity,
+        formats: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.op, self.index, self.activation, self.sparsity = op, index, activation, sparsity
+        self.formats = dict(formats)
         self.weight_names = list(weights)
         for name, weight in weights.items():
             self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
@@ -93,7 +112,13 @@ class SparseLayer(nn.Module):
             pool = shared.pools[self.index]
         weights = [self.get_parameter(name) for name in self.weight_names]
         y, shared.active[self.index], shared.score[self.index] = torch_op(self.op)(
-            tokens_first, *weights, shared.thresholds[self.index], scale, pool, self.activation
+            tokens_first,
+            *weights,
+            shared.thresholds[self.index],
+            scale,
+            pool,
+            *self.formats.values(),
+            self.activation,
         )
         if shared.compensation:
             sparse = scale > 0 if shared.sparse is None else shared.sparse
@@ -151,7 +176,8 @@ def _weights(layer: nn.Module, family: Family) -> dict[str, Tensor]:
     return weights
 
 
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+def replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of the one at a path from another."""
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
 
@@ -196,6 +222,6 @@ def sparsify(model: nn.Module, thresholds: Sequence[Tensor] | None = None) -> Sp
             )
         sparsity.thresholds.append(threshold)
         for path in family.bypass:
-            _replace(layer, path, nn.Identity())
-        _replace(layer, family.site, sparse)
+            replace(layer, path, nn.Identity())
+        replace(layer, family.site, sparse)
     return sparsity

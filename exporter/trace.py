@@ -16,7 +16,10 @@ from torch import Tensor
 
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.in_place import divide_by_roots, in_place_attention
+from clada.exporter.packed_weights import MINIMUM_OPSET as MINIMUM_QUANTIZED_OPSET
+from clada.exporter.packed_weights import narrow, packed_weights
 from clada.exporter.patch import Sparsity
+from clada.exporter.quantization import Quantized
 from clada.exporter.static_sizes import state_known_sizes
 from clada.exporter.steps import constant_names, constants, random_step
 from clada.plugins import graph
@@ -28,6 +31,7 @@ from clada.plugins.torch import torch_op
 from clada.runtime.artefact import data_name, in_place_name
 
 DEFAULT_OPSET = 20
+DEFAULT_QUANTIZED_OPSET = MINIMUM_QUANTIZED_OPSET
 MAXIMUM_OPSET = 23
 
 
@@ -135,8 +139,13 @@ def _clean(model: onnx_ir.Model, in_place_cache: bool) -> None:
         node.doc_string = None
 
 
-def check_opset(opset: int) -> None:
+def check_opset(opset: int, quantized: bool = False) -> None:
     """Raise CladaError for a version of the standard ops that the graph cannot be written in."""
+    if quantized and opset < MINIMUM_QUANTIZED_OPSET:
+        raise CladaError(
+            f"opset {opset} knows no weights in blocks; with quantised weights choose one from "
+            f"{MINIMUM_QUANTIZED_OPSET} to {MAXIMUM_OPSET}"
+        )
     if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
         raise CladaError(f"opset {opset} is not supported; choose one from {MINIMUM_OPSET} to {MAXIMUM_OPSET}")
 
@@ -149,6 +158,7 @@ def trace(
     opset: int = DEFAULT_OPSET,
     all_logits: bool = False,
     in_place_cache: bool = False,
+    quantized: Quantized | None = None,
 ) -> onnx_ir.Model:
     """Trace a patched model.
 
@@ -159,6 +169,7 @@ def trace(
         opset: Version of the standard ops.
         all_logits: Give logits for all positions, not only the last.
         in_place_cache: For ONNX Runtime only and one text: keys and values are buffers that it writes into.
+        quantized: The packed weights whose values the model holds; None where it is not quantised.
 
     Returns:
         The ONNX model; its weights still share the torch model's memory.
@@ -166,7 +177,7 @@ def trace(
     Raises:
         CladaError: The opset is not supported, or the model's attention cannot keep its cache in place.
     """
-    check_opset(opset)
+    check_opset(opset, quantized is not None)
     layers = len(sparsity.thresholds)
     decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits, in_place_cache).eval()
     # Sizes of 0 and 1 would be taken for constants: right for the batch where it is to be 1, and only there.
@@ -179,7 +190,7 @@ def trace(
     names = constant_names(sparsity, load_map)
     arguments = step | calibrated
     attention = in_place_attention(model) if in_place_cache else nullcontext()
-    with _quiet(), torch.no_grad(), attention:
+    with _quiet(), torch.no_grad(), packed_weights(model, quantized), attention:
         if in_place_cache:
             decoder(**arguments)  # an attention that is refused says so itself here, not wrapped by the exporter
         program = torch.onnx.export(
@@ -198,6 +209,8 @@ def trace(
     traced = program.model
     state_known_sizes(traced)
     _clean(traced, in_place_cache)
+    if quantized is not None:
+        narrow(traced, quantized)
     if in_place_cache:
         divide_by_roots(traced)
     values = [tensor for value in calibrated.values() for tensor in (value if isinstance(value, list) else [value])]

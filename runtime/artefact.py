@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import OPS, VERSION
+from clada.plugins.ops import OPS, QUANTIZED, VERSION
+from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES
 from clada.runtime.pool import PoolPolicy, read_pool_policy
 
 FORMAT_VERSION = 1
@@ -25,6 +26,8 @@ POOLS_NAME = "pools.safetensors"
 IN_PLACE_SECTION = "in_place_cache"
 # Of the manifest, where the policy has pools: how they are chosen.
 POOL_SECTION = "pool"
+# Of the manifest, where weights are quantised: bits a weight, weights a scale, by which method, and which matrices.
+QUANTIZATION_SECTION = "quantization"
 
 _SECTIONS = {"model": dict, "policy": dict, "calibration": dict, "ops": dict, "verification": list, "files": dict}
 
@@ -70,6 +73,12 @@ class Artefact:
     def in_place_fixed_shapes(self) -> bool:
         """Whether that graph takes a mask longer than the text; those of releases that wrote no such key do not."""
         return self.manifest[IN_PLACE_SECTION].get("fixed_shapes") is True
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How weights are quantised; None where they are not."""
+        section: dict[str, Any] | None = self.manifest.get(QUANTIZATION_SECTION)
+        return section
 
     def pool_policy(self) -> PoolPolicy | None:
         """How pools are chosen; None where every neuron may be used."""
@@ -123,10 +132,26 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         isinstance(in_place, dict) and re.fullmatch(r"\d+\.\d+", str(in_place.get("onnxruntime")))
     ):
         raise CladaError(f"{path} is incomplete: {IN_PLACE_SECTION} must name the release of onnxruntime that it needs")
+    _check_quantization(path, manifest)
     for name, version in manifest["ops"].items():
         if name not in OPS or version != VERSION:
             raise CladaError(f"{path} uses op {name} version {version}, which this release of clada does not know")
     return manifest
+
+
+def _check_quantization(path: Path, manifest: dict[str, Any]) -> None:
+    """Raise CladaError where what a manifest says of quantised weights is not what its op takes."""
+    section = manifest.get(QUANTIZATION_SECTION, {})
+    quantized = any(op.name in manifest["ops"] for op in QUANTIZED.values())
+    if quantized != bool(section) or not isinstance(section, dict):
+        raise CladaError(f"{path} is incomplete: {QUANTIZATION_SECTION} does not go with the ops it names")
+    choices = {"bits": BITS, "block_size": BLOCK_SIZES} if quantized else {}
+    for name, values in choices.items():
+        if section.get(name) not in values:
+            raise CladaError(
+                f"{path} has weights with {name} {section.get(name)}, this release of clada knows "
+                f"{', '.join(map(str, values))}"
+            )
 
 
 def open_artefact(model: Path | str) -> Artefact:

@@ -1,0 +1,100 @@
+"""Rounding that later weights make up for, after GPTQ (Frantar et al. 2022, arXiv 2210.17323).
+
+Weights of one input after another are rounded; what that changes in the outputs, on calibration text, is taken back as
+far as it can be by those of the inputs that are still to come. Inputs go in the order of their energy, and scales are
+those of the weights before any was moved, so that a block's weights need not be rounded together.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clada.plugins.errors import CladaError
+from clada.plugins.ops.block_quantization import dequantize, pack, quantize
+
+# Added to the second moments, as a share of their mean: text that is shorter than the inputs are wide leaves some free.
+_DAMPING = 0.01
+# Inputs whose corrections reach the later ones together.
+_BATCH = 128
+
+# Of an input's index and its weights f32[N]: what those are rounded to.
+_Round = Callable[[int, Tensor], Tensor]
+
+
+def _factor(moments: Tensor) -> Tensor:
+    """The upper Cholesky factor f32[K, K] of the inverse of damped second moments."""
+    damped = moments + _DAMPING * moments.diagonal().mean().clamp_min(1e-12) * torch.eye(len(moments))
+    lower, failed = torch.linalg.cholesky_ex(damped.double())
+    if failed:
+        raise CladaError(
+            "the inputs of a matrix on the calibration text are not finite, so gptq cannot be used: use rtn"
+        )
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+
+
+def _compensated(weights: Tensor, moments: Tensor, rounded: _Round) -> None:
+    """Round weights f32[N, K] input by input, given the inputs' second moments f32[K, K]."""
+    order = moments.diagonal().argsort(descending=True)
+    weights = weights[:, order]
+    factor = _factor(moments[order][:, order])
+    for start in range(0, len(order), _BATCH):
+        end = min(start + _BATCH, len(order))
+        errors = torch.empty(len(weights), end - start)
+        for k in range(start, end):
+            column = weights[:, k]
+            error = (column - rounded(int(order[k]), column)) / factor[k, k]
+            weights[:, k:end] -= torch.outer(error, factor[k, k:end])
+            errors[:, k - start] = error
+        weights[:, end:] -= errors @ factor[start:end, end:]
+
+
+def round_inward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """Quantise a matrix whose blocks lie along its inputs.
+
+    Args:
+        matrix: f32[N, K], a row an output.
+        moments: f32[K, K], sums of products of inputs over calibration tokens.
+        bits: Of a code.
+        block_size: Weights a scale.
+
+    Returns:
+        Packed codes i8[N, P] and scales f16[N, K / block_size].
+    """
+    scales = torch.from_numpy(quantize(matrix.numpy(), bits, block_size)[1])
+    wide, lowest = scales.float(), -(1 << (bits - 1))
+    codes = torch.empty(matrix.shape, dtype=torch.int8)
+
+    def rounded(k: int, column: Tensor) -> Tensor:
+        scale = wide[:, k // block_size]
+        code = (column / scale).round().clamp(lowest, -lowest - 1)
+        codes[:, k] = code.to(torch.int8)
+        return code * scale
+
+    _compensated(matrix, moments, rounded)
+    return torch.from_numpy(pack(codes.numpy(), bits)), scales
+
+
+def round_outward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """Quantise a matrix whose rows are its inputs, each with blocks and scales of its own.
+
+    Args:
+        matrix: f32[F, D], what each neuron writes.
+        moments: f32[F, F], sums of products of neurons over calibration tokens.
+        bits: Of a code.
+        block_size: Weights a scale.
+
+    Returns:
+        Packed codes i8[F, P] and scales f16[F, D / block_size].
+    """
+    codes = torch.empty(len(matrix), matrix.shape[1] * bits // 8, dtype=torch.int8)
+    scales = torch.empty(len(matrix), matrix.shape[1] // block_size, dtype=torch.float16)
+
+    def rounded(k: int, column: Tensor) -> Tensor:
+        packed, scale = quantize(np.ascontiguousarray(column.numpy())[None], bits, block_size)
+        codes[k], scales[k] = torch.from_numpy(packed[0]), torch.from_numpy(scale[0])
+        return torch.from_numpy(dequantize(packed, scale.astype(np.float32), bits)[0])
+
+    _compensated(matrix.t(), moments, rounded)
+    return codes, scales

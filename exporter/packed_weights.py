@@ -1,0 +1,91 @@
+"""Packed weights in the traced graph: in our ops, and in DequantizeLinear before the other products."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
+from clada.exporter.quantization import Packed, Quantized, linear_modules
+from clada.plugins.ops import QUANTIZED
+from clada.plugins.ops.block_quantization import unpack
+from clada.plugins.ops.quantized_ffn import scales_name
+
+# The first opset whose DequantizeLinear knows blocks and 4 bits.
+MINIMUM_OPSET = 21
+_OP = "DequantizeLinear"
+# Blocks lie along the first axis, the inputs': the layout from which ONNX Runtime makes a product with packed weights.
+_AXIS = 0
+
+
+class PackedLinear(nn.Module):
+    """A linear module as the graph has it; it can be traced only."""
+
+    def __init__(self, packed: Packed, block_size: int, linear: nn.Linear) -> None:
+        super().__init__()
+        codes = torch.from_numpy(unpack(packed.codes.numpy(), packed.bits))
+        scales = packed.scales.to(linear.weight.dtype)
+        self.weight = nn.Parameter(codes.t().contiguous(), requires_grad=False)
+        self.scales = nn.Parameter(scales.t().contiguous(), requires_grad=False)
+        self.bias, self.block_size = linear.bias, block_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A tensor of the output's shape for x T[..., K]; not its values."""
+        weight = torch.onnx.ops.symbolic(
+            _OP,
+            (self.weight, self.scales),
+            {"axis": _AXIS, "block_size": self.block_size},
+            dtype=x.dtype,
+            shape=self.weight.shape,
+        )
+        y = x @ weight
+        return y if self.bias is None else y + self.bias
+
+
+def _packed_layer(layer: SparseLayer, matrices: dict[str, Packed], block_size: int) -> SparseLayer:
+    weights: dict[str, Tensor] = {}
+    for name in layer.weight_names:
+        if name in matrices:
+            weights |= {name: matrices[name].codes, scales_name(name): matrices[name].scales}
+        else:
+            weights[name] = layer.get_parameter(name).data
+    formats = {"bits": next(iter(matrices.values())).bits, "block_size": block_size}
+    return SparseLayer(QUANTIZED[layer.op.name], layer.index, weights, layer.activation, layer.sparsity, formats)
+
+
+@contextmanager
+def packed_weights(model: Any, quantized: Quantized | None) -> Iterator[None]:
+    """Within the context a patched model can be traced with packed weights; without them nothing changes."""
+    if quantized is None:
+        yield
+        return
+    linears = linear_modules(model)
+    site = family_of(model).site
+    layers = sparse_layers(model)
+    try:
+        for path, packed in quantized.linears.items():
+            replace(model, path, PackedLinear(packed, quantized.block_size, linears[path]))
+        for layer, matrices in zip(layers, quantized.layers, strict=True):
+            replace(decoder_layers(model)[layer.index], site, _packed_layer(layer, matrices, quantized.block_size))
+        yield
+    finally:
+        for path, linear in linears.items():
+            replace(model, path, linear)
+        for layer in layers:
+            replace(decoder_layers(model)[layer.index], site, layer)
+
+
+def narrow(traced: onnx_ir.Model, quantized: Quantized) -> None:
+    """Give codes of 4 bits, in place, the type of their own: in torch they are bytes."""
+    if quantized.bits != 4:
+        return
+    for node in traced.graph:
+        codes = node.inputs[0] if node.op_type == _OP else None
+        if codes is None or codes.const_value is None or codes.dtype == onnx_ir.DataType.INT4:
+            continue
+        values = codes.const_value.numpy().astype(onnx_ir.DataType.INT4.numpy())
+        codes.const_value = onnx_ir.tensor(values, name=codes.name)
+        codes.dtype = onnx_ir.DataType.INT4
