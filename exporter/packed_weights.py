@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
 from clada.exporter.quantization import Packed, Quantized, linear_modules
 from clada.plugins.ops import QUANTIZED
-from clada.plugins.ops.block_quantization import unpack
+from clada.plugins.ops.block_quantization import pack, unpack
 from clada.plugins.ops.quantized_ffn import scales_name
 
 # The first opset whose DequantizeLinear knows blocks and 4 bits.
@@ -19,6 +21,8 @@ MINIMUM_OPSET = 21
 _OP = "DequantizeLinear"
 # Blocks lie along the first axis, the inputs': the layout from which ONNX Runtime makes a product with packed weights.
 _AXIS = 0
+# Around a module's path in the name of its codes, as the tracer names what a module of Decoder.model holds.
+_PREFIX, _SUFFIX = "model.", ".weight"
 
 
 class PackedLinear(nn.Module):
@@ -89,3 +93,37 @@ def narrow(traced: onnx_ir.Model, quantized: Quantized) -> None:
         values = codes.const_value.numpy().astype(onnx_ir.DataType.INT4.numpy())
         codes.const_value = onnx_ir.tensor(values, name=codes.name)
         codes.dtype = onnx_ir.DataType.INT4
+
+
+def _initializer(value: onnx_ir.Value | None) -> tuple[str, Tensor]:
+    """Name and content of a node's input; 4-bit values as bytes."""
+    assert value is not None and value.const_value is not None
+    array = value.const_value.numpy()
+    is_narrow = value.const_value.dtype == onnx_ir.DataType.INT4
+    return str(value.name), torch.from_numpy(array.astype(np.int8) if is_narrow else array.copy())
+
+
+def _read_layer(node: onnx_ir.Node, bits: int) -> dict[str, Packed]:
+    op = next(op for op in QUANTIZED.values() if op.name == node.op_type)
+    given = dict(zip((spec.name for spec in op.inputs), node.inputs, strict=True))
+    matrices = [name for name in given if scales_name(name) != name and scales_name(name) in given]
+    return {
+        name: Packed(_initializer(given[name])[1], _initializer(given[scales_name(name)])[1], bits) for name in matrices
+    }
+
+
+def _read_linear(node: onnx_ir.Node, bits: int) -> tuple[str, Packed]:
+    (name, codes), (_, scales) = map(_initializer, node.inputs)
+    packed = pack(codes.t().contiguous().numpy(), bits)
+    scales = scales.t().contiguous().to(torch.float16)
+    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX), Packed(torch.from_numpy(packed), scales, bits)
+
+
+def read_packed(path: Path) -> Quantized:
+    """The packed weights of an exported graph whose weights are quantised."""
+    nodes = list(onnx_ir.load(path).graph)
+    names = {op.name for op in QUANTIZED.values()}
+    layers = [node for node in nodes if node.op_type in names]
+    bits, block_size = (layers[0].attributes[name].as_int() for name in ("bits", "block_size"))
+    linears = [_read_linear(node, bits) for node in nodes if node.op_type == _OP]
+    return Quantized(bits, block_size, [_read_layer(node, bits) for node in layers], dict(linears))

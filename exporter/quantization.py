@@ -219,9 +219,11 @@ def hold(model: Any, quantized: Quantized) -> None:
     paths = {id(linear): path for path, linear in linear_modules(model).items()}
     for matrix in (matrix for group in _groups(model) for matrix in group):
         if isinstance(matrix.owner, SparseLayer):
-            packed = quantized.layers[matrix.owner.index][matrix.parameter]
+            packed = quantized.layers[matrix.owner.index].get(matrix.parameter)
         else:
-            packed = quantized.linears[paths[id(matrix.owner)]]
+            packed = quantized.linears.get(paths[id(matrix.owner)])
+        if packed is None:
+            raise CladaError(f"the artefact has no quantised {matrix.name}")
         values = packed.values()
         if values.shape != matrix.weight.shape:
             raise CladaError(

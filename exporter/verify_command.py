@@ -7,7 +7,9 @@ from typing import Any
 from clada.exporter.calibration_text import read_texts, sample_file
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import DTYPES
+from clada.exporter.packed_weights import read_packed
 from clada.exporter.patch import sparsify
+from clada.exporter.quantization import hold
 from clada.exporter.verify import check_lines, load_constants, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import open_artefact
@@ -27,6 +29,8 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
         if manifest["model"][name] != ours:
             raise CladaError(f"{artefact_model} has {name} {manifest['model'][name]}, but {source} has {ours}")
     sparsity = sparsify(model)
+    if artefact.quantization is not None:
+        hold(model, read_packed(artefact.model))
     load_map = load_constants(artefact.model, sparsity)
     rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
     in_place = artefact.in_place_model

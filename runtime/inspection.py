@@ -32,13 +32,27 @@ def _in_place_line(artefact: Artefact) -> str:
     return f"in-place cache: {name}, for one text; ONNX Runtime {release} or later"
 
 
-def _model_lines(manifest: dict[str, Any]) -> list[str]:
+def _quantization_lines(artefact: Artefact) -> list[str]:
+    quantization = artefact.quantization
+    if quantization is None:
+        return []
+    linears = [name.rpartition(".")[2] for name in quantization["linears"]]
+    names = ", ".join([*quantization["feed_forward"], *dict.fromkeys(linears)])
+    return [
+        f"quantised: int{quantization['bits']}, a scale for each {quantization['block_size']} weights, "
+        f"{quantization['method']}: {names}"
+    ]
+
+
+def _model_lines(artefact: Artefact) -> list[str]:
+    manifest = artefact.manifest
     model, policy, calibration = manifest["model"], manifest["policy"], manifest["calibration"]
     goal = next(name for name in policy if name not in ("name", "parts", "seed"))
     return [
         f"{model['family']}, {model['parameters']:,} parameters, {model['layers']} layers, {model['dtype']}, "
         f"opset {model['opset']}, context {model['context_length']}",
         f"ops: {', '.join(f'{name} {v}' for name, v in manifest['ops'].items())}; each with its ONNX function body",
+        *_quantization_lines(artefact),
         f"policy: {policy['name']}, {goal} {policy[goal]}; "
         + ", ".join(part if value is True else f"{part} {value}" for part, value in policy["parts"].items() if value),
         f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: {calibration['ffn_cost']:.1%} of the "
@@ -55,7 +69,7 @@ def inspection_lines(artefact: Artefact) -> list[str]:
     checks: list[_Row] = [("check", "needs", "allowed")]
     checks += [(c["name"], f"{c['required']:.1e}", f"{c['tolerance']:.1e}") for c in manifest["verification"]]
     return [
-        *_model_lines(manifest),
+        *_model_lines(artefact),
         _in_place_line(artefact),
         f"on this machine: {kernels_here()}",
         "",
@@ -75,7 +89,7 @@ def engine_lines(artefact: Artefact, record: EngineRecord) -> list[str]:
         f"{', '.join(record.compute_capability)}; {ops}",
         f"limits: batch {record.max_batch}, prompt {record.max_prompt}, text {record.capacity} tokens; cache "
         f"{record.kv_cache.replace('_', ' ')}",
-        *_model_lines(artefact.manifest),
+        *_model_lines(artefact),
         "",
         *_table(_layer_rows(artefact.manifest["model"], artefact.manifest["calibration"])),
     ]

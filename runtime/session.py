@@ -110,6 +110,11 @@ class Session:
             if device == "cuda":
                 check_cuda()
             artefact = open_artefact(path)
+            if weights and artefact.quantization is not None:
+                raise CladaError(
+                    f"weights={weights} is for weights in float32, and those of {path} are quantised to "
+                    f"{artefact.quantization['bits']} bits: leave it out"
+                )
         self.folder, self.manifest = artefact.folder, artefact.manifest
         self.context_length = int(self.manifest["model"]["context_length"])
         self.tokenizer = load_tokenizer(self.folder)
