@@ -57,11 +57,17 @@ def dequantize(packed: Array, scales: Array, bits: int) -> Array:
     return (codes.reshape(*scales.shape, -1) * scales[..., None]).reshape(codes.shape)
 
 
-def quantize(matrix: Array, bits: int, block_size: int) -> tuple[Array, Array]:
+def quantize(matrix: Array, bits: int, block_size: int, *, positive: bool = False) -> tuple[Array, Array]:
     """Round weights [F, D] to the nearest codes.
 
     The largest weight of a block gets the lowest code, of which there is one more than of the highest: scales may be
     negative.
+
+    Args:
+        matrix: The weights.
+        bits: One of BITS.
+        block_size: Weights a scale.
+        positive: Leave the lowest code out, so that scales are positive: TensorRT takes no others of 8-bit codes.
 
     Returns:
         Packed codes i8[F, P] and scales f16[F, D / block_size].
@@ -76,7 +82,7 @@ def quantize(matrix: Array, bits: int, block_size: int) -> tuple[Array, Array]:
     lowest = -(1 << (bits - 1))
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
     with np.errstate(over="ignore"):
-        scales = (peak / lowest).astype(np.float16)
+        scales = (np.abs(peak) / (-lowest - 1) if positive else peak / lowest).astype(np.float16)
     if not np.isfinite(scales).all():
         raise CladaError(f"a weight of {np.abs(matrix).max():g} cannot be quantised to {bits} bits with float16 scales")
     scales = np.where(scales == 0, np.float16(_SMALLEST_SCALE), scales)
