@@ -8,11 +8,13 @@ those of the weights before any was moved, so that a block's weights need not be
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from clada.plugins.errors import CladaError
 from clada.plugins.ops.block_quantization import dequantize, pack, quantize
+from clada.plugins.ops.record import Array
 
 # Added to the second moments, as a share of their mean: text that is shorter than the inputs are wide leaves some free.
 _DAMPING = 0.01
@@ -21,6 +23,11 @@ _BATCH = 128
 
 # Of an input's index and its weights f32[N]: what those are rounded to.
 _Round = Callable[[int, Tensor], Tensor]
+
+
+def quantize_rows(matrix: npt.NDArray[np.float32], bits: int, block_size: int) -> tuple[Array, Array]:
+    """Round f32[F, D] to the nearest; 8-bit codes can spare the one that makes scales positive."""
+    return quantize(matrix, bits, block_size, positive=bits == 8)
 
 
 def _factor(moments: Tensor) -> Tensor:
@@ -62,7 +69,7 @@ def round_inward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) ->
     Returns:
         Packed codes i8[N, P] and scales f16[N, K / block_size].
     """
-    scales = torch.from_numpy(quantize(matrix.numpy(), bits, block_size)[1])
+    scales = torch.from_numpy(quantize_rows(matrix.numpy(), bits, block_size)[1])
     wide, lowest = scales.float(), -(1 << (bits - 1))
     codes = torch.empty(matrix.shape, dtype=torch.int8)
 
@@ -92,7 +99,7 @@ def round_outward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) -
     scales = torch.empty(len(matrix), matrix.shape[1] // block_size, dtype=torch.float16)
 
     def rounded(k: int, column: Tensor) -> Tensor:
-        packed, scale = quantize(np.ascontiguousarray(column.numpy())[None], bits, block_size)
+        packed, scale = quantize_rows(np.ascontiguousarray(column.numpy())[None], bits, block_size)
         codes[k], scales[k] = torch.from_numpy(packed[0]), torch.from_numpy(scale[0])
         return torch.from_numpy(dequantize(packed, scale.astype(np.float32), bits)[0])
 

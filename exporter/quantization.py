@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from clada.exporter.gptq import round_inward, round_outward
+from clada.exporter.gptq import quantize_rows, round_inward, round_outward
 from clada.exporter.moments import input_moments
 from clada.exporter.neurons import matrix_names
 from clada.exporter.patch import SparseLayer, Sparsity, decoder_layers, sparse_layers
 from clada.plugins.errors import CladaError
-from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES, dequantize, quantize
+from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
 
 # Bits a weight, by the name on the command line.
 FORMATS = {f"int{bits}": bits for bits in BITS}
@@ -146,7 +146,7 @@ def check_can_be_quantized(model: Any, config: QuantizationConfig) -> None:
 
 
 def _round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
-    parts = [quantize(part.numpy(), bits, block_size) for part in matrix.split(_ROWS)]
+    parts = [quantize_rows(part.numpy(), bits, block_size) for part in matrix.split(_ROWS)]
     codes, scales = (torch.from_numpy(np.concatenate(of)) for of in zip(*parts, strict=True))
     return codes, scales
 
