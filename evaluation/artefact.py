@@ -1,23 +1,33 @@
 """Evaluates an artefact against the checkpoint that it was made from."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from clada.evaluation.dense_subject import DenseSubject
 from clada.evaluation.evaluate import Evaluation, evaluate
 from clada.evaluation.reference import dense_logits
-from clada.evaluation.session_subject import SessionSubject
+from clada.evaluation.session_subject import SessionSubject, ffn_bytes
 from clada.evaluation.settings import Settings
+from clada.evaluation.subject import SubjectInfo, with_weights
 from clada.evaluation.suite import prepare
+from clada.evaluation.torch_session import TorchSession
 from clada.exporter.checkpoint import load_model
+from clada.exporter.packed_weights import read_packed
+from clada.exporter.patch import sparsify
+from clada.exporter.quantization import hold
 from clada.plugins.errors import CladaError
 from clada.runtime import Session
+from clada.runtime.artefact import QUANTIZATION_SECTION
 
 # Largest difference of a dense logit allowed, as a share of their range: float16 needs a tenth of it.
 _TOLERANCE = 2e-2
+# The same where tokens are rounded to 8 bits for products with quantised weights; that needs a fifth of it.
+_QUANTIZED_TOLERANCE = 1e-1
 
 
 def _check_same_model(session: Session, model: Any, tokenizer: Any, source: str) -> None:
@@ -34,7 +44,8 @@ def _check_same_weights(session: Session, model: Any, prompt: Sequence[int], sou
     """Raise CladaError where the two disagree on a prompt, which both read densely."""
     expected = dense_logits(model, prompt)[-1]
     given = session.prefill([prompt]).logits[0]
-    if not np.abs(given - expected).max() <= _TOLERANCE * np.ptp(expected):
+    tolerance = _TOLERANCE if session.manifest.get(QUANTIZATION_SECTION) is None else _QUANTIZED_TOLERANCE
+    if not np.abs(given - expected).max() <= tolerance * np.ptp(expected):
         raise CladaError(f"the artefact was not made from {source}: they differ on a prompt, which both read densely")
 
 
@@ -51,6 +62,10 @@ def evaluate_artefact(
         threads: Of ONNX Runtime; 0 lets it choose.
         trust: `trust_remote_code` and `allow_pickle`, see `load_model`.
 
+    Returns:
+        What was measured; for quantised weights with two parts: the dense model with them, and the artefact's sparsity
+        with the checkpoint's own weights, in PyTorch.
+
     Raises:
         CladaError: Anything given cannot be used, or the artefact is not of the checkpoint.
 
@@ -62,5 +77,38 @@ def evaluate_artefact(
     model, tokenizer = load_model(source, torch.float32, **trust)
     _check_same_model(session, model, tokenizer, source)
     suite = prepare(model, tokenizer, data, settings or Settings())
-    _check_same_weights(session, model, suite.rows[0][: suite.settings.prompt_tokens], source)
-    return evaluate(SessionSubject(session), suite)
+    prompt = suite.rows[0][: suite.settings.prompt_tokens]
+    if session.manifest.get(QUANTIZATION_SECTION) is None:
+        _check_same_weights(session, model, prompt, source)
+        return evaluate(SessionSubject(session), suite)
+    quantized = _with_weights_of(artefact, source, **trust)
+    _check_same_weights(session, quantized, prompt, source)
+    # Of the parts the tasks are left out, which take most of the time.
+    text = replace(suite, tasks=[])
+    subject = SessionSubject(session)
+    parts = [evaluate(_dense(quantized, subject.info), text)]
+    del quantized  # one model more than the dense one at a time
+    parts.append(evaluate(_sparse(artefact, load_model(source, torch.float32, **trust)[0]), text))
+    return replace(evaluate(subject, suite), parts=parts)
+
+
+def _with_weights_of(artefact: Path, source: str, **trust: Any) -> Any:
+    """A checkpoint's model in PyTorch, patched and dense, that computes with an artefact's quantised weights."""
+    model, _ = load_model(source, torch.float32, **trust)
+    sparsify(model)
+    hold(model, read_packed(artefact))
+    return model
+
+
+def _dense(model: Any, info: SubjectInfo) -> DenseSubject:
+    name = with_weights("dense", info.quantization)
+    return DenseSubject(model, replace(info, name=name, policy={"name": "dense"}, calibration={}))
+
+
+def _sparse(artefact: Path, model: Any) -> SessionSubject:
+    """An artefact's sparsity with the weights of its checkpoint."""
+    subject = SessionSubject(TorchSession(artefact, model))
+    manifest = subject.session.manifest
+    name, size = manifest["policy"]["name"], ffn_bytes(manifest, None)
+    subject.info = replace(subject.info, name=name, quantization=None, ffn_bytes=size)
+    return subject

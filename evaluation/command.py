@@ -20,6 +20,31 @@ def _lines(evaluation: Evaluation) -> list[str]:
     ]
 
 
+# Of the table of an artefact and its parts.
+_OF_PARTS = ("read_fraction", "ffn_bytes", "kl", "disagreement", "perplexity_ratio", "accuracy_ratio")
+
+
+def _part_lines(evaluation: Evaluation) -> list[str]:
+    """A table of the subject beside its parts; none where it has no parts."""
+    if not evaluation.parts:
+        return []
+    subjects = [*evaluation.parts, evaluation]
+    names = [subject.subject.name for subject in subjects]
+    widths = [max(11, len(name)) for name in names]
+    first = max(map(len, _OF_PARTS))
+    return [
+        "",
+        "  ".join([" " * first, *(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))]),
+        *(
+            "  ".join(
+                [f"{metric:<{first}}"]
+                + [f"{s.metrics[metric].value:{width}.6g}" for s, width in zip(subjects, widths, strict=True)]
+            )
+            for metric in _OF_PARTS
+        ),
+    ]
+
+
 def _run(args: argparse.Namespace) -> None:
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     for path in filter(None, (args.json, args.tokens)):
@@ -33,7 +58,7 @@ def _run(args: argparse.Namespace) -> None:
         trust_remote_code=args.trust_remote_code,
         allow_pickle=args.allow_pickle,
     )
-    print("\n".join(_lines(evaluation)))
+    print("\n".join([*_lines(evaluation), *_part_lines(evaluation)]))
     if args.tokens is not None:
         write(args.tokens, token_table(evaluation))
     write(args.json, result_json(evaluation))

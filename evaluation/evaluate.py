@@ -1,5 +1,6 @@
 """The whole evaluation of one subject: read every row, answer the tasks, follow the dense model's continuations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ class Evaluation:
         scores: Of each row.
         sequences: Columns f64[S], means over each row by name; NaN where a row has none to count.
         metrics: Over all rows, by name; those that are not defined here are left out.
+        parts: Of what the subject combines, each part by itself.
     """
 
     subject: SubjectInfo
@@ -33,6 +35,7 @@ class Evaluation:
     scores: list[TokenScores]
     sequences: dict[str, Floats]
     metrics: dict[str, Estimate]
+    parts: Sequence["Evaluation"] = ()
 
 
 def _without_logits(reading: Reading) -> Reading:

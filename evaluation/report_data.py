@@ -8,6 +8,7 @@ from typing import Any
 
 from clada.evaluation.result import read_result
 from clada.evaluation.statistics import Estimate
+from clada.evaluation.subject import with_weights
 from clada.plugins.errors import CladaError
 
 
@@ -17,7 +18,7 @@ class Measured:
 
     Args:
         name: Of its subject.
-        policy: Name of the policy.
+        policy: Name of the policy, and of the weights where they are quantised.
         subject: As in the file, as are the following.
         data: On what it was measured.
         metrics: Each with its 95% interval.
@@ -53,14 +54,19 @@ class Group:
     results: tuple[Measured, ...]
 
 
-def _measured(path: Path) -> Measured:
+def _all_measured(path: Path) -> list[Measured]:
+    """A file's result, and those of its parts."""
     content = read_result(path)
+    return [_measured(path, result) for result in (content, *content.get("parts", ()))]
+
+
+def _measured(path: Path, content: dict[str, Any]) -> Measured:
     try:
         subject, layers = content["subject"], content["layers"]
         metrics = {name: Estimate(**estimate) for name, estimate in content["metrics"].items()}
         result = Measured(
             name=str(subject["name"]),
-            policy=str(subject["policy"]["name"]),
+            policy=with_weights(str(subject["policy"]["name"]), subject.get("quantization")),
             subject=subject,
             data=content["data"],
             metrics=metrics,
@@ -122,7 +128,7 @@ def read_groups(paths: Iterable[Path]) -> list[Group]:
     """
     files = dict.fromkeys(file.resolve() for path in paths for file in _files(path))
     by_key: dict[tuple[Any, ...], list[Measured]] = {}
-    for result in map(_measured, files):
+    for result in (result for file in files for result in _all_measured(file)):
         by_key.setdefault(_key(result), []).append(result)
     groups = []
     for results in by_key.values():

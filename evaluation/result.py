@@ -36,6 +36,7 @@ def result_of(evaluation: Evaluation) -> dict[str, Any]:
             "neurons": list(info.neurons),
             "parameters": info.parameters,
             "calibration": info.calibration,
+            "quantization": info.quantization,
         },
         "data": {
             "name": suite.data_name,
@@ -53,6 +54,7 @@ def result_of(evaluation: Evaluation) -> dict[str, Any]:
         ],
         "sequences": {name: _column(column) for name, column in evaluation.sequences.items()},
         "tools": {name: version(name) for name in _TOOLS},
+        "parts": [result_of(part) for part in evaluation.parts],
     }
 
 

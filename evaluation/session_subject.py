@@ -1,29 +1,42 @@
 """An artefact as the runtime runs it, as the subject of an evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo
+from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo, with_weights
 from clada.plugins.ops import OPS
 from clada.runtime import Session, TokenStats
+from clada.runtime.artefact import QUANTIZATION_SECTION
 from clada.runtime.session import State
+
+
+def ffn_bytes(manifest: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> int:
+    """Size of all feed-forward matrices, scales included where they are quantised."""
+    model = manifest["model"]
+    matrices = sum(spec.name.startswith("w_") for op in manifest["ops"] for spec in OPS[op].inputs)
+    if quantization is None:
+        of_weight: float = np.dtype(model["dtype"]).itemsize
+    else:
+        of_weight = quantization["bits"] / 8 + np.dtype(np.float16).itemsize / quantization["block_size"]
+    return round(matrices * sum(model["neurons"]) * model["hidden_size"] * of_weight)
 
 
 def _info(session: Session, name: str) -> SubjectInfo:
     manifest = session.manifest
-    model = manifest["model"]
-    matrices = sum(spec.name.startswith("w_") for op in manifest["ops"] for spec in OPS[op].inputs)
+    model, quantization = manifest["model"], manifest.get(QUANTIZATION_SECTION)
     return SubjectInfo(
-        name=name,
+        name=name or with_weights(manifest["policy"]["name"], quantization),
         family=model["family"],
         neurons=tuple(model["neurons"]),
         parameters=model["parameters"],
-        ffn_bytes=matrices * sum(model["neurons"]) * model["hidden_size"] * np.dtype(model["dtype"]).itemsize,
+        ffn_bytes=ffn_bytes(manifest, quantization),
         context_length=model["context_length"],
         vocabulary=model["vocabulary_size"],
         policy=manifest["policy"],
         calibration=manifest["calibration"],
+        quantization=quantization,
     )
 
 
@@ -32,12 +45,12 @@ class SessionSubject(Subject):
 
     Args:
         session: The loaded artefact.
-        name: What tables call it; its policy's name where not given.
+        name: What tables call it; its policy's name and weights where not given.
     """
 
     def __init__(self, session: Session, name: str = "") -> None:
         self.session = session
-        self.info = _info(session, name or session.manifest["policy"]["name"])
+        self.info = _info(session, name)
 
     def step(self, state: State, token: int) -> list[TokenStats]:
         """Read one token in decode."""

@@ -1,6 +1,6 @@
 """What is evaluated: anything that reads tokens one by one and says what it predicts and what it spent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ class SubjectInfo:
         vocabulary: How many tokens its logits are of.
         policy: How it was made sparse, as of a manifest.
         calibration: How that was calibrated, as of a manifest; empty where it was not.
+        quantization: How its weights are quantised, as of a manifest; None where they are not.
     """
 
     name: str
@@ -61,6 +62,12 @@ class SubjectInfo:
     vocabulary: int
     policy: dict[str, Any]
     calibration: dict[str, Any]
+    quantization: dict[str, Any] | None = None
+
+
+def with_weights(policy: str, quantization: Mapping[str, Any] | None) -> str:
+    """What tables call a policy on weights of some kind: "clada", or "clada, int4"."""
+    return policy if quantization is None else f"{policy}, int{quantization['bits']}"
 
 
 class Subject(Protocol):

@@ -1,0 +1,74 @@
+"""An artefact whose graph PyTorch computes, with weights of the checkpoint's own: what its sparsity costs by itself."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clada.exporter.decoder import Decoder
+from clada.exporter.patch import sparse_layers, sparsify
+from clada.exporter.steps import cache_shapes, constants
+from clada.exporter.verify import load_constants
+from clada.plugins import graph
+from clada.runtime import Session
+from clada.runtime.backends.model import Array, Model
+
+
+class TorchModel(Model):
+    """A patched model in PyTorch, steered by the calibrated values of an exported graph.
+
+    Args:
+        model: A causal LM in float32, not patched yet.
+        path: The ONNX file.
+    """
+
+    def __init__(self, model: Any, path: Path) -> None:
+        sparsity = sparsify(model)
+        load_map = load_constants(path, sparsity)
+        self._decoder = Decoder(model, sparsity, load_map.surprisal_weight)
+        self._constants = constants(sparsity, load_map)
+        inputs: dict[str, tuple[Sequence[Any], type]] = {
+            graph.PAST_LOGITS: ((None, model.config.vocab_size), np.float32)
+        }
+        for n, (layer, cache) in enumerate(zip(sparse_layers(model), cache_shapes(model), strict=True)):
+            inputs[graph.pool(n)] = ((None, layer.neurons), np.bool_)
+            for name, width in zip(graph.past(n), (cache.key_width, cache.value_width), strict=True):
+                inputs[name] = ((None, cache.heads, None, width), np.float32)
+        super().__init__(inputs, "PyTorch")
+
+    def load_cache(self, keys_values: Sequence[Array]) -> Any:
+        """See Model."""
+        return [torch.from_numpy(array) for array in keys_values]
+
+    def copy_cache(self, cache: Any) -> Any:
+        """See Model."""
+        return list(cache)
+
+    @torch.no_grad()
+    def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
+        """See Model."""
+        names = (graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS)
+        logits, present, score, load, surprisal, entropy, active = self._decoder(
+            **{name: torch.from_numpy(inputs[name]) for name in names},
+            pools=[torch.from_numpy(inputs[graph.pool(n)]) for n in range(self.layers)],
+            past=list(zip(cache[::2], cache[1::2], strict=True)),
+            **self._constants,
+        )
+        outputs = {graph.LOGITS: logits, graph.LOAD: load, graph.SURPRISAL: surprisal, graph.ENTROPY: entropy}
+        outputs |= {graph.ACTIVE: active} | {graph.score(n): of_layer for n, of_layer in enumerate(score)}
+        return {name: outputs[name].numpy() for name in fetch}, present
+
+
+class TorchSession(Session):
+    """A session of an artefact that runs a model in PyTorch in the place of the graph.
+
+    Args:
+        path: The artefact's ONNX file.
+        model: A causal LM in float32, not patched yet.
+    """
+
+    def __init__(self, path: Path, model: Any) -> None:
+        super().__init__(path)
+        self._portable = self._single = TorchModel(model, path)
