@@ -58,7 +58,9 @@ def fit_probe(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor,
             best = (error, penalty, predicted)
     assert best is not None
     weight, bias = _ridge(features.flatten(0, 1), target.flatten(), best[1])
-    return weight, bias, best[2], 1 - best[0] / float(target.var())
+    variance = float(target.var())
+    # A ReLU network may lose nothing at any token: there is then nothing to explain.
+    return weight, bias, best[2], 1 - best[0] / variance if variance > 0 else 0.0
 
 
 def fit_table(tokens: Tensor, target: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:

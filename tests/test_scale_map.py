@@ -197,6 +197,13 @@ def test_probe_needs_two_rows():
         fit_probe(torch.zeros(1, 5, 2, dtype=torch.float64), torch.zeros(1, 5, dtype=torch.float64))
 
 
+def test_probe_of_tokens_that_are_all_alike_explains_nothing():
+    features = torch.randn(4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    _, _, predicted, explained = fit_probe(features, torch.full((4, 5), -3.0, dtype=torch.float64))
+    assert explained == 0
+    torch.testing.assert_close(predicted, torch.full_like(predicted, -3.0))
+
+
 def test_table_is_of_shrunk_means():
     """By token id: (sum of deviations) / (count + 4); predictions by the other half's table."""
     rng = np.random.default_rng(4)
