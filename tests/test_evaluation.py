@@ -349,6 +349,7 @@ def test_command_writes_what_it_measured(tiny_artefact, checkpoint, tmp_path, ca
     assert found["format"] == 1
     assert found["subject"] | {"policy": 0, "calibration": 0, "parameters": 0} == {
         "name": found["subject"]["policy"]["name"],
+        "quantization": None,
         "family": "llama",
         "layers": LAYERS,
         "neurons": [NEURONS] * LAYERS,
