@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN
 from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, Artefact, file_hash, open_artefact
@@ -29,13 +27,12 @@ from clada.runtime.building.package import (
     targets_for,
     timing_cache_for,
 )
+from clada.runtime.building.packed_weights import keep_packed
 from clada.runtime.building.profiles import add_profiles, limits_for, profiles_for
 from clada.runtime.building.progress import progress_monitor, stopped_by_interrupt
 from clada.runtime.building.timing_cache import keep_cache, use_cache
 from clada.runtime.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
 
-# Of a network's constants: what is given to TensorRT must live as long as the network.
-_UNIT = np.ones((), np.float32)
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "not enough memory")
 
 
@@ -181,8 +178,9 @@ def _parse(trt: Any, builder: Any, model: Path, plugins: bool) -> tuple[Any, str
         opset, reason = opset_of(content), _parser_error(parser)
         raise CladaError(f"{trt.__name__} {trt.__version__} cannot read {model}, of opset {opset}: {reason}")
     _let_attention_be_taken_apart(trt, network)
-    _dequantize_codes(trt, network)
-    return network, check_imported(trt, network, nodes, plugins)
+    imported = check_imported(trt, network, nodes, plugins)
+    packed = keep_packed(trt, network)
+    return network, f"{imported}; {packed} quantised matrices stay packed" if packed else imported
 
 
 def _let_attention_be_taken_apart(trt: Any, network: Any) -> None:
@@ -193,20 +191,6 @@ def _let_attention_be_taken_apart(trt: Any, network: Any) -> None:
             # The binding's way to a layer's own interface.
             layer.__class__ = trt.IAttentionInputLayer
             layer.attention.decomposable = True
-
-
-def _dequantize_codes(trt: Any, network: Any) -> None:
-    """Read 8-bit constants through a DequantizeLinear of scale 1: TensorRT lets nothing else but a plugin read them."""
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    constants = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.CONSTANT}
-    unit = None
-    for layer in layers:
-        codes = layer.get_input(0) if layer.type == trt.LayerType.CAST else None
-        if codes is None or codes.dtype != trt.int8 or codes.name not in constants:
-            continue
-        if unit is None:
-            unit = network.add_constant((), trt.Weights(_UNIT)).get_output(0)
-        layer.set_input(0, network.add_dequantize(codes, unit, trt.float32).get_output(0))
 
 
 def _parser_error(parser: Any) -> str:

@@ -1,0 +1,116 @@
+"""Engines of models with quantised weights, built by TensorRT for RTX on a machine with no GPU."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorrt_rtx
+import torch
+
+from clada.exporter import trace as tracing
+from clada.exporter.packed_weights import read_packed
+from clada.exporter.patch import sparsify
+from clada.exporter.quantization import QuantizationConfig, quantize_model
+from clada.plugins.errors import CladaError
+from clada.plugins.ops import LOAD_SIGNAL, VERSION
+from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, file_hash
+from clada.runtime.building.packed_weights import keep_packed
+from tests.checkpoints import LAYERS, NEURONS, random_model
+from tests.test_build import built, parsed
+from tests.test_trace import LOAD_MAP
+
+SIZES = {
+    "llama": {"hidden_size": 64, "num_attention_heads": 4},
+    "opt": {"hidden_size": 64, "word_embed_proj_dim": 64, "num_attention_heads": 4},
+}
+VARIANTS = pytest.mark.parametrize(
+    ("family", "bits", "dtype", "opset"),
+    [
+        ("llama", 4, torch.float32, 21),
+        ("llama", 8, torch.float16, 23),
+        ("opt", 8, torch.float32, 21),
+        ("opt", 4, torch.float16, 21),
+    ],
+)
+
+
+@pytest.fixture
+def make(tiny_artefact, tmp_path):
+    """A function to the ONNX file of an artefact, calibrated on nothing."""
+
+    def model_file(family: str, bits: int, dtype: torch.dtype, opset: int) -> Path:
+        shutil.copytree(tiny_artefact.parent, tmp_path, dirs_exist_ok=True)
+        model = random_model(family, **SIZES[family])
+        sparsity = sparsify(model, [torch.full((NEURONS,), 0.1) for _ in range(LAYERS)])
+        rows = torch.zeros(1, 2, dtype=torch.int64)
+        packed = quantize_model(model, sparsity, rows, QuantizationConfig(bits), lambda _: None)
+        traced = tracing.trace(model.to(dtype), sparsity, LOAD_MAP, opset=opset, quantized=packed)
+        tracing.save(traced, tmp_path / "model.onnx")
+        (tmp_path / CONFIG_NAME).write_text(model.config.to_json_string())
+        manifest = json.loads((tmp_path / MANIFEST_NAME).read_text())
+        manifest["model"] |= {"family": family, "dtype": str(dtype).removeprefix("torch."), "opset": opset}
+        op = next(node.op_type for node in traced.graph if node.op_type.startswith("Quantized"))
+        manifest["ops"] = dict.fromkeys([op, LOAD_SIGNAL.name], VERSION)
+        manifest["quantization"] = {"bits": bits, "block_size": 32}
+        manifest["files"] = {name: file_hash(tmp_path / name) for name in manifest["files"]}
+        (tmp_path / MANIFEST_NAME).write_text(json.dumps(manifest))
+        return tmp_path / "model.onnx"
+
+    return model_file
+
+
+@VARIANTS
+def test_quantised_models_build(make, capsys, family, bits, dtype, opset):
+    model = make(family, bits, dtype, opset)
+    capsys.readouterr()
+    built(model, "--target", "sm_89", "--capacity", 128)
+    matrices = (3 if family == "llama" else 2) * LAYERS
+    assert f"; {matrices} quantised matrices stay packed" in capsys.readouterr().out
+
+
+def held(layer) -> np.ndarray:
+    """The content of a constant in a network; TensorRT's Python gives out no 4-bit ones."""
+    layer.__class__ = tensorrt_rtx.IConstantLayer
+    return layer.weights.ravel()
+
+
+@VARIANTS
+def test_weights_are_those_of_the_file(make, family, bits, dtype, opset):
+    """In the order of the layers, with their scales, and unpacked to the type of the model."""
+    path = make(family, bits, dtype, opset)
+    _, network = parsed(path, path.read_bytes())
+    before = network.num_layers
+    count = keep_packed(tensorrt_rtx, network)
+    expected = [packed for layer in read_packed(path).layers for packed in layer.values()]
+    assert count == len(expected)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = {layer.get_output(0).name: layer for layer in layers}
+    found = [layer for layer in layers[before:] if layer.type == tensorrt_rtx.LayerType.DEQUANTIZE]
+    wide = tensorrt_rtx.float32 if dtype == torch.float32 else tensorrt_rtx.float16
+    for layer, packed in zip(found, expected, strict=True):
+        codes, scales = (makers[layer.get_input(slot).name] for slot in (0, 1))
+        assert codes.get_output(0).dtype == (tensorrt_rtx.int4 if bits == 4 else tensorrt_rtx.int8)
+        assert tuple(codes.get_output(0).shape) == (NEURONS, 64)
+        assert layer.get_output(0).dtype == wide
+        if bits == 8:
+            np.testing.assert_array_equal(held(codes), packed.codes.numpy().ravel())
+        if scales.type == tensorrt_rtx.LayerType.CAST:
+            scales = makers[scales.get_input(0).name]
+        np.testing.assert_array_equal(held(scales), packed.scales.numpy().ravel())
+
+
+def test_body_of_another_kind_is_refused(make):
+    """A network that unpacks otherwise is not built into something else."""
+    path = make("llama", 4, torch.float32, 21)
+    _, network = parsed(path, path.read_bytes())
+    end = next(
+        layer
+        for layer in (network.get_layer(index) for index in range(network.num_layers))
+        if layer.get_output(0).name == "w_up_wide"
+    )
+    values = np.ones((NEURONS, 64), np.float32)
+    end.set_input(0, network.add_constant(values.shape, tensorrt_rtx.Weights(values)).get_output(0))
+    with pytest.raises(CladaError, match="w_up_wide is not unpacked from codes and scales"):
+        keep_packed(tensorrt_rtx, network)
