@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -189,6 +191,45 @@ def test_onnxruntime_multiplies_with_packed_weights(artefacts, tmp_path, family,
         assert {a["block_size"] for a in attributes} == {block_of(family)}
         assert {a["accuracy_level"] for a in attributes} == {0 if exact else 4}
         assert not any(node.op_type == "DequantizeLinear" for node in graph.node)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from clada.runtime.backends.onnxruntime import Execution, create_session
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+before = resident()
+session = create_session(Path(sys.argv[1]), Execution(threads=1, kernels="bodies"))
+print(resident() - before)
+"""
+
+
+def test_loaded_weights_take_little_more_than_the_file(tmp_path):
+    """Neither in floating point nor twice: ONNX Runtime packs them anew, with sums and a copy of the scales."""
+    count, width = 48, 1536
+    rng = np.random.default_rng(0)
+    nodes, tensors = [], []
+    for n in range(count):
+        codes = rng.integers(0, 256, width * width // 2, dtype=np.uint8).tobytes()
+        scales = rng.random((width // 32, width), dtype=np.float32)
+        tensors.append(onnx.helper.make_tensor(f"w{n}", onnx.TensorProto.INT4, (width, width), codes, raw=True))
+        tensors.append(onnx.numpy_helper.from_array(scales, f"s{n}"))
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [f"w{n}", f"s{n}"], [f"d{n}"], axis=0, block_size=32))
+        nodes.append(onnx.helper.make_node("MatMul", [f"x{n}", f"d{n}"], [f"x{n + 1}"]))
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["tokens", width])
+        for name in ("x0", f"x{count}")
+    ]
+    graph = onnx.helper.make_graph(nodes, "products", ends[:1], ends[1:], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
+    printed = subprocess.run([sys.executable, "-c", PROGRAM, path], check=True, capture_output=True, text=True).stdout
+    assert int(printed) < 1.6 * path.with_name("model.onnx.data").stat().st_size
 
 
 def test_verification_computes_in_floating_point_and_a_session_does_not(artefacts):

@@ -1,5 +1,6 @@
 """The graph in ONNX Runtime: the ops run on our native kernels or as their function bodies."""
 
+import ctypes
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,15 @@ def _load(path: Path, options: Any, execution: Execution) -> Any:
         raise CladaError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first}") from error
     if on_cuda:
         check_runs_on_cuda(session)
+    _give_back_memory()
     return session
+
+
+def _give_back_memory() -> None:
+    """Return to the system what loading took for a while: the C library keeps it, as much as half of packed weights."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)
 
 
 def _load_native(path: Path, execution: Execution) -> Any:
