@@ -75,7 +75,7 @@ class ExportConfig:
                     raise CladaError(f"{name} is {getattr(self, name)}, and nothing is quantised: pass quantize too")
         elif self.quantize not in FORMATS:
             raise CladaError(f"quantize is '{self.quantize}'; it must be one of {', '.join(FORMATS)}")
-        _ = self.quantization
+        _ = self.quantization  # checks the others
         if self.dtype not in DTYPES:
             raise CladaError(f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}")
         if self.calibration_tokens < 1:
