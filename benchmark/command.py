@@ -6,10 +6,12 @@ from pathlib import Path
 
 from clada.benchmark.machine import machine
 from clada.benchmark.plot import FORMATS, plot
+from clada.benchmark.precisions import OF_MODELS, PRECISIONS
 from clada.benchmark.report import Table, json_text, table_lines
 from clada.benchmark.settings import Settings, checked
 from clada.benchmark.shapes import SHAPES, TINY, chosen_shapes
 from clada.benchmark.tables import layer_tables, model_tables
+from clada.benchmark.targets import target_lines, targets
 from clada.exporter.output import check_writable, write
 from clada.plugins.errors import CladaError
 
@@ -25,7 +27,7 @@ def _check_outputs(json_file: Path | None, plot_file: Path | None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    settings = checked(Settings(active=tuple(args.active), threads=args.threads, rounds=args.rounds))
+    settings = checked(Settings(tuple(args.active), tuple(args.weights), args.threads, args.rounds))
     chosen = chosen_shapes(args.shape, args.what)
     _check_outputs(args.json, args.plot)
     here = machine()
@@ -38,8 +40,11 @@ def _run(args: argparse.Namespace) -> None:
             for table in _TABLES[what](shape, settings):
                 print("\n" + "\n".join(table_lines(table)), flush=True)
                 tables.append(table)
+    found = targets(tables)
+    if found:
+        print("\n" + "\n".join(target_lines(found)))
     if args.json is not None:
-        write(args.json, json_text(tables, here, asdict(settings)).encode())
+        write(args.json, json_text(tables, found, here, asdict(settings)).encode())
     if args.plot is not None:
         write(args.plot, plot(tables, subtitle, args.plot.suffix))
 
@@ -50,7 +55,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "bench",
         help="time the ops and whole models against ONNX Runtime's dense graphs",
         description="Time random weights of real shapes: our ops dense and sparse, ONNX Runtime's dense graph in "
-        "float32 and int4, and torch, in turns in one process; and the floor, the time it takes to read what must "
+        "float32 and quantised, and torch, in turns in one process; and the floor, the time it takes to read what must "
         "be read. A whole model takes several times its size in memory and on disk.",
     )
     real = [name for name in SHAPES if name != TINY]
@@ -65,6 +70,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default=list(Settings.active),
         metavar="SHARE",
         help="shares of neurons that stay active (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        choices=PRECISIONS,
+        default=list(PRECISIONS),
+        help="precisions that are compared, beside the dense graph in float32; of a whole model only "
+        f"{', '.join(OF_MODELS)} (default: all)",
     )
     parser.add_argument("--threads", type=int, default=Settings.threads, help="0 is one a core (default)")
     parser.add_argument("--rounds", type=int, default=Settings.rounds, help="default: %(default)s")

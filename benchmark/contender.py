@@ -1,6 +1,6 @@
 """One line of a table: something that can be run, and what it has to read for that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +8,20 @@ import numpy as np
 from clada.plugins.errors import CladaError
 from clada.plugins.ops.record import Array
 
+
+def dense(precision: str) -> str:
+    """Name of ONNX Runtime's dense graph."""
+    return f"ORT dense {precision}"
+
+
 # Every ratio is against this one.
-REFERENCE = "ORT dense float32"
-INT4 = "ORT dense int4"
+REFERENCE = dense("float32")
 TORCH = "torch dense float32"
 # How far from the reference the output may be; more is not another precision but another computation. Layers of random
 # weights amplify the rounding of 4 bits, but outputs that have nothing in common are 1.4 apart.
-_FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int4": 1.2}
+FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int4": 1.2}
+# The same against what its own weights give, which leaves the rounding of what they are multiplied with.
+FARTHEST_OF_OWN = {"float32": 1e-3, "bfloat16": 0.02, "int4": 0.06, "int4-block128": 0.06, "int8": 0.06}
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Contender:
         always_bytes: What a token needs of the memory whatever it activates.
         active_bytes: What comes on top when all neurons are active.
         target: The share of neurons that was asked for; None for dense ones.
-        error: Relative distance of its output from the reference's; None for those that skip neurons.
+        error: Relative distance of its output from what it should be; None where nobody says what that is.
         missing: Why it cannot run here.
         repeats: How many times `run` computes what a time and the bytes are of.
     """
@@ -42,20 +49,26 @@ class Contender:
     repeats: int = 1
 
 
-def ours(fraction: float | None, weights: str) -> str:
+def ours(fraction: float | None, precision: str) -> str:
     """Name of one of our contenders; None is dense."""
     share = "dense" if fraction is None else f"{100 * fraction:g}%"
-    return f"ours {share} {weights or 'float32'}"
+    return f"ours {share} {precision}"
 
 
-def checked_error(name: str, output: Array, reference: Array) -> float:
-    """Relative distance of a dense contender's output from the reference's.
+def checked_error(name: str, output: Array, reference: Array, farthest: Mapping[str, float] = FARTHEST) -> float:
+    """Relative distance of a contender's output from what it should be.
+
+    Args:
+        name: The contender.
+        output: What it computed.
+        reference: What it should be.
+        farthest: How large the distance may be, by the last word of the name.
 
     Raises:
-        CladaError: It is so large that they do not compute the same.
+        CladaError: It is so large that something else was computed.
     """
     error = float(np.linalg.norm(output - reference) / np.linalg.norm(reference))
     # Written so that a NaN fails.
-    if not error <= _FARTHEST[name.split()[-1]]:
-        raise CladaError(f"{name} does not compute what {REFERENCE} does: relative distance {error:.2g}")
+    if not error <= farthest[name.split()[-1]]:
+        raise CladaError(f"{name} does not compute what it should: relative distance {error:.2g}")
     return error

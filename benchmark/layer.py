@@ -1,6 +1,6 @@
 """What is timed for one feed-forward layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch.nn import functional
 
-from clada.benchmark.contender import INT4, REFERENCE, TORCH, Contender, checked_error, ours
+from clada.benchmark.contender import FARTHEST_OF_OWN, TORCH, Contender, checked_error, dense, ours
 from clada.benchmark.layer_graph import (
     copies_of,
     exact_threshold,
@@ -22,11 +22,12 @@ from clada.benchmark.layer_graph import (
     random_weights,
     reordered,
 )
+from clada.benchmark.layer_output import layer_output, weights_of_ours, weights_of_products
 from clada.benchmark.sessions import Bound, execution
+from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import Shape
-from clada.benchmark.variants import Graph, Variants, write_variants
+from clada.benchmark.variants import Variants, write_variants
 from clada.plugins.errors import CladaError
-from clada.plugins.onnxruntime import WEIGHTS
 from clada.plugins.ops.record import Array
 from clada.runtime.backends.onnxruntime import create_session
 
@@ -39,34 +40,35 @@ class Layer:
         weights: f32[F, D] by the op's input names.
         copies: How many times each graph holds it.
         variants: Its graphs.
-        dense: Session of the dense graph.
-        int4: Session of the 4-bit graph.
-        ours: Sessions of our op by the type its weights are held in.
+        dense: Sessions of the dense graphs by the precision of their weights.
+        ours: Sessions of our op by the precision its weights are held in.
+        with_torch: Whether torch is compared too.
     """
 
     weights: dict[str, Array]
     copies: int
     variants: Variants
-    dense: onnxruntime.InferenceSession
-    int4: onnxruntime.InferenceSession
+    dense: dict[str, onnxruntime.InferenceSession]
     ours: dict[str, onnxruntime.InferenceSession]
-
-
-def _session(graph: Graph, threads: int, weights: str | None) -> onnxruntime.InferenceSession:
-    session, _ = create_session(graph.path, execution(threads, weights))
-    return session
+    with_torch: bool
 
 
 @contextmanager
-def opened_layer(shape: Shape, threads: int) -> Iterator[Layer]:
+def opened_layer(shape: Shape, settings: Settings) -> Iterator[Layer]:
     """Make a layer; its files are gone when the context ends."""
-    weights, copies = random_weights(shape), copies_of(shape)
+    weights, copies, threads = random_weights(shape), copies_of(shape), settings.threads
     torch.set_num_threads(threads)
     with TemporaryDirectory(prefix="clada-bench-") as folder:
-        variants = write_variants(layer_model(weights, copies), Path(folder))
-        dense, int4 = (_session(graph, threads, None) for graph in (variants.dense, variants.int4))
-        sessions = {kind: _session(variants.ours, threads, kind) for kind in WEIGHTS}
-        yield Layer(weights, copies, variants, dense, int4, sessions)
+        variants = write_variants(layer_model(weights, copies), Path(folder), settings.weights)
+        without = {
+            precision: create_session(graph.path, execution(threads, None))[0]
+            for precision, graph in variants.dense.items()
+        }
+        sessions = {
+            precision: create_session(variants.of(precision).path, execution(threads, precision))[0]
+            for precision in settings.weights
+        }
+        yield Layer(weights, copies, variants, without, sessions, "float32" in settings.weights)
 
 
 def _inputs(x: Array, threshold: Array, scale: float, copies: int) -> dict[str, Array]:
@@ -92,33 +94,81 @@ def _dense_torch(layers: list[dict[str, torch.Tensor]], x: torch.Tensor) -> torc
     return y
 
 
-def _ours(layer: Layer, kind: str, x: Array, fraction: float | None, reference: Array) -> Contender:
-    """Our op, dense or at an exact share of neurons; kind is the type of its weights.
+def _ours(layer: Layer, precision: str, own: Mapping[str, Array], x: Array, fraction: float | None) -> Contender:
+    """Our op, dense or at an exact share of neurons.
+
+    Args:
+        layer: The layer.
+        precision: Of its weights.
+        own: The weights f32[F, D] in that precision.
+        x: Tokens f32[1, S, D].
+        fraction: The share; None is dense.
 
     Raises:
-        CladaError: Another number of neurons was kept than was asked for.
+        CladaError: Another number of neurons was kept than was asked for, or the output is not that of the layer.
     """
-    name, session = ours(fraction, kind), layer.ours[kind]
-    neurons = len(layer.weights["w_gate"])
-    threshold = np.zeros(neurons, np.float32)
-    if fraction is not None:
-        threshold = exact_threshold(layer.weights, x, fraction)
+    name, neurons = ours(fraction, precision), len(own["w_gate"])
+    threshold = np.zeros(neurons, np.float32) if fraction is None else exact_threshold(own, x, fraction)
     names = [value for output in ("y", "active", "score") for value in numbered(output, layer.copies)]
-    bound = Bound(session, _inputs(x, threshold, 0.0 if fraction is None else 1.0, layer.copies), names)
+    inputs = _inputs(x, threshold, 0.0 if fraction is None else 1.0, layer.copies)
+    bound = Bound(layer.ours[precision], inputs, names)
     bound.run()
     results = bound.results()
     expected = neurons if fraction is None else round(fraction * neurons)
     for active in numbered("active", layer.copies):
         if (results[active] != expected).any():
             raise CladaError(f"{name} computed {results[active].min()} neurons instead of {expected}")
-    size = layer.variants.ours.neuron_bytes / layer.copies / (2 if kind == "bfloat16" else 1)
+    size = layer.variants.neuron_bytes(precision) / layer.copies
+    output = layer_output(own, x, threshold)
     return Contender(
         name,
         partial(_always, bound.run, expected / neurons),
         always_bytes=size / 3,
         active_bytes=2 * size / 3,
         target=fraction,
-        error=checked_error(name, results["y.0"], reference) if fraction is None else None,
+        error=max(checked_error(name, results[y], output, FARTHEST_OF_OWN) for y in numbered("y", layer.copies)),
+        repeats=layer.copies,
+    )
+
+
+def _dense(layer: Layer, precision: str, x: Array) -> Contender:
+    """ONNX Runtime's dense graph.
+
+    Raises:
+        CladaError: The output is not that of the layer.
+    """
+    name, threshold = dense(precision), np.zeros(len(layer.weights["w_gate"]), np.float32)
+    bound = Bound(layer.dense[precision], _inputs(x, threshold, 0.0, layer.copies), numbered("y", layer.copies))
+    bound.run()
+    # The first copy's: another order of neurons has other blocks along them.
+    y = bound.results()[numbered("y", layer.copies)[0]]
+    output = layer_output(weights_of_products(layer.weights, precision), x, threshold)
+    return Contender(
+        name,
+        partial(_always, bound.run, 1.0),
+        always_bytes=layer.variants.dense[precision].other_bytes / layer.copies,
+        error=checked_error(name, y, output, FARTHEST_OF_OWN),
+        repeats=layer.copies,
+    )
+
+
+def _torch(layer: Layer, x: Array) -> Contender:
+    """Torch's dense layer.
+
+    Raises:
+        CladaError: The output is not that of the layer.
+    """
+    # clone: each copy reads weights of its own here too.
+    layers = [
+        {name: torch.from_numpy(weight).clone() for name, weight in layer.weights.items()} for _ in range(layer.copies)
+    ]
+    call = partial(_dense_torch, layers, torch.from_numpy(x))
+    output = layer_output(layer.weights, x, np.zeros(len(layer.weights["w_gate"]), np.float32))
+    return Contender(
+        TORCH,
+        partial(_always, call, 1.0),
+        always_bytes=layer.variants.dense["float32"].other_bytes / layer.copies,
+        error=checked_error(TORCH, call().numpy(), output, FARTHEST_OF_OWN),
         repeats=layer.copies,
     )
 
@@ -130,38 +180,10 @@ def layer_contenders(layer: Layer, tokens: int, fractions: tuple[float, ...]) ->
         CladaError: One of them does not compute what it should.
     """
     x = random_input(layer.weights["w_gate"].shape[1], tokens)
-    inputs = _inputs(x, np.zeros(len(layer.weights["w_gate"]), np.float32), 0.0, layer.copies)
-    contenders, reference = [], np.empty(0)
-    for name, session, graph in (
-        (REFERENCE, layer.dense, layer.variants.dense),
-        (INT4, layer.int4, layer.variants.int4),
-    ):
-        bound = Bound(session, inputs, numbered("y", layer.copies))
-        bound.run()
-        y = bound.results()["y.0"]
-        reference = y if name == REFERENCE else reference
-        contenders.append(
-            Contender(
-                name,
-                partial(_always, bound.run, 1.0),
-                always_bytes=graph.other_bytes / layer.copies,
-                error=checked_error(name, y, reference),
-                repeats=layer.copies,
-            )
-        )
-    # clone: each copy reads weights of its own here too.
-    layers = [
-        {name: torch.from_numpy(weight).clone() for name, weight in layer.weights.items()} for _ in range(layer.copies)
-    ]
-    call = partial(_dense_torch, layers, torch.from_numpy(x))
-    contenders.append(
-        Contender(
-            TORCH,
-            partial(_always, call, 1.0),
-            always_bytes=layer.variants.dense.other_bytes / layer.copies,
-            error=checked_error(TORCH, call().numpy(), reference),
-            repeats=layer.copies,
-        )
-    )
-    contenders += [_ours(layer, kind, x, fraction, reference) for kind in layer.ours for fraction in (None, *fractions)]
+    contenders = [_dense(layer, precision, x) for precision in layer.dense]
+    if layer.with_torch:
+        contenders.append(_torch(layer, x))
+    for precision in layer.ours:
+        own = weights_of_ours(layer.weights, precision)
+        contenders += [_ours(layer, precision, own, x, fraction) for fraction in (None, *fractions)]
     return contenders

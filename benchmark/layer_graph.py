@@ -4,9 +4,12 @@ The graph holds the layer several times over, each with weights of its own in me
 the other: its weights come from memory and not from a cache, and threads do not wake up for it alone.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir
 
+from clada.benchmark.layer_output import ACTIVATION
 from clada.benchmark.shapes import Shape
 from clada.benchmark.storage import initializer
 from clada.benchmark.thresholds import exact_share
@@ -16,7 +19,7 @@ from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_GATED_FFN, VERSI
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.record import Array, Tensor
 
-_ATTRIBUTES = {"activation": "silu"}
+_ATTRIBUTES = {"activation": ACTIVATION}
 _BYTES_READ = 1 << 29
 _MOST_COPIES = 20
 
@@ -99,9 +102,9 @@ def layer_model(weights: dict[str, Array], copies: int) -> onnx_ir.Model:
     return onnx_ir.Model(graph, ir_version=10, functions=[function])
 
 
-def exact_threshold(weights: dict[str, Array], x: Array, fraction: float) -> Array:
+def exact_threshold(weights: Mapping[str, Array], x: Array, fraction: float) -> Array:
     """Thresholds f32[F] that keep exactly the share of neurons with the largest activations, for one token x."""
     product = weights["w_gate"].astype(np.float64) @ x.reshape(-1).astype(np.float64)
-    magnitude = np.abs(ACTIVATIONS[_ATTRIBUTES["activation"]].reference(product))
+    magnitude = np.abs(ACTIVATIONS[ACTIVATION].reference(product))
     threshold, scale = exact_share(magnitude[None], fraction)
     return threshold * scale[0]

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from clada.benchmark.contender import INT4, REFERENCE, TORCH, Contender, checked_error, ours
+from clada.benchmark.contender import TORCH, Contender, checked_error, dense, ours
 from clada.benchmark.model_graph import random_model, random_tokens, traced_model
+from clada.benchmark.precisions import OF_MODELS
 from clada.benchmark.sessions import execution
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
 from clada.benchmark.variants import Graph, Variants, write_variants
 from clada.plugins import graph
-from clada.plugins.onnxruntime import WEIGHTS
 from clada.plugins.ops.record import Array
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
@@ -40,9 +40,8 @@ class Model:
         context: Tokens in the cache when it decodes.
         variants: Its graphs.
         thresholds: For each share of neurons, f32[F] for each layer.
-        dense: The dense graph, loaded.
-        int4: The 4-bit graph, loaded.
-        ours: Our graph, loaded, by the type its neurons' weights are held in.
+        dense: The dense graphs, loaded, by the precision of their weights.
+        ours: Our graphs, loaded, by the precision their neurons' weights are held in.
         torch_model: The model in torch, or None where it is too large to be here as well.
     """
 
@@ -50,34 +49,37 @@ class Model:
     context: int
     variants: Variants
     thresholds: dict[float, list[Array]]
-    dense: OnnxRuntimeModel
-    int4: OnnxRuntimeModel
+    dense: dict[str, OnnxRuntimeModel]
     ours: dict[str, OnnxRuntimeModel]
     torch_model: Any
 
 
-def _written(shape: Shape, fractions: Sequence[float], folder: Path) -> tuple[Variants, dict[float, list[Array]]]:
+def _written(
+    shape: Shape, fractions: Sequence[float], precisions: Sequence[str], folder: Path
+) -> tuple[Variants, dict[float, list[Array]]]:
     """Write the graphs of a model; the thresholds of each layer for each share of neurons."""
     traced, thresholds = traced_model(shape, fractions)
-    return write_variants(traced, folder), thresholds
+    return write_variants(traced, folder, precisions), thresholds
 
 
-def _loaded(source: Graph, settings: Settings, weights: str | None) -> OnnxRuntimeModel:
-    return InPlaceModel(source.path, MAXIMUM_CONTEXT, execution(settings.threads, weights))
+def _loaded(source: Graph, settings: Settings, precision: str | None) -> OnnxRuntimeModel:
+    return InPlaceModel(source.path, MAXIMUM_CONTEXT, execution(settings.threads, precision))
 
 
 @contextmanager
 def opened_model(shape: Shape, settings: Settings) -> Iterator[Model]:
     """Make a model; its files are gone when the context ends."""
     torch.set_num_threads(settings.threads)
+    precisions = [precision for precision in settings.weights if precision in OF_MODELS]
     with TemporaryDirectory(prefix="clada-bench-") as folder:
         # In a process of its own, whose memory is free again when the sessions need it.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            variants, thresholds = process.submit(_written, shape, settings.active, Path(folder)).result()
-        dense, int4 = (_loaded(source, settings, None) for source in (variants.dense, variants.int4))
-        sparse = {kind: _loaded(variants.ours, settings, kind) for kind in WEIGHTS}
-        torch_model = random_model(shape) if shape.torch_model else None
-        yield Model(shape, settings.context, variants, thresholds, dense, int4, sparse, torch_model)
+            arguments = (shape, settings.active, precisions, Path(folder))
+            variants, thresholds = process.submit(_written, *arguments).result()
+        without = {precision: _loaded(source, settings, None) for precision, source in variants.dense.items()}
+        sparse = {precision: _loaded(variants.of(precision), settings, precision) for precision in precisions}
+        torch_model = random_model(shape) if shape.torch_model and "float32" in precisions else None
+        yield Model(shape, settings.context, variants, thresholds, without, sparse, torch_model)
 
 
 class _Steps:
@@ -180,28 +182,24 @@ def model_contenders(model: Model, tokens: int, fractions: tuple[float, ...]) ->
     width = shape.hidden // shape.heads
     cache_bytes = 4 * 2 * shape.layers * shape.key_value_heads * width * (model.context if tokens == 1 else 0)
     dense_thresholds = [np.zeros(shape.neurons, np.float32)] * shape.layers
-
-    def dense(name: str, runner: OnnxRuntimeModel, source: Graph, reference: Array) -> Contender:
+    reference, _ = _Steps(model, model.dense["float32"], dense_thresholds, tokens, counts=False).run()
+    contenders = []
+    for precision, runner in model.dense.items():
         steps = _Steps(model, runner, dense_thresholds, tokens, counts=False)
-        return _contender(name, steps, reference, source.other_bytes + cache_bytes)
-
-    reference, _ = _Steps(model, model.dense, dense_thresholds, tokens, counts=False).run()
-    contenders = [
-        dense(REFERENCE, model.dense, model.variants.dense, reference),
-        dense(INT4, model.int4, model.variants.int4, reference),
-    ]
-    if model.torch_model is None:
-        contenders.append(Contender(TORCH, missing="the model is too large to be in memory once more"))
-    else:
-        bytes_read = model.variants.dense.other_bytes + cache_bytes
+        bytes_read = model.variants.dense[precision].other_bytes + cache_bytes
+        contenders.append(_contender(dense(precision), steps, reference, bytes_read))
+    if model.torch_model is not None:
+        bytes_read = model.variants.dense["float32"].other_bytes + cache_bytes
         contenders.append(_contender(TORCH, _TorchSteps(model, tokens), reference, bytes_read))
-    for kind, runner in model.ours.items():
-        source = model.variants.ours
-        neuron_bytes = source.neuron_bytes / (2 if kind == "bfloat16" else 1)
-        always = source.other_bytes + cache_bytes + neuron_bytes / 3
+    elif "float32" in model.ours:
+        contenders.append(Contender(TORCH, missing="the model is too large to be in memory once more"))
+    for precision, runner in model.ours.items():
+        neuron_bytes = model.variants.neuron_bytes(precision)
+        always = model.variants.of(precision).other_bytes + cache_bytes + neuron_bytes / 3
         for fraction in (None, *fractions):
             thresholds = dense_thresholds if fraction is None else model.thresholds[fraction]
             steps = _Steps(model, runner, thresholds, tokens, counts=True)
             expected = reference if fraction is None else None
-            contenders.append(_contender(ours(fraction, kind), steps, expected, always, 2 * neuron_bytes / 3, fraction))
+            name = ours(fraction, precision)
+            contenders.append(_contender(name, steps, expected, always, 2 * neuron_bytes / 3, fraction))
     return contenders

@@ -1,13 +1,15 @@
 """What was measured, as figures, as a table and as JSON."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from clada.benchmark.contender import REFERENCE, Contender
+from clada.benchmark.contender import REFERENCE, Contender, dense
+from clada.benchmark.precisions import BLOCKS
+from clada.benchmark.target import Target
 from clada.benchmark.timing import Samples
 
 
@@ -21,13 +23,14 @@ class Row:
         ms: Median time in milliseconds.
         ms_quartiles: First and third quartile of it.
         ratio: How many times as fast as the reference: median over the rounds of the quotient of the two times.
+        against: The same against ONNX Runtime's other dense graphs, by their names.
         active_target: Share of neurons that was asked for; None for dense ones.
         active: Share that was computed, mean.
         bytes_read: What it must read; None where reading is not what takes the time.
         gigabytes_per_second: bytes_read over the median time.
         floor_share: Median over the rounds of the time in which the machine reads as much, measured just before,
             over the time it took.
-        error: Relative distance of its output from the reference's; None for those that skip neurons.
+        error: Relative distance of its output from what it should be; None where nobody says what that is.
         samples_ms: Every time.
         bandwidth_gigabytes_per_second: What the machine read before each.
     """
@@ -37,6 +40,7 @@ class Row:
     ms: float | None = None
     ms_quartiles: tuple[float, float] | None = None
     ratio: float | None = None
+    against: Mapping[str, float] = field(default_factory=dict)
     active_target: float | None = None
     active: float | None = None
     bytes_read: float | None = None
@@ -75,8 +79,14 @@ class Table:
         return f"{self.shape}, {subject}, {self.phase} ({self.tokens} token{'s' * (self.tokens > 1)}{context})"
 
 
-def row(contender: Contender, samples: Samples | None, reference: Samples) -> Row:
-    """Figures from times."""
+def _ratio(reference: Samples, samples: Samples) -> float:
+    return float(np.median(np.array(reference.seconds) / np.array(samples.seconds)))
+
+
+def row(
+    contender: Contender, samples: Samples | None, reference: Samples, others: Mapping[str, Samples] | None = None
+) -> Row:
+    """Figures from times, and how they compare with those of the reference and of others."""
     if samples is None:
         return Row(contender.name, contender.missing, active_target=contender.target)
     seconds, bandwidth = np.array(samples.seconds), np.array(samples.bandwidth)
@@ -88,7 +98,8 @@ def row(contender: Contender, samples: Samples | None, reference: Samples) -> Ro
         contender.name,
         ms=float(median) * 1e3,
         ms_quartiles=(float(low) * 1e3, float(high) * 1e3),
-        ratio=float(np.median(np.array(reference.seconds) / seconds)),
+        ratio=_ratio(reference, samples),
+        against={name: _ratio(other, samples) for name, other in (others or {}).items()},
         active_target=contender.target,
         active=active,
         bytes_read=bytes_read if reads else None,
@@ -101,8 +112,13 @@ def row(contender: Contender, samples: Samples | None, reference: Samples) -> Ro
 
 
 def rows(contenders: Sequence[Contender], samples: dict[str, Samples], reference: str = REFERENCE) -> tuple[Row, ...]:
-    """Figures of all contenders, in their order; `reference` is the one that ratios are against."""
-    return tuple(row(contender, samples.get(contender.name), samples[reference]) for contender in contenders)
+    """Figures of all contenders, in their order; `reference` is the one that ratios are against.
+
+    Where ONNX Runtime has quantised contenders, all are compared with those too.
+    """
+    quantized = [name for name in map(dense, BLOCKS) if name in samples]
+    others = {name: samples[name] for name in quantized if name != reference}
+    return tuple(row(contender, samples.get(contender.name), samples[reference], others) for contender in contenders)
 
 
 def _cells(row: Row) -> list[str]:
@@ -116,6 +132,7 @@ def _cells(row: Row) -> list[str]:
         cell(row.ms, ".2f"),
         spread,
         cell(row.ratio, ".2f") + "x",
+        *(f"{ratio:.2f}x" for ratio in row.against.values()),
         cell(row.gigabytes_per_second, ".1f"),
         cell(row.floor_share, ".0%"),
         cell(row.active, ".1%"),
@@ -124,7 +141,9 @@ def _cells(row: Row) -> list[str]:
 
 def table_lines(table: Table) -> list[str]:
     """The table as text, a line naming what could not run."""
-    header = ["contender", "ms", "quartiles", f"vs {REFERENCE}", "GB/s", "of floor", "active"]
+    others = next((row.against for row in table.rows if not row.missing), {})
+    ratios = [f"vs {REFERENCE}", *(f"vs {name.split()[-1]}" for name in others)]
+    header = ["contender", "ms", "quartiles", *ratios, "GB/s", "of floor", "active"]
     cells = [header] + [_cells(row) for row in table.rows if not row.missing]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [table.title]
@@ -139,7 +158,15 @@ def table_lines(table: Table) -> list[str]:
     return lines
 
 
-def json_text(tables: Sequence[Table], machine: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Everything that was measured, with the machine and the settings."""
-    report = {"machine": machine, "settings": settings, "reference": REFERENCE}
-    return json.dumps(report | {"tables": [asdict(table) for table in tables]}, indent=1) + "\n"
+def json_text(
+    tables: Sequence[Table], targets: Sequence[Target], machine: dict[str, Any], settings: dict[str, Any]
+) -> str:
+    """Everything that was measured, with the machine and the settings, and what was to be reached."""
+    report = {
+        "machine": machine,
+        "settings": settings,
+        "reference": REFERENCE,
+        "tables": [asdict(table) for table in tables],
+        "targets": [asdict(target) | {"met": target.met} for target in targets],
+    }
+    return json.dumps(report, indent=1) + "\n"

@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 
 import onnxruntime
 
+from clada.plugins.onnxruntime import WEIGHTS
 from clada.plugins.ops.record import Array
 from clada.runtime.backends.onnxruntime import Execution
 
 
-def execution(threads: int, weights: str | None) -> Execution:
-    """How a graph is run: with our kernels, neurons' weights held in a type ("" is their own), or without (None)."""
-    return Execution(threads, "bodies") if weights is None else Execution(threads, "native", weights)
+def execution(threads: int, precision: str | None) -> Execution:
+    """How a graph is run: with our kernels, neurons' weights held in a precision, or without (None)."""
+    if precision is None:
+        return Execution(threads, "bodies")
+    # All other precisions are the file's own.
+    return Execution(threads, "native", precision if precision in WEIGHTS else "")
 
 
 class Bound:

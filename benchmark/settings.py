@@ -1,8 +1,9 @@
 """What the user chose, checked before anything is measured."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from clada.benchmark.precisions import PRECISIONS
 from clada.plugins.errors import CladaError
 
 
@@ -12,6 +13,7 @@ class Settings:
 
     Args:
         active: Shares of neurons that our sparse contenders keep.
+        weights: Of PRECISIONS, those that are compared, beside the dense graph in float32.
         threads: Of every contender.
         rounds: Of decoding; prefill takes a fifth of them.
         prefill_tokens: Length of the prompt.
@@ -19,6 +21,7 @@ class Settings:
     """
 
     active: tuple[float, ...] = (0.6, 0.4, 0.2)
+    weights: tuple[str, ...] = PRECISIONS
     threads: int = 0
     rounds: int = 20
     prefill_tokens: int = 512
@@ -41,9 +44,11 @@ def checked(settings: Settings) -> Settings:
             raise CladaError(f"an active fraction is {fraction}; it must lie in (0, 1]")
     if len(set(settings.active)) < len(settings.active):
         raise CladaError("an active fraction is given twice")
+    if len(set(settings.weights)) < len(settings.weights):
+        raise CladaError("a precision of weights is given twice")
     if settings.rounds < 1:
         raise CladaError(f"rounds is {settings.rounds}; at least 1 is needed")
     if settings.threads < 0:
         raise CladaError(f"threads is {settings.threads}; it must be 0 (all cores) or more")
     threads = settings.threads or len(os.sched_getaffinity(0))
-    return Settings(settings.active, threads, settings.rounds, settings.prefill_tokens, settings.context)
+    return replace(settings, threads=threads)

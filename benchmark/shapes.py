@@ -44,7 +44,7 @@ SHAPES = {
         Shape("qwen2.5-0.5b", 896, 4864, True, True, "qwen2", 24, 14, 2, 151_936),
         Shape("llama-3.2-1b", 2048, 8192, True, False, "llama", 16, 32, 8, 128_256),
         Shape("llama-3-8b", 4096, 14336),
-        Shape(TINY, 64, 160, True, True, "llama", 2, 4, 2, 512),
+        Shape(TINY, 128, 256, True, True, "llama", 2, 4, 2, 512),
     )
 }
 

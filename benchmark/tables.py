@@ -32,7 +32,7 @@ def _prefill(shape: Shape, what: str, make: _Make, settings: Settings) -> Table:
 
 def layer_tables(shape: Shape, settings: Settings) -> Iterator[Table]:
     """Measure one feed-forward layer."""
-    with opened_layer(shape, settings.threads) as layer:
+    with opened_layer(shape, settings) as layer:
         make = partial(layer_contenders, layer)
         yield _decode(shape, "layer", 0, make, settings)
         yield _prefill(shape, "layer", make, settings)

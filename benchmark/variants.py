@@ -1,5 +1,6 @@
 """The graphs that are compared, each in its file, and what a token reads of each."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import onnx_ir
 
 from clada.benchmark.dense import make_dense
 from clada.benchmark.floor import weight_bytes
-from clada.benchmark.int4 import make_int4
+from clada.benchmark.matmul_nbits import make_products_quantized
+from clada.benchmark.precisions import BLOCKS
+from clada.benchmark.quantized_ffn import make_quantized
 from clada.benchmark.storage import save_beside
 
 
@@ -28,11 +31,18 @@ class Graph:
 
 @dataclass(frozen=True)
 class Variants:
-    """One model as three graphs: with our ops, dense, and dense with 4-bit weights."""
+    """One model as graphs with our ops, and as dense ones, by the precision of the weights in the file."""
 
-    ours: Graph
-    dense: Graph
-    int4: Graph
+    ours: Mapping[str, Graph]
+    dense: Mapping[str, Graph]
+
+    def of(self, precision: str) -> Graph:
+        """The graph with our ops that is loaded for a precision: bfloat16 is what float32 is rounded to then."""
+        return self.ours["float32" if precision == "bfloat16" else precision]
+
+    def neuron_bytes(self, precision: str) -> float:
+        """Size of our ops' matrices once they are loaded."""
+        return self.of(precision).neuron_bytes / (2 if precision == "bfloat16" else 1)
 
 
 def _saved(model: onnx_ir.Model, path: Path) -> Graph:
@@ -48,9 +58,21 @@ def write_pair(model: onnx_ir.Model, folder: Path) -> tuple[Graph, Graph]:
     return ours, _saved(derived, folder / "dense.onnx")
 
 
-def write_variants(model: onnx_ir.Model, folder: Path) -> Variants:
-    """Write a model with our ops, and what is derived from it."""
+def write_variants(model: onnx_ir.Model, folder: Path, precisions: Sequence[str]) -> Variants:
+    """Write a model in float32 with our ops, and what is derived from it.
+
+    Args:
+        model: In float32.
+        folder: Where.
+        precisions: Of PRECISIONS; those that are kept in files of their own are derived.
+    """
     ours, dense = write_pair(model, folder)
-    derived = onnx_ir.load(dense.path)
-    make_int4(derived)
-    return Variants(ours, dense, _saved(derived, folder / "int4.onnx"))
+    sparse_graphs, dense_graphs = {"float32": ours}, {"float32": dense}
+    for precision in precisions:
+        if precision in BLOCKS:
+            sparse, products = onnx_ir.load(ours.path), onnx_ir.load(dense.path)
+            make_quantized(sparse, BLOCKS[precision])
+            make_products_quantized(products, BLOCKS[precision])
+            sparse_graphs[precision] = _saved(sparse, folder / f"ours-{precision}.onnx")
+            dense_graphs[precision] = _saved(products, folder / f"dense-{precision}.onnx")
+    return Variants(sparse_graphs, dense_graphs)

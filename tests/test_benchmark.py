@@ -7,16 +7,22 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from clada.benchmark.contender import INT4, REFERENCE, TORCH, ours
-from clada.benchmark.int4 import BLOCK, quantise
+from clada.benchmark.contender import REFERENCE, TORCH, dense, ours
 from clada.benchmark.layer import layer_contenders, opened_layer
 from clada.benchmark.layer_graph import exact_threshold, random_input
+from clada.benchmark.layer_output import layer_output, weights_of_ours
+from clada.benchmark.matmul_nbits import packed
 from clada.benchmark.model import model_contenders, opened_model
+from clada.benchmark.precisions import BLOCKS, PRECISIONS, Blocks
+from clada.benchmark.report import Row, Table
 from clada.benchmark.sessions import Bound
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import SHAPES
+from clada.benchmark.targets import target_lines, targets
+from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import library
 from clada.plugins.ops import SPARSE_GATED_FFN
+from clada.plugins.ops.block_quantization import quantize
 from clada.runtime.cli import main as clada_main
 from tests.test_bad_input import fails_with
 
@@ -25,7 +31,7 @@ SHAPE = SHAPES["tiny"]
 
 @pytest.fixture(scope="module")
 def layer():
-    with opened_layer(SHAPE, threads=1) as opened:
+    with opened_layer(SHAPE, Settings(threads=1)) as opened:
         yield opened
 
 
@@ -45,34 +51,44 @@ def _of_copies(layer, inputs):
 
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_dense_layers_agree(layer, tokens):
-    """The dense graph, the 4-bit one and torch compute what our op does; none is compared with itself."""
+    """Each computes what its own weights give, by the op's reference; none is compared with itself."""
     contenders = {c.name: c for c in layer_contenders(layer, tokens, ()) if c.run is not None}
     x = random_input(SHAPE.hidden, tokens)
-    dense = _dense_inputs(tokens)
-    expected = SPARSE_GATED_FFN.reference(x, *layer.weights.values(), *dense.values(), activation="silu")[0]
-    bound = Bound(layer.dense, _of_copies(layer, {"x": x} | dense), ["y.0"])
+    inputs = _dense_inputs(tokens)
+    expected = SPARSE_GATED_FFN.reference(x, *layer.weights.values(), *inputs.values(), activation="silu")[0]
+    bound = Bound(layer.dense["float32"], _of_copies(layer, {"x": x} | inputs), ["y.0"])
     bound.run()
     np.testing.assert_allclose(bound.results()["y.0"], expected, atol=1e-5 * np.abs(expected).max())
-    assert {REFERENCE, INT4, TORCH, ours(None, "")} <= set(contenders)
-    assert contenders[TORCH].error < 1e-5
-    assert contenders[ours(None, "")].error < 1e-5
-    assert 0.01 < contenders[INT4].error < 0.3
+    np.testing.assert_allclose(
+        layer_output(layer.weights, x, inputs["threshold"]), expected, atol=1e-5 * np.abs(expected).max()
+    )
+    assert set(contenders) == {
+        TORCH,
+        *(ours(None, precision) for precision in PRECISIONS),
+        *(dense(precision) for precision in ("float32", *BLOCKS)),
+    }
+    for name in (REFERENCE, TORCH, ours(None, "float32")):
+        assert contenders[name].error < 1e-5
+    for name in map(dense, BLOCKS):
+        assert 1e-3 < contenders[name].error < 0.03
 
 
+@pytest.mark.parametrize("precision", ["float32", *BLOCKS])
 @pytest.mark.parametrize("fraction", [1.0, 0.6, 0.37, 0.001])
-def test_active_fraction_is_exact(layer, fraction):
+def test_active_fraction_is_exact(layer, precision, fraction):
     """By the op's own count, and the neurons kept are those with the largest activations."""
     x = random_input(SHAPE.hidden, 1)
+    own = weights_of_ours(layer.weights, precision)
     inputs = _dense_inputs(1) | {
         "x": x,
-        "threshold": exact_threshold(layer.weights, x, fraction),
+        "threshold": exact_threshold(own, x, fraction),
         "scale": np.ones((1, 1), np.float32),
     }
-    bound = Bound(layer.ours[""], _of_copies(layer, inputs), ["active.0", "score.0"])
+    bound = Bound(layer.ours[precision], _of_copies(layer, inputs), ["active.0", "score.0"])
     bound.run()
     results = bound.results()
     assert results["active.0"].item() == round(fraction * SHAPE.neurons)
-    z = layer.weights["w_gate"].astype(np.float64) @ x.ravel()
+    z = own["w_gate"].astype(np.float64) @ x.ravel()
     magnitude = np.abs(z / (1 + np.exp(-z)))
     kept = results["score.0"][0] > 0
     assert kept.sum() == round(fraction * SHAPE.neurons)
@@ -80,14 +96,30 @@ def test_active_fraction_is_exact(layer, fraction):
 
 
 def test_bytes_are_those_of_the_matrices(layer):
-    """A dense layer is read whole; ours all gates, and the rest for active neurons; 4 bits and a scale a block."""
-    size = 3 * SHAPE.hidden * SHAPE.neurons * 4
+    """A dense layer is read whole; ours all gates, and the rest for active neurons; codes, and a scale a block."""
+    elements = 3 * SHAPE.hidden * SHAPE.neurons
     contenders = {c.name: c for c in layer_contenders(layer, 1, (0.4,))}
-    assert contenders[REFERENCE].always_bytes == contenders[TORCH].always_bytes == size
-    sparse = contenders[ours(0.4, "")]
-    assert sparse.always_bytes + sparse.active_bytes == pytest.approx(size)
-    assert sparse.always_bytes == pytest.approx(size / 3)
-    assert contenders[INT4].always_bytes == size / 8 + size / BLOCK
+    assert contenders[REFERENCE].always_bytes == contenders[TORCH].always_bytes == 4 * elements
+    sizes = {"float32": 4 * elements, "bfloat16": 2 * elements}
+    for precision, blocks in BLOCKS.items():
+        codes = elements * blocks.bits / 8
+        assert contenders[dense(precision)].always_bytes == codes + 4 * elements / blocks.block_size
+        sizes[precision] = codes + 2 * elements / blocks.block_size
+    for precision, size in sizes.items():
+        sparse = contenders[ours(0.4, precision)]
+        assert sparse.always_bytes + sparse.active_bytes == pytest.approx(size)
+        assert sparse.always_bytes == pytest.approx(size / 3)
+
+
+def test_a_sparse_layer_that_computes_something_else_is_refused(layer, monkeypatch):
+    """Its output is checked, not only how many neurons it counted."""
+
+    def fewer(weights, x, threshold):
+        return layer_output(weights, x, 10 * threshold)
+
+    monkeypatch.setattr("clada.benchmark.layer.layer_output", fewer)
+    with pytest.raises(CladaError, match="ours 40% float32 does not compute what it should"):
+        layer_contenders(layer, 1, (0.4,))
 
 
 @pytest.fixture(scope="module")
@@ -102,43 +134,61 @@ def test_whole_models_agree(model, tokens):
     contenders = {c.name: c for c in model_contenders(model, tokens, (0.5, 0.2)[: 2 * (tokens == 1)])}
     assert contenders[REFERENCE].error == 0
     assert contenders[TORCH].error < 1e-4
-    assert contenders[ours(None, "")].error < 1e-4
-    assert 0.01 < contenders[INT4].error < 0.5
-    assert contenders[ours(None, "")].run() == 1
-    for share in (0.5, 0.2) if tokens == 1 else ():
-        assert contenders[ours(share, "")].run() == pytest.approx(share, abs=0.1)
-        assert contenders[ours(share, "")].error is None
+    assert contenders[ours(None, "float32")].error < 1e-4
+    assert 0.01 < contenders[dense("int4")].error < 0.5
+    assert 0.01 < contenders[ours(None, "int4")].error < 0.5
+    for precision in ("float32", "int4"):
+        assert contenders[ours(None, precision)].run() == 1
+        for share in (0.5, 0.2) if tokens == 1 else ():
+            assert contenders[ours(share, precision)].run() == pytest.approx(share, abs=0.1)
+            assert contenders[ours(share, precision)].error is None
+
+
+def _operators(graph):
+    return Counter((node.domain, node.op_type) for node in onnx_ir.load(graph.path).graph)
 
 
 def test_dense_graphs_hold_nothing_of_ours(model):
     """Beside what replaces our ops the graph is the same, and in 4 bits all that is multiplied with a matrix."""
-    graphs = {name: onnx_ir.load(getattr(model.variants, name).path).graph for name in ("ours", "dense", "int4")}
-    count = {name: Counter((node.domain, node.op_type) for node in graph) for name, graph in graphs.items()}
-    assert count["ours"]["clada", "SparseGatedFFN"] == SHAPE.layers
-    assert not [domain for domain, _ in [*count["dense"], *count["int4"]] if domain == "clada"]
+    variants = model.variants
+    sparse = {name: _operators(graph) for name, graph in variants.ours.items()}
+    without = {name: _operators(graph) for name, graph in variants.dense.items()}
+    assert sparse["float32"]["clada", "SparseGatedFFN"] == SHAPE.layers
+    assert not [domain for domain, _ in [*without["float32"], *without["int4"]] if domain == "clada"]
     matrices = 4 * SHAPE.layers + 1
-    products = count["ours"]["", "MatMul"] - matrices
-    assert count["dense"]["", "MatMul"] == products + matrices + 3 * SHAPE.layers
-    assert count["int4"]["", "MatMul"] == products
-    assert count["int4"]["com.microsoft", "MatMulNBits"] == matrices + 3 * SHAPE.layers
+    products = sparse["float32"]["", "MatMul"] - matrices
+    assert without["float32"]["", "MatMul"] == products + matrices + 3 * SHAPE.layers
+    assert without["int4"]["", "MatMul"] == sparse["int4"]["", "MatMul"] == products
+    assert without["int4"]["com.microsoft", "MatMulNBits"] == matrices + 3 * SHAPE.layers
+    assert sparse["int4"]["com.microsoft", "MatMulNBits"] == matrices
+    assert sparse["int4"]["clada", "QuantizedSparseGatedFFN"] == SHAPE.layers
+    assert sparse["int4"]["clada", "SparseGatedFFN"] == 0
     weights = 4 * (SHAPE.layers * 3 * SHAPE.hidden * SHAPE.neurons)
     attention = SHAPE.layers * SHAPE.hidden**2 * (2 + 2 * SHAPE.key_value_heads / SHAPE.heads)
     others = 4 * (attention + SHAPE.vocabulary * SHAPE.hidden)
-    assert (model.variants.ours.neuron_bytes, model.variants.ours.other_bytes) == (weights, others)
-    assert (model.variants.dense.neuron_bytes, model.variants.dense.other_bytes) == (0, weights + others)
-    assert model.variants.int4.other_bytes == (weights + others) * (1 / 8 + 1 / BLOCK)
-    names = {name: [value.name for value in [*graph.inputs, *graph.outputs]] for name, graph in graphs.items()}
-    assert names["ours"] == names["dense"] == names["int4"]
+    in_products, in_ours = 1 / 8 + 1 / 32, 1 / 8 + 1 / 64
+    assert (variants.ours["float32"].neuron_bytes, variants.ours["float32"].other_bytes) == (weights, others)
+    assert (variants.dense["float32"].neuron_bytes, variants.dense["float32"].other_bytes) == (0, weights + others)
+    assert variants.dense["int4"].other_bytes == (weights + others) * in_products
+    assert variants.ours["int4"].neuron_bytes == weights * in_ours
+    assert variants.ours["int4"].other_bytes == others * in_products
+    names = [
+        [value.name for value in [*graph.inputs, *graph.outputs]]
+        for graph in (onnx_ir.load(of.path).graph for of in [*variants.ours.values(), *variants.dense.values()])
+    ]
+    assert all(of == names[0] for of in names)
 
 
-def test_quantised_weights_are_near():
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_are_those_of_the_ops(bits):
+    """MatMulNBits counts codes from the middle of their range, and stands for the same weights."""
     matrix = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32)
-    matrix[:BLOCK, 2] = 0
-    packed, scales = quantise(matrix)
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(5, -1, BLOCK)
-    restored = ((codes.astype(np.float32) - 8) * scales[..., None]).reshape(5, -1).T
-    assert np.abs(restored - matrix).max() <= scales.max() / 2 * 1.0001
-    assert not restored[:BLOCK, 2].any()
+    codes, scales = packed(matrix, Blocks(bits, 32))
+    halves = np.stack([codes & 15, codes >> 4], axis=-1) if bits == 4 else codes
+    restored = (halves.reshape(5, 2, 32).astype(np.float32) - (1 << bits - 1)) * scales[..., None]
+    assert np.abs(restored.reshape(5, 64).T - matrix).max() <= np.abs(scales).max()
+    expected = quantize(np.ascontiguousarray(matrix.T), bits, 32)[1].astype(np.float32)
+    np.testing.assert_array_equal(scales, expected)
 
 
 @pytest.fixture(scope="module")
@@ -154,32 +204,70 @@ def report(tmp_path_factory):
 def test_json_has_every_contender(report):
     tables = {(table["what"], table["phase"]): table for table in report[1]["tables"]}
     names = {what: [row["name"] for row in table["rows"]] for what, table in tables.items()}
-    dense = [REFERENCE, INT4, TORCH]
-    sparse = [ours(share, weights) for weights in ("", "bfloat16") for share in (None, 0.5, 0.25)]
     assert set(names) == {(what, phase) for what in ("layer", "model") for phase in ("decode", "prefill")}
-    for what in ("layer", "model"):
-        assert names[what, "decode"] == dense + sparse
-        assert names[what, "prefill"] == [*dense, ours(None, ""), ours(None, "bfloat16")]
+    for what, quantized in (("layer", list(BLOCKS)), ("model", ["int4"])):
+        without = [REFERENCE, *map(dense, quantized), TORCH]
+        precisions = ["float32", "bfloat16", *quantized]
+        shares = [None, 0.5, 0.25]
+        assert names[what, "decode"] == without + [ours(share, of) for of in precisions for share in shares]
+        assert names[what, "prefill"] == without + [ours(None, of) for of in precisions]
     assert report[1]["settings"] | {"active": [0.5, 0.25], "rounds": 3, "threads": 1} == report[1]["settings"]
     assert report[1]["machine"]["versions"]["onnxruntime"]
 
 
 def test_ratios_are_quotients_of_the_figures(report):
     for table in report[1]["tables"]:
-        reference = np.array(next(row["samples_ms"] for row in table["rows"] if row["name"] == REFERENCE))
+        samples = {row["name"]: np.array(row["samples_ms"]) for row in table["rows"]}
+        quantized = [dense(precision) for precision in BLOCKS if dense(precision) in samples]
         for row in table["rows"]:
             assert bool(row["missing"]) == (row["ms"] is None)
             if row["missing"]:
                 continue
             times = np.array(row["samples_ms"])
             assert row["ms"] == pytest.approx(np.median(times))
-            assert row["ratio"] == pytest.approx(np.median(reference / times))
+            assert row["ratio"] == pytest.approx(np.median(samples[REFERENCE] / times))
+            assert row["against"] == pytest.approx({name: np.median(samples[name] / times) for name in quantized})
             if table["phase"] == "prefill":
                 assert row["floor_share"] is None
                 continue
             floor_ms = row["bytes_read"] / np.array(row["bandwidth_gigabytes_per_second"]) / 1e6
             assert row["floor_share"] == pytest.approx(np.median(floor_ms / times))
             assert row["gigabytes_per_second"] == pytest.approx(row["bytes_read"] / row["ms"] / 1e6)
+
+
+def test_only_chosen_weights_are_compared(capsys):
+    """Those, and the dense graph in float32."""
+    options = ["--shape", "tiny", "--what", "layer", "--active", "0.5", "--rounds", "1", "--weights", "int8"]
+    assert clada_main(["bench", *options, "--threads", "1"]) == 0
+    decode = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    names = [line.split("  ")[0] for line in decode[2:-1]]
+    assert names == [REFERENCE, dense("int8"), ours(None, "int8"), ours(0.5, "int8")]
+    assert "vs int8" in decode[1]
+
+
+def test_targets_are_those_of_a_measured_layer():
+    """Each with its own contender's ratio; a table of another shape or phase has none."""
+    against = {dense("int4"): 1.5, dense("int4-block128"): 1.2, dense("int8"): 1.7}
+    rows = tuple(Row(ours(fraction, "int4"), against=against) for fraction in (None, 0.6))
+    tables = [
+        Table("llama-3-8b", "layer", "decode", 1, 0, rows),
+        Table("llama-3-8b", "layer", "prefill", 512, 0, rows),
+        Table("tiny", "layer", "decode", 1, 0, rows),
+    ]
+    found = targets(tables)
+    assert [(target.reached, target.met) for target in found] == [
+        (1.5, True),
+        (1.5, True),
+        (1.2, True),
+        (None, False),
+        (None, False),
+        (None, False),
+    ]
+    lines = target_lines(found)
+    assert lines[1] == "llama-3-8b layer, ours 60% int4 against ORT dense int4: 1.50x, to be at least 1.35x: met"
+    assert lines[3].endswith("not measured, to be at least 1.70x: NOT MET")
+    slow = Row(ours(None, "int4"), against=against | {dense("int4"): 0.99})
+    assert not targets([Table("llama-3.2-1b", "layer", "decode", 1, 0, (slow,))])[0].met
 
 
 def test_plot_is_an_image(report, tmp_path):
@@ -196,6 +284,7 @@ def test_plot_is_an_image(report, tmp_path):
         (["--active", "1.5"], "an active fraction is 1.5"),
         (["--active", "nan"], "an active fraction is nan"),
         (["--active", "0.5", "0.5"], "an active fraction is given twice"),
+        (["--weights", "int4", "int4"], "a precision of weights is given twice"),
         (["--rounds", "0"], "rounds is 0"),
         (["--threads", "-1"], "threads is -1"),
         (["--json", "/nowhere/out.json"], "cannot write /nowhere/out.json: No such file"),

@@ -1,0 +1,36 @@
+"""What a layer should compute: its output, from the weights as a contender has them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from clada.benchmark.precisions import BLOCKS
+from clada.benchmark.rounding import restored
+from clada.plugins.ops.activations import ACTIVATIONS
+from clada.plugins.ops.record import Array
+
+ACTIVATION = "silu"
+
+
+def weights_of_ours(weights: Mapping[str, Array], precision: str) -> dict[str, Array]:
+    """Weights f32[F, D] as our op has them: quantised in blocks along D, all three."""
+    if precision not in BLOCKS:
+        return dict(weights)
+    return {name: restored(matrix, BLOCKS[precision]) for name, matrix in weights.items()}
+
+
+def weights_of_products(weights: Mapping[str, Array], precision: str) -> dict[str, Array]:
+    """Weights f32[F, D] as a dense graph has them: quantised along what a product sums over, in the last one F."""
+    if precision not in BLOCKS:
+        return dict(weights)
+    return {
+        name: restored(matrix.T, BLOCKS[precision]).T if name == "w_down" else restored(matrix, BLOCKS[precision])
+        for name, matrix in weights.items()
+    }
+
+
+def layer_output(weights: Mapping[str, Array], x: Array, threshold: Array) -> Array:
+    """The layer's output f32[1, S, D]; neurons whose activations are below the thresholds f32[F] count nothing."""
+    a = ACTIVATIONS[ACTIVATION].reference(x @ weights["w_gate"].T)
+    hidden = np.where(np.abs(a) >= threshold, a, 0) * (x @ weights["w_up"].T)
+    return hidden @ weights["w_down"]
