@@ -1,36 +1,16 @@
 """What was to be reached, and what was."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from clada.benchmark.gpu.tables import IN_GRAPH, LAYER
 from clada.benchmark.report import Row, Table
+from clada.benchmark.target import Target
 
 _SHAPE = "llama-3-8b"
 _BANDWIDTH_SHARE, _BANDWIDTH_ACTIVE = 0.8, (0.6, 0.4)
 _LAYER_RATIO, _LAYER_ACTIVE = 1.6, 0.4
 _MODEL_RATIO, _MODEL_ACTIVE = 1.3, 0.4
 MODEL = "model"
-
-
-@dataclass(frozen=True)
-class Target:
-    """One figure that was to be reached.
-
-    Args:
-        what: Of what.
-        wanted: At least this.
-        reached: What was measured; None where it was not.
-    """
-
-    what: str
-    wanted: float
-    reached: float | None
-
-    @property
-    def met(self) -> bool:
-        """Whether it was reached."""
-        return self.reached is not None and self.reached >= self.wanted
 
 
 def _ours(tables: Sequence[Table], active: float) -> Iterator[Row]:
