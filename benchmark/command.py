@@ -1,21 +1,29 @@
 """The `clada bench` command."""
 
 import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from clada.benchmark.footprint import Footprint, footprint_lines
+from clada.benchmark.genai import genai_tables
+from clada.benchmark.genai_files import require_genai
 from clada.benchmark.machine import machine
 from clada.benchmark.plot import FORMATS, plot
 from clada.benchmark.precisions import OF_MODELS, PRECISIONS
 from clada.benchmark.report import Table, json_text, table_lines
 from clada.benchmark.settings import Settings, checked
-from clada.benchmark.shapes import SHAPES, TINY, chosen_shapes
+from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
 from clada.benchmark.tables import layer_tables, model_tables
 from clada.benchmark.targets import target_lines, targets
 from clada.exporter.output import check_writable, write
 from clada.plugins.errors import CladaError
 
-_TABLES = {"layer": layer_tables, "model": model_tables}
+_MEASURES: dict[str, Callable[[Shape, Settings], Iterator[Table | list[Footprint]]]] = {
+    "layer": layer_tables,
+    "model": model_tables,
+    "genai": genai_tables,
+}
 
 
 def _check_outputs(json_file: Path | None, plot_file: Path | None) -> None:
@@ -29,22 +37,30 @@ def _check_outputs(json_file: Path | None, plot_file: Path | None) -> None:
 def _run(args: argparse.Namespace) -> None:
     settings = checked(Settings(tuple(args.active), tuple(args.weights), args.threads, args.rounds))
     chosen = chosen_shapes(args.shape, args.what)
+    if any("genai" in whats for _, whats in chosen):
+        require_genai()
     _check_outputs(args.json, args.plot)
     here = machine()
     versions = f"ONNX Runtime {here['versions']['onnxruntime']}, kernels for {here['kernels']}"
     subtitle = f"{here['processor']}, {settings.threads} threads, {versions}"
     print(f"{subtitle}; medians of {settings.rounds} rounds, of {settings.prefill_rounds} in prefill")
     tables: list[Table] = []
+    footprints: list[Footprint] = []
     for shape, whats in chosen:
         for what in whats:
-            for table in _TABLES[what](shape, settings):
-                print("\n" + "\n".join(table_lines(table)), flush=True)
-                tables.append(table)
-    found = targets(tables)
+            for measured in _MEASURES[what](shape, settings):
+                if isinstance(measured, Table):
+                    tables.append(measured)
+                    lines = table_lines(measured)
+                else:
+                    footprints += measured
+                    lines = footprint_lines(measured)
+                print("\n" + "\n".join(lines), flush=True)
+    found = targets(tables, footprints)
     if found:
         print("\n" + "\n".join(target_lines(found)))
     if args.json is not None:
-        write(args.json, json_text(tables, found, here, asdict(settings)).encode())
+        write(args.json, json_text(tables, footprints, found, here, asdict(settings)).encode())
     if args.plot is not None:
         write(args.plot, plot(tables, subtitle, args.plot.suffix))
 
@@ -62,7 +78,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--shape", nargs="+", default=real, metavar="NAME", help=f"of {', '.join(SHAPES)} (default: all but {TINY})"
     )
-    parser.add_argument("--what", nargs="+", choices=list(_TABLES), help="default: all that a shape has")
+    parser.add_argument(
+        "--what",
+        nargs="+",
+        choices=list(_MEASURES),
+        help="layer and model, where a shape has one, by default; genai decodes a whole int4 model with 40%% of "
+        "neurons active against onnxruntime-genai's generator, and compares how they load",
+    )
     parser.add_argument(
         "--active",
         nargs="+",

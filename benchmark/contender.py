@@ -17,6 +17,7 @@ def dense(precision: str) -> str:
 # Every ratio is against this one.
 REFERENCE = dense("float32")
 TORCH = "torch dense float32"
+GENAI = "genai dense int4"
 # How far from the reference the output may be; more is not another precision but another computation. Layers of random
 # weights amplify the rounding of 4 bits, but outputs that have nothing in common are 1.4 apart.
 FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int4": 1.2}
@@ -37,6 +38,7 @@ class Contender:
         error: Relative distance of its output from what it should be; None where nobody says what that is.
         missing: Why it cannot run here.
         repeats: How many times `run` computes what a time and the bytes are of.
+        prepare: Called before each time, which does not count it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Contender:
     error: float | None = None
     missing: str = ""
     repeats: int = 1
+    prepare: Callable[[], object] | None = None
 
 
 def ours(fraction: float | None, precision: str) -> str:

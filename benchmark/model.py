@@ -16,11 +16,12 @@ import torch
 from transformers import DynamicCache
 
 from clada.benchmark.contender import TORCH, Contender, checked_error, dense, ours
-from clada.benchmark.model_graph import random_model, random_tokens, traced_model
+from clada.benchmark.model_graph import random_model, traced_model
 from clada.benchmark.precisions import OF_MODELS
 from clada.benchmark.sessions import execution
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
+from clada.benchmark.tokens import random_tokens
 from clada.benchmark.variants import Graph, Variants, write_variants
 from clada.plugins import graph
 from clada.plugins.ops.record import Array

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
+from clada.benchmark.tokens import random_tokens
 from clada.exporter.decoder import LoadMap
 from clada.exporter.neurons import activations
 from clada.exporter.patch import sparse_layers, sparsify
@@ -20,13 +21,8 @@ from clada.plugins.ops.record import Array
 _CALIBRATION_TOKENS = 64
 
 
-def random_tokens(shape: Shape, tokens: int, seed: int) -> Array:
-    """Token ids i64[1, S]."""
-    return np.random.default_rng(seed).integers(0, shape.vocabulary, (1, tokens))
-
-
-def random_model(shape: Shape) -> Any:
-    """A causal LM in float32, the same at each call."""
+def random_model(shape: Shape, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal LM, the same at each call."""
     config = AutoConfig.for_model(
         shape.family,
         hidden_size=shape.hidden,
@@ -39,7 +35,13 @@ def random_model(shape: Shape) -> Any:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+
+
+def load_that_moves_nothing() -> LoadMap:
+    """Constants of the load signal with which thresholds are what they are: load would move the share."""
+    knots = torch.tensor([0.0, 1.0])
+    return LoadMap(knots, 2 * knots, torch.ones(3), torch.tensor(2.0), surprisal_weight=0.5)
 
 
 @torch.inference_mode()
@@ -67,14 +69,12 @@ def traced_model(
     """The graph in a type, and the thresholds of each layer for each share of neurons.
 
     It keeps its cache in place, as the runtime has it for one text. The thresholds are inputs, so that one session
-    serves all shares. Load moves nothing: it would move the share.
+    serves all shares.
     """
     model = random_model(shape)
     sparsity = sparsify(model)
     thresholds = _thresholds(model, shape, fractions)  # in float32, which a CPU is quick in
-    knots = torch.tensor([0.0, 1.0])
-    load_map = LoadMap(knots, 2 * knots, torch.ones(3), torch.tensor(2.0), surprisal_weight=0.5)
-    traced = trace(model.to(dtype), sparsity, load_map, in_place_cache=True)
+    traced = trace(model.to(dtype), sparsity, load_that_moves_nothing(), in_place_cache=True)
     for layer in range(shape.layers):
         value = traced.graph.initializers.pop(graph.threshold(layer))
         value.const_value = None

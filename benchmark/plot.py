@@ -9,7 +9,7 @@ from clada.benchmark.contender import REFERENCE
 from clada.benchmark.report import Table
 
 FORMATS = (".png", ".svg")
-_COLOURS = {"ours": "tab:blue", "ORT": "tab:gray", "torch": "tab:brown"}
+_COLOURS = {"ours": "tab:blue", "ORT": "tab:gray", "torch": "tab:brown", "genai": "tab:olive"}
 
 
 def _milliseconds(value: float) -> str:

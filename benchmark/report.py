@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from clada.benchmark.contender import REFERENCE, Contender, dense
+from clada.benchmark.contender import GENAI, REFERENCE, Contender, dense
+from clada.benchmark.footprint import Footprint
 from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.target import Target
 from clada.benchmark.timing import Samples
@@ -57,7 +58,7 @@ class Table:
 
     Args:
         shape: Name of the shape.
-        what: "layer" or "model".
+        what: "layer", "model" or "genai".
         phase: "decode" or "prefill".
         tokens: How many are computed at once.
         context: How many came before them.
@@ -75,6 +76,7 @@ class Table:
     def title(self) -> str:
         """What it shows, in a line."""
         subject = "one FFN layer" if self.what == "layer" else "whole model"
+        subject += " against onnxruntime-genai" if self.what == "genai" else ""
         context = f", context {self.context}" if self.context else ""
         return f"{self.shape}, {subject}, {self.phase} ({self.tokens} token{'s' * (self.tokens > 1)}{context})"
 
@@ -142,7 +144,7 @@ def _cells(row: Row) -> list[str]:
 def table_lines(table: Table) -> list[str]:
     """The table as text, a line naming what could not run."""
     others = next((row.against for row in table.rows if not row.missing), {})
-    ratios = [f"vs {REFERENCE}", *(f"vs {name.split()[-1]}" for name in others)]
+    ratios = [f"vs {GENAI if table.what == 'genai' else REFERENCE}", *(f"vs {name.split()[-1]}" for name in others)]
     header = ["contender", "ms", "quartiles", *ratios, "GB/s", "of floor", "active"]
     cells = [header] + [_cells(row) for row in table.rows if not row.missing]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -159,7 +161,11 @@ def table_lines(table: Table) -> list[str]:
 
 
 def json_text(
-    tables: Sequence[Table], targets: Sequence[Target], machine: dict[str, Any], settings: dict[str, Any]
+    tables: Sequence[Table],
+    footprints: Sequence[Footprint],
+    targets: Sequence[Target],
+    machine: dict[str, Any],
+    settings: dict[str, Any],
 ) -> str:
     """Everything that was measured, with the machine and the settings, and what was to be reached."""
     report = {
@@ -167,6 +173,7 @@ def json_text(
         "settings": settings,
         "reference": REFERENCE,
         "tables": [asdict(table) for table in tables],
+        "footprints": [asdict(footprint) for footprint in footprints],
         "targets": [asdict(target) | {"met": target.met} for target in targets],
     }
     return json.dumps(report, indent=1) + "\n"

@@ -54,7 +54,7 @@ def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tup
 
     Args:
         names: Of SHAPES.
-        whats: "layer", "model" or both; None is all that a shape has.
+        whats: Of "layer", "model" and "genai"; None is all that a shape has but the last, which takes a package more.
 
     Raises:
         CladaError: A shape is unknown or has no whole model to measure.
@@ -64,8 +64,9 @@ def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tup
         if name not in SHAPES:
             raise CladaError(f"no shape is called '{name}'; known are: {', '.join(SHAPES)}")
         shape = SHAPES[name]
-        if whats is not None and "model" in whats and not shape.model:
+        if not shape.model and whats is not None and set(whats) - {"layer"}:
             raise CladaError(f"of {name} only a layer is measured: the whole model takes too much memory")
-        available = ["layer", "model"] if shape.model else ["layer"]
-        chosen.append((shape, [what for what in available if whats is None or what in whats]))
+        available = ["layer", "model", "genai"] if shape.model else ["layer"]
+        wanted = ["layer", "model"] if whats is None else whats
+        chosen.append((shape, [what for what in available if what in wanted]))
     return chosen

@@ -11,13 +11,17 @@ class Target:
         what: Of what.
         wanted: At least this.
         reached: What was measured; None where it was not.
+        at_most: Whether it was to be this at most instead.
     """
 
     what: str
     wanted: float
     reached: float | None
+    at_most: bool = False
 
     @property
     def met(self) -> bool:
         """Whether it was reached."""
-        return self.reached is not None and self.reached >= self.wanted
+        if self.reached is None:
+            return False
+        return self.reached <= self.wanted if self.at_most else self.reached >= self.wanted

@@ -63,10 +63,12 @@ def measure(
         label: What the progress bar says.
         timed: Measures the seconds of one run, and returns its result too.
     """
-    running = [(c.name, c.run, c.repeats) for c in contenders if c.run is not None]
+    running = [(c.name, c.run, c.repeats, c.prepare) for c in contenders if c.run is not None]
     samples = {name: Samples() for name, *_ in running}
-    for _, run, _ in running:
+    for _, run, _, prepare in running:
         for _ in range(WARM_UP):
+            if prepare is not None:
+                prepare()
             run()
     gc.collect()
     gc.disable()
@@ -74,7 +76,9 @@ def measure(
         with progress_bar(rounds * len(running), label) as advance:
             for turn in range(rounds):
                 first = turn % len(running)
-                for name, run, repeats in running[first:] + running[:first]:
+                for name, run, repeats, prepare in running[first:] + running[:first]:
+                    if prepare is not None:
+                        prepare()
                     if bandwidth is not None:
                         samples[name].bandwidth.append(bandwidth())
                     seconds, active = timed(run)

@@ -7,7 +7,8 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from clada.benchmark.contender import REFERENCE, TORCH, dense, ours
+from clada.benchmark.contender import GENAI, REFERENCE, TORCH, dense, ours
+from clada.benchmark.footprint import Footprint
 from clada.benchmark.layer import layer_contenders, opened_layer
 from clada.benchmark.layer_graph import exact_threshold, random_input
 from clada.benchmark.layer_output import layer_output, weights_of_ours
@@ -245,6 +246,17 @@ def test_only_chosen_weights_are_compared(capsys):
     assert "vs int8" in decode[1]
 
 
+def test_targets_of_a_whole_model_are_of_speed_memory_and_loading():
+    rows = (Row(GENAI, ratio=1.0), Row(ours(0.4, "int4"), ratio=1.2))
+    table = Table("llama-3.2-1b", "genai", "decode", 1, 64, rows)
+    theirs = Footprint("llama-3.2-1b", GENAI, 1.0, (1.0,), 9e8, 1e8, 8 * 10**8)
+    own = Footprint("llama-3.2-1b", ours(0.4, "int4"), 1.4, (1.4,), 1.2e9, 1e8, 10**9)
+    found = targets([table], [theirs, own])
+    assert [(target.reached, target.met) for target in found] == [(1.2, False), (1.2, False), (1.4, True)]
+    assert target_lines(found)[2].endswith("1.40x, to be at most 1.50x: met")
+    assert not targets([], [theirs])
+
+
 def test_targets_are_those_of_a_measured_layer():
     """Each with its own contender's ratio; a table of another shape or phase has none."""
     against = {dense("int4"): 1.5, dense("int4-block128"): 1.2, dense("int8"): 1.7}
@@ -293,7 +305,7 @@ def test_plot_is_an_image(report, tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, message):
-    monkeypatch.setattr("clada.benchmark.command._TABLES", {"layer": None, "model": None})
+    monkeypatch.setattr("clada.benchmark.command._MEASURES", dict.fromkeys(("layer", "model", "genai")))
     shape = [] if "--shape" in options else ["--shape", "tiny"]
     fails_with(capsys, clada_main, ["bench", *shape, *options], message)
 

@@ -18,11 +18,12 @@ import torch
 from clada.benchmark.contender import Contender, checked_error, ours
 from clada.benchmark.gpu.tables import IN_GRAPH, LAUNCHED, LeftOut, Timing
 from clada.benchmark.gpu.targets import MODEL
-from clada.benchmark.model_graph import random_tokens, traced_model
+from clada.benchmark.model_graph import traced_model
 from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
 from clada.benchmark.timing import Samples, measure, wall_seconds
+from clada.benchmark.tokens import random_tokens
 from clada.benchmark.variants import Graph, write_pair
 from clada.plugins import graph
 from clada.plugins.errors import CladaError

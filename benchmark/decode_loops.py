@@ -1,0 +1,113 @@
+"""The decode loops that are compared: onnxruntime-genai's generator and our session, both greedy."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clada.benchmark.shapes import Shape
+from clada.benchmark.tokens import random_tokens
+from clada.plugins.ops.record import Array
+from clada.runtime import Session
+
+# Read each time, after one more that is not timed: the first after going back binds its buffers anew.
+TOKENS = 8
+
+
+def load_genai(folder: Path, threads: int) -> Any:
+    """Onnxruntime-genai's model, with the threads of a session of ours, which do not spin."""
+    import onnxruntime_genai
+
+    config = onnxruntime_genai.Config(str(folder))
+    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    return onnxruntime_genai.Model(config)
+
+
+def load_ours(path: Path, threads: int) -> Session:
+    """Our session, with its graph, which it would load when it is first needed."""
+    session = Session(path, threads=threads, kernels="native")
+    assert session.kernels
+    return session
+
+
+class GenaiLoop:
+    """Onnxruntime-genai's generator after a context.
+
+    Args:
+        model: See `load_genai`.
+        prompt: i64[1, S], what it has read.
+    """
+
+    def __init__(self, model: Any, prompt: Array) -> None:
+        import onnxruntime_genai
+
+        parameters = onnxruntime_genai.GeneratorParams(model)
+        room = prompt.shape[1] + TOKENS + 2
+        # No end of the text before it is full.
+        parameters.set_search_options(max_length=room, min_length=room, do_sample=False)
+        self._generator, self._prompt = onnxruntime_genai.Generator(model, parameters), prompt[0].astype(np.int32)
+        self._generator.append_tokens(self._prompt)
+        self.logits: Array = self._generator.get_logits().reshape(-1).copy()
+
+    def go_back(self) -> None:
+        """Forget what came after the context, and read one token."""
+        self._generator.rewind_to(len(self._prompt))
+        self._generator.append_tokens(self._prompt[-1:])
+        # Only takes what the logits say; each of the next ones reads a token first.
+        self._generator.generate_next_token()
+
+    def run(self) -> float:
+        """Read the next tokens; all neurons are computed."""
+        for _ in range(TOKENS):
+            self._generator.generate_next_token()
+        return 1.0
+
+    def text(self) -> list[int]:
+        """All tokens it has, the context first."""
+        return [int(token) for token in self._generator.get_sequence(0)]
+
+
+class OurLoop:
+    """Our session after a context.
+
+    Args:
+        session: See `load_ours`.
+        prompt: i64[1, S], what it has read.
+        ids: i64[1, S], what is read then: where each text goes on with the likeliest token, random weights soon repeat
+            one, and with it its neurons.
+    """
+
+    def __init__(self, session: Session, prompt: Array, ids: Array) -> None:
+        self._session, self._ids = session, itertools.cycle(ids[0].tolist())
+        self._context = session.prefill(prompt.tolist())
+        self.logits: Array = self._context.logits[0].copy()
+        self._state = self._context
+
+    def _read(self) -> float:
+        # What a text would go on with; it takes time, as in the other loop.
+        int(np.argmax(self._state.logits[0]))
+        return self._session.decode(self._state, [next(self._ids)])[0].active_fraction
+
+    def go_back(self) -> None:
+        """Forget what came after the context, and read one token."""
+        self._state = self._context.copy()
+        self._read()
+
+    def run(self) -> float:
+        """Read the next tokens; the share of neurons that were computed."""
+        return float(np.mean([self._read() for _ in range(TOKENS)]))
+
+    def length(self) -> int:
+        """How many tokens it has read."""
+        return int(self._state.mask.shape[1])
+
+
+def read_a_few(model: Any, shape: Shape) -> None:
+    """Read a prompt and go on with a few tokens, in what `load_genai` or `load_ours` loaded."""
+    prompt = random_tokens(shape, 64, seed=2)
+    loop = OurLoop(model, prompt, prompt) if isinstance(model, Session) else GenaiLoop(model, prompt)
+    loop.go_back()
+    loop.run()
