@@ -116,7 +116,7 @@ def test_a_sparse_layer_that_computes_something_else_is_refused(layer, monkeypat
     """Its output is checked, not only how many neurons it counted."""
 
     def fewer(weights, x, threshold):
-        return layer_output(weights, x, 10 * threshold)
+        return layer_output(weights, x, 3 * threshold)
 
     monkeypatch.setattr("clada.benchmark.layer.layer_output", fewer)
     with pytest.raises(CladaError, match="ours 40% float32 does not compute what it should"):
