@@ -5,7 +5,6 @@ from io import BytesIO
 
 from matplotlib.figure import Figure
 
-from clada.benchmark.contender import REFERENCE
 from clada.benchmark.report import Table
 
 FORMATS = (".png", ".svg")
@@ -27,7 +26,7 @@ def plot(tables: Sequence[Table], subtitle: str, form: str) -> bytes:
     """
     counts = [sum(not row.missing for row in table.rows) for table in tables]
     figure = Figure(figsize=(9, 1.2 + sum(0.9 + 0.27 * count for count in counts)), layout="constrained")
-    figure.suptitle(f"Speed against {REFERENCE}\n{subtitle}", fontsize=11)
+    figure.suptitle(f"Speed of decode and prefill\n{subtitle}", fontsize=11)
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=[1.5 + count for count in counts])
     for panel, table in zip(panels[:, 0], tables, strict=True):
         rows = [row for row in table.rows if row.ratio is not None and row.ms is not None]
@@ -41,7 +40,7 @@ def plot(tables: Sequence[Table], subtitle: str, form: str) -> bytes:
         panel.set_xlim(0, 1.25 * max(ratios))
         panel.invert_yaxis()
         panel.tick_params(labelsize=8)
-        panel.set_title(table.title, fontsize=9, loc="left")
+        panel.set_title(f"{table.title}, against {table.reference}", fontsize=9, loc="left")
         panel.spines[["top", "right"]].set_visible(False)
     image = BytesIO()
     figure.savefig(image, format=form.removeprefix("."), dpi=150)

@@ -73,10 +73,14 @@ class Table:
     rows: tuple[Row, ...]
 
     @property
+    def reference(self) -> str:
+        """The contender that the ratios of a layer or a whole model are against."""
+        return GENAI if self.what == "genai" else REFERENCE
+
+    @property
     def title(self) -> str:
         """What it shows, in a line."""
         subject = "one FFN layer" if self.what == "layer" else "whole model"
-        subject += " against onnxruntime-genai" if self.what == "genai" else ""
         context = f", context {self.context}" if self.context else ""
         return f"{self.shape}, {subject}, {self.phase} ({self.tokens} token{'s' * (self.tokens > 1)}{context})"
 
@@ -144,7 +148,7 @@ def _cells(row: Row) -> list[str]:
 def table_lines(table: Table) -> list[str]:
     """The table as text, a line naming what could not run."""
     others = next((row.against for row in table.rows if not row.missing), {})
-    ratios = [f"vs {GENAI if table.what == 'genai' else REFERENCE}", *(f"vs {name.split()[-1]}" for name in others)]
+    ratios = [f"vs {table.reference}", *(f"vs {name.split()[-1]}" for name in others)]
     header = ["contender", "ms", "quartiles", *ratios, "GB/s", "of floor", "active"]
     cells = [header] + [_cells(row) for row in table.rows if not row.missing]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
