@@ -30,7 +30,7 @@ void multiply(const clada::cuda::Product& product) {
       for (int64_t i = 0; i < product.k; ++i) {
         sum += widen(a[row * product.k + i]) * widen(b[i * b_row + column * b_column]);
       }
-      static_cast<E*>(product.c)[row * product.n + column] = narrow<E>(sum);
+      static_cast<E*>(product.c)[row * product.c_row + column] = narrow<E>(sum);
     }
   }
 }

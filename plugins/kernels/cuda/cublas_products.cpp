@@ -102,19 +102,20 @@ std::string CublasProducts::error() {
 cudaError_t CublasProducts::multiply(const Product& product, cudaStream_t stream) {
   const std::lock_guard<std::mutex> lock(mutex);  // the stream belongs to the handle
   const int64_t most = std::numeric_limits<int>::max();
-  if (product.m > most || product.n > most || product.k > most) {
+  if (product.m > most || product.n > most || product.k > most || product.c_row > most) {
     last_error = "a product of " + std::to_string(product.m) + " x " + std::to_string(product.k) + " x " +
                  std::to_string(product.n) + " is too large for " + functions->name;
     return cudaErrorInvalidValue;
   }
   const int m = static_cast<int>(product.m), n = static_cast<int>(product.n), k = static_cast<int>(product.k);
+  const int c_row = static_cast<int>(product.c_row);
   const cudaDataType type = cuda_type(product.element);
   const float one = 1, zero = 0;
   int status = functions->set_stream(handle, stream);
   // cuBLAS counts along columns, and so sees every matrix transposed: c^T = b^T . a^T.
   if (status == kSuccess) {
     status = functions->gemm(handle, product.transposed_b ? kTransposed : kAsItIs, kAsItIs, n, m, k, &one, product.b,
-                             type, product.transposed_b ? k : n, product.a, type, k, &zero, product.c, type, n,
+                             type, product.transposed_b ? k : n, product.a, type, k, &zero, product.c, type, c_row,
                              kComputeFloat32, kChooseAlgorithm);
   }
   if (status == kSuccess) return cudaSuccess;

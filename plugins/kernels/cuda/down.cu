@@ -17,11 +17,13 @@ constexpr int kListed = 512;  // kept rows whose numbers and h are in shared mem
 constexpr int kMasks = 4;     // of `kept` that a thread looks at at a time
 constexpr int kWindow = kThreads * kMasks;
 
-template <class E, int kTokens>
+// W is the format of the weights: an element type, Int8 or Int4.
+template <class W, int kTokens>
 struct Shape {
-  static constexpr int kColumns = kTileLanes * PlainRows<E>::kWeights;  // of a tile
-  // Loads of a thread that are under way at once: 64 to 128 KB a multiprocessor, as many as leave room for sums.
-  static constexpr int kLoads = kTokens <= 4 ? 8 : 4;
+  using Rows = typename RowsOf<W, quantized_columns(kTokens)>::type;
+  static constexpr int kColumns = kTileLanes * Rows::kWeights;  // of a tile
+  // Loads of a thread that are under way at once: 32 to 128 KB a multiprocessor, as many as leave room for sums.
+  static constexpr int kLoads = std::is_same_v<W, Int8> && kTokens == 1 ? 4 : kTokens <= 4 || kIsQuantized<W> ? 8 : 4;
 };
 
 // The bits of neurons [64 i, 64 i + 64), as two words.
@@ -35,18 +37,18 @@ __device__ __forceinline__ void kept_bits(const Rowwise& call, int i, unsigned (
 }
 
 // Adds listed rows' columns from `column` on, times their h, to a thread's sums.
-template <class E, int kTokens, bool kVectors>
-__device__ __forceinline__ void add_rows(const PlainRows<E>& rows, int column, int count,
+template <class W, int kTokens, bool kVectors, class Rows>
+__device__ __forceinline__ void add_rows(const Rows& rows, int column, int count,
                                          const SharedArray<int, kListed>& listed,
                                          const SharedArray<float, kListed * kTokens>& h,
-                                         float (&sums)[kTokens][PlainRows<E>::kWeights]) {
-  constexpr int kWeights = PlainRows<E>::kWeights, kLoads = kVectors ? Shape<E, kTokens>::kLoads : 1;
+                                         float (&sums)[kTokens][Rows::kWeights]) {
+  constexpr int kWeights = Rows::kWeights, kLoads = kVectors ? Shape<W, kTokens>::kLoads : 1;
   for (int first = static_cast<int>(threadIdx.x) / kTileLanes; first < count; first += kLoads * kRowsAtOnce) {
-    uint4 packed[kLoads];
+    typename Rows::Packed packed[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int at = first + i * kRowsAtOnce;
-      packed[i] = make_uint4(0, 0, 0, 0);
+      packed[i] = {};
       if (at < count) packed[i] = rows.template load<kVectors>(rows.row(listed[at]), column);
     }
 #pragma unroll
@@ -69,16 +71,17 @@ __device__ __forceinline__ void add_rows(const PlainRows<E>& rows, int column, i
   }
 }
 
-template <class E, int kTokens, bool kVectors>
+template <class W, int kTokens, bool kVectors>
 __device__ __forceinline__ void down_block(const Rowwise& call, SharedArray<int, kListed>& listed,
                                            SharedArray<float, kListed * kTokens>& h,
-                                           SharedArray<float, kWarps * Shape<E, kTokens>::kColumns>& sums_of_warps,
+                                           SharedArray<float, kWarps * Shape<W, kTokens>::kColumns>& sums_of_warps,
                                            SharedArray<unsigned, kWarps>& of_warps, SharedArray<int, 1>& is_last) {
-  using S = Shape<E, kTokens>;
-  constexpr int kWeights = PlainRows<E>::kWeights;
+  using S = Shape<W, kTokens>;
+  using Rows = typename S::Rows;
+  constexpr int kWeights = Rows::kWeights;
   const int thread = static_cast<int>(threadIdx.x);
   const int tile = static_cast<int>(blockIdx.x) % call.tiles, split = static_cast<int>(blockIdx.x) / call.tiles;
-  const PlainRows<E> rows{static_cast<const E*>(call.w_out), call.width};
+  const Rows rows(call.w_out, call);
   const int column = tile * S::kColumns + thread % kTileLanes * kWeights;
   float sums[kTokens][kWeights];
 #pragma unroll
@@ -124,7 +127,7 @@ __device__ __forceinline__ void down_block(const Rowwise& call, SharedArray<int,
         h[i] = call.h[static_cast<int64_t>(listed[i / kTokens]) * kTokens + i % kTokens];
       }
       __syncthreads();
-      add_rows<E, kTokens, kVectors>(rows, column, static_cast<int>(count), listed, h, sums);
+      add_rows<W, kTokens, kVectors>(rows, column, static_cast<int>(count), listed, h, sums);
     }
     window_first = window_end;
   }
@@ -155,16 +158,19 @@ __device__ __forceinline__ void down_block(const Rowwise& call, SharedArray<int,
   __syncthreads();
   if (!is_last[0]) return;
   __threadfence();
-  for (int i = thread; i < call.tokens * S::kColumns; i += kThreads) {
-    const int t = i / S::kColumns, at = tile * S::kColumns + i % S::kColumns;
-    if (at >= call.width) continue;
-    const float* part = call.sums + t * padded_width + at;
-    float sum = 0.0f;
+  with_x_type<W>(call, [&](auto* of) {
+    using E = std::remove_pointer_t<decltype(of)>;
+    for (int i = thread; i < call.tokens * S::kColumns; i += kThreads) {
+      const int t = i / S::kColumns, at = tile * S::kColumns + i % S::kColumns;
+      if (at >= call.width) continue;
+      const float* part = call.sums + t * padded_width + at;
+      float sum = 0.0f;
 #pragma unroll 8
-    for (int s = 0; s < call.splits; ++s) sum += part[s * kTokens * padded_width];
-    if (call.b_out) sum += to_float(static_cast<const E*>(call.b_out)[at]);
-    static_cast<E*>(call.y)[static_cast<int64_t>(t) * call.width + at] = from_float<E>(sum);
-  }
+      for (int s = 0; s < call.splits; ++s) sum += part[s * kTokens * padded_width];
+      if (call.b_out) sum += to_float(static_cast<const E*>(call.b_out)[at]);
+      static_cast<E*>(call.y)[static_cast<int64_t>(t) * call.width + at] = from_float<E>(sum);
+    }
+  });
 }
 
 // Writes the scores of kScoreNeurons neurons; the first such block the counts, too.
@@ -201,30 +207,30 @@ __device__ __forceinline__ void score_block(const Rowwise& call, int block) {
   }
 }
 
-template <class E, int kTokens>
+template <class W, int kTokens>
 __global__ void __launch_bounds__(kThreads, down_resident(kTokens)) down(const Rowwise call) {
   __shared__ SharedArray<int, kListed> listed;
   __shared__ SharedArray<float, kListed * kTokens> h;
-  __shared__ SharedArray<float, kWarps * Shape<E, kTokens>::kColumns> sums_of_warps;
+  __shared__ SharedArray<float, kWarps * Shape<W, kTokens>::kColumns> sums_of_warps;
   __shared__ SharedArray<unsigned, kWarps> of_warps;
   __shared__ SharedArray<int, 1> is_last;
   const int tile_blocks = call.tiles * call.splits;
   if (static_cast<int>(blockIdx.x) >= tile_blocks) {
     score_block<kTokens>(call, static_cast<int>(blockIdx.x) - tile_blocks);
   } else if (call.vectors) {
-    down_block<E, kTokens, true>(call, listed, h, sums_of_warps, of_warps, is_last);
+    down_block<W, kTokens, true>(call, listed, h, sums_of_warps, of_warps, is_last);
   } else {
-    down_block<E, kTokens, false>(call, listed, h, sums_of_warps, of_warps, is_last);
+    down_block<W, kTokens, false>(call, listed, h, sums_of_warps, of_warps, is_last);
   }
 }
 
 }  // namespace
 
-cudaError_t launch_down(const Rowwise& call, Element element, cudaStream_t stream) {
-  return with_element(element, [&](auto* of) {
+cudaError_t launch_down(const Rowwise& call, cudaStream_t stream) {
+  return with_weights(call, [&](auto* of) {
     return with_tokens(call.padded, [&](auto tokens) {
-      using E = std::remove_pointer_t<decltype(of)>;
-      return launch(down<E, decltype(tokens)::kTokens>,
+      using W = std::remove_pointer_t<decltype(of)>;
+      return launch(down<W, decltype(tokens)::kTokens>,
                     static_cast<int64_t>(call.tiles) * call.splits + call.score_blocks, kThreads, stream, call);
     });
   });

@@ -18,25 +18,33 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kLoads = 8;
 constexpr int kStagedFloats = 4096;  // of x in shared memory: 16 KB, so that 7 blocks fit
 
-template <class E, int kTokens>
+// W is the format of the weights: an element type, Int8 or Int4.
+template <class W, int kTokens>
 struct Shape {
+  // A load of codes is of 16 bytes, less where so many columns of all tokens could not be staged.
+  using Rows = typename RowsOf<W, std::is_same_v<W, Int4> && kTokens < 8 ? 32 : 16>::type;
   // Rows of a warp at a time. Each value of x that is read from shared memory serves all of them; with one token there
   // is little to read, and fewer rows leave less to be done alone by the warp that gets an odd one.
   static constexpr int kRows = kTokens <= 2 ? 2 : 4;
   static constexpr int kColumns = kStagedFloats / kTokens;                   // of x that are staged at a time
-  static constexpr int kSpan = kWarp * PlainRows<E>::kWeights;               // columns that a warp loads at a time
+  static constexpr int kSpan = kWarp * Rows::kWeights;                       // columns that a warp loads at a time
   static constexpr int kResident = kTokens <= 2 ? 7 : kTokens == 4 ? 4 : 3;  // blocks
   static_assert(kColumns % kSpan == 0, "whole spans are staged");
+  // Four columns of x are a float4: one of each lane, such that neighbouring lanes read neighbouring float4s, then the
+  // next of each. Where a lane has many, a gap makes those that are written at once lie in different banks.
+  static constexpr int kFours = Rows::kWeights / 4;
+  static constexpr int kPitch = kFours > 2 ? kWarp + 8 / kFours : kWarp;
+  static constexpr int kSpanPlaces = kFours * kPitch;
+  using StagedX = SharedArray<float4, kStagedFloats / kSpan * kSpanPlaces>;
+
+  // Where the four columns from `column` on lie.
+  static __device__ __forceinline__ int place(int column) {
+    const int span = column / kSpan, rest = column % kSpan;
+    return span * kSpanPlaces + rest % Rows::kWeights / 4 * kPitch + rest / Rows::kWeights;
+  }
 };
-
-using StagedX = SharedArray<float4, kStagedFloats / 4>;
-
-// Where four columns of x lie: a lane's columns apart, such that neighbouring lanes read neighbouring float4s.
-template <int kWeights>
-__device__ __forceinline__ int staged_place(int column) {
-  const int span = column / (kWarp * kWeights), rest = column % (kWarp * kWeights);
-  return span * (kWarp * kWeights / 4) + rest % kWeights / 4 * kWarp + rest / kWeights;
-}
+template <class W, int kTokens>
+using StagedX = typename Shape<W, kTokens>::StagedX;
 
 template <bool kVectors, class E>
 __device__ __forceinline__ float4 load_four(const E* x, int count) {
@@ -56,13 +64,15 @@ __device__ __forceinline__ float4 load_four(const E* x, int count) {
 }
 
 // Brings columns [first, first + kColumns) of all tokens to shared memory in float32, zeros beyond the width.
-template <class E, int kTokens, bool kVectors>
-__device__ __forceinline__ void stage(const Rowwise& call, int first, StagedX& staged) {
-  constexpr int kColumns = Shape<E, kTokens>::kColumns, kStep = 4 * kThreads;
-  static_assert(kColumns % kStep == 0 && kStep % Shape<E, kTokens>::kSpan == 0, "a step is of one token");
+template <class W, class E, int kTokens, bool kVectors>
+__device__ __forceinline__ void stage(const Rowwise& call, int first, StagedX<W, kTokens>& staged) {
+  using S = Shape<W, kTokens>;
+  constexpr int kColumns = S::kColumns, kStep = 4 * kThreads;
+  static_assert(kColumns % kStep == 0, "a step is of one token");
+  static_assert(kStep % S::kSpan == 0 || S::kSpan % kStep == 0, "steps are whole spans, or whole steps a span");
   const E* x = static_cast<const E*>(call.x);
   const int of_thread = 4 * static_cast<int>(threadIdx.x), left = call.width - first;
-  const int place = staged_place<PlainRows<E>::kWeights>(of_thread);
+  const int place = S::place(of_thread);
 #pragma unroll
   for (int step = 0; step < kStagedFloats; step += kStep) {
     const int token = step / kColumns, column = step % kColumns + of_thread;
@@ -70,24 +80,24 @@ __device__ __forceinline__ void stage(const Rowwise& call, int first, StagedX& s
     if (token < call.tokens && column < left) {
       values = load_four<kVectors>(x + token * call.width + first + column, left - column);
     }
-    staged[place + step / 4] = values;
+    staged[place + step / S::kSpan * S::kSpanPlaces + step % S::kSpan / S::Rows::kWeights] = values;
   }
 }
 
 // Adds the products of rows with the staged columns to a lane's sums; a null row is passed over.
-template <class E, int kTokens, bool kVectors, int kRows>
-__device__ __forceinline__ void add_products(const PlainRows<E>& rows, const typename PlainRows<E>::Row (&row)[kRows],
-                                             int first, const StagedX& staged, float (&sums)[kRows][kTokens]) {
-  using S = Shape<E, kTokens>;
-  constexpr int kWeights = PlainRows<E>::kWeights, kAtOnce = kVectors ? kLoads / kRows : 1;
+template <class W, int kTokens, bool kVectors, class Rows, int kRows>
+__device__ __forceinline__ void add_products(const Rows& rows, const typename Rows::Row (&row)[kRows], int first,
+                                             const StagedX<W, kTokens>& staged, float (&sums)[kRows][kTokens]) {
+  using S = Shape<W, kTokens>;
+  constexpr int kWeights = Rows::kWeights, kAtOnce = kVectors ? kLoads / kRows : 1;
   const int left = rows.width - first, end = left < S::kColumns ? left : S::kColumns;
   for (int span = 0; span < end; span += kAtOnce * S::kSpan) {
-    uint4 packed[kAtOnce][kRows];
+    typename Rows::Packed packed[kAtOnce][kRows];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        packed[i][r] = make_uint4(0, 0, 0, 0);
+        packed[i][r] = {};
         const int column = first + span + i * S::kSpan + lane_index() * kWeights;
         if (row[r]) packed[i][r] = rows.template load<kVectors>(row[r], column);
       }
@@ -102,7 +112,8 @@ __device__ __forceinline__ void add_products(const PlainRows<E>& rows, const typ
         for (int r = 0; r < kRows; ++r) rows.widen(packed[i][r], four, weights[r]);
 #pragma unroll
         for (int t = 0; t < kTokens; ++t) {
-          const float4 x = staged[t * (S::kColumns / 4) + (span + i * S::kSpan) / 4 + four * kWarp + lane_index()];
+          const int staged_span = t * (S::kColumns / S::kSpan) + span / S::kSpan + i;
+          const float4 x = staged[staged_span * S::kSpanPlaces + four * S::kPitch + lane_index()];
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
             sums[r][t] = fmaf(weights[r][0], x.x, sums[r][t]);
@@ -123,32 +134,35 @@ __device__ __forceinline__ int nth_bit(unsigned bits, int before) {
 }
 
 // The products of all tokens with the rows of those of the block's neurons that are `wanted`, a bit each.
-template <class E, int kTokens, bool kVectors>
-__device__ void rows_products(const Rowwise& call, const void* matrix, unsigned wanted, bool& is_staged,
-                              StagedX& staged, SharedArray<float, kBlockNeurons * kTokens>& products) {
-  using S = Shape<E, kTokens>;
+template <class W, int kTokens, bool kVectors>
+__device__ void rows_products(const Rowwise& call, const Weights& matrix, unsigned wanted, bool& is_staged,
+                              StagedX<W, kTokens>& staged, SharedArray<float, kBlockNeurons * kTokens>& products) {
+  using S = Shape<W, kTokens>;
+  using Rows = typename S::Rows;
   constexpr int kRows = S::kRows;
-  const PlainRows<E> rows{static_cast<const E*>(matrix), call.width};
+  const Rows rows(matrix, call);
   const int first_neuron = static_cast<int>(blockIdx.x) * kBlockNeurons, count = __popc(wanted);
   for (int first = 0; first < count; first += kWarps * kRows) {
     int neuron[kRows];
-    typename PlainRows<E>::Row row[kRows];
+    typename Rows::Row row[kRows];
     float sums[kRows][kTokens];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       neuron[r] = nth_bit(wanted, first + r * kWarps + warp_index());
-      row[r] = neuron[r] < 0 ? nullptr : rows.row(first_neuron + neuron[r]);
+      row[r] = neuron[r] < 0 ? typename Rows::Row() : rows.row(first_neuron + neuron[r]);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) sums[r][t] = 0.0f;
     }
     for (int column = 0; column < call.width; column += S::kColumns) {
       if (!is_staged || call.width > S::kColumns) {
         __syncthreads();  // all have read what was staged before
-        stage<E, kTokens, kVectors>(call, column, staged);
+        with_x_type<W>(call, [&](auto* of) {
+          stage<W, std::remove_pointer_t<decltype(of)>, kTokens, kVectors>(call, column, staged);
+        });
         __syncthreads();
         is_staged = true;
       }
-      add_products<E, kTokens, kVectors, kRows>(rows, row, column, staged, sums);
+      add_products<W, kTokens, kVectors>(rows, row, column, staged, sums);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -161,8 +175,8 @@ __device__ void rows_products(const Rowwise& call, const void* matrix, unsigned 
   }
 }
 
-template <class E, int kTokens, bool kVectors>
-__device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX& staged,
+template <class W, int kTokens, bool kVectors>
+__device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX<W, kTokens>& staged,
                                               SharedArray<float, kBlockNeurons * kTokens>& gates,
                                               SharedArray<float, kBlockNeurons * kTokens>& ups,
                                               SharedArray<unsigned, kTokens>& kept_by) {
@@ -178,7 +192,10 @@ __device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX& stag
   float threshold = 0.0f, bias = 0.0f;
   if (is_neuron) {
     threshold = call.threshold[neuron];
-    if (call.b_in) bias = to_float(static_cast<const E*>(call.b_in)[neuron]);
+    with_x_type<W>(call, [&](const auto* b_in) {
+      b_in = static_cast<decltype(b_in)>(call.b_in);
+      if (b_in) bias = to_float(b_in[neuron]);
+    });
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (t < call.tokens && call.scale[t] >= 0.0f &&
@@ -188,7 +205,7 @@ __device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX& stag
     }
   }
   bool is_staged = false;
-  rows_products<E, kTokens, kVectors>(call, call.w_in, __ballot_sync(kWholeWarp, in_pool_of != 0), is_staged, staged,
+  rows_products<W, kTokens, kVectors>(call, call.w_in, __ballot_sync(kWholeWarp, in_pool_of != 0), is_staged, staged,
                                       gates);
   __syncthreads();
 
@@ -211,8 +228,8 @@ __device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX& stag
   unsigned kept_by_some = 0;
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) kept_by_some |= kept_by[t];
-  if (call.w_up) {
-    rows_products<E, kTokens, kVectors>(call, call.w_up, kept_by_some, is_staged, staged, ups);
+  if (call.w_up.data) {
+    rows_products<W, kTokens, kVectors>(call, call.w_up, kept_by_some, is_staged, staged, ups);
     __syncthreads();
   }
 
@@ -222,7 +239,7 @@ __device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX& stag
     if (t >= kTokens) break;
     const unsigned kept = kept_by[t];
     float h = 0.0f;
-    if (kept >> lane_index() & 1) h = call.w_up ? a[i] * ups[lane_index() * kTokens + t] : a[i];
+    if (kept >> lane_index() & 1) h = call.w_up.data ? a[i] * ups[lane_index() * kTokens + t] : a[i];
     if (is_neuron) call.h[static_cast<int64_t>(neuron) * kTokens + t] = h;
     const float energy = warp_sum(h * h);
     if (lane_index() == 0) {
@@ -233,25 +250,25 @@ __device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX& stag
   if (threadIdx.x == 0) call.kept[block] = static_cast<uint16_t>(kept_by_some);
 }
 
-template <class E, int kTokens>
-__global__ void __launch_bounds__(kThreads, Shape<E, kTokens>::kResident) gate_up(const Rowwise call) {
-  __shared__ StagedX staged;
+template <class W, int kTokens>
+__global__ void __launch_bounds__(kThreads, Shape<W, kTokens>::kResident) gate_up(const Rowwise call) {
+  __shared__ StagedX<W, kTokens> staged;
   __shared__ SharedArray<float, kBlockNeurons * kTokens> gates, ups;
   __shared__ SharedArray<unsigned, kTokens> kept_by;  // a token, a bit for each neuron
   if (call.vectors) {
-    gate_up_block<E, kTokens, true>(call, staged, gates, ups, kept_by);
+    gate_up_block<W, kTokens, true>(call, staged, gates, ups, kept_by);
   } else {
-    gate_up_block<E, kTokens, false>(call, staged, gates, ups, kept_by);
+    gate_up_block<W, kTokens, false>(call, staged, gates, ups, kept_by);
   }
 }
 
 }  // namespace
 
-cudaError_t launch_gate_up(const Rowwise& call, Element element, cudaStream_t stream) {
-  return with_element(element, [&](auto* of) {
+cudaError_t launch_gate_up(const Rowwise& call, cudaStream_t stream) {
+  return with_weights(call, [&](auto* of) {
     return with_tokens(call.padded, [&](auto tokens) {
-      using E = std::remove_pointer_t<decltype(of)>;
-      return launch(gate_up<E, decltype(tokens)::kTokens>, call.blocks, kThreads, stream, call);
+      using W = std::remove_pointer_t<decltype(of)>;
+      return launch(gate_up<W, decltype(tokens)::kTokens>, call.blocks, kThreads, stream, call);
     });
   });
 }

@@ -10,13 +10,14 @@
 namespace clada::cuda {
 
 // c[m, n] = a[m, k] . b, all row-major and of one element type, sums in float32; b is [n, k] where transposed_b, else
-// [k, n].
+// [k, n]. c's rows start c_row elements apart; all else is without gaps.
 struct Product {
   int64_t m, n, k;
   Element element;
   const void* a;
   const void* b;
   void* c;
+  int64_t c_row;
   bool transposed_b;
 };
 
@@ -33,9 +34,10 @@ constexpr int64_t kRowwiseTokens = 8;
 // Bytes that sparse_ffn needs beside its inputs and outputs, aligned to 256; from sizes and types alone.
 size_t sparse_ffn_workspace(const SparseFfnCall&);
 
-// One call of SparseGatedFFN or SparseFFN. The weights have the element type of x. `products` may be null where there
-// are at most kRowwiseTokens tokens; cudaErrorInvalidValue where it is needed and null, or where weight_element
-// differs.
+// One call of SparseGatedFFN, of SparseFFN, or of their quantised variants. Weights that are not quantised have the
+// element type of x; those that are, any type of x. `products` may be null where there are at most kRowwiseTokens tokens;
+// cudaErrorInvalidValue where it is needed and null, where weight_element differs, and where bits, block or scales are
+// not of this project's formats or do not fit the width.
 cudaError_t sparse_ffn(const SparseFfnCall&, void* workspace, const Products* products, cudaStream_t);
 
 // Bytes that load_signal needs, aligned to 256; from sizes and types alone.

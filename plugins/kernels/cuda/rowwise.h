@@ -19,10 +19,19 @@ constexpr int kMultiprocessors = 128;
 constexpr int kMostSplits = 64;      // the last block of a tile adds that many sums
 constexpr int kTileLanes = 16;       // lanes that share a row of a tile: 256 bytes of it in a row
 constexpr int kScoreNeurons = 1024;  // neurons whose scores one block writes
+constexpr int kSmallestBlock = 32;   // of quantised weights; others are this times a power of two
+// Columns of a lane of a tile where weights are quantised: fewer than 16 bytes hold, since each has a sum for each token.
+constexpr int quantized_columns(int tokens) { return tokens <= 4 ? 16 : 8; }
+
+// A matrix [neurons, width] of weights, and of their scales where they are quantised.
+struct Weights {
+  const void *data, *scales;
+};
 
 // A call as its kernels see it, and what lies in its workspace.
 struct Rowwise {
-  const void *x, *w_in, *w_up, *w_out, *b_in, *b_out;
+  const void *x, *b_in, *b_out;
+  Weights w_in, w_up, w_out;
   const float *threshold, *scale;
   const bool* pool;
   void* y;
@@ -30,7 +39,9 @@ struct Rowwise {
   float* score;
   int tokens, batch, sequence, width, neurons;
   Activation activation;
-  bool vectors;  // whether rows start and end at multiples of 16 bytes
+  Element element;        // of x, the biases and y, and of plain weights
+  int bits, scale_shift;  // of quantised weights, the latter log2 of their block; 0 where they are plain
+  bool vectors;           // whether rows start and end at multiples of 16 bytes
 
   // What follows is by `padded` tokens, of which there are 1, 2, 4 or 8.
   int padded, blocks, tiles, tile_columns, splits, score_blocks;
@@ -42,11 +53,14 @@ struct Rowwise {
   float* sums;        // [splits, padded, tiles * tile_columns]
 };
 
+// log2 of the block, 0 where there is none.
+int scale_shift(Quantization);
+
 // Sizes, and places in a workspace that starts at `workspace`, which is only computed with; returns its bytes.
 size_t lay_out(const SparseFfnCall&, void* workspace, Rowwise&);
 
-cudaError_t launch_gate_up(const Rowwise&, Element, cudaStream_t);
-cudaError_t launch_down(const Rowwise&, Element, cudaStream_t);
+cudaError_t launch_gate_up(const Rowwise&, cudaStream_t);
+cudaError_t launch_down(const Rowwise&, cudaStream_t);
 
 // Calls `with` with the number of padded tokens as a constant.
 template <int kCount>

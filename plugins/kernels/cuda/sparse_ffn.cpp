@@ -20,14 +20,30 @@ bool fits(const SparseFfnCall& ffn) {
          ffn.neurons <= most && ffn.batch <= most && ffn.batch * ffn.sequence <= most;
 }
 
+bool is_quantized(const SparseFfnCall& ffn) { return ffn.quantization.bits != 0; }
+
+// Weights that there are kernels for.
+bool are_known(const SparseFfnCall& ffn) {
+  if (!is_quantized(ffn)) return ffn.weight_element == ffn.element;
+  const int32_t bits = ffn.quantization.bits, block = ffn.quantization.block_size;
+  return (bits == 4 || bits == 8) && block >= kSmallestBlock && (block & (block - 1)) == 0 && ffn.width % block == 0 &&
+         ffn.s_in && ffn.s_out && (!ffn.w_up || ffn.s_up);
+}
+
 }  // namespace
+
+int scale_shift(Quantization quantization) {
+  int shift = 0;
+  while (quantization.block_size >> shift > 1) ++shift;
+  return shift;
+}
 
 size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
   const int64_t tokens = ffn.batch * ffn.sequence, size = static_cast<int64_t>(element_size(ffn.element));
   call.x = ffn.x;
-  call.w_in = ffn.w_in;
-  call.w_up = ffn.w_up;
-  call.w_out = ffn.w_out;
+  call.w_in = {ffn.w_in, ffn.s_in};
+  call.w_up = {ffn.w_up, ffn.s_up};
+  call.w_out = {ffn.w_out, ffn.s_out};
   call.b_in = ffn.b_in;
   call.b_out = ffn.b_out;
   call.threshold = ffn.threshold;
@@ -42,12 +58,16 @@ size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
   call.width = static_cast<int>(ffn.width);
   call.neurons = static_cast<int>(ffn.neurons);
   call.activation = ffn.activation;
+  call.element = ffn.element;
+  call.bits = ffn.quantization.bits;
+  call.scale_shift = scale_shift(ffn.quantization);
+  // Rows of blocks are always whole vectors.
   call.vectors = ffn.width * size % 16 == 0 && is_aligned(ffn.x) && is_aligned(ffn.w_in) && is_aligned(ffn.w_up) &&
                  is_aligned(ffn.w_out);
   call.padded = tokens <= 1 ? 1 : tokens <= 2 ? 2 : tokens <= 4 ? 4 : 8;
   // One block at least, which prepares the workspace.
   call.blocks = static_cast<int>(std::max<int64_t>(1, parts(ffn.neurons, kBlockNeurons)));
-  call.tile_columns = static_cast<int>(kTileLanes * 16 / size);
+  call.tile_columns = kTileLanes * (is_quantized(ffn) ? quantized_columns(call.padded) : static_cast<int>(16 / size));
   call.tiles = static_cast<int>(parts(ffn.width, call.tile_columns));
   const int64_t splits = down_resident(call.padded) * kMultiprocessors / std::max(1, call.tiles);
   call.splits = static_cast<int>(std::clamp<int64_t>(splits, 1, std::min<int64_t>(kMostSplits, call.blocks)));
@@ -76,14 +96,14 @@ size_t sparse_ffn_workspace(const SparseFfnCall& ffn) {
 }
 
 cudaError_t sparse_ffn(const SparseFfnCall& ffn, void* workspace, const Products* products, cudaStream_t stream) {
-  if (ffn.weight_element != ffn.element || !fits(ffn)) return cudaErrorInvalidValue;
+  if (!are_known(ffn) || !fits(ffn)) return cudaErrorInvalidValue;
   if (ffn.batch * ffn.sequence > kRowwiseTokens) {
     return products ? dense_ffn(ffn, workspace, *products, stream) : cudaErrorInvalidValue;
   }
   Rowwise call;
   lay_out(ffn, workspace, call);
-  const cudaError_t error = launch_gate_up(call, ffn.element, stream);
-  return error == cudaSuccess ? launch_down(call, ffn.element, stream) : error;
+  const cudaError_t error = launch_gate_up(call, stream);
+  return error == cudaSuccess ? launch_down(call, stream) : error;
 }
 
 }  // namespace clada::cuda
