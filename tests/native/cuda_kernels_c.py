@@ -60,10 +60,10 @@ def sparse_ffn(
     """Call the kernels of a feed-forward op.
 
     Args:
-        op: SPARSE_GATED_FFN or SPARSE_FFN.
+        op: A feed-forward op.
         inputs: As of a case of the op.
         attributes: As of a case of the op.
-        element: Type of x, weights, biases and y.
+        element: Type of x, biases and y, and of weights that are not quantised.
         offset: Bytes by which every array but the workspace is off a cache line.
         run: How they are run.
 
@@ -102,15 +102,28 @@ def load_signal(
 
 
 def sparse_ffn_error(
-    op: Op, inputs: Mapping[str, Array], attributes: Mapping[str, str | float], weight_element: str
+    op: Op,
+    inputs: Mapping[str, Array],
+    attributes: Mapping[str, str | float],
+    weight_element: str = "float32",
+    without: str | None = None,
 ) -> int:
-    """The cudaError_t of a float32 call with no products and weights of some type."""
+    """The cudaError_t of a float32 call with no products, weights of some type, and null for one of its pointers."""
     memory = GuardedMemory(0)
     call, _ = place_ffn_call(memory, op, inputs, attributes, "float32", weight_element)
+    if without:
+        setattr(call, without, None)
     size = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
     workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY)
     with memory.watched():
         return _library.clada_cuda_sparse_ffn(ctypes.byref(call), workspace.ctypes, None, None)
+
+
+def sparse_ffn_workspace(op: Op, inputs: Mapping[str, Array], attributes: Mapping[str, str | float]) -> int:
+    """Bytes that a float32 call needs."""
+    call, _ = place_ffn_call(GuardedMemory(0), op, inputs, attributes, "float32", "float32")
+    size: int = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
+    return size
 
 
 def launches() -> list[str]:
