@@ -24,25 +24,23 @@ def _lines(evaluation: Evaluation) -> list[str]:
 _OF_PARTS = ("read_fraction", "ffn_bytes", "kl", "disagreement", "perplexity_ratio", "accuracy_ratio")
 
 
+def _cell(evaluation: Evaluation, metric: str) -> str:
+    """A figure; a dash where it is not defined."""
+    estimate = evaluation.metrics.get(metric)
+    return "-" if estimate is None else f"{estimate.value:.6g}"
+
+
 def _part_lines(evaluation: Evaluation) -> list[str]:
     """A table of the subject beside its parts; none where it has no parts."""
     if not evaluation.parts:
         return []
-    subjects = [*evaluation.parts, evaluation]
-    names = [subject.subject.name for subject in subjects]
-    widths = [max(11, len(name)) for name in names]
-    first = max(map(len, _OF_PARTS))
-    return [
-        "",
-        "  ".join([" " * first, *(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))]),
-        *(
-            "  ".join(
-                [f"{metric:<{first}}"]
-                + [f"{s.metrics[metric].value:{width}.6g}" for s, width in zip(subjects, widths, strict=True)]
-            )
-            for metric in _OF_PARTS
-        ),
+    columns = [["", *_OF_PARTS]]
+    columns += [
+        [part.subject.name, *(_cell(part, metric) for metric in _OF_PARTS)] for part in (*evaluation.parts, evaluation)
     ]
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    return ["", *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)]
 
 
 def _run(args: argparse.Namespace) -> None:

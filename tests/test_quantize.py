@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -366,6 +367,23 @@ def test_evaluation_tells_quantisation_and_sparsity_apart(demo_evaluation, tmp_p
     assert [result.policy for result in group.results] == ["clada", "clada, int4", "dense, int4"]
     # The artefact alone has tasks.
     assert ["choice_accuracy" in result.metrics for result in group.results] == [False, True, False]
+
+
+def test_command_and_report_show_the_parts(artefacts, checkpoints, tmp_path, capsys):
+    result, page = tmp_path / "result.json", tmp_path / "page.html"
+    options = ["--reference", checkpoints("llama"), "--data", HELDOUT, "--json", result, "--threads", 1]
+    sizes = ["--sequences", 2, "--prompt-tokens", 16, "--decode-tokens", 16, "--generation-tokens", 2]
+    assert clada_main([str(arg) for arg in ["eval", artefacts("llama"), *options, *sizes]]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[2].splitlines()
+    assert re.split(r"\s{2,}", table[0].strip()) == ["dense, int4", "clada", "clada, int4"]
+    rows = {line.split()[0]: [float("nan" if cell == "-" else cell) for cell in line.split()[1:]] for line in table[1:]}
+    found = json.loads(result.read_text())
+    for metric in ("kl", "ffn_bytes"):
+        written = [part["metrics"][metric]["value"] for part in (*found["parts"], found)]
+        assert rows[metric] == pytest.approx(written, rel=1e-5)
+    assert [part["subject"]["quantization"] is None for part in (*found["parts"], found)] == [False, True, False]
+    assert clada_main(["report", str(page), "--results", str(result)]) == 0
+    assert all(f"<td>{name}" in page.read_text() for name in ("dense, int4", "clada, int4", "clada<"))
 
 
 def test_sparsity_with_the_checkpoints_weights_is_what_a_session_runs(tiny_artefact, checkpoint):
