@@ -24,6 +24,7 @@ from clada.runtime.artefact import (
     QUANTIZATION_SECTION,
     file_hash,
 )
+from clada.runtime.pieces import PIECE_BYTES, PIECES_SECTION, piece_hashes
 from clada.runtime.pool import PoolPolicy, prior_name, weight_name
 
 _TOOLS = ("clada", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -133,6 +134,9 @@ def write_manifest(
         "tools": {name: version(name) for name in _TOOLS},
         "files": {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
+    large = [path for path in sorted(folder.iterdir()) if path.is_file() and path.stat().st_size > PIECE_BYTES]
+    if large:
+        manifest[PIECES_SECTION] = {"bytes": PIECE_BYTES, "files": {path.name: piece_hashes(path) for path in large}}
     if quantization is not None:
         manifest[QUANTIZATION_SECTION] = quantization
     if pool_section is not None:

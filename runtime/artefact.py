@@ -10,6 +10,7 @@ from typing import Any
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import OPS, QUANTIZED, VERSION
 from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES
+from clada.runtime.pieces import PIECES_SECTION, piece_hashes
 from clada.runtime.pool import PoolPolicy, read_pool_policy
 
 FORMAT_VERSION = 1
@@ -97,7 +98,13 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_hashes(folder: Path, hashes: dict[str, str]) -> None:
+def _matches(path: Path, digest: str, pieces: dict[str, Any]) -> bool:
+    """Whether a file has its hash; where its pieces are listed, whether those have theirs, which is faster."""
+    listed = pieces.get("files", {}).get(path.name)
+    return file_hash(path) == digest if listed is None else piece_hashes(path, int(pieces["bytes"])) == listed
+
+
+def _check_hashes(folder: Path, hashes: dict[str, str], pieces: dict[str, Any]) -> None:
     for name in hashes:
         plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
         if not plain or name in ("", ".", ".."):
@@ -106,7 +113,7 @@ def _check_hashes(folder: Path, hashes: dict[str, str]) -> None:
         path = folder / name
         if not path.is_file():
             raise CladaError(f"the artefact lacks {path}")
-        if file_hash(path) != expected:
+        if not _matches(path, expected, pieces):
             raise CladaError(
                 f"{path} does not match its hash in {MANIFEST_NAME}: it was damaged or changed; export it again"
             )
@@ -133,6 +140,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     ):
         raise CladaError(f"{path} is incomplete: {IN_PLACE_SECTION} must name the release of onnxruntime that it needs")
     _check_quantization(path, manifest)
+    pieces = manifest.get(PIECES_SECTION)
+    if PIECES_SECTION in manifest and not (
+        isinstance(pieces, dict)
+        and isinstance(pieces.get("bytes"), int)
+        and pieces["bytes"] > 0
+        and isinstance(pieces.get("files"), dict)
+    ):
+        raise CladaError(f"{path} is incomplete: {PIECES_SECTION} must give the bytes of a piece, and files")
     for name, version in manifest["ops"].items():
         if name not in OPS or version != VERSION:
             raise CladaError(f"{path} uses op {name} version {version}, which this release of clada does not know")
@@ -169,7 +184,7 @@ def open_artefact(model: Path | str) -> Artefact:
     if IN_PLACE_SECTION in manifest:
         graphs.append(in_place_name(model))
     _check_listed(model.parent, manifest, [*graphs, *_companions(manifest)])
-    _check_hashes(model.parent, manifest["files"])
+    _check_hashes(model.parent, manifest["files"], manifest.get(PIECES_SECTION, {}))
     return Artefact(model, manifest)
 
 
@@ -182,7 +197,7 @@ def open_artefact_of_engine(engine: Path) -> Artefact:
     manifest = _manifest_beside(engine)
     _check_listed(engine.parent, manifest, _companions(manifest))
     others = {name: digest for name, digest in manifest["files"].items() if ".onnx" not in Path(name).suffixes}
-    _check_hashes(engine.parent, others)
+    _check_hashes(engine.parent, others, manifest.get(PIECES_SECTION, {}))
     return Artefact(engine, manifest)
 
 

@@ -16,8 +16,9 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSeque
 from clada.exporter.cli import main as export_main
 from clada.plugins.errors import CladaError
 from clada.runtime import Session
-from clada.runtime.artefact import file_hash, in_place_name
+from clada.runtime.artefact import file_hash, in_place_name, open_artefact
 from clada.runtime.cli import main as clada_main
+from clada.runtime.pieces import piece_hashes
 from tests.checkpoints import random_model, tiny_tokenizer
 from tests.conftest import DEMO_MODEL
 
@@ -274,6 +275,17 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def list_pieces(artefact: Path, size: int = 1000) -> Path:
+    """Have the manifest list the data file by pieces, as it does for large ones; returns that file."""
+    data = artefact.with_name("model.onnx.data")
+    edit_manifest(artefact, pieces={"bytes": size, "files": {data.name: piece_hashes(data, size)}})
+    return data
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + bytes(2000))
+
+
 def without_manifest(artefact: Path) -> None:
     (artefact.parent / "clada.json").unlink()
 
@@ -281,6 +293,13 @@ def without_manifest(artefact: Path) -> None:
 DAMAGES = {
     "flipped bit in .data": (lambda a: flip_byte(a.with_name("model.onnx.data")), "model.onnx.data does not match its"),
     "truncated .data": (lambda a: truncate(a.with_name("model.onnx.data")), "model.onnx.data does not match its hash"),
+    "flipped bit in a piece": (lambda a: flip_byte(list_pieces(a)), "model.onnx.data does not match its hash"),
+    "truncated piece": (lambda a: truncate(list_pieces(a)), "model.onnx.data does not match its hash"),
+    "a piece too many": (lambda a: append(list_pieces(a)), "model.onnx.data does not match its hash"),
+    "pieces of no size": (
+        lambda a: edit_manifest(a, pieces={"bytes": 0, "files": {}}),
+        "pieces must give the bytes of",
+    ),
     "missing .data": (lambda a: a.with_name("model.onnx.data").unlink(), "the artefact lacks"),
     "changed graph": (flip_byte, "model.onnx does not match its hash"),
     "changed tokenizer": (lambda a: truncate(a.with_name("tokenizer.json")), "tokenizer.json does not match its hash"),
@@ -325,6 +344,11 @@ def test_damaged_artefact(artefact, capsys, damage, command):
     apply, message = DAMAGES[damage]
     apply(artefact)
     fails_with(capsys, clada_main, [command[0], artefact, *command[1:]], message)
+
+
+def test_pieces_stand_for_a_file(artefact):
+    list_pieces(artefact)
+    open_artefact(artefact)
 
 
 def edit_pools(artefact: Path, **changes) -> None:

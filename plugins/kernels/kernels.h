@@ -18,7 +18,7 @@ struct QuantizedKernels {
   // Bytes of a call's packed weights, to lie at a multiple of 64.
   size_t (*packed_bytes)(const SparseFfnCall&);
   // Packs a call's weights and scales.
-  void (*pack)(const SparseFfnCall&, void* packed);
+  void (*pack)(const SparseFfnCall&, void* packed, const ParallelFor&);
   // As Kernels::sparse_ffn_workspace and Kernels::sparse_ffn; of w_up is read only whether there is one.
   size_t (*ffn_workspace)(const SparseFfnCall&);
   void (*ffn)(const SparseFfnCall&, const void* packed, void* workspace, const ParallelFor&);

@@ -7,8 +7,8 @@
 #pragma once
 #include <cstring>
 
-#include "calls.h"
 #include "elements.h"
+#include "kernels.h"
 
 namespace clada {
 
@@ -102,10 +102,12 @@ struct PackedRows {
     for (int64_t i = 0; i < count * kBits / 8; i += kLine) __builtin_prefetch(row + k * kBits / 8 + i, 0, 2);
   }
 
-  // Packs a matrix of the model's file, codes [rows, width * bits / 8] and scales [rows, width / block_size], to `to`.
-  static void pack(const PackedRows& to, int64_t rows, int64_t block_size, const void* codes, const void* scales) {
+  // Packs rows [first, last) of a matrix of the model's file, codes [rows, width * bits / 8] and scales [rows, width /
+  // block_size], to `to`.
+  static void pack(const PackedRows& to, int64_t first, int64_t last, int64_t block_size, const void* codes,
+                   const void* scales) {
     const int64_t code_bytes = to.width * kBits / 8, scale_bytes = to.width / block_size * 2;
-    for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = first; i < last; ++i) {
       uint8_t* out = const_cast<uint8_t*>(to.row(i));
       const uint8_t* from = static_cast<const uint8_t*>(codes) + i * code_bytes;
       for (int64_t stripe = 0; stripe < to.stripes; ++stripe) {
@@ -142,16 +144,27 @@ struct PackedFfn {
     const int64_t row = Rows::row_bytes(ffn.width, ffn.quantization.block_size);
     return static_cast<size_t>((ffn.w_up ? 3 : 2) * ffn.neurons * row + kLine);
   }
-  static void pack(const SparseFfnCall& ffn, void* packed) {
-    const PackedFfn to(ffn, packed);
-    const auto one = [&](const Rows& rows, const void* codes, const void* scales) {
-      if (codes) Rows::pack(rows, ffn.neurons, ffn.quantization.block_size, codes, scales);
-    };
-    one(to.w_in, ffn.w_in, ffn.s_in);
-    one(to.w_up, ffn.w_up, ffn.s_up);
-    one(to.w_out, ffn.w_out, ffn.s_out);
+  static void pack(const SparseFfnCall& ffn, void* packed, const ParallelFor& parallel) {
+    struct Work {
+      const SparseFfnCall& ffn;
+      PackedFfn to;
+    } work{ffn, PackedFfn(ffn, packed)};
     memset(static_cast<uint8_t*>(packed) + bytes(ffn) - kLine, 0, kLine);
+    parallel.run(
+        parallel.pool, kPackTasks,
+        [](void* data, size_t index) {
+          const auto& [ffn, to] = *static_cast<Work*>(data);
+          const int64_t task = static_cast<int64_t>(index), block_size = ffn.quantization.block_size;
+          const int64_t first = ffn.neurons * task / kPackTasks, last = ffn.neurons * (task + 1) / kPackTasks;
+          Rows::pack(to.w_in, first, last, block_size, ffn.w_in, ffn.s_in);
+          if (ffn.w_up) Rows::pack(to.w_up, first, last, block_size, ffn.w_up, ffn.s_up);
+          Rows::pack(to.w_out, first, last, block_size, ffn.w_out, ffn.s_out);
+        },
+        &work);
   }
+
+ private:
+  static constexpr int64_t kPackTasks = 16;
 };
 
 }  // namespace clada

@@ -107,8 +107,8 @@ size_t packed_bytes(const SparseFfnCall& ffn) {
 }
 
 template <class I>
-void pack(const SparseFfnCall& ffn, void* packed) {
-  with_bits(ffn.quantization.bits, [&](auto bits) { PackedFfn<I, bits>::pack(ffn, packed); });
+void pack(const SparseFfnCall& ffn, void* packed, const ParallelFor& parallel) {
+  with_bits(ffn.quantization.bits, [&](auto bits) { PackedFfn<I, bits>::pack(ffn, packed, parallel); });
 }
 
 template <class I>

@@ -1,5 +1,6 @@
 #include "quantized_weights.h"
 
+#include "own_threads.h"
 #include "quantization_sizes.h"
 
 namespace clada {
@@ -69,7 +70,7 @@ HeldWeights pack_inputs(const Ort::ConstKernelInfo& info, const char* op, const 
   ffn.w_out = matrices.back().codes.data;
   ffn.s_out = matrices.back().scales.data;
   HeldWeights packed = hold(kernels.packed_bytes(ffn));
-  kernels.pack(ffn, packed.get());
+  kernels.pack(ffn, packed.get(), own_threads());
   for (const Matrix& matrix : matrices) {
     release(matrix.codes);
     release(matrix.scales);

@@ -34,7 +34,7 @@ extern "C" int test_sparse_ffn(const char* instructions, int threads, const clad
   }
   const clada::QuantizedKernels& quantized = kernels->quantized;
   const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, quantized.packed_bytes(*call)), free);
-  quantized.pack(*call, packed.get());
+  quantized.pack(*call, packed.get(), {&threads, spread});
   clada::SparseFfnCall packed_call = *call;
   packed_call.w_in = packed_call.w_out = packed_call.s_in = packed_call.s_up = packed_call.s_out = nullptr;
   std::vector<char> workspace(quantized.ffn_workspace(packed_call) + 1);
