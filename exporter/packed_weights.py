@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
 from clada.exporter.quantization import Packed, Quantized, linear_modules
@@ -49,6 +50,19 @@ class PackedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class HalfEmbedding(nn.Module):
+    """An embedding whose table is float16, whatever the model computes in."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(embedding.weight.half(), requires_grad=False)
+        self.dtype = embedding.weight.dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """T[B, S, D] for tokens i64[B, S]."""
+        return functional.embedding(ids, self.weight).to(self.dtype)
+
+
 def _packed_layer(layer: SparseLayer, matrices: dict[str, Packed], block_size: int) -> SparseLayer:
     weights: dict[str, Tensor] = {}
     for name in layer.weight_names:
@@ -69,13 +83,16 @@ def packed_weights(model: Any, quantized: Quantized | None) -> Iterator[None]:
     linears = linear_modules(model)
     site = family_of(model).site
     layers = sparse_layers(model)
+    embedding = model.get_input_embeddings()
     try:
+        model.set_input_embeddings(HalfEmbedding(embedding))
         for path, packed in quantized.linears.items():
             replace(model, path, PackedLinear(packed, quantized.block_size, linears[path]))
         for layer, matrices in zip(layers, quantized.layers, strict=True):
             replace(decoder_layers(model)[layer.index], site, _packed_layer(layer, matrices, quantized.block_size))
         yield
     finally:
+        model.set_input_embeddings(embedding)
         for path, linear in linears.items():
             replace(model, path, linear)
         for layer in layers:

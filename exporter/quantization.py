@@ -170,6 +170,12 @@ def _untie(model: Any) -> None:
         model.config.tie_word_embeddings = False
 
 
+def _round_embedding(model: Any) -> None:
+    """Round the embedding to float16, in which the graph holds it: a table that tokens pick rows of costs no time."""
+    weight = model.get_input_embeddings().weight.data
+    weight.copy_(weight.half())
+
+
 @torch.no_grad()
 def quantize_model(
     model: Any, sparsity: Sparsity, rows: Tensor, config: QuantizationConfig, report: Callable[[str], None] = print
@@ -188,6 +194,7 @@ def quantize_model(
     """
     check_can_be_quantized(model, config)
     _untie(model)
+    _round_embedding(model)
     paths = {id(linear): path for path, linear in linear_modules(model).items()}
     quantized = Quantized(config.bits, config.block_size, [{} for _ in sparse_layers(model)])
     wrong = total = 0.0
@@ -216,6 +223,7 @@ def hold(model: Any, quantized: Quantized) -> None:
         CladaError: They were made of another model.
     """
     _untie(model)
+    _round_embedding(model)
     paths = {id(linear): path for path, linear in linear_modules(model).items()}
     for matrix in (matrix for group in _groups(model) for matrix in group):
         if isinstance(matrix.owner, SparseLayer):
