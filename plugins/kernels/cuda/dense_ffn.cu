@@ -1,6 +1,6 @@
 // Tokens are taken a chunk at a time, so that the workspace does not grow with a prompt. The products are rounded to
-// the element type, as in the ops' function bodies. Quantised weights are widened to it a piece at a time, anew for each
-// chunk, and then multiplied like others.
+// the element type, as in the ops' function bodies. Quantised weights are widened to it a piece at a time, anew for
+// each chunk, and then multiplied like others.
 #include <algorithm>
 #include <launch.cuh>
 

@@ -1,7 +1,6 @@
-#include "dequantize.h"
-
 #include <launch.cuh>
 
+#include "dequantize.h"
 #include "rows.cuh"
 
 namespace clada::cuda {

@@ -20,10 +20,10 @@ constexpr int kWindow = kThreads * kMasks;
 // W is the format of the weights: an element type, Int8 or Int4.
 template <class W, int kTokens>
 struct Shape {
-  using Rows = typename RowsOf<W, quantized_columns(kTokens)>::type;
+  using Rows = typename RowsOf<W, quantized_columns(std::is_same_v<W, Int4> ? 4 : 8, kTokens)>::type;
   static constexpr int kColumns = kTileLanes * Rows::kWeights;  // of a tile
   // Loads of a thread that are under way at once: 32 to 128 KB a multiprocessor, as many as leave room for sums.
-  static constexpr int kLoads = std::is_same_v<W, Int8> && kTokens == 1 ? 4 : kTokens <= 4 || kIsQuantized<W> ? 8 : 4;
+  static constexpr int kLoads = std::is_same_v<W, Int4> && kTokens == 1 ? 4 : kTokens <= 4 || kIsQuantized<W> ? 8 : 4;
 };
 
 // The bits of neurons [64 i, 64 i + 64), as two words.
@@ -158,19 +158,19 @@ __device__ __forceinline__ void down_block(const Rowwise& call, SharedArray<int,
   __syncthreads();
   if (!is_last[0]) return;
   __threadfence();
-  with_x_type<W>(call, [&](auto* of) {
-    using E = std::remove_pointer_t<decltype(of)>;
-    for (int i = thread; i < call.tokens * S::kColumns; i += kThreads) {
-      const int t = i / S::kColumns, at = tile * S::kColumns + i % S::kColumns;
-      if (at >= call.width) continue;
-      const float* part = call.sums + t * padded_width + at;
-      float sum = 0.0f;
+  for (int i = thread; i < call.tokens * S::kColumns; i += kThreads) {
+    const int t = i / S::kColumns, at = tile * S::kColumns + i % S::kColumns;
+    if (at >= call.width) continue;
+    const float* part = call.sums + t * padded_width + at;
+    float sum = 0.0f;
 #pragma unroll 8
-      for (int s = 0; s < call.splits; ++s) sum += part[s * kTokens * padded_width];
+    for (int s = 0; s < call.splits; ++s) sum += part[s * kTokens * padded_width];
+    with_x_type<W>(call, [&](auto* y) {
+      using E = std::remove_pointer_t<decltype(y)>;
       if (call.b_out) sum += to_float(static_cast<const E*>(call.b_out)[at]);
       static_cast<E*>(call.y)[static_cast<int64_t>(t) * call.width + at] = from_float<E>(sum);
-    }
-  });
+    });
+  }
 }
 
 // Writes the scores of kScoreNeurons neurons; the first such block the counts, too.

@@ -13,22 +13,29 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-// Loads of a thread that are under way at once. With 28 warps a multiprocessor has 112 KB under way at most, and even
-// where half of the warps wait for something else still what an H200's bandwidth times its latency asks for (33 KB).
-constexpr int kLoads = 8;
 constexpr int kStagedFloats = 4096;  // of x in shared memory: 16 KB, so that 7 blocks fit
 
 // W is the format of the weights: an element type, Int8 or Int4.
 template <class W, int kTokens>
 struct Shape {
   // A load of codes is of 16 bytes, less where so many columns of all tokens could not be staged.
-  using Rows = typename RowsOf<W, std::is_same_v<W, Int4> && kTokens < 8 ? 32 : 16>::type;
+  using Rows = typename RowsOf < W, std::is_same_v<W, Int4>&& kTokens<8 ? 32 : 16>::type;
   // Rows of a warp at a time. Each value of x that is read from shared memory serves all of them; with one token there
   // is little to read, and fewer rows leave less to be done alone by the warp that gets an odd one.
   static constexpr int kRows = kTokens <= 2 ? 2 : 4;
-  static constexpr int kColumns = kStagedFloats / kTokens;                   // of x that are staged at a time
-  static constexpr int kSpan = kWarp * Rows::kWeights;                       // columns that a warp loads at a time
-  static constexpr int kResident = kTokens <= 2 ? 7 : kTokens == 4 ? 4 : 3;  // blocks
+  static constexpr int kColumns = kStagedFloats / kTokens;  // of x that are staged at a time
+  static constexpr int kSpan = kWarp * Rows::kWeights;      // columns that a warp loads at a time
+  // Blocks; fewer beside codes, which take registers to become weights.
+  static constexpr int kResident = kIsQuantized<W> ? (kTokens == 1   ? 7
+                                                      : kTokens == 2 ? 6
+                                                      : kTokens == 4 ? 3
+                                                                     : 2)
+                                   : kTokens <= 2  ? 7
+                                   : kTokens == 4  ? 4
+                                                   : 3;
+  // Loads of a thread that are under way at once. With 28 warps a multiprocessor has 112 KB under way at most, and even
+  // where half of the warps wait for something else still what an H200's bandwidth times its latency asks for (33 KB).
+  static constexpr int kLoads = kIsQuantized<W> && kTokens <= 2 ? 4 : 8;
   static_assert(kColumns % kSpan == 0, "whole spans are staged");
   // Four columns of x are a float4: one of each lane, such that neighbouring lanes read neighbouring float4s, then the
   // next of each. Where a lane has many, a gap makes those that are written at once lie in different banks.
@@ -89,7 +96,7 @@ template <class W, int kTokens, bool kVectors, class Rows, int kRows>
 __device__ __forceinline__ void add_products(const Rows& rows, const typename Rows::Row (&row)[kRows], int first,
                                              const StagedX<W, kTokens>& staged, float (&sums)[kRows][kTokens]) {
   using S = Shape<W, kTokens>;
-  constexpr int kWeights = Rows::kWeights, kAtOnce = kVectors ? kLoads / kRows : 1;
+  constexpr int kWeights = Rows::kWeights, kAtOnce = kVectors ? S::kLoads / kRows : 1;
   const int left = rows.width - first, end = left < S::kColumns ? left : S::kColumns;
   for (int span = 0; span < end; span += kAtOnce * S::kSpan) {
     typename Rows::Packed packed[kAtOnce][kRows];

@@ -35,9 +35,9 @@ constexpr int64_t kRowwiseTokens = 8;
 size_t sparse_ffn_workspace(const SparseFfnCall&);
 
 // One call of SparseGatedFFN, of SparseFFN, or of their quantised variants. Weights that are not quantised have the
-// element type of x; those that are, any type of x. `products` may be null where there are at most kRowwiseTokens tokens;
-// cudaErrorInvalidValue where it is needed and null, where weight_element differs, and where bits, block or scales are
-// not of this project's formats or do not fit the width.
+// element type of x; those that are, any type of x. `products` may be null where there are at most kRowwiseTokens
+// tokens; cudaErrorInvalidValue where it is needed and null, where weight_element differs, and where bits, block or
+// scales are not of this project's formats or do not fit the width.
 cudaError_t sparse_ffn(const SparseFfnCall&, void* workspace, const Products* products, cudaStream_t);
 
 // Bytes that load_signal needs, aligned to 256; from sizes and types alone.

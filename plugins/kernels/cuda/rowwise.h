@@ -20,8 +20,9 @@ constexpr int kMostSplits = 64;      // the last block of a tile adds that many 
 constexpr int kTileLanes = 16;       // lanes that share a row of a tile: 256 bytes of it in a row
 constexpr int kScoreNeurons = 1024;  // neurons whose scores one block writes
 constexpr int kSmallestBlock = 32;   // of quantised weights; others are this times a power of two
-// Columns of a lane of a tile where weights are quantised: fewer than 16 bytes hold, since each has a sum for each token.
-constexpr int quantized_columns(int tokens) { return tokens <= 4 ? 16 : 8; }
+// Columns of a lane of a tile where weights are quantised: fewer than 16 bytes hold, since each has a sum for each
+// token.
+constexpr int quantized_columns(int bits, int tokens) { return bits == 4 && tokens == 1 ? 16 : 8; }
 
 // A matrix [neurons, width] of weights, and of their scales where they are quantised.
 struct Weights {

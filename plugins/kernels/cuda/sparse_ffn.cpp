@@ -67,7 +67,8 @@ size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
   call.padded = tokens <= 1 ? 1 : tokens <= 2 ? 2 : tokens <= 4 ? 4 : 8;
   // One block at least, which prepares the workspace.
   call.blocks = static_cast<int>(std::max<int64_t>(1, parts(ffn.neurons, kBlockNeurons)));
-  call.tile_columns = kTileLanes * (is_quantized(ffn) ? quantized_columns(call.padded) : static_cast<int>(16 / size));
+  call.tile_columns =
+      kTileLanes * (is_quantized(ffn) ? quantized_columns(call.bits, call.padded) : static_cast<int>(16 / size));
   call.tiles = static_cast<int>(parts(ffn.width, call.tile_columns));
   const int64_t splits = down_resident(call.padded) * kMultiprocessors / std::max(1, call.tiles);
   call.splits = static_cast<int>(std::clamp<int64_t>(splits, 1, std::min<int64_t>(kMostSplits, call.blocks)));
