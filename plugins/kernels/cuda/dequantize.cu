@@ -27,10 +27,11 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 4; ++i) some[4 * four + i] = from_float<E>(weights[i]);
   }
   // The piece starts at a multiple of 256 bytes, and its rows are whole blocks.
+  constexpr int kOfVector = sizeof(uint4) / sizeof(E);
 #pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof some / sizeof(uint4)); ++i) {
+  for (int i = 0; i < kOfThread / kOfVector; ++i) {
     uint4 vector;
-    memcpy(&vector, some + i * static_cast<int>(sizeof vector / sizeof(E)), sizeof vector);
+    memcpy(&vector, some + i * kOfVector, sizeof vector);
     reinterpret_cast<uint4*>(out + at * kOfThread)[i] = vector;
   }
 }

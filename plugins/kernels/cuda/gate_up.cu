@@ -15,6 +15,12 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kStagedFloats = 4096;  // of x in shared memory: 16 KB, so that 7 blocks fit
 
+// Blocks of a multiprocessor; fewer beside codes, which take registers to become weights.
+constexpr int resident_blocks(bool quantized, int tokens) {
+  if (quantized) return tokens == 1 ? 7 : tokens == 2 ? 5 : tokens == 4 ? 3 : 2;
+  return tokens <= 2 ? 7 : tokens == 4 ? 4 : 3;
+}
+
 // W is the format of the weights: an element type, Int8 or Int4.
 template <class W, int kTokens>
 struct Shape {
@@ -25,14 +31,7 @@ struct Shape {
   static constexpr int kRows = kTokens <= 2 ? 2 : 4;
   static constexpr int kColumns = kStagedFloats / kTokens;  // of x that are staged at a time
   static constexpr int kSpan = kWarp * Rows::kWeights;      // columns that a warp loads at a time
-  // Blocks; fewer beside codes, which take registers to become weights.
-  static constexpr int kResident = kIsQuantized<W> ? (kTokens == 1   ? 7
-                                                      : kTokens == 2 ? 6
-                                                      : kTokens == 4 ? 3
-                                                                     : 2)
-                                   : kTokens <= 2  ? 7
-                                   : kTokens == 4  ? 4
-                                                   : 3;
+  static constexpr int kResident = resident_blocks(kIsQuantized<W>, kTokens);
   // Loads of a thread that are under way at once. With 28 warps a multiprocessor has 112 KB under way at most, and even
   // where half of the warps wait for something else still what an H200's bandwidth times its latency asks for (33 KB).
   static constexpr int kLoads = kIsQuantized<W> && kTokens <= 2 ? 4 : 8;
