@@ -22,8 +22,12 @@ template <class W, int kTokens>
 struct Shape {
   using Rows = typename RowsOf<W, quantized_columns(std::is_same_v<W, Int4> ? 4 : 8, kTokens)>::type;
   static constexpr int kColumns = kTileLanes * Rows::kWeights;  // of a tile
-  // Loads of a thread that are under way at once: 32 to 128 KB a multiprocessor, as many as leave room for sums.
-  static constexpr int kLoads = std::is_same_v<W, Int4> && kTokens == 1 ? 4 : kTokens <= 4 || kIsQuantized<W> ? 8 : 4;
+  // Loads of a thread that are under way at once, as many as leave room for sums: 16 to 96 KB a multiprocessor, least
+  // where codes meet many tokens, which take longer to compute than to read.
+  static constexpr int kLoads = kIsQuantized<W> ? (std::is_same_v<W, Int4> && kTokens == 1 ? 4 : 8)
+                                : kTokens == 1  ? 6
+                                : kTokens <= 4  ? 8
+                                                : 4;
 };
 
 // The bits of neurons [64 i, 64 i + 64), as two words.

@@ -17,7 +17,7 @@ constexpr int kStagedFloats = 4096;  // of x in shared memory: 16 KB, so that 7 
 
 // Blocks of a multiprocessor; fewer beside codes, which take registers to become weights.
 constexpr int resident_blocks(bool quantized, int tokens) {
-  if (quantized) return tokens == 1 ? 7 : tokens == 2 ? 5 : tokens == 4 ? 3 : 2;
+  if (quantized) return tokens == 1 ? 7 : tokens == 2 ? 4 : tokens == 4 ? 3 : 2;
   return tokens <= 2 ? 7 : tokens == 4 ? 4 : 3;
 }
 
