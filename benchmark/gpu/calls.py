@@ -7,10 +7,11 @@ from clada.plugins.ops.record import FLOAT_TYPES
 
 # In the order of C++'s enum Element.
 ELEMENTS = FLOAT_TYPES
-_FFN_POINTERS = ("x", "w_in", "w_up", "w_out", "b_in", "b_out", "threshold", "scale", "pool", "y", "active", "score")
+_FFN_INPUTS = ("x", "w_in", "w_up", "w_out", "s_in", "s_up", "s_out", "b_in", "b_out", "threshold", "scale", "pool")
+_FFN_POINTERS = (*_FFN_INPUTS, "y", "active", "score")
 _LOAD_SIGNAL_POINTERS = [spec.name for spec in (*LOAD_SIGNAL.inputs, *LOAD_SIGNAL.outputs)]
 # The names that a feed-forward call has for inputs of the gated op.
-FFN_NAMES = {"w_gate": "w_in", "w_down": "w_out"}
+FFN_NAMES = {"w_gate": "w_in", "w_down": "w_out", "s_gate": "s_in", "s_down": "s_out"}
 
 
 class SparseFfnCall(ctypes.Structure):
@@ -18,7 +19,7 @@ class SparseFfnCall(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "neurons")]
-        + [(name, ctypes.c_int) for name in ("activation", "element", "weight_element")]
+        + [(name, ctypes.c_int) for name in ("activation", "element", "weight_element", "bits", "block_size")]
         + [(name, ctypes.c_void_p) for name in _FFN_POINTERS]
     )
 
@@ -35,13 +36,13 @@ class LoadSignalCall(ctypes.Structure):
 
 
 class Product(ctypes.Structure):
-    """c[m, n] = a[m, k] . b."""
+    """c[m, n] = a[m, k] . b, the rows of c starting c_row elements apart."""
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("m", "n", "k")]
         + [("element", ctypes.c_int)]
         + [(name, ctypes.c_void_p) for name in ("a", "b", "c")]
-        + [("transposed_b", ctypes.c_bool)]
+        + [("c_row", ctypes.c_int64), ("transposed_b", ctypes.c_bool)]
     )
 
 

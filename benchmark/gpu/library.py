@@ -95,7 +95,10 @@ class Call:
             size_of, self._launch = library.clada_cuda_load_signal_workspace, library.clada_cuda_load_signal
         else:
             activation = list(ACTIVATIONS).index(str(attributes["activation"]))
-            self._call = SparseFfnCall(*(sizes[axis] for axis in "BSDF"), activation, element, element, **addresses)
+            quantization = (int(attributes.get(name, 0)) for name in ("bits", "block_size"))
+            self._call = SparseFfnCall(
+                *(sizes[axis] for axis in "BSDF"), activation, element, element, *quantization, **addresses
+            )
             size_of, self._launch = library.clada_cuda_sparse_ffn_workspace, library.clada_cuda_sparse_ffn
             many = sizes["B"] * sizes["S"] > kernels.rowwise_tokens
             products.append(ctypes.byref(kernels.products) if many else None)

@@ -16,15 +16,17 @@ _FAILED = 999
 def torch_products(device: Device) -> Products:
     """Products that the kernels can call; they run on torch's current stream, which must be that of the call."""
 
-    def matrix(address: int, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        return device.at(address, rows * columns * dtype.itemsize).view(dtype).view(rows, columns)
+    def matrix(address: int, rows: int, columns: int, dtype: torch.dtype, row: int | None = None) -> torch.Tensor:
+        row = columns if row is None else row
+        elements = (rows - 1) * row + columns
+        return device.at(address, elements * dtype.itemsize).view(dtype).as_strided((rows, columns), (row, 1))
 
     def multiply(_library: Any, pointer: Any, _stream: Any) -> int:
         product = pointer.contents
         m, n, k = product.m, product.n, product.k
         try:
             dtype = getattr(torch, ELEMENTS[product.element])
-            a, c = matrix(product.a, m, k, dtype), matrix(product.c, m, n, dtype)
+            a, c = matrix(product.a, m, k, dtype), matrix(product.c, m, n, dtype, product.c_row)
             b = matrix(product.b, n, k, dtype).T if product.transposed_b else matrix(product.b, k, n, dtype)
             torch.mm(a, b, out=c)
         except Exception:
