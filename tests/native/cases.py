@@ -56,7 +56,7 @@ def large_case(
     ]
     names = [spec.name for spec in op.inputs if spec.name.startswith("w_")]
     inputs = {"x": x, **dict(zip(names, weights, strict=True))}
-    if op is SPARSE_FFN:
+    if any(spec.name == "b_in" for spec in op.inputs):
         inputs["b_in"] = rng.standard_normal(neurons).astype(np.float32) / 4
         inputs["b_out"] = rng.standard_normal(width).astype(np.float32) / 4
     inputs = {name: rounded(array, element).astype(np.float32) for name, array in inputs.items()}
