@@ -105,8 +105,9 @@ def _read_fields(collection: _Collection) -> dict[str, str | float]:
         if field.type == _CHAR:
             fields[field.name.decode()] = ctypes.string_at(field.data, field.length).decode()
         else:
-            assert (field.type, field.length) == (_FLOAT32, 1)
-            fields[field.name.decode()] = ctypes.c_float.from_address(field.data).value
+            assert field.type in (_FLOAT32, _INT32) and field.length == 1
+            number = ctypes.c_float if field.type == _FLOAT32 else ctypes.c_int32
+            fields[field.name.decode()] = number.from_address(field.data).value
     return fields
 
 

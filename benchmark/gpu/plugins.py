@@ -69,7 +69,8 @@ class PluginCall:
             for spec in op.outputs
         }
         self._tensors = tensors_of(op, sizes, str(dtype).removeprefix("torch."))
-        fields = {name: value if isinstance(value, str) else float(value) for name, value in attributes.items()}
+        # Some cases have a whole number for a real one.
+        fields = {attribute.name: type(attribute.default)(attributes[attribute.name]) for attribute in op.attributes}
         made = self._library.create(op, fields)
         if made is None:
             raise self._refusal()

@@ -17,7 +17,12 @@ using nvinfer1::PluginFieldType;
 static constexpr std::string_view kOfTheParser[] = {"plugin_namespace", "plugin_version"};
 
 static PluginFieldType field_type(const AttributeSpec& spec) {
-  return std::string_view(spec.type) == "float" ? PluginFieldType::kFLOAT32 : PluginFieldType::kCHAR;
+  const std::string_view type = spec.type;
+  return type == "float" ? PluginFieldType::kFLOAT32 : type == "int" ? PluginFieldType::kINT32 : PluginFieldType::kCHAR;
+}
+
+static const char* name_of(PluginFieldType type) {
+  return type == PluginFieldType::kFLOAT32 ? "one FLOAT32" : type == PluginFieldType::kINT32 ? "one INT32" : "CHAR";
 }
 
 static std::string announced(const AttributeSpec& spec) {
@@ -56,30 +61,40 @@ static void check_names(const Signature& signature, const Specs<PluginField>& fi
   }
 }
 
+static void check_type(const AttributeSpec& spec, const PluginField& field) {
+  const PluginFieldType wanted = field_type(spec);
+  const bool is_one = wanted == PluginFieldType::kCHAR || field.length == 1;
+  if (field.type == wanted && field.data && field.length >= 0 && is_one) return;
+  throw std::invalid_argument(quoted(spec.name) + " has type " + std::to_string(static_cast<int>(field.type)) +
+                              " and length " + std::to_string(field.length) + "; it must be " + name_of(wanted));
+}
+
+static void check_choice(const AttributeSpec& spec, const std::string& value, const std::string& shown) {
+  const std::vector<std::string_view> choices = split(spec.choices);
+  if (choices.empty() || std::find(choices.begin(), choices.end(), value) != choices.end()) return;
+  throw std::invalid_argument(quoted(spec.name) + " is " + shown + "; it must be " + announced(spec));
+}
+
 Attributes::Attributes(const Signature& signature, const PluginFieldCollection* collection) {
   const Specs<PluginField> fields{collection ? collection->fields : nullptr,
                                   collection ? static_cast<size_t>(collection->nbFields) : 0};
   check_names(signature, fields);
   for (const AttributeSpec& spec : signature.attributes) {
     const PluginField& field = find_field(spec, fields);
-    const bool is_number = field_type(spec) == PluginFieldType::kFLOAT32;
-    if (field.type != field_type(spec) || !field.data || field.length < 0 || (is_number && field.length != 1)) {
-      throw std::invalid_argument(quoted(spec.name) + " has type " + std::to_string(static_cast<int>(field.type)) +
-                                  " and length " + std::to_string(field.length) + "; it must be " +
-                                  (is_number ? "one FLOAT32" : "CHAR"));
-    }
-    Value value{&spec, "", 0};
-    if (is_number) {
+    check_type(spec, field);
+    Value value{&spec, "", 0, 0};
+    if (field.type == PluginFieldType::kFLOAT32) {
       value.number = *static_cast<const float*>(field.data);
       if (!std::isfinite(value.number)) {
         throw std::invalid_argument(quoted(spec.name) + " is " + std::to_string(value.number) + "; it must be finite");
       }
+    } else if (field.type == PluginFieldType::kINT32) {
+      value.integer = *static_cast<const int32_t*>(field.data);
+      const std::string digits = std::to_string(value.integer);
+      check_choice(spec, digits, digits);
     } else {
       value.text = text_of(field);
-      const std::vector<std::string_view> choices = split(spec.choices);
-      if (!choices.empty() && std::find(choices.begin(), choices.end(), value.text) == choices.end()) {
-        throw std::invalid_argument(quoted(spec.name) + " is '" + value.text + "'; it must be " + announced(spec));
-      }
+      check_choice(spec, value.text, "'" + value.text + "'");
     }
     values_.push_back(std::move(value));
   }
@@ -91,6 +106,8 @@ std::vector<PluginField> Attributes::fields() const {
     const PluginFieldType type = field_type(*value.spec);
     if (type == PluginFieldType::kFLOAT32) {
       fields.emplace_back(value.spec->name, &value.number, type, 1);
+    } else if (type == PluginFieldType::kINT32) {
+      fields.emplace_back(value.spec->name, &value.integer, type, 1);
     } else {
       fields.emplace_back(value.spec->name, value.text.data(), type, static_cast<int32_t>(value.text.size()));
     }

@@ -18,6 +18,7 @@ class Attributes {
   // By position in the signature.
   const std::string& text(size_t i) const { return values_[i].text; }
   float number(size_t i) const { return values_[i].number; }
+  int32_t integer(size_t i) const { return values_[i].integer; }
 
   // As fields that hold pointers into this object.
   std::vector<nvinfer1::PluginField> fields() const;
@@ -27,6 +28,7 @@ class Attributes {
     const AttributeSpec* spec;
     std::string text;
     float number;
+    int32_t integer;
   };
   std::vector<Value> values_;
 };

@@ -15,8 +15,11 @@ nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   trt::set_tensorrt(__builtin_return_address(0));
   static trt::Creator<trt::SparseFfnPlugin<ops::SparseGatedFFN>> gated;
   static trt::Creator<trt::SparseFfnPlugin<ops::SparseFFN>> plain;
+  static trt::Creator<trt::SparseFfnPlugin<ops::QuantizedSparseGatedFFN>> quantized_gated;
+  static trt::Creator<trt::SparseFfnPlugin<ops::QuantizedSparseFFN>> quantized_plain;
   static trt::Creator<trt::LoadSignalPlugin> signal;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&gated, &plain, &signal};
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&gated, &plain, &quantized_gated, &quantized_plain,
+                                                                &signal};
   count = sizeof creators / sizeof *creators;
   return creators;
 }

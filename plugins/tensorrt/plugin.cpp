@@ -68,6 +68,12 @@ void check_launch(cudaError_t error, const std::string& why) {
 Plugin::Plugin(const Signature& signature, Attributes attributes)
     : signature_(signature), attributes_(std::move(attributes)) {}
 
+Sizes Plugin::checked_sizes(const std::vector<Dims>& inputs) const {
+  Sizes sizes = check_sizes(signature_, inputs);
+  check(sizes);
+  return sizes;
+}
+
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(PluginCapabilityType type) noexcept {
   if (type == PluginCapabilityType::kCORE) return static_cast<nvinfer1::IPluginV3OneCore*>(this);
   if (type == PluginCapabilityType::kBUILD) return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
@@ -100,7 +106,7 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, co
                                 DimsExprs* outputs, int32_t output_count, nvinfer1::IExprBuilder&) noexcept {
   return status_of(signature_.op, [&] {
     check_output_count(signature_, output_count);
-    check_sizes(signature_, shapes_of(inputs, input_count, constants_of));
+    checked_sizes(shapes_of(inputs, input_count, constants_of));
     set_output_shapes(signature_, inputs, outputs);
   });
 }
@@ -117,7 +123,7 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
 int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,
                                 const DynamicPluginTensorDesc*, int32_t) noexcept {
   return status_of(signature_.op, [&] {
-    check_sizes(signature_, shapes_of(inputs, input_count, [](const auto& input) { return input.desc.dims; }));
+    checked_sizes(shapes_of(inputs, input_count, [](const auto& input) { return input.desc.dims; }));
   });
 }
 
@@ -138,7 +144,7 @@ int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_coun
   return status_of(signature_.op, [&] {
     check_types(signature_, inputs, input_count);
     const auto shapes = shapes_of(inputs, input_count, [](const auto& input) { return input.dims; });
-    prepare(check_sizes(signature_, shapes), context_);
+    prepare(checked_sizes(shapes), context_);
   });
 }
 
@@ -147,8 +153,7 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
   return status_of(signature_.op, [&] {
     const int32_t count = static_cast<int32_t>(signature_.inputs.size());
     const Element element = element_of(check_types(signature_, input_descs, count));
-    const Sizes sizes =
-        check_sizes(signature_, shapes_of(input_descs, count, [](const auto& input) { return input.dims; }));
+    const Sizes sizes = checked_sizes(shapes_of(input_descs, count, [](const auto& input) { return input.dims; }));
     launch(sizes, element, inputs, outputs, aligned(workspace), stream);
   });
 }

@@ -63,6 +63,8 @@ class Plugin : public nvinfer1::IPluginV3,
 
   // What is of one op: a copy, and its kernel.
   virtual std::unique_ptr<Plugin> copy() const = 0;
+  // Throws std::invalid_argument where sizes that are known do not fit the attributes; those below 0 are not known.
+  virtual void check(const Sizes&) const {}
   // Makes ready to compute at these sizes in a context; called before `launch`, never while a graph is captured.
   virtual void prepare(const Sizes&, const void* /* context */) {}
   // Bytes that `launch` needs, aligned to 256, at any sizes up to these.
@@ -75,6 +77,9 @@ class Plugin : public nvinfer1::IPluginV3,
   const Attributes attributes_;
 
  private:
+  // The sizes of the axes; throws std::invalid_argument where the inputs' shapes do not fit.
+  Sizes checked_sizes(const std::vector<nvinfer1::Dims>& inputs) const;
+
   const void* context_ = nullptr;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_{};

@@ -12,6 +12,8 @@ using namespace nvinfer1;
 
 namespace {
 
+constexpr int32_t kMostTensors = 16;  // inputs, or outputs, of an op
+
 std::string logged;
 
 int32_t release = NV_TENSORRT_MAJOR;
@@ -145,9 +147,9 @@ const char* probe_plugin_name(IPluginV3* plugin) {
 const PluginFieldCollection* probe_serialised(IPluginV3* plugin) { return runtime(plugin).getFieldsToSerialize(); }
 
 int32_t probe_output_types(IPluginV3* plugin, const int32_t* inputs, int32_t input_count, int32_t* outputs) {
-  DataType types[8];
+  DataType types[kMostTensors];
   for (int32_t i = 0; i < input_count; ++i) types[i] = static_cast<DataType>(inputs[i]);
-  DataType given[8];
+  DataType given[kMostTensors];
   const int32_t count = build(plugin).getNbOutputs();
   const int32_t status = build(plugin).getOutputDataTypes(given, count, types, input_count);
   for (int32_t i = 0; status == 0 && i < count; ++i) outputs[i] = static_cast<int32_t>(given[i]);
@@ -156,7 +158,7 @@ int32_t probe_output_types(IPluginV3* plugin, const int32_t* inputs, int32_t inp
 
 int32_t probe_output_shapes(IPluginV3* plugin, const Dims* inputs, int32_t input_count, Dims* outputs) {
   std::deque<Expression> expressions;
-  DimsExprs shapes[8], given[8];
+  DimsExprs shapes[kMostTensors], given[kMostTensors];
   for (int32_t i = 0; i < input_count; ++i) {
     shapes[i].nbDims = inputs[i].nbDims;
     for (int32_t k = 0; k < inputs[i].nbDims; ++k) shapes[i].d[k] = &expressions.emplace_back(inputs[i].d[k]);

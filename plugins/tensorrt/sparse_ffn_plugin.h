@@ -1,4 +1,4 @@
-// SparseGatedFFN and SparseFFN in TensorRT.
+// The feed-forward ops in TensorRT.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include "launchers.h"
 #include "plugin.h"
 #include "products.h"
+#include "quantization_sizes.h"
 
 namespace clada::trt {
 
@@ -21,10 +22,23 @@ class SparseFfnPlugin final : public Plugin {
   using Op = Table;
   explicit SparseFfnPlugin(Attributes attributes)
       : Plugin(kSignature<Table>, std::move(attributes)),
-        activation_(activation_named(attributes_.text(Table::Attr::activation))) {}
+        activation_(activation_named(attributes_.text(Table::Attr::activation))) {
+    if constexpr (is_quantized<Table>) {
+      quantization_ = {attributes_.integer(Table::Attr::bits), attributes_.integer(Table::Attr::block_size)};
+    }
+  }
 
  private:
   std::unique_ptr<Plugin> copy() const override { return std::make_unique<SparseFfnPlugin>(*this); }
+
+  void check(const Sizes& sizes) const override {
+    if constexpr (is_quantized<Table>) {
+      const auto size = [&](const char* axis) { return sizes.at(axis); };
+      if (size("D") < 0 || size("P") < 0 || size("N") < 0) return;
+      const std::string misfit = size_misfit(quantization_, size("D"), size("P"), size("N"));
+      if (!misfit.empty()) throw std::invalid_argument(misfit);
+    }
+  }
 
   void prepare(const Sizes& sizes, const void* context) override {
     if (needs_products(sizes) && !products_) products_ = matrix_products(context);
@@ -56,6 +70,9 @@ class SparseFfnPlugin final : public Plugin {
     call.w_in = input(At::w_in);
     call.w_up = input(At::w_up);
     call.w_out = input(At::w_out);
+    call.s_in = input(At::s_in);
+    call.s_up = input(At::s_up);
+    call.s_out = input(At::s_out);
     call.b_in = input(At::b_in);
     call.b_out = input(At::b_out);
     call.threshold = static_cast<const float*>(input(In::threshold));
@@ -78,10 +95,12 @@ class SparseFfnPlugin final : public Plugin {
     call.width = sizes.at("D");
     call.neurons = sizes.at("F");
     call.activation = activation_;
+    call.quantization = quantization_;
     call.element = call.weight_element = element;
   }
 
   Activation activation_;
+  Quantization quantization_{};
   std::shared_ptr<cuda::CublasProducts> products_;
 };
 

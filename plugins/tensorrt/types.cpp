@@ -20,6 +20,8 @@ static std::string name_of(DataType type) {
       return "float16";
     case DataType::kBF16:
       return "bfloat16";
+    case DataType::kINT8:
+      return "int8";
     case DataType::kINT32:
       return "int32";
     case DataType::kINT64:
@@ -41,7 +43,8 @@ Element element_of(DataType type) {
 DataType data_type(const TensorSpec& spec, DataType t) {
   const std::string_view dtype = spec.dtype;
   if (dtype == "T") return t;
-  for (const DataType type : {DataType::kFLOAT, DataType::kINT32, DataType::kINT64, DataType::kBOOL}) {
+  for (const DataType type :
+       {DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32, DataType::kINT64, DataType::kBOOL}) {
     if (dtype == name_of(type)) return type;
   }
   throw std::logic_error("the op table has the type " + std::string(dtype) + ", which TensorRT lacks");

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, SPARSE_FFN, SPARSE_GATED_FFN, VERSION
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, VERSION
 from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from tests.native.calls import GuardedMemory, from_element, to_element
-from tests.native.cases import FFN_CASES, check_outputs, rounded_case
+from tests.native.cases import FFN_CASES, QUANTIZED_FFN_CASES, check_outputs, dense_case, large_case, rounded_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS, WORKSPACE_BOUNDARY
 from tests.tensorrt.checks import (
     all_fields,
@@ -29,8 +29,10 @@ _LIBRARIES = [Path(os.environ.get(name, "")) for name in ("CLADA_PLUGIN_PROBE_LI
 if not os.environ.get("TENSORRT_INCLUDE_DIR"):
     pytest.skip("TENSORRT_INCLUDE_DIR is not set: the plugins cannot be compiled", allow_module_level=True)
 
-FFN_OPS = pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
+FFN_OPS = pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values()], ids=lambda op: op.name)
+QUANTIZED_OPS = pytest.mark.parametrize("op", QUANTIZED.values(), ids=lambda op: op.name)
 ALL_OPS = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+SMALL = {"D": 32, "P": 16, "N": 1, "F": 8}
 NODE = "node '/model/node'"
 LINE = f"LoadSignal: {NODE}: field 'surprisal_weight' is missing; it must be float"
 
@@ -85,8 +87,12 @@ def refused(op: Op):
     yield {**fields, "width": 4.0}, f"field 'width' is not known; the fields are {', '.join(fields)}"
     for attribute in op.attributes:
         name, rest = attribute.name, {key: value for key, value in fields.items() if key != attribute.name}
-        wanted = f"one of {', '.join(attribute.choices)}" if attribute.choices else "float"
+        wanted = f"one of {', '.join(map(str, attribute.choices))}" if attribute.choices else "float"
         yield rest, f"field '{name}' is missing; it must be {wanted}"
+        if isinstance(attribute.default, int):
+            yield {**rest, name: 4.0}, f"field '{name}' has type 1 and length 1; it must be one INT32"
+            yield {**rest, name: 5}, f"field '{name}' is 5; it must be {wanted}"
+            continue
         wanted_type = "CHAR" if isinstance(attribute.default, str) else "one FLOAT32"
         yield {**rest, name: 1}, f"field '{name}' has type 5 and length 1; it must be {wanted_type}"
         if attribute.choices:
@@ -197,7 +203,7 @@ def test_workspace_is_enough_for_every_shape_of_the_profile(library, op, element
     plugin = default_plugin(library, op)
 
     def workspace(batch: int, sequence: int, unknown: int | None = None) -> int:
-        most = {"B": batch, "S": sequence, "D": 136, "F": 300}
+        most = {"B": batch, "S": sequence, "D": 160, "P": 80, "N": 5, "F": 300}
         sizes = {**most, **dict.fromkeys("BS", unknown)} if unknown else most
         return plugin.workspace(tensors_of(op, sizes, element, most))
 
@@ -215,7 +221,8 @@ def case_sizes(op: Op, case: Case) -> dict[str, int]:
 
 
 def case_plugin(library: PluginLibrary, op: Op, case: Case) -> Plugin:
-    fields = {name: value if isinstance(value, str) else float(value) for name, value in case.attributes.items()}
+    # Some cases have a whole number for a real one.
+    fields = {attribute.name: type(attribute.default)(case.attributes[attribute.name]) for attribute in op.attributes}
     plugin = library.create(op, fields)
     assert plugin is not None
     return plugin
@@ -277,17 +284,42 @@ def check_ffn(op: Op, case: Case, outputs: list[Array], element: str) -> None:
 
 
 @pytest.mark.parametrize("element", FLOAT_TYPES)
-@pytest.mark.parametrize(("op", "case"), FFN_CASES)
+@pytest.mark.parametrize(("op", "case"), [*FFN_CASES, *QUANTIZED_FFN_CASES])
 def test_feed_forward_matches_reference(library, op, case, element):
     case = rounded_case(case, element, element)
     check_ffn(op, case, run(library, op, case, element), element)
 
 
-@pytest.mark.parametrize("element", FLOAT_TYPES)
+@QUANTIZED_OPS
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"D": 48, "P": 24, "N": 1}, "block_size 32 does not divide the width D=48"),
+        ({"D": 64, "P": 64, "N": 2}, "64 bytes a row do not fit D=64 weights of 4 bits"),
+        ({"D": 64, "P": 32, "N": 1}, "1 scales a row do not fit D=64 in blocks of 32"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_sizes_that_do_not_fit_the_quantisation_are_refused(library, op, sizes, reason):
+    plugin, given = default_plugin(library, op), {**sizes_of(op), **sizes}
+    tensors = tensors_of(op, given, "float32")
+    assert plugin.output_shapes(input_shapes(op, given)) is None
+    assert plugin.configure(tensors) == 1
+    assert plugin.shape_change(tensors) == 1
+    assert plugin.enqueue(tensors, [0] * len(op.inputs), [0] * len(op.outputs), 0, 0) == 1
+    assert library.log() == 4 * [f"error: {op.name}: {reason}"]
+
+
+# Both sizes that an element has.
+@pytest.mark.parametrize("element", ["float32", "float16"])
 @FFN_OPS
 def test_one_context_computes_every_shape_of_its_profile(library, op, element):
     """Prompts and steps in turn, in one workspace, which is what TensorRT asked for at the largest sizes."""
-    cases = [rounded_case(case, element, element) for case in op.cases() if case.name.startswith("silu-mixed")]
+    quantization = (4, 32) if op in QUANTIZED.values() else None
+    shapes = itertools.product((1, 3), (1, 2, 17))
+    cases = [large_case(op, *shape, 96, 37, element=element, quantization=quantization) for shape in shapes]
+    # Half types round the products that many tokens are selected by.
+    cases = [case if case.inputs["scale"].size <= ROWWISE_TOKENS else dense_case(case) for case in cases]
     sizes = [case_sizes(op, case) for case in cases]
     most = {axis: max(size[axis] for size in sizes) for axis in sizes[0]}
     unknown = {**most, "B": -1, "S": -1}
@@ -312,7 +344,7 @@ def test_load_signal_matches_reference(library, case, element):
 def test_plugins_of_a_context_share_a_handle_of_cublas(library, op):
     """One is made when many tokens come, one for each context, and none outlives its plugins."""
     alive = ctypes.CDLL(str(_LIBRARIES[1])).cublas_alive
-    few, many = (tensors_of(op, {"B": 1, "S": tokens, "D": 8, "F": 8}, "float32") for tokens in (1, 9))
+    few, many = (tensors_of(op, {"B": 1, "S": tokens, **SMALL}, "float32") for tokens in (1, 9))
     node = default_plugin(library, op)
     attached = [node.attach(context) for context in (1, 1, 2)]
     attached.append(attached[0].clone())
@@ -328,7 +360,7 @@ def test_plugins_of_a_context_share_a_handle_of_cublas(library, op):
 @FFN_OPS
 def test_many_tokens_without_a_change_of_shape(library, op):
     plugin = default_plugin(library, op)
-    tensors = tensors_of(op, {"B": 3, "S": 5, "D": 8, "F": 8}, "float32")
+    tensors = tensors_of(op, {"B": 3, "S": 5, **SMALL}, "float32")
     assert plugin.enqueue(tensors, [0] * len(op.inputs), [0] * len(op.outputs), 0, 0) == 1
     assert library.log() == [f"error: {op.name}: a call of many tokens came before onShapeChange was told of it"]
 
@@ -336,6 +368,6 @@ def test_many_tokens_without_a_change_of_shape(library, op):
 @FFN_OPS
 def test_what_cuda_refuses_is_reported(library, op):
     plugin = default_plugin(library, op)
-    tensors = tensors_of(op, {"B": 1, "S": 1, "D": 2**31, "F": 8}, "float32")
+    tensors = tensors_of(op, {"B": 1, "S": 1, "D": 2**31, "P": 2**30, "N": 2**26, "F": 8}, "float32")
     assert plugin.enqueue(tensors, [0] * len(op.inputs), [0] * len(op.outputs), 0, 0) == 1
     assert library.log() == [f"error: {op.name}: the kernels could not be launched: invalid argument"]

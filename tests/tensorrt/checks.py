@@ -24,9 +24,14 @@ def all_fields(op: Op) -> Iterator[Fields]:
 
 
 def sizes_of(op: Op) -> dict[str, int]:
-    """A different size for every axis."""
+    """A different size for every axis, such that quantised weights fit the default attributes."""
     axes = dict.fromkeys(axis for spec in op.inputs for axis in spec.axes)
-    return {axis: 2 + i for i, axis in enumerate(axes)}
+    sizes = {axis: 2 + i for i, axis in enumerate(axes)}
+    if "P" in axes:
+        bits, block_size = (attribute.default for attribute in op.attributes[:2])
+        sizes["D"] = sizes["N"] * block_size
+        sizes["P"] = sizes["D"] * bits // 8
+    return sizes
 
 
 def input_shapes(op: Op, sizes: Mapping[str, int]) -> list[list[int]]:

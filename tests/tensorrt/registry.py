@@ -25,6 +25,8 @@ from tests.tensorrt.checks import all_fields, check_fields, check_formats, check
 def _field(trt: Any, name: str, value: str | float) -> Any:
     if isinstance(value, str):
         return trt.PluginField(name, np.frombuffer(value.encode(), np.int8).copy(), trt.PluginFieldType.CHAR)
+    if isinstance(value, int):
+        return trt.PluginField(name, np.array([value], np.int32), trt.PluginFieldType.INT32)
     return trt.PluginField(name, np.array([value], np.float32), trt.PluginFieldType.FLOAT32)
 
 
