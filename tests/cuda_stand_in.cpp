@@ -1,5 +1,7 @@
 // The C interface of the CUDA kernels over the CPU's, with host pointers, and the faults that checks must find.
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include "load_signal.h"
 #include "simd_portable.h"
@@ -13,6 +15,16 @@ void run(void*, size_t count, void (*task)(void*, size_t), void* data) {
 
 int calls = 0;
 
+constexpr clada::QuantizedKernels kQuantized = clada::quantized_kernels_for<clada::Portable>();
+
+// The CPU's kernels want quantised weights packed.
+void compute(const clada::SparseFfnCall& call, void* workspace) {
+  if (call.quantization.bits == 0) return clada::sparse_ffn<clada::Portable>(call, workspace, {nullptr, run});
+  const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, kQuantized.packed_bytes(call)), free);
+  kQuantized.pack(call, packed.get());
+  kQuantized.ffn(call, packed.get(), workspace, {nullptr, run});
+}
+
 }  // namespace
 
 extern "C" {
@@ -21,12 +33,13 @@ extern "C" {
 int clada_fault = 0;
 
 size_t clada_cuda_sparse_ffn_workspace(const clada::SparseFfnCall* call) {
+  if (call->quantization.bits != 0) return kQuantized.ffn_workspace(*call);
   return clada::sparse_ffn_workspace<clada::Portable>(*call);
 }
 
 int clada_cuda_sparse_ffn(const clada::SparseFfnCall* call, void* workspace, const void* products, void*) {
   if ((call->batch * call->sequence > 8) != (products != nullptr)) return 1;
-  clada::sparse_ffn<clada::Portable>(*call, workspace, {nullptr, run});
+  compute(*call, workspace);
   const size_t element = element_size(call->element);
   char* y = static_cast<char*>(call->y);
   char* end = y + static_cast<size_t>(call->batch * call->sequence * call->width) * element;
