@@ -66,7 +66,7 @@ def sparse_ffn(
     return h.to(x.dtype) @ w_out + b_out, *_count_and_score(kept, h)
 
 
-def _dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+def dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
     """The weights f32[F, D] of packed codes i8[F, P] and scales [F, N]."""
     codes = packed
     if bits == 4:
@@ -85,7 +85,7 @@ def dequantizing(op: Op, kernel: Callable[..., Result]) -> Callable[..., Result]
         for spec in op.inputs[1:]:
             tensor = next(given)
             if spec.name.startswith("w_"):
-                tensor = _dequantized(tensor, next(given), bits)
+                tensor = dequantized(tensor, next(given), bits)
             tensors.append(tensor.float() if spec.dtype == "T" else tensor)
         y, *others = kernel(x.float(), *tensors, activation)
         return y.to(x.dtype), *others
