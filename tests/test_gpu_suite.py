@@ -17,24 +17,25 @@ from clada.benchmark.gpu import build as gpu_build
 from clada.benchmark.gpu import suite
 from clada.benchmark.gpu.calls import Product
 from clada.benchmark.gpu.checks import checked_call
-from clada.benchmark.gpu.copies import bytes_needed, copies_of, count_of
+from clada.benchmark.gpu.copies import bytes_needed, copies_of, count_of, matrix_bytes
 from clada.benchmark.gpu.device import Device
 from clada.benchmark.gpu.layer import dense_layers, layer_contenders
-from clada.benchmark.gpu.layer_data import exact_selection, random_layer, random_x
+from clada.benchmark.gpu.layer_data import Layer, exact_selection, random_layer, random_quantized_layer, random_x
 from clada.benchmark.gpu.library import Kernels, load
 from clada.benchmark.gpu.load_signal import load_contenders
 from clada.benchmark.gpu.parity import Check, expected, rounded
 from clada.benchmark.gpu.products import torch_products
 from clada.benchmark.gpu.summary import Report, json_text, markdown, parity
-from clada.benchmark.gpu.tables import IN_GRAPH, LAUNCHED, LAYER, PREFILL, LeftOut, Timing
+from clada.benchmark.gpu.tables import IN_GRAPH, LAUNCHED, LAYER, PREFILL, QUANTIZED_LAYER, LeftOut, Timing
 from clada.benchmark.gpu.targets import targets
+from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.report import Row, Table
 from clada.benchmark.shapes import SHAPES
 from clada.benchmark.thresholds import exact_share
 from clada.benchmark.timing import wall_seconds
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import OPS, SPARSE_FFN, SPARSE_GATED_FFN
-from clada.plugins.ops.record import FLOAT_TYPES
+from clada.plugins.ops import OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops.record import FLOAT_TYPES, Op
 from tests.conftest import ROOT
 
 SHAPE = SHAPES["tiny"]
@@ -99,9 +100,10 @@ def test_every_op_passes_in_every_type(kernels):
     cases = {name: len(list(op.cases())) for name, op in OPS.items()}
     for group in report.parity:
         name = group.subject.split()[0]
-        outputs, real = (4, 1) if name == "LoadSignal" else (3, 9)
+        # At real sizes quantised weights are of 4 and of 8 bits.
+        outputs, real = (4, 1) if name == "LoadSignal" else (3, 18 if OPS[name] in QUANTIZED.values() else 9)
         assert group.checks == (outputs + 2) * (cases[name] + real)
-        assert 0 < group.required < 0.6
+        assert 0 < group.required < 0.7
 
 
 @pytest.mark.parametrize(
@@ -168,35 +170,49 @@ def test_a_product_that_fails_is_an_error_of_the_call(capfd):
     assert "IndexError" in capfd.readouterr().err
 
 
+def layer_of(precision: str, dtype: torch.dtype, op: Op = SPARSE_GATED_FFN) -> Layer:
+    """A tiny layer with weights in a precision, that of its tokens or another."""
+    if precision in BLOCKS:
+        return random_quantized_layer(op, SHAPE, dtype, precision, "cpu")
+    return random_layer(op, SHAPE, dtype, "cpu")
+
+
+@pytest.mark.parametrize("precision", ["float32", "int4", "int8"])
 @pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
-def test_torchs_dense_layers_compute_the_op(op):
+def test_torchs_dense_layers_compute_the_op(op, precision):
     """Each of them, on each copy: they are what ours is compared with."""
-    layer = random_layer(op, SHAPE, torch.float32, "cpu")
+    layer = layer_of(precision, torch.float32, op)
     x = random_x(layer, 2, 3)
-    inputs = {name: tensor.double().numpy() for name, tensor in {"x": x, **layer.weights}.items()}
+    inputs = {name: tensor.numpy() for name, tensor in {"x": x, **layer.weights}.items()}
+    inputs = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in inputs.items()}
     inputs |= {
         "threshold": np.zeros(SHAPE.neurons),
         "scale": np.zeros((2, 3)),
         "pool": np.ones((2, SHAPE.neurons), np.bool_),
     }
-    y = op.reference(*(inputs[spec.name] for spec in op.inputs), activation=layer.activation)[0]
-    copies = copies_of(layer, 3)
+    y = layer.op.reference(*(inputs[spec.name] for spec in layer.op.inputs), **layer.attributes)[0]
+    assert np.abs(y).mean() > 0.01
+    copies = copies_of(layer, 3, 3)
     for function in dense_layers(copies):
         for weights in copies.dense:
             np.testing.assert_allclose(function(x, weights).numpy(), y, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("precision", "matrix"), [("float16", 2 * 256 * 128), ("int4", 256 * (64 + 8)), ("int8", 256 * (128 + 8))]
+)
 @pytest.mark.parametrize("batch", [1, 4])
-def test_contenders_read_what_they_say(kernels, batch):
+def test_contenders_read_what_they_say(kernels, batch, precision, matrix):
     """A dense layer all matrices; ours all gates, and of the rest the rows that any token keeps."""
-    layer = random_layer(SPARSE_GATED_FFN, SHAPE, torch.float16, "cpu")
-    copies = copies_of(layer, 2)
+    layer = layer_of(precision, torch.float16)
+    copies = copies_of(layer, 2, 2)
+    assert sum(tensor.nbytes for name, tensor in copies.ours[0].items()) == 3 * matrix
     contenders = {c.name: c for c in layer_contenders(kernels, copies, (batch, 1), (1.0, 0.4), graph=False)}
     size = SHAPE.neurons * SHAPE.hidden * 2
     for name in ("cuBLAS dense float16", "cuBLAS dense, gate and up as one float16"):
         assert (contenders[name].always_bytes, contenders[name].active_bytes) == (3 * size, 0)
-    sparse = contenders["ours 40% float16"]
-    assert (sparse.always_bytes, sparse.active_bytes) == (size, 2 * size)
+    sparse = contenders[f"ours 40% {precision}"]
+    assert (sparse.always_bytes, sparse.active_bytes) == (matrix, 2 * matrix)
     assert sparse.repeats % 2 == 0
     x = random_x(layer, batch, 1)
     chosen = exact_selection(layer, x, 0.4)
@@ -204,24 +220,26 @@ def test_contenders_read_what_they_say(kernels, batch):
     kept = a.abs() >= chosen["scale"].double() * chosen["threshold"].double()
     assert (kept.sum(dim=1) == round(0.4 * SHAPE.neurons)).all()
     assert sparse.run() == pytest.approx(float(kept.any(dim=0).double().mean()))
-    assert contenders["ours 100% float16"].run() == 1
+    assert contenders[f"ours 100% {precision}"].run() == 1
 
 
 def test_another_number_of_neurons_than_asked_for_is_an_error(kernels):
     ctypes.c_int.in_dll(kernels.library, "clada_fault").value = 2
-    copies = copies_of(random_layer(SPARSE_GATED_FFN, SHAPE, torch.float16, "cpu"), 1)
-    with pytest.raises(CladaError, match=r"ours 40% float16 computed \[65\] neurons instead of 64"):
+    copies = copies_of(random_layer(SPARSE_GATED_FFN, SHAPE, torch.float16, "cpu"), 1, 1)
+    with pytest.raises(CladaError, match=r"ours 40% float16 computed \[103\] neurons instead of 102"):
         layer_contenders(kernels, copies, (1, 1), (0.4,), graph=False)
 
 
-def test_copies_are_larger_than_the_cache_several_times():
+@pytest.mark.parametrize("precision", ["float16", "int4", "int8"])
+def test_copies_are_larger_than_the_cache_several_times(precision):
     cache = 50 << 20
     for shape in SHAPES.values():
-        count = count_of(SPARSE_GATED_FFN, shape, torch.float16, cache)
-        matrix = shape.neurons * shape.hidden * 2
+        count, dense_count = (count_of(SPARSE_GATED_FFN, shape, name, cache) for name in (precision, "float16"))
+        matrix = matrix_bytes(shape, precision)
         assert count * matrix >= 4 * cache
         assert count >= 4
-        assert bytes_needed(SPARSE_GATED_FFN, shape, torch.float16, count) > 4 * count * matrix
+        needed = bytes_needed(SPARSE_GATED_FFN, shape, precision, "float16", count, dense_count)
+        assert needed > 3 * count * matrix + dense_count * matrix_bytes(shape, "float16")
 
 
 def test_load_signal_reads_logits_once(kernels):
@@ -240,15 +258,20 @@ def timed(library) -> Report:
 
 def test_every_phase_is_timed(timed):
     found = [(table.what, table.phase, table.tokens) for table in timed.tables]
-    layer = [(LAYER, IN_GRAPH, 1), (LAYER, LAUNCHED, 1), (LAYER, PREFILL, 512)]
-    assert found == [*layer, ("load signal", IN_GRAPH, 1), ("load signal", LAUNCHED, 1)]
-    names = [row.name for row in timed.tables[0].rows]
-    assert names[2:] == [f"ours {share} float16" for share in ("100%", "60%", "40%", "20%")]
-    assert [row.name for row in timed.tables[2].rows][2:] == ["ours dense float16"]
+    layer, *quantized = (
+        [(what, IN_GRAPH, 1), (what, LAUNCHED, 1), (what, PREFILL, 512)]
+        for what in (LAYER, QUANTIZED_LAYER, QUANTIZED_LAYER)
+    )
+    signal = [("load signal", IN_GRAPH, 1), ("load signal", LAUNCHED, 1)]
+    assert found == [*layer, *signal, *quantized[0], *quantized[1]]
+    for first, precision in ((0, "float16"), (5, "int4"), (8, "int8")):
+        names = [row.name for row in timed.tables[first].rows]
+        assert names[2:] == [f"ours {share} {precision}" for share in ("100%", "60%", "40%", "20%")]
+        assert [row.name for row in timed.tables[first + 2].rows][2:] == [f"ours dense {precision}"]
 
 
 def test_ratios_are_against_the_fastest_dense_layer(timed):
-    for table in timed.tables[:3]:
+    for table in timed.tables[:3] + timed.tables[5:]:
         dense = [row for row in table.rows if row.name.startswith("cuBLAS")]
         assert len(dense) == 2
         fastest = min(dense, key=lambda row: row.ms)
@@ -259,7 +282,8 @@ def test_ratios_are_against_the_fastest_dense_layer(timed):
 
 def test_floor_is_the_copy_of_the_same_moment(timed):
     sparse = next(row for row in timed.tables[0].rows if row.name == "ours 40% float16")
-    assert sparse.bytes_read == SHAPE.neurons * SHAPE.hidden * 2 * (1 + 2 * 0.4)
+    kept = round(0.4 * SHAPE.neurons)
+    assert sparse.bytes_read == SHAPE.hidden * 2 * (SHAPE.neurons + 2 * kept)
     shares = sparse.bytes_read / (np.array(sparse.bandwidth_gigabytes_per_second) * 1e9) / np.array(sparse.samples_ms)
     assert sparse.floor_share == pytest.approx(np.median(shares) * 1e3)
 
@@ -267,7 +291,9 @@ def test_floor_is_the_copy_of_the_same_moment(timed):
 def test_what_does_not_fit_is_left_out(library):
     timing = Timing(load(library, HOST), 1000, lambda: 1000, elements=("float16",), rounds=1)
     report = suite.time_kernels(timing, [SHAPE])
-    assert [left.what for left in report.left_out] == ["tiny, SparseGatedFFN, float16"]
+    assert [left.what for left in report.left_out] == [
+        f"tiny, SparseGatedFFN, {precision}" for precision in ("float16", "int4", "int8")
+    ]
     assert "of the card's memory, of which 0.0 GB are free" in report.left_out[0].why
     assert {table.what for table in report.tables} == {"load signal"}
 
@@ -283,8 +309,8 @@ def test_targets_are_met_by_the_worst_type():
     assert (bandwidth_60.reached, whole.reached) == (None, None)
     assert (bandwidth_40.reached, bandwidth_40.met) == (0.7, False)
     assert (ratio.reached, ratio.met) == (1.65, True)
-    slow = dataclasses.replace(tables[0], phase=LAUNCHED)
-    assert targets([slow])[2].reached is None
+    for other in ({"phase": LAUNCHED}, {"what": QUANTIZED_LAYER}):
+        assert targets([dataclasses.replace(tables[0], **other)])[2].reached is None
 
 
 def test_report_is_written_whole(tmp_path, timed):
@@ -309,6 +335,7 @@ def test_report_is_written_whole(tmp_path, timed):
     assert "- left out: whole model: no onnxruntime" in text
     rows = [line for line in text.splitlines() if line.startswith("| tiny, layer | ")]
     assert len(rows) == 6 + 6 + 3
+    assert len([line for line in text.splitlines() if line.startswith("| tiny, quantised layer | ")]) == 2 * len(rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "card.md"]
     assert not report.passed
     assert dataclasses.replace(report, parity=tuple(parity([passed]))).passed

@@ -1,4 +1,4 @@
-"""What is timed for one feed-forward layer: ours, and torch's dense layer on cuBLAS."""
+"""What is timed for one feed-forward layer: ours, and torch's dense layer on cuBLAS in the type of the tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,11 +9,10 @@ from torch.nn import functional
 
 from clada.benchmark.contender import Contender, ours
 from clada.benchmark.gpu.copies import Copies
-from clada.benchmark.gpu.layer_data import exact_selection, random_x, selection
+from clada.benchmark.gpu.layer_data import exact_selection, name_of, random_x, selection
 from clada.benchmark.gpu.library import Call, Kernels
 from clada.benchmark.gpu.repeats import contender
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import SPARSE_GATED_FFN
 from clada.plugins.ops.sparse_ffn import weight_matrices
 from clada.plugins.torch import ACTIVATIONS
 
@@ -21,14 +20,10 @@ _Weights = Mapping[str, torch.Tensor]
 _Dense = Callable[[torch.Tensor, _Weights], torch.Tensor]
 
 
-def _dtype_name(copies: Copies) -> str:
-    return str(copies.layer.dtype).removeprefix("torch.")
-
-
 def dense_names(copies: Copies) -> list[str]:
     """What torch's dense layers are called; the ratios are against the fastest of them."""
-    name = _dtype_name(copies)
-    if copies.layer.op is SPARSE_GATED_FFN:
+    name = name_of(copies.layer.dtype)
+    if copies.layer.gated:
         return [f"cuBLAS dense {name}", f"cuBLAS dense, gate and up as one {name}"]
     return [f"cuBLAS dense {name}"]
 
@@ -51,7 +46,7 @@ def _plain(x: torch.Tensor, weights: _Weights, activation: str) -> torch.Tensor:
 
 def dense_layers(copies: Copies) -> list[_Dense]:
     """Torch's dense layers, in the order of their names: the output of one copy."""
-    functions = [_three_products, _two_products] if copies.layer.op is SPARSE_GATED_FFN else [_plain]
+    functions = [_three_products, _two_products] if copies.layer.gated else [_plain]
     return [partial(function, activation=copies.layer.activation) for function in functions]
 
 
@@ -61,7 +56,7 @@ def _dense_contenders(kernels: Kernels, copies: Copies, x: torch.Tensor, graph: 
             for weights in copies.dense:
                 layer(x, weights)
 
-    size = weight_matrices(copies.layer.op) * copies.matrix_bytes
+    size = weight_matrices(copies.layer.op) * copies.dense_matrix_bytes
     return [
         contender(kernels.device, name, partial(run, layer), len(copies.dense), graph, always_bytes=size)
         for name, layer in zip(dense_names(copies), dense_layers(copies), strict=True)
@@ -70,13 +65,12 @@ def _dense_contenders(kernels: Kernels, copies: Copies, x: torch.Tensor, graph: 
 
 def _calls(kernels: Kernels, copies: Copies, x: torch.Tensor, chosen: _Weights) -> list[Call]:
     """One call a copy; the thresholds are in the order of its neurons."""
-    attributes = {"activation": copies.layer.activation}
     return [
         Call(
             kernels,
             copies.layer.op,
             {"x": x, **weights, **chosen, "threshold": torch.roll(chosen["threshold"], number)},
-            attributes,
+            copies.layer.attributes,
         )
         for number, weights in enumerate(copies.ours)
     ]
@@ -94,7 +88,7 @@ def _ours(kernels: Kernels, copies: Copies, x: torch.Tensor, fraction: float | N
         CladaError: Another number of neurons was kept than was asked for.
     """
     layer = copies.layer
-    name = ours(fraction, _dtype_name(copies))
+    name = ours(fraction, layer.precision)
     if fraction is None:
         chosen = selection(layer, None, np.zeros(x.shape[:2], np.float32))
         expected = layer.shape.neurons

@@ -1,14 +1,18 @@
 """A feed-forward layer of real sizes on the device: random weights, tokens, and thresholds that keep an exact share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from clada.benchmark.gpu.widened import float_op, widened
+from clada.benchmark.precisions import BLOCKS, Blocks
 from clada.benchmark.shapes import Shape
 from clada.benchmark.thresholds import exact_share
-from clada.plugins.ops import SPARSE_GATED_FFN
+from clada.plugins.ops import QUANTIZED
 from clada.plugins.ops.activations import ACTIVATIONS
+from clada.plugins.ops.quantized_ffn import scales_name
 from clada.plugins.ops.record import Array, Op
 
 # What each op is measured with; a ReLU is zero for half of the neurons, so that no larger share could be kept.
@@ -20,21 +24,32 @@ class Layer:
     """One layer.
 
     Args:
-        op: SparseGatedFFN or SparseFFN.
+        op: A feed-forward op.
         shape: Its sizes.
         activation: Name of its activation.
-        weights: Weights and biases by the op's input names, on the device.
+        dtype: Of its tokens, and of its weights where they are not quantised.
+        weights: Weights, scales and biases by the op's input names, on the device.
+        precision: What its weights are in: the name of the type, or of one of BLOCKS.
     """
 
     op: Op
     shape: Shape
     activation: str
+    dtype: torch.dtype
     weights: dict[str, torch.Tensor]
+    precision: str
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights and tokens."""
-        return next(iter(self.weights.values())).dtype
+    def gated(self) -> bool:
+        """Whether it has a gate."""
+        return "w_up" in self.weights
+
+    @property
+    def attributes(self) -> dict[str, str | float]:
+        """Of its op."""
+        blocks = BLOCKS.get(self.precision)
+        of_blocks = {"bits": blocks.bits, "block_size": blocks.block_size} if blocks else {}
+        return {**of_blocks, "activation": self.activation}
 
     @property
     def device(self) -> torch.device:
@@ -43,8 +58,20 @@ class Layer:
 
     @property
     def inward(self) -> torch.Tensor:
-        """The matrix [F, D] that the activations are of."""
-        return self.weights["w_gate" if self.op is SPARSE_GATED_FFN else "w_in"]
+        """The matrix [F, D] that the activations are of; in float32 where it is quantised."""
+        name = "w_gate" if self.gated else "w_in"
+        some = {tensor: self.weights[tensor] for tensor in (name, scales_name(name)) if tensor in self.weights}
+        return widened(self.op, some, self.attributes, torch.float32)[name]
+
+    def widened(self) -> "Layer":
+        """The layer with the weights that its quantised ones stand for, rounded to its type."""
+        weights = widened(self.op, self.weights, self.attributes, self.dtype)
+        return Layer(float_op(self.op), self.shape, self.activation, self.dtype, weights, name_of(self.dtype))
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As the op records have it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def random_layer(op: Op, shape: Shape, dtype: torch.dtype, device: str) -> Layer:
@@ -58,7 +85,42 @@ def random_layer(op: Op, shape: Shape, dtype: torch.dtype, device: str) -> Layer
         size = [sizes[axis] for axis in spec.axes]
         factor = shape.hidden**-0.5 if len(size) == 2 else 0.25
         weights[spec.name] = (torch.randn(size, generator=generator, device=device) * factor).to(dtype)
-    return Layer(op, shape, _ACTIVATION[op is SPARSE_GATED_FFN], weights)
+    return Layer(op, shape, _ACTIVATION["w_up" in weights], dtype, weights, name_of(dtype))
+
+
+def _codes_and_scales(
+    name: str, shape: Shape, blocks: Blocks, generator: torch.Generator
+) -> Iterator[tuple[str, torch.Tensor]]:
+    device, rows = generator.device, shape.neurons
+    packed, scales = shape.hidden * blocks.bits // 8, shape.hidden // blocks.block_size
+    codes = torch.randint(0, 256, (rows, packed), dtype=torch.uint8, generator=generator, device=device)
+    yield name, codes.view(torch.int8)
+    # Codes are as likely one as the other, so that their square is a third of the largest one's.
+    factor = (3 / shape.hidden) ** 0.5 / (1 << (blocks.bits - 1))
+    signs = 1 - 2 * torch.randint(0, 2, (rows, scales), generator=generator, device=device)
+    spread = 0.5 + torch.rand((rows, scales), generator=generator, device=device)
+    yield scales_name(name), (signs * spread * factor).half()
+
+
+def random_quantized_layer(op: Op, shape: Shape, dtype: torch.dtype, precision: str, device: str) -> Layer:
+    """The quantised variant of a layer, of random codes and scales; the same at each call.
+
+    Args:
+        op: SparseGatedFFN or SparseFFN.
+        shape: Its sizes.
+        dtype: Of tokens and biases.
+        precision: One of BLOCKS.
+        device: Where it is made.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    weights: dict[str, torch.Tensor] = {}
+    for spec in op.inputs:
+        if spec.name.startswith("w_"):
+            weights |= _codes_and_scales(spec.name, shape, BLOCKS[precision], generator)
+        elif spec.name.startswith("b_"):
+            size = shape.neurons if spec.axes == ("F",) else shape.hidden
+            weights[spec.name] = (torch.randn(size, generator=generator, device=device) * 0.25).to(dtype)
+    return Layer(QUANTIZED[op.name], shape, _ACTIVATION["w_up" in weights], dtype, weights, precision)
 
 
 def random_x(layer: Layer, batch: int, tokens: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from clada.benchmark.gpu.widened import float_op, widened
 from clada.plugins.ops import LOAD_SIGNAL
 from clada.plugins.ops.record import Array, Case, Op, evaluate
 from clada.plugins.torch import torch_op
@@ -92,20 +93,23 @@ def _kept(op: Op, case: Case, outputs: Mapping[str, Array]) -> Array:
 
 
 def _plain(op: Op, given: Rounded, reference: Mapping[str, Array]) -> dict[str, Array]:
-    values = tuple(given.case.attributes.values())
+    attributes = given.case.attributes
     names = [spec.name for spec in op.outputs]
     if op is LOAD_SIGNAL:
-        outputs = torch_op(op)(*given.tensors.values(), *values)
+        outputs = torch_op(op)(*given.tensors.values(), *attributes.values())
         return {name: output.double().cpu().numpy() for name, output in zip(names, outputs, strict=True)}
+    # Quantised weights are rounded to the type that products are made in, as in the function body.
+    plain_op, given_tensors = float_op(op), widened(op, given.tensors, attributes, given.tensors["x"].dtype)
     # A token a batch, whose pool is what the reference keeps: no rounding of torch's changes which neurons count.
     batch, tokens = given.case.inputs["x"].shape[:2]
     tensors = {
         name: tensor.reshape(batch * tokens, 1, *tensor.shape[2:]) if name in ("x", "scale") else tensor
-        for name, tensor in given.tensors.items()
+        for name, tensor in given_tensors.items()
     }
     tensors["pool"] = torch.from_numpy(_kept(op, given.case, reference)).to(tensors["pool"].device)
     tensors["scale"] = tensors["scale"].clamp_max(0)
-    y, active, score = (output.double().cpu().numpy() for output in torch_op(op)(*tensors.values(), *values))
+    outputs = torch_op(plain_op)(*tensors.values(), str(attributes["activation"]))
+    y, active, score = (output.double().cpu().numpy() for output in outputs)
     return {
         "y": y.reshape(batch, tokens, -1),
         "active": active.reshape(batch, tokens),

@@ -6,7 +6,15 @@ import numpy as np
 import torch
 
 from clada.benchmark.gpu.checks import checked_call
-from clada.benchmark.gpu.layer_data import Layer, magnitudes, random_layer, random_x, selection
+from clada.benchmark.gpu.layer_data import (
+    Layer,
+    magnitudes,
+    name_of,
+    random_layer,
+    random_quantized_layer,
+    random_x,
+    selection,
+)
 from clada.benchmark.gpu.library import Kernels
 from clada.benchmark.gpu.parity import Check, Expected, Rounded, expected, rounded
 from clada.benchmark.shapes import Shape
@@ -15,6 +23,7 @@ from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.record import FLOAT_TYPES, Array, Case
 
 MOST_SEQUENCES = 8
+QUANTIZED_PRECISIONS = ("int4", "int8")
 _SHARE = 0.4
 # Of these sequences one is dense and one is padding, whatever the threshold.
 _DENSE, _PADDING = 2, 6
@@ -28,7 +37,7 @@ def _given(layer: Layer, x: torch.Tensor, chosen: dict[str, torch.Tensor]) -> Ro
     tensors = {spec.name: tensors[spec.name] for spec in layer.op.inputs}
     floats = {spec.name for spec in layer.op.inputs if spec.dtype == "T"}
     values = {name: (t.double() if name in floats else t).cpu().numpy() for name, t in tensors.items()}
-    return Rounded(Case(layer.shape.name, values, {"activation": layer.activation}), tensors)
+    return Rounded(Case(layer.shape.name, values, layer.attributes), tensors)
 
 
 def _decode_selection(layer: Layer, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -47,9 +56,9 @@ def _first(wanted: Expected, count: int) -> Expected:
     )
 
 
-def _layer_checks(kernels: Kernels, layer: Layer, element: str) -> Iterator[Check]:
-    subject = f"{layer.op.name} {element} {layer.shape.name}"
-    attributes = {"activation": layer.activation}
+def _layer_checks(kernels: Kernels, layer: Layer) -> Iterator[Check]:
+    subject = f"{layer.op.name} {name_of(layer.dtype)} {layer.shape.name} {layer.precision}"
+    attributes = layer.attributes
     x = random_x(layer, MOST_SEQUENCES, 1)
     given = _given(layer, x, _decode_selection(layer, x))
     wanted = expected(layer.op, given)
@@ -85,7 +94,10 @@ def real_checks(kernels: Kernels, shapes: Sequence[Shape]) -> Iterator[Check]:
         dtype = getattr(torch, name)
         for shape in shapes:
             for op in (SPARSE_GATED_FFN, SPARSE_FFN):
-                yield from _layer_checks(kernels, random_layer(op, shape, dtype, kernels.device.name), name)
+                yield from _layer_checks(kernels, random_layer(op, shape, dtype, kernels.device.name))
+                for precision in QUANTIZED_PRECISIONS:
+                    layer = random_quantized_layer(op, shape, dtype, precision, kernels.device.name)
+                    yield from _layer_checks(kernels, layer)
         for vocabulary in sorted({shape.vocabulary for shape in shapes if shape.model}):
             case = _load_case(vocabulary)
             given = rounded(LOAD_SIGNAL, case, dtype, kernels.device.name)

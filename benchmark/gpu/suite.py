@@ -142,7 +142,13 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
     kernels = load(library, CUDA)
     plugins = load_plugins(root, library, built, args.plugins, CUDA)
     timing = Timing(kernels, card.l2_bytes, lambda: torch.cuda.mem_get_info()[0], rounds=rounds)
-    settings = {"shapes": args.shape, "rounds": rounds, "active": timing.fractions, "elements": timing.elements}
+    settings = {
+        "shapes": args.shape,
+        "rounds": rounds,
+        "active": timing.fractions,
+        "elements": timing.elements,
+        "quantized": timing.quantized,
+    }
     report = Report(machine(card, root), settings)
     print(f"{card.name}, {card.architecture}, {card.memory_bytes / 1e9:.0f} GB, driver {card.driver}", flush=True)
     parts = {

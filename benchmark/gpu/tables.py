@@ -9,21 +9,24 @@ from clada.benchmark.contender import Contender
 from clada.benchmark.gpu.bandwidth import copy_bandwidth
 from clada.benchmark.gpu.copies import Copies, bytes_needed, copies_of, count_of
 from clada.benchmark.gpu.layer import dense_names, layer_contenders
-from clada.benchmark.gpu.layer_data import random_layer
+from clada.benchmark.gpu.layer_data import random_layer, random_quantized_layer
 from clada.benchmark.gpu.library import Kernels
 from clada.benchmark.gpu.load_signal import load_contenders, torch_name
+from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.report import Table, rows
 from clada.benchmark.shapes import Shape
 from clada.benchmark.timing import Samples, measure
 from clada.plugins.ops import SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.record import Op
 
-LAYER, PLAIN_LAYER, LOAD = "layer", "layer without a gate", "load signal"
+LAYER, PLAIN_LAYER, QUANTIZED_LAYER, LOAD = "layer", "layer without a gate", "quantised layer", "load signal"
 IN_GRAPH, LAUNCHED, PREFILL = "decode in a CUDA graph", "decode, launched one by one", "prefill in a CUDA graph"
 _PROMPT = 512
 # What is measured at one shape only.
 _SEVERAL_SEQUENCES = ("llama-3-8b", (4, 8))
 _WITHOUT_A_GATE = "llama-3.2-1b"
+# Tokens of quantised weights, and the dense layer that those are compared with.
+_TOKENS_OF_QUANTIZED = "float16"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Timing:
         free_bytes: How much memory may be used.
         fractions: Shares of neurons that are kept.
         elements: Types of weights and tokens.
+        quantized: Other precisions of weights.
         rounds: How often.
     """
 
@@ -44,6 +48,7 @@ class Timing:
     free_bytes: Callable[[], int]
     fractions: tuple[float, ...] = (1.0, 0.6, 0.4, 0.2)
     elements: tuple[str, ...] = ("float16", "bfloat16")
+    quantized: tuple[str, ...] = ("int4", "int8")
     rounds: int = 30
 
     @property
@@ -74,7 +79,8 @@ def _layer_table(
     timing: Timing, copies: Copies, size: tuple[int, int], graph: bool, bandwidth: Callable[[], float] | None
 ) -> Table:
     """Ratios are against the fastest of torch's dense layers."""
-    shape, what = copies.layer.shape, LAYER if copies.layer.op is SPARSE_GATED_FFN else PLAIN_LAYER
+    shape, of_floats = copies.layer.shape, LAYER if copies.layer.gated else PLAIN_LAYER
+    what = QUANTIZED_LAYER if copies.layer.precision in BLOCKS else of_floats
     prefill = size[1] > 1
     phase = PREFILL if prefill else IN_GRAPH if graph else LAUNCHED
     contenders = layer_contenders(timing.kernels, copies, size, (None,) if prefill else timing.fractions, graph)
@@ -84,16 +90,21 @@ def _layer_table(
 
 
 def _layer_tables(
-    timing: Timing, op: Op, shape: Shape, element: str, bandwidth: Callable[[], float]
+    timing: Timing, op: Op, shape: Shape, element: str, bandwidth: Callable[[], float], quantized: str | None = None
 ) -> Iterator[Table | LeftOut]:
-    dtype, device = getattr(torch, element), timing.kernels.device
-    count = count_of(op, shape, dtype, timing.cache_bytes)
-    needed, free = bytes_needed(op, shape, dtype, count), timing.free_bytes()
+    """Of one op and shape; `quantized` is the precision of its weights where that is not the tokens' type."""
+    dtype, device, precision = getattr(torch, element), timing.kernels.device.name, quantized or element
+    count, dense_count = (count_of(op, shape, name, timing.cache_bytes) for name in (precision, element))
+    needed, free = bytes_needed(op, shape, precision, element, count, dense_count), timing.free_bytes()
     if needed > free:
         why = f"takes {needed / 1e9:.1f} GB of the card's memory, of which {free / 1e9:.1f} GB are free"
-        yield LeftOut(f"{shape.name}, {op.name}, {element}", why)
+        yield LeftOut(f"{shape.name}, {op.name}, {precision}", why)
         return
-    copies = copies_of(random_layer(op, shape, dtype, device.name), count)
+    if quantized:
+        layer = random_quantized_layer(op, shape, dtype, quantized, device)
+    else:
+        layer = random_layer(op, shape, dtype, device)
+    copies = copies_of(layer, count, dense_count)
     batches = (1, *_SEVERAL_SEQUENCES[1]) if shape.name == _SEVERAL_SEQUENCES[0] and op is SPARSE_GATED_FFN else (1,)
     for batch in batches:
         for graph in timing.graphs:
@@ -120,3 +131,6 @@ def tables(timing: Timing, shapes: Sequence[Shape]) -> Iterator[Table | LeftOut]
         for vocabulary in sorted({shape.vocabulary for shape in shapes if shape.model}):
             for graph in timing.graphs:
                 yield _load_table(timing, vocabulary, element, graph, bandwidth)
+    for precision in timing.quantized:
+        for shape in shapes:
+            yield from _layer_tables(timing, SPARSE_GATED_FFN, shape, _TOKENS_OF_QUANTIZED, bandwidth, precision)
