@@ -131,8 +131,8 @@ def random_x(layer: Layer, batch: int, tokens: int) -> torch.Tensor:
 
 
 def magnitudes(layer: Layer, x: torch.Tensor) -> Array:
-    """|a| of every neuron, float64[B, F], for x T[B, 1, D]."""
-    z = x[:, 0].double() @ layer.inward.double().T
+    """|a| of every neuron of every token, float64[B * S, F], for x T[B, S, D]."""
+    z = x.flatten(0, 1).double() @ layer.inward.double().T
     if "b_in" in layer.weights:
         z += layer.weights["b_in"].double()
     return np.abs(ACTIVATIONS[layer.activation].reference(z.cpu().numpy()))

@@ -126,13 +126,15 @@ def expected(op: Op, given: Rounded) -> Expected:
 def compared(op: Op, subject: str, outputs: Mapping[str, torch.Tensor], wanted: Expected) -> Iterable[Check]:
     """Check outputs: at most twice the error of plain torch in the same types, plus a floor; whole numbers exactly.
 
-    The floor is the error that the record allows of float32 sums, relative to the output's largest magnitude.
+    The floor is the error that the record allows of float32 sums, relative to the output's largest magnitude. For many
+    tokens kernels keep h in T, as torch does not, and the score is of its squares, whose error is twice that rounding.
     """
     for spec in op.outputs:
         out, reference = outputs[spec.name].double().cpu().numpy(), wanted.outputs[spec.name]
         if spec.dtype == "int32":
             yield Check(subject, spec.name, int((out != reference).sum()), 0)
             continue
-        floor = op.tolerance["float32"] * np.abs(reference).max()
+        squares = torch.finfo(outputs["y"].dtype).eps if spec.name == "score" else 0
+        floor = (op.tolerance["float32"] + squares) * np.abs(reference).max()
         allowed = _TIMES * np.abs(wanted.plain[spec.name] - reference).max() + floor
         yield Check(subject, spec.name, float(np.abs(out - reference).max()), float(allowed))

@@ -1,0 +1,39 @@
+"""The GPU suite's checks over the emulated CUDA kernels: what those are held to on a GPU is what they can do."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from clada.benchmark.gpu.checks import sample_checks
+from clada.benchmark.gpu.library import Kernels, load
+from clada.benchmark.gpu.parity import Check
+from clada.benchmark.gpu.real_sizes import layers, prompt_checks
+from clada.benchmark.shapes import SHAPES
+from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops.record import FLOAT_TYPES
+from tests.test_gpu_suite import HOST
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return load(Path(os.environ["CLADA_CUDA_EMULATION_LIBRARY"]), HOST)
+
+
+def all_pass(checks: list[Check]) -> None:
+    assert checks
+    assert not [check for check in checks if not check.passed]
+
+
+@pytest.mark.parametrize("op", QUANTIZED.values(), ids=lambda op: op.name)
+def test_sample_cases(kernels, op):
+    all_pass(list(sample_checks(kernels, [op])))
+
+
+@pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
+@pytest.mark.parametrize("element", FLOAT_TYPES)
+def test_prompts(kernels, op, element):
+    """Whose products are rounded, and weights too where they were quantised."""
+    for layer in layers(op, SHAPES["tiny"], getattr(torch, element), "cpu"):
+        all_pass(list(prompt_checks(kernels, layer)))
