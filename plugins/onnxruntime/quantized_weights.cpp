@@ -1,6 +1,7 @@
 #include "quantized_weights.h"
 
 #include "own_threads.h"
+#include "quantization_scales.h"
 #include "quantization_sizes.h"
 
 namespace clada {
@@ -14,20 +15,6 @@ struct Matrix {
 
 [[noreturn]] void refuse(const char* op, const std::string& why) {
   throw Ort::Exception(std::string(op) + ": " + why, ORT_INVALID_ARGUMENT);
-}
-
-// A scale of zero, infinity or NaN.
-bool is_bad(uint16_t scale) { return (scale & 0x7fff) == 0 || (scale & 0x7c00) == 0x7c00; }
-
-void check_scales(const char* op, const char* name, const Matrix& matrix) {
-  const uint16_t* scales = static_cast<const uint16_t*>(matrix.scales.data);
-  for (size_t i = 0; i < matrix.scales.count; ++i) {
-    if (!is_bad(scales[i])) continue;
-    const size_t row = i / static_cast<size_t>(matrix.scales.shape[1]);
-    const char* what = (scales[i] & 0x7fff) == 0 ? "zero" : (scales[i] & 0x3ff) != 0 ? "NaN" : "infinite";
-    refuse(op, std::string(name) + " has a scale that is " + what + ", in row " + std::to_string(row) +
-                   "; export the model again");
-  }
 }
 
 }  // namespace
@@ -44,7 +31,9 @@ static Matrix read_matrix(const Ort::ConstKernelInfo& info, const char* op, cons
   matrix.width = codes[1] * 8 / quantization.bits;
   const std::string misfit = size_misfit(quantization, matrix.width, codes[1], scales[1]);
   if (!misfit.empty()) refuse(op, std::string(given.name) + ": " + misfit);
-  check_scales(op, given.scales_name, matrix);
+  const std::string fault = scale_fault(static_cast<const uint16_t*>(matrix.scales.data), matrix.scales.count,
+                                        static_cast<size_t>(scales[1]));
+  if (!fault.empty()) refuse(op, given.scales_name + (" " + fault));
   return matrix;
 }
 
