@@ -1,4 +1,6 @@
-// The launchers that the plugins call, over tests/cuda_stand_in.cpp, with host pointers; and no device.
+// The launchers that plugins and custom ops call, over tests/cuda_stand_in.cpp, with host pointers; and no device.
+#include <cstring>
+
 #include "cublas_products.h"
 #include "launchers.h"
 
@@ -11,6 +13,11 @@ int clada_cuda_load_signal(const clada::LoadSignalCall*, void*, void*);
 
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  memcpy(to, from, bytes);
   return cudaSuccess;
 }
 
