@@ -39,10 +39,11 @@ class Product(ctypes.Structure):
     """c[m, n] = a[m, k] . b, the rows of c starting c_row elements apart."""
 
     _fields_ = (
-        [(name, ctypes.c_int64) for name in ("m", "n", "k")]
-        + [("element", ctypes.c_int)]
-        + [(name, ctypes.c_void_p) for name in ("a", "b", "c")]
-        + [("c_row", ctypes.c_int64), ("transposed_b", ctypes.c_bool)]
+        *((name, ctypes.c_int64) for name in ("m", "n", "k")),
+        ("element", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "c")),
+        ("c_row", ctypes.c_int64),
+        ("transposed_b", ctypes.c_bool),
     )
 
 
