@@ -3,8 +3,10 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import tensorrt_rtx
 import torch
@@ -14,11 +16,12 @@ from clada.exporter.packed_weights import read_packed
 from clada.exporter.patch import sparsify
 from clada.exporter.quantization import QuantizationConfig, quantize_model
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL, VERSION
+from clada.plugins.ops import LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION
 from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, file_hash
+from clada.runtime.building.onnx_file import without_functions
 from clada.runtime.building.packed_weights import keep_packed
 from tests.checkpoints import LAYERS, NEURONS, random_model
-from tests.test_build import built, parsed
+from tests.test_build import StandInLayer, built, parsed
 from tests.test_trace import LOAD_MAP
 
 SIZES = {
@@ -99,6 +102,32 @@ def test_weights_are_those_of_the_file(make, family, bits, dtype, opset):
         if scales.type == tensorrt_rtx.LayerType.CAST:
             scales = makers[scales.get_input(0).name]
         np.testing.assert_array_equal(held(scales), packed.scales.numpy().ravel())
+
+
+@VARIANTS
+def test_plugins_get_weights_as_they_are_in_the_file(make, family, bits, dtype, opset):
+    """With attributes that a plugin knows, and no body beside it whose weights could be kept packed."""
+    path = make(family, bits, dtype, opset)
+    graph = onnx.load_model_from_string(without_functions(path.read_bytes()))
+    assert not graph.functions
+    constants = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
+    nodes = [node for node in graph.graph.node if node.op_type in {op.name for op in QUANTIZED.values()}]
+    assert len(nodes) == LAYERS
+    for node in nodes:
+        op = OPS[node.op_type]
+        names = [attribute.name for attribute in op.attributes] + list(PLUGIN_ATTRIBUTES)
+        assert sorted(attribute.name for attribute in node.attribute) == sorted(names)
+        for spec, name in zip(op.inputs, node.input, strict=True):
+            if spec.dtype in ("int8", "float16"):
+                assert constants[name] == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+
+
+def test_plugins_are_left_alone():
+    """No library here makes a network with plugins without a driver."""
+    plugin = StandInLayer(tensorrt_rtx.LayerType.PLUGIN_V3, "/model/layers.0/mlp/y")
+    codes = StandInLayer(tensorrt_rtx.LayerType.CONSTANT, "model.layers.0.mlp.up_proj.weight.codes")
+    network = SimpleNamespace(num_layers=2, get_layer=lambda index: [codes, plugin][index])
+    assert keep_packed(tensorrt_rtx, network) == 0
 
 
 def test_body_of_another_kind_is_refused(make):

@@ -23,7 +23,7 @@ from clada.exporter.steps import random_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import CUDA_PROVIDER, library_path, register
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops import OPS
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.backends.cuda import GRAPH_ID, check_runs_on_cuda, one_line_errors
 from clada.runtime.backends.device import DeviceModel
@@ -345,11 +345,10 @@ def test_the_cuda_library_registers_without_cuda(cuda_library):
     """ONNX Runtime takes its ops' schemas, finds no kernel of theirs for the CPU, and runs other models."""
     session = onnxruntime.InferenceSession(accumulation(), registered(cuda_library))
     assert session.get_providers()[-1] == "CPUExecutionProvider"
-    attributes = {"activation": "silu"}
-    for op in (SPARSE_GATED_FFN, SPARSE_FFN, LOAD_SIGNAL):
-        model = body_model(op, "float16", attributes if op is not LOAD_SIGNAL else {"surprisal_weight": 0.5}, 20)
+    for op in OPS.values():
+        model = body_model(op, "float16", {attribute.name: attribute.default for attribute in op.attributes}, 20)
         del model.functions[:]
-        with pytest.raises(Exception, match=f"find kernel for clada.{op.name}|implementation for clada.{op.name}"):
+        with pytest.raises(Exception, match=rf"(find kernel|an implementation) for (clada\.)?{op.name}\b"):
             onnxruntime.InferenceSession(model.SerializeToString(), registered(cuda_library), ["CPUExecutionProvider"])
         del model.graph.node[0].input[-1]  # the schema knows how many there are
         with pytest.raises(Exception, match=f"{op.name}.*input"):
