@@ -34,7 +34,7 @@ from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
 from clada.runtime.cli import main as clada_main
 from clada.runtime.pool import CLOSED_TOKENS, HostScore
 from clada.runtime.telemetry import TokenStats
-from tests.checkpoints import random_model
+from tests.checkpoints import random_model, write_checkpoint
 from tests.op_backends import body_model
 from tests.test_in_place import step_inputs
 from tests.test_trace import LOAD_MAP
@@ -94,6 +94,14 @@ def test_one_text_on_the_portable_graph(artefact):
     host = Session(artefact, threads=1)
     vars(host)["_single"] = host._portable
     assert_same(device.generate(PROMPTS[0], CONFIG), host.generate(PROMPTS[0], CONFIG))
+
+
+def test_a_quantised_model_comes_out_as_on_the_host(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "hf", "llama", hidden_size=64, num_attention_heads=4)
+    path = tmp_path / "model.onnx"
+    export(path, str(checkpoint), ExportConfig(calibration_tokens=600, quantize="int4"))
+    host, device = Session(path, threads=1), on_device(path, fixed_shapes=True)
+    assert_same(device.generate(PROMPTS[0], SAMPLED), host.generate(PROMPTS[0], SAMPLED))
 
 
 @pytest.mark.parametrize("texts", [1, 2])
