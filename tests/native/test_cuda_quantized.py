@@ -58,7 +58,11 @@ def test_every_misalignment(element_offset, quantization, element):
 
 
 @formats
-@pytest.mark.parametrize(("op", "element"), [(PLAIN, "float32"), *((GATED, element) for element in ELEMENTS)], ids=str)
+@pytest.mark.parametrize(
+    ("op", "element"),
+    [(PLAIN, "float32"), *((GATED, element) for element in ELEMENTS)],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_many_tokens_are_products_of_matrices(op, quantization, element):
     case = large_case(op, 2, 7, 384, 60, element=element, quantization=quantization)
     # Half types round the weights and products that are selected by.
