@@ -21,7 +21,7 @@ constexpr clada::QuantizedKernels kQuantized = clada::quantized_kernels_for<clad
 void compute(const clada::SparseFfnCall& call, void* workspace) {
   if (call.quantization.bits == 0) return clada::sparse_ffn<clada::Portable>(call, workspace, {nullptr, run});
   const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, kQuantized.packed_bytes(call)), free);
-  kQuantized.pack(call, packed.get());
+  kQuantized.pack(call, packed.get(), {nullptr, run});
   kQuantized.ffn(call, packed.get(), workspace, {nullptr, run});
 }
 
