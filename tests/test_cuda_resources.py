@@ -101,7 +101,7 @@ def test_table_is_of_what_is_there():
     table = module["read_table"](module["TABLE"])
     architectures = re.search(r"foreach\(architecture ([\d ]+)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
     sources = "".join(path.read_text() for path in module["SOURCES"].glob("*.cu"))
-    kernels = set(re.findall(r"__global__ void __launch_bounds__\([^;{]*?\) (\w+)\(const", sources))
+    kernels = set(re.findall(r"__global__ void __launch_bounds__\([^;{]*?\)\s+(\w+)\(const", sources))
     assert {kernel.partition("<")[0] for kernel, _ in table.kernels} == kernels
     names = {kernel for kernel, _ in table.kernels}
     assert table.kernels.keys() == {(name, f"sm_{number}") for name in names for number in architectures}
