@@ -38,9 +38,9 @@ class TorchModel(Model):
                 inputs[name] = ((None, cache.heads, None, width), np.float32)
         super().__init__(inputs, "PyTorch")
 
-    def load_cache(self, keys_values: Sequence[Array]) -> Any:
+    def empty_cache(self, texts: int) -> Any:
         """See Model."""
-        return [torch.from_numpy(array) for array in keys_values]
+        return [torch.from_numpy(array) for array in self._no_tokens(texts)]
 
     def copy_cache(self, cache: Any) -> Any:
         """See Model."""
