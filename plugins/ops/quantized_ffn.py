@@ -47,31 +47,45 @@ def _reference(op: Op, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Array,
     return reference
 
 
-def _unpacking(matrix: str, bits: int, block_size: int) -> str:
-    """Reads {matrix}, its scales and x; writes {matrix}_wide T[F, D]. In float32, in which every runtime divides."""
-    halves = f"""
-    {matrix}_sixteenth = Div ({matrix}_codes, sixteen)
-    {matrix}_high = Floor ({matrix}_sixteenth)
-    {matrix}_shifted = Mul ({matrix}_high, sixteen)
-    {matrix}_unsigned = Sub ({matrix}_codes, {matrix}_shifted)
-    {matrix}_eighth = Div ({matrix}_unsigned, eight)
-    {matrix}_sign = Floor ({matrix}_eighth)
-    {matrix}_wrap = Mul ({matrix}_sign, sixteen)
-    {matrix}_low = Sub ({matrix}_unsigned, {matrix}_wrap)
-    {matrix}_low_column = Unsqueeze ({matrix}_low, pair_axis)
-    {matrix}_high_column = Unsqueeze ({matrix}_high, pair_axis)
-    {matrix}_pairs = Concat <axis = 2> ({matrix}_low_column, {matrix}_high_column)
+def _unpacking(matrix: str, bits: int) -> str:
+    """Reads {matrix}, its scales and x; writes {matrix}_wide T[F, D]."""
+    codes = f"""
+    {matrix}_bytes = Cast <to = 6> ({matrix}_blocks)
+    {matrix}_codes = Gather <axis = 0> (codes_of_byte, {matrix}_bytes)
     """
     return f"""
-    {matrix}_codes = Cast <to = 1> ({matrix})
-    {halves if bits == 4 else ""}
-    {matrix}_blocks = Reshape ({matrix}_{"pairs" if bits == 4 else "codes"}, shape_of_blocks)
+    {matrix}_blocks = Reshape ({matrix}, shape_of_blocks)
+    {codes if bits == 4 else f"{matrix}_codes = Cast <to = 1> ({matrix}_blocks)"}
     {matrix}_scales = Cast <to = 1> ({scales_name(matrix)})
-    {matrix}_scale_column = Unsqueeze ({matrix}_scales, pair_axis)
-    {matrix}_scaled = Mul ({matrix}_blocks, {matrix}_scale_column)
+    {matrix}_scales_of_blocks = Unsqueeze ({matrix}_scales, axes_of_block)
+    {matrix}_scaled = Mul ({matrix}_codes, {matrix}_scales_of_blocks)
     {matrix}_rows = Reshape ({matrix}_scaled, shape_of_rows)
     {matrix}_wide = CastLike ({matrix}_rows, x)
     """
+
+
+# f32[256, 2], of which a byte as an index, negative where its sign is, gives the two codes: what is made of constants
+# is kept by a runtime until it has made them all, and so a matrix goes through few steps.
+_CODES_OF_BYTE = """
+    bytes_begin = Constant <value_float = 0.0> ()
+    bytes_end = Constant <value_float = 256.0> ()
+    bytes_step = Constant <value_float = 1.0> ()
+    eight = Constant <value_float = 8.0> ()
+    sixteen = Constant <value_float = 16.0> ()
+    pair_axis = Constant <value_ints = [1]> ()
+    byte = Range (bytes_begin, bytes_end, bytes_step)
+    byte_sixteenth = Div (byte, sixteen)
+    high = Floor (byte_sixteenth)
+    high_in_byte = Mul (high, sixteen)
+    low = Sub (byte, high_in_byte)
+    low_column = Unsqueeze (low, pair_axis)
+    high_column = Unsqueeze (high, pair_axis)
+    halves = Concat <axis = 1> (low_column, high_column)
+    halves_eighth = Div (halves, eight)
+    halves_sign = Floor (halves_eighth)
+    halves_wrap = Mul (halves_sign, sixteen)
+    codes_of_byte = Sub (halves, halves_wrap)
+"""
 
 
 def _body(op: Op) -> Callable[[Mapping[str, str | float]], str]:
@@ -79,13 +93,13 @@ def _body(op: Op) -> Callable[[Mapping[str, str | float]], str]:
 
     def body(attributes: Mapping[str, str | float]) -> str:
         bits, block_size = int(attributes["bits"]), int(attributes["block_size"])
-        unpacking = "".join(_unpacking(matrix, bits, block_size) for matrix in matrices)
+        per_byte = 8 // bits
+        unpacking = "".join(_unpacking(matrix, bits) for matrix in matrices)
         wide = re.sub(rf"\b({'|'.join(matrices)})\b", r"\1_wide", op.body(attributes))
         return f"""
-    sixteen = Constant <value_float = 16.0> ()
-    eight = Constant <value_float = 8.0> ()
-    pair_axis = Constant <value_ints = [2]> ()
-    shape_of_blocks = Constant <value_ints = [0, -1, {block_size}]> ()
+    {_CODES_OF_BYTE if bits == 4 else ""}
+    axes_of_block = Constant <value_ints = {[2, 3][:per_byte]}> ()
+    shape_of_blocks = Constant <value_ints = [0, -1, {block_size // per_byte}]> ()
     shape_of_rows = Constant <value_ints = [0, -1]> ()
     {unpacking}
     {wide}
