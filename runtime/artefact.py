@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -104,18 +106,22 @@ def _matches(path: Path, digest: str, pieces: dict[str, Any]) -> bool:
     return file_hash(path) == digest if listed is None else piece_hashes(path, int(pieces["bytes"])) == listed
 
 
-def _check_hashes(folder: Path, hashes: dict[str, str], pieces: dict[str, Any]) -> None:
-    for name in hashes:
+def _check_files(folder: Path, names: Iterable[str]) -> None:
+    """Raise CladaError where a file lies elsewhere or is missing."""
+    for name in names:
         plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
         if not plain or name in ("", ".", ".."):
             raise CladaError(f"{MANIFEST_NAME} names the file '{name}', which is not in the artefact's own folder")
+        if not (folder / name).is_file():
+            raise CladaError(f"the artefact lacks {folder / name}")
+
+
+def _check_hashes(folder: Path, hashes: dict[str, str], pieces: dict[str, Any]) -> None:
     for name, expected in hashes.items():
-        path = folder / name
-        if not path.is_file():
-            raise CladaError(f"the artefact lacks {path}")
-        if not _matches(path, expected, pieces):
+        if not _matches(folder / name, expected, pieces):
             raise CladaError(
-                f"{path} does not match its hash in {MANIFEST_NAME}: it was damaged or changed; export it again"
+                f"{folder / name} does not match its hash in {MANIFEST_NAME}: "
+                "it was damaged or changed; export it again"
             )
 
 
@@ -175,6 +181,21 @@ def open_artefact(model: Path | str) -> Artefact:
     Raises:
         CladaError: The file is missing or not ours, the manifest is not understood, or a hash does not match.
     """
+    artefact, weights_checked = begin_to_open_artefact(model)
+    weights_checked.result()
+    return artefact
+
+
+def begin_to_open_artefact(model: Path | str) -> tuple[Artefact, Future[None]]:
+    """Open an artefact, but for the hash of its weights, nearly all there is to read: that is checked meanwhile.
+
+    Returns:
+        The artefact; and what is done once its weights are checked, and fails if their hash does not match. Nothing
+        that was made of them may be used before.
+
+    Raises:
+        CladaError: As of open_artefact, but for that hash.
+    """
     model = Path(model)
     manifest = _manifest_beside(model)
     if model.name not in manifest["files"]:
@@ -184,8 +205,14 @@ def open_artefact(model: Path | str) -> Artefact:
     if IN_PLACE_SECTION in manifest:
         graphs.append(in_place_name(model))
     _check_listed(model.parent, manifest, [*graphs, *_companions(manifest)])
-    _check_hashes(model.parent, manifest["files"], manifest.get(PIECES_SECTION, {}))
-    return Artefact(model, manifest)
+    hashes, pieces = dict(manifest["files"]), manifest.get(PIECES_SECTION, {})
+    _check_files(model.parent, hashes)
+    weights = {data_name(model): hashes.pop(data_name(model))}
+    _check_hashes(model.parent, hashes, pieces)
+    thread = ThreadPoolExecutor(1)
+    weights_checked = thread.submit(_check_hashes, model.parent, weights, pieces)
+    thread.shutdown(wait=False)
+    return Artefact(model, manifest), weights_checked
 
 
 def open_artefact_of_engine(engine: Path) -> Artefact:
@@ -197,6 +224,7 @@ def open_artefact_of_engine(engine: Path) -> Artefact:
     manifest = _manifest_beside(engine)
     _check_listed(engine.parent, manifest, _companions(manifest))
     others = {name: digest for name, digest in manifest["files"].items() if ".onnx" not in Path(name).suffixes}
+    _check_files(engine.parent, others)
     _check_hashes(engine.parent, others, manifest.get(PIECES_SECTION, {}))
     return Artefact(engine, manifest)
 

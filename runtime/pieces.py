@@ -8,16 +8,17 @@ from pathlib import Path
 # Of the manifest, for files longer than a piece: bytes of a piece, and for each file its pieces' SHA-256 in hex.
 PIECES_SECTION = "pieces"
 PIECE_BYTES = 1 << 26
-_READ_BYTES = 1 << 22
+_READ_BYTES = 1 << 20
 
 
 def _piece_hash(path: Path, start: int, size: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_READ_BYTES))
+    # Into one buffer that stays in the processor's cache, not into new memory each time.
+    with path.open("rb", buffering=0) as stream:
         stream.seek(start)
-        while size > 0 and (read := stream.read(min(size, _READ_BYTES))):
-            digest.update(read)
-            size -= len(read)
+        while size > 0 and (read := stream.readinto(buffer[:size])):
+            digest.update(buffer[:read])
+            size -= read
     return digest.hexdigest()
 
 

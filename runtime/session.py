@@ -3,7 +3,7 @@
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,12 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import LOAD_SIGNAL, OPS
 from clada.plugins.ops.sparse_ffn import read_fraction
-from clada.runtime.artefact import GENERATION_CONFIG_NAME, Artefact, open_artefact, open_artefact_of_engine
+from clada.runtime.artefact import (
+    GENERATION_CONFIG_NAME,
+    Artefact,
+    begin_to_open_artefact,
+    open_artefact_of_engine,
+)
 from clada.runtime.backends.cuda import check_cuda
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
@@ -79,7 +84,8 @@ class Session:
 
     Raises:
         CladaError: The artefact is missing, damaged or not ours, an option has a value that is not known, or the
-            artefact cannot be run as asked; later, ONNX Runtime cannot load it, or not on the device.
+            artefact cannot be run as asked; when a graph is loaded, its weights are damaged, or ONNX Runtime cannot
+            load it, or not on the device.
 
     Example:
         >>> session = Session("out/model.onnx")
@@ -109,7 +115,7 @@ class Session:
         else:
             if device == "cuda":
                 check_cuda()
-            artefact = open_artefact(path)
+            artefact, self._weights_checked = begin_to_open_artefact(path)
             if weights and artefact.quantization is not None:
                 raise CladaError(
                     f"weights={weights} is for weights in float32, and those of {path} are quantised to "
@@ -136,7 +142,7 @@ class Session:
         kind: type[OnnxRuntimeModel | DeviceModel] = (
             OnnxRuntimeModel if self._execution.device == "cpu" else DeviceModel
         )
-        return kind(self._artefact.model, self._execution)
+        return self._load(lambda: kind(self._artefact.model, self._execution))
 
     @cached_property
     def _single(self) -> Model:
@@ -149,13 +155,21 @@ class Session:
             warnings.warn(f"{path.name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
             return self._portable
         if self._execution.device == "cpu":
-            return InPlaceModel(path, self.context_length, self._execution)
+            return self._load(lambda: InPlaceModel(path, self.context_length, self._execution))
         if _dtype(self._artefact) not in IN_PLACE_CUDA_TYPES:
             warnings.warn(
                 f"{path.name} would not run on the GPU: {_NEEDS_HALF}; running the portable graph", stacklevel=2
             )
             return self._portable
-        return DeviceInPlaceModel(path, self.context_length, self._execution, self._execution.cuda_graph)
+        captured = self._execution.cuda_graph
+        return self._load(lambda: DeviceInPlaceModel(path, self.context_length, self._execution, captured))
+
+    def _load(self, load: Callable[[], Model]) -> Model:
+        """Load a graph while the hash of its weights is checked; that they are damaged says more than what follows."""
+        try:
+            return load()
+        finally:
+            self._weights_checked.result()
 
     @property
     def kernels(self) -> str:

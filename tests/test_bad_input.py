@@ -26,6 +26,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "v
 
 
 def fails_with(capsys, main, args, message: str) -> None:
+    capsys.readouterr()  # what a fixture wrote
     code = main([str(arg) for arg in args])
     out, err = capsys.readouterr()
     assert code == 1, out
