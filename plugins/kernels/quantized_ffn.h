@@ -32,7 +32,7 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
 
   static int64_t parts_of(const SparseFfnCall& ffn) {
     const int64_t parts = ffn.neurons / kPartNeurons;
-    return parts < 1 ? 1 : parts < kMostParts ? parts : kMostParts;
+    return Base::with_halves(parts < 1 ? 1 : parts < kMostParts ? parts : kMostParts);
   }
   static int64_t input_floats(const SparseFfnCall& ffn) {
     return (QuantizedInput<I>::bytes(whole_spans<Rows>(ffn.width)) + kLine - 1) / kLine * kLine / sizeof(float);
@@ -216,6 +216,11 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
     Base::note(part, kept.token, kept.neurons, kept.values, kept.count);
   }
 
+  // Asks for what will be read of a neuron beside its rows; what is past the end is not read.
+  static void ask_for(const void* from, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 3);
+  }
+
   // The part's items are its chunks and, within a chunk, the tokens, so that rows stay in the cache between tokens.
   bool find_item(int64_t part, int64_t index, Item& item, RowSchedule<I>& schedule) const {
     const int64_t first = Base::first_neuron(part) + index / problem.tokens * kChunk,
@@ -226,10 +231,13 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
     item.count =
         computed ? Base::pool_members(item.token, first, first + kChunk < end ? first + kChunk : end, item.neurons) : 0;
     expect(problem.w_in, item, 0, item.count, schedule);
+    ask_for(problem.ffn.threshold + first, kChunk * sizeof(float));
+    if (problem.b_in) ask_for(problem.b_in + first, kChunk * sizeof(float));
+    ask_for(problem.ffn.pool + item.token / problem.ffn.sequence * problem.ffn.neurons + first + kChunk, kChunk);
     return true;
   }
 
-  void work(int64_t part) const {
+  void work_part(int64_t part) const {
     RowSchedule<I> schedule(kAhead);
     Item items[3] = {};
     Base::clear(part);
@@ -257,9 +265,7 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
       widen<I>(problem.ffn.element, problem.ffn.x, token * problem.ffn.width, x, problem.ffn.width);
       quantize_input<I, kBits>(x, problem.ffn.width, problem.padded_width, input(token));
     }
-    parallel.run(
-        parallel.pool, static_cast<size_t>(Base::parts),
-        [](void* data, size_t index) { static_cast<QuantizedFfn*>(data)->work(static_cast<int64_t>(index)); }, this);
+    Base::work(*this, parallel);
     Base::finish();
   }
 };

@@ -29,11 +29,13 @@ struct RowwiseFfn : RowwiseParts<I, Rows> {
   float* x;  // [tokens, padded width]
 
   static size_t workspace_floats(const SparseFfnCall& ffn) {
-    return Base::workspace_floats(ffn, rowwise_parts(ffn)) + ffn.batch * ffn.sequence * whole_spans<Rows>(ffn.width);
+    return Base::workspace_floats(ffn, Base::with_halves(rowwise_parts(ffn))) +
+           ffn.batch * ffn.sequence * whole_spans<Rows>(ffn.width);
   }
 
   RowwiseFfn(const FfnProblem<I, Rows>& given, float* workspace)
-      : Base(given, rowwise_parts(given.ffn), workspace + given.tokens * given.padded_width), x(workspace) {}
+      : Base(given, Base::with_halves(rowwise_parts(given.ffn)), workspace + given.tokens * given.padded_width),
+        x(workspace) {}
 
   // Dots of x with kTogether rows; `next` are read after them.
   void dots(const Row* rows, const Row* next, const float* token_x, float* out) const {
@@ -135,7 +137,7 @@ struct RowwiseFfn : RowwiseParts<I, Rows> {
     Base::note(part, token, neurons, values, kept);
   }
 
-  void work(int64_t part) const {
+  void work_part(int64_t part) const {
     const int64_t chunk = problem.tokens == 1 ? kChunk : kSharedChunk;
     const int64_t first = Base::first_neuron(part), last = Base::first_neuron(part + 1);
     Base::clear(part);
@@ -151,9 +153,7 @@ struct RowwiseFfn : RowwiseParts<I, Rows> {
     problem.clear_scores();
     for (int64_t token = 0; token < problem.tokens; ++token)
       problem.read_input(token, x + token * problem.padded_width);
-    parallel.run(
-        parallel.pool, static_cast<size_t>(Base::parts),
-        [](void* data, size_t index) { static_cast<RowwiseFfn*>(data)->work(static_cast<int64_t>(index)); }, this);
+    Base::work(*this, parallel);
     Base::finish();
   }
 };

@@ -3,6 +3,8 @@
 //
 // Neither the cut nor the order in which the parts' outputs are added depends on the number of threads.
 #pragma once
+#include <atomic>
+
 #include "activations.h"
 #include "ffn_problem.h"
 
@@ -16,6 +18,11 @@ struct RowwiseParts {
   float* energy;    // [parts, tokens], the part's share of ||h||^2
   int32_t* active;  // [parts, tokens]
   float* h;         // [tokens, F]
+  std::atomic<int64_t> taken{0};
+
+  // How many parts there are where the neurons are cut into `equal` ones. The last two are halved, if there are many: a
+  // thread that began later than others has less left to do when they are done.
+  static int64_t with_halves(int64_t equal) { return equal < kLeastHalved ? equal : equal + 2; }
 
   static size_t workspace_floats(const SparseFfnCall& ffn, int64_t parts) {
     return static_cast<size_t>(ffn.batch * ffn.sequence * (parts * (whole_spans<Rows>(ffn.width) + 2) + ffn.neurons));
@@ -30,7 +37,11 @@ struct RowwiseParts {
     h = energy + 2 * each;
   }
 
-  int64_t first_neuron(int64_t part) const { return problem.ffn.neurons * part / parts; }
+  int64_t first_neuron(int64_t part) const {
+    const bool halved = parts > kLeastHalved;
+    const int64_t whole = halved ? parts - 4 : 0, halves = parts + whole;
+    return problem.ffn.neurons * (part < whole ? 2 * part : part + whole) / halves;
+  }
 
   // The part's output for a token.
   float* output(int64_t part, int64_t token) const {
@@ -87,6 +98,18 @@ struct RowwiseParts {
     active[part * problem.tokens + token] += kept;
   }
 
+  // Works through all parts, the last ones last, whatever numbers the tasks have that a thread is given.
+  template <class Ffn>
+  static void work(Ffn& ffn, const ParallelFor& parallel) {
+    parallel.run(
+        parallel.pool, static_cast<size_t>(ffn.parts),
+        [](void* data, size_t) {
+          Ffn& ffn = *static_cast<Ffn*>(data);
+          ffn.work_part(ffn.taken.fetch_add(1, std::memory_order_relaxed));
+        },
+        &ffn);
+  }
+
   // Adds up what the parts left.
   void finish() const {
     const int64_t tokens = problem.tokens, wide = problem.padded_width;
@@ -103,6 +126,9 @@ struct RowwiseParts {
       problem.add_scores(token, h + token * problem.ffn.neurons, 0, problem.ffn.neurons, energy[token]);
     }
   }
+
+ private:
+  static constexpr int64_t kLeastHalved = 4;
 };
 
 }  // namespace clada
