@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clada.exporter.merged_products import AND, BLOCK_AXIS, UNPACKING, widths
 from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
 from clada.exporter.quantization import Packed, Quantized, linear_modules
 from clada.plugins.ops import QUANTIZED
@@ -19,9 +20,6 @@ from clada.plugins.ops.quantized_ffn import scales_name
 
 # The first opset whose DequantizeLinear knows blocks and 4 bits.
 MINIMUM_OPSET = 21
-_OP = "DequantizeLinear"
-# Blocks lie along the first axis, the inputs': the layout from which ONNX Runtime makes a product with packed weights.
-_AXIS = 0
 # Around a module's path in the name of its codes, as the tracer names what a module of Decoder.model holds.
 _PREFIX, _SUFFIX = "model.", ".weight"
 
@@ -40,9 +38,9 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """A tensor of the output's shape for x T[..., K]; not its values."""
         weight = torch.onnx.ops.symbolic(
-            _OP,
+            UNPACKING,
             (self.weight, self.scales),
-            {"axis": _AXIS, "block_size": self.block_size},
+            {"axis": BLOCK_AXIS, "block_size": self.block_size},
             dtype=x.dtype,
             shape=self.weight.shape,
         )
@@ -104,7 +102,7 @@ def narrow(traced: onnx_ir.Model, quantized: Quantized) -> None:
     if quantized.bits != 4:
         return
     for node in traced.graph:
-        codes = node.inputs[0] if node.op_type == _OP else None
+        codes = node.inputs[0] if node.op_type == UNPACKING else None
         if codes is None or codes.const_value is None or codes.dtype == onnx_ir.DataType.INT4:
             continue
         values = codes.const_value.numpy().astype(onnx_ir.DataType.INT4.numpy())
@@ -129,11 +127,14 @@ def _read_layer(node: onnx_ir.Node, bits: int) -> dict[str, Packed]:
     }
 
 
-def _read_linear(node: onnx_ir.Node, bits: int) -> tuple[str, Packed]:
+def _read_linears(node: onnx_ir.Node, bits: int) -> Iterator[tuple[str, Packed]]:
     (name, codes), (_, scales) = map(_initializer, node.inputs)
-    packed = pack(codes.t().contiguous().numpy(), bits)
-    scales = scales.t().contiguous().to(torch.float16)
-    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX), Packed(torch.from_numpy(packed), scales, bits)
+    sizes = widths(node)
+    parts = zip(name.split(AND), codes.split(sizes, 1 - BLOCK_AXIS), scales.split(sizes, 1 - BLOCK_AXIS), strict=True)
+    for module, some, their_scales in parts:
+        packed = pack(some.t().contiguous().numpy(), bits)
+        path = module.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+        yield path, Packed(torch.from_numpy(packed), their_scales.t().contiguous().to(torch.float16), bits)
 
 
 def read_packed(path: Path) -> Quantized:
@@ -142,5 +143,5 @@ def read_packed(path: Path) -> Quantized:
     names = {op.name for op in QUANTIZED.values()}
     layers = [node for node in nodes if node.op_type in names]
     bits, block_size = (layers[0].attributes[name].as_int() for name in ("bits", "block_size"))
-    linears = [_read_linear(node, bits) for node in nodes if node.op_type == _OP]
+    linears = [linear for node in nodes if node.op_type == UNPACKING for linear in _read_linears(node, bits)]
     return Quantized(bits, block_size, [_read_layer(node, bits) for node in layers], dict(linears))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.in_place import divide_by_roots, in_place_attention
+from clada.exporter.merged_products import merge_products
 from clada.exporter.packed_weights import MINIMUM_OPSET as MINIMUM_QUANTIZED_OPSET
 from clada.exporter.packed_weights import narrow, packed_weights
 from clada.exporter.patch import Sparsity
@@ -210,6 +211,7 @@ def trace(
     state_known_sizes(traced)
     _clean(traced, in_place_cache)
     if quantized is not None:
+        merge_products(traced)
         narrow(traced, quantized)
     if in_place_cache:
         divide_by_roots(traced)
