@@ -6,11 +6,13 @@ from typing import Any
 
 import onnx_ir
 import torch
-from onnx_ir.convenience import replace_nodes_and_values
+from onnx_ir.convenience import replace_all_uses_with, replace_nodes_and_values
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from clada.exporter.rotary import rotary_ops
 from clada.plugins.errors import CladaError
 
 DOMAIN = "com.microsoft"
@@ -105,7 +107,8 @@ def in_place_attention(model: Any) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(_ATTENTION)
     try:
-        yield
+        with rotary_ops(model):
+            yield
     finally:
         model.set_attn_implementation(before)
 
@@ -126,6 +129,30 @@ def divide_by_roots(traced: onnx_ir.Model) -> None:
                 traced.graph, product, [product], [quotient], list(product.outputs), list(quotient.outputs)
             )
         traced.graph.remove(node, safe=True)
+
+
+def _sizes(value: onnx_ir.Value) -> list[int | str | None]:
+    """Of each axis, its size or what it is called; None where nothing is known of it."""
+    dims = [None] if value.shape is None else list(value.shape)
+    return [dim.value if isinstance(dim, onnx_ir.SymbolicDim) else dim for dim in dims]
+
+
+def drop_reshapes(traced: onnx_ir.Model) -> None:
+    """Leave out, in place, each Reshape to the shape that a value had before: heads are cut apart and joined again."""
+    for node in traced.graph:
+        if node.op_type != "Reshape":
+            continue
+        output, source = node.outputs[0], node
+        while source.op_type == "Reshape":
+            before = source.inputs[0]
+            assert before is not None
+            if before.shape == output.shape and None not in _sizes(output):
+                replace_all_uses_with(output, before)
+            producer = before.producer()
+            if producer is None:
+                break
+            source = producer
+    RemoveUnusedNodesPass()(traced)
 
 
 def minimum_onnxruntime(traced: onnx_ir.Model) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clada.exporter.decoder import Decoder, LoadMap
-from clada.exporter.in_place import divide_by_roots, in_place_attention
+from clada.exporter.in_place import divide_by_roots, drop_reshapes, in_place_attention
 from clada.exporter.merged_products import merge_products
 from clada.exporter.packed_weights import MINIMUM_OPSET as MINIMUM_QUANTIZED_OPSET
 from clada.exporter.packed_weights import narrow, packed_weights
@@ -215,6 +215,7 @@ def trace(
         narrow(traced, quantized)
     if in_place_cache:
         divide_by_roots(traced)
+        drop_reshapes(traced)
     values = [tensor for value in calibrated.values() for tensor in (value if isinstance(value, list) else [value])]
     _bake(traced, dict(zip(names, values, strict=True)))
     _attach_functions(traced, opset)

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -14,8 +15,9 @@ from clada.exporter import trace as tracing
 from clada.exporter.cli import main as export_main
 from clada.exporter.decoder import Decoder
 from clada.exporter.families import FAMILIES
-from clada.exporter.in_place import DOMAIN, OP, BufferCache, _attention, minimum_onnxruntime
+from clada.exporter.in_place import DOMAIN, OP, BufferCache, _attention, drop_reshapes, minimum_onnxruntime
 from clada.exporter.patch import sparsify
+from clada.exporter.rotary import OP as ROTARY
 from clada.exporter.steps import constants, first_step, next_step, random_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
@@ -221,6 +223,44 @@ def test_tracing_leaves_the_model_as_it_was(exported):
     model, *_ = exported("llama")
     assert model.config._attn_implementation == "sdpa"
     assert model(torch.ones(2, 4, dtype=torch.int64)).logits.shape == (2, 4, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("family", "turned"), [("llama", 2 * LAYERS), ("qwen3", 2 * LAYERS), ("gpt_neox", 2 * LAYERS), ("opt", 0)]
+)
+def test_rotary_embedding_is_one_node(exported, family, turned):
+    """For queries and for keys; and heads are not taken apart and joined again around it."""
+    model, *_, path = exported(family)
+    nodes = list(onnx.load(path, load_external_data=False).graph.node)
+    rotary = [node for node in nodes if node.op_type == ROTARY]
+    assert len(rotary) == turned
+    assert all(node.domain == DOMAIN for node in rotary)
+    assert "Neg" not in {node.op_type for node in nodes}
+    if family == "llama":
+        given = {name for node in nodes if node.op_type in (ROTARY, OP) for name in node.input}
+        makers = {node.op_type for node in nodes if given & set(node.output)}
+        assert "Reshape" not in makers
+    # Traced and given back: the model still computes its own.
+    attended = model(torch.tensor([[3, 4, 5]])).logits
+    assert not torch.equal(attended, model(torch.tensor([[4, 3, 5]])).logits)
+
+
+@pytest.mark.parametrize(("shape", "kept"), [(("n", 6), 0), ((None, 6), 1), ((6, "n"), 1)])
+def test_only_reshapes_to_a_shape_from_before_are_dropped(shape, kept):
+    """One whose size nobody knows may be another than that of before."""
+    x, middle, end = (
+        onnx_ir.val(name, dtype=onnx_ir.DataType.FLOAT, shape=onnx_ir.Shape(sizes))
+        for name, sizes in (("x", shape), ("middle", (shape[0], 2, 3)), ("end", ("n", 6) if shape[0] else shape))
+    )
+    sizes = [onnx_ir.val(name, const_value=onnx_ir.tensor(value)) for name, value in (("a", [0, 2, 3]), ("b", [-1, 6]))]
+    nodes = [
+        onnx_ir.node("Reshape", [x, sizes[0]], outputs=[middle]),
+        onnx_ir.node("Reshape", [middle, sizes[1]], outputs=[end]),
+        onnx_ir.node("Relu", [end], outputs=[last := onnx_ir.val("last")]),
+    ]
+    graph = onnx_ir.Graph([x], [last], nodes=nodes, initializers=sizes, opset_imports={"": 20})
+    drop_reshapes(onnx_ir.Model(graph, ir_version=10))
+    assert [node.op_type for node in graph] == ["Reshape"] * 2 * kept + ["Relu"]
 
 
 @pytest.mark.parametrize(("family", "release"), [("llama", "1.20"), ("mistral", "1.24")])
