@@ -16,7 +16,7 @@ from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace
 from clada.exporter.quantization import Packed, Quantized, linear_modules
 from clada.plugins.ops import QUANTIZED
 from clada.plugins.ops.block_quantization import pack, unpack
-from clada.plugins.ops.quantized_ffn import scales_name
+from clada.plugins.ops.quantized_ffn import matrix_names, scales_name
 
 # The first opset whose DequantizeLinear knows blocks and 4 bits.
 MINIMUM_OPSET = 21
@@ -121,9 +121,9 @@ def _initializer(value: onnx_ir.Value | None) -> tuple[str, Tensor]:
 def _read_layer(node: onnx_ir.Node, bits: int) -> dict[str, Packed]:
     op = next(op for op in QUANTIZED.values() if op.name == node.op_type)
     given = dict(zip((spec.name for spec in op.inputs), node.inputs, strict=True))
-    matrices = [name for name in given if scales_name(name) != name and scales_name(name) in given]
     return {
-        name: Packed(_initializer(given[name])[1], _initializer(given[scales_name(name)])[1], bits) for name in matrices
+        name: Packed(_initializer(given[name])[1], _initializer(given[scales_name(name)])[1], bits)
+        for name in matrix_names(op)
     }
 
 

@@ -25,7 +25,7 @@ from clada.runtime.building import build, package
 from clada.runtime.building.build import BuildConfig, build_engine, check_engine
 from clada.runtime.building.imported_ops import check_imported
 from clada.runtime.building.kv_cache import cut_cache, window_of
-from clada.runtime.building.onnx_file import Node, nodes_of, opset_of, without_functions
+from clada.runtime.building.onnx_file import Constant, Node, constants_of, nodes_of, opset_of, without_functions
 from clada.runtime.building.progress import progress_monitor
 from clada.runtime.cli import main
 from clada.runtime.engine_record import COPIED, IN_PLACE, PREFILL, read_record, record_path, write_record
@@ -254,10 +254,17 @@ def test_nodes_and_opset_are_read_as_onnx_reads_them(artefact):
         path = artefact(family, opset=opset)
         model = onnx.load(path, load_external_data=False)
         content = path.read_bytes()
-        expected = [Node(n.name, n.op_type, tuple(n.output)) for n in model.graph.node if n.domain == DOMAIN]
+        ours = [node for node in model.graph.node if node.domain == DOMAIN]
+        expected = [Node(node.name, node.op_type, tuple(node.input), tuple(node.output)) for node in ours]
         assert nodes_of(content, DOMAIN) == expected
         assert len(expected) == LAYERS + 1
         assert opset_of(content) == opset
+        constants = constants_of(content)
+        assert list(constants) == [tensor.name for tensor in model.graph.initializer]
+        for tensor in model.graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            numbers = [int(place.get(key, 0)) for key in ("offset", "length")]
+            assert constants[tensor.name] == Constant(tensor.raw_data, place.get("location", ""), *numbers)
         assert model.functions
         model.ClearField("functions")
         assert onnx.load_from_string(without_functions(content)) == model
@@ -271,7 +278,7 @@ def test_a_body_where_a_plugin_was_asked_for_is_found(tiny_artefact):
     assert line == f"1 LoadSignal, {LAYERS} SparseGatedFFN: all imported as function bodies"
     with pytest.raises(CladaError, match="as its function body, and a plugin was asked for"):
         check_imported(tensorrt_rtx, network, nodes, plugins=True)
-    lost = [*nodes, Node("lost", "SparseGatedFFN", ("nowhere",))]
+    lost = [*nodes, Node("lost", "SparseGatedFFN", (), ("nowhere",))]
     with pytest.raises(CladaError, match="node lost as neither plugin nor body: nothing in the network gives nowhere"):
         check_imported(tensorrt_rtx, network, lost, plugins=False)
 
@@ -288,7 +295,7 @@ class StandInLayer:
 
 def test_one_body_among_plugins_is_found():
     kinds = tensorrt_rtx.LayerType
-    nodes = [Node("first", "SparseFFN", ("a",)), Node("second", "SparseFFN", ("b",))]
+    nodes = [Node("first", "SparseFFN", (), ("a",)), Node("second", "SparseFFN", (), ("b",))]
 
     def network(*layers):
         return types.SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)

@@ -1,12 +1,14 @@
 """Engines of models with quantised weights, built by TensorRT for RTX on a machine with no GPU."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 import tensorrt_rtx
 import torch
@@ -17,11 +19,11 @@ from clada.exporter.patch import sparsify
 from clada.exporter.quantization import QuantizationConfig, quantize_model
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION
-from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, file_hash
+from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, data_name, file_hash
 from clada.runtime.building.onnx_file import without_functions
 from clada.runtime.building.packed_weights import keep_packed
 from tests.checkpoints import LAYERS, NEURONS, random_model
-from tests.test_build import StandInLayer, built, parsed
+from tests.test_build import StandInLayer, built, fails, parsed
 from tests.test_trace import LOAD_MAP
 
 SIZES = {
@@ -71,6 +73,31 @@ def test_quantised_models_build(make, capsys, family, bits, dtype, opset):
     built(model, "--target", "sm_89", "--capacity", 128)
     matrices = (3 if family == "llama" else 2) * LAYERS
     assert f"; {matrices} quantised matrices stay packed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("family", "scale", "threshold", "reason"),
+    [
+        ("llama", 0, 256, "QuantizedSparseGatedFFN node [^:]*: s_gate has a scale that is zero, in row 5; export the"),
+        ("opt", np.inf, 1 << 30, "QuantizedSparseFFN node [^:]*: s_in has a scale that is infinite, in row 5"),
+        ("llama", np.nan, 1 << 30, "s_gate has a scale that is NaN, in row 5"),
+    ],
+)
+def test_scales_that_cannot_be_used_are_found_before_building(make, capsys, family, scale, threshold, reason):
+    """Wherever they are: small constants are in the ONNX file, others beside it."""
+    path = make(family, 4, torch.float32, 21)
+    model = onnx_ir.load(path)
+    node = next(node for node in model.graph if node.op_type.startswith("Quantized"))
+    value = node.inputs[2]
+    scales = value.const_value.numpy().copy()
+    scales[5, 1] = scale
+    value.const_value = onnx_ir.tensor(scales, name=value.name)
+    onnx_ir.save(model, path, external_data=data_name(path), size_threshold_bytes=threshold)
+    manifest = json.loads((path.parent / MANIFEST_NAME).read_text())
+    manifest["files"] = {name: file_hash(path.with_name(name)) for name in manifest["files"]}
+    (path.parent / MANIFEST_NAME).write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert re.search(reason, fails(capsys, path, "--target", "sm_89"))
 
 
 def held(layer) -> np.ndarray:

@@ -35,6 +35,21 @@ def check_sizes(name: str, width: int, bits: int, block_size: int, packed: int, 
         raise CladaError(f"{name}: {scales} scales a row do not fit D={width} in blocks of {block_size}")
 
 
+def check_scales(name: str, scales: Array) -> None:
+    """Raise CladaError for a scale that is zero, infinite or NaN.
+
+    Args:
+        name: What holds them, for the message.
+        scales: f16[F, N].
+    """
+    bad = ~np.isfinite(scales) | (scales == 0)
+    if bad.any():
+        row, block = np.argwhere(bad)[0]
+        found = scales[row, block]
+        what = "zero" if found == 0 else "NaN" if np.isnan(found) else "infinite"
+        raise CladaError(f"{name} has a scale that is {what}, in row {row}; export the model again")
+
+
 def pack(codes: Array, bits: int) -> Array:
     """Pack codes i8[F, D]; returns i8[F, D * bits / 8]."""
     if bits == 8:

@@ -26,6 +26,11 @@ def scales_name(matrix: str) -> str:
     return matrix.replace("w_", "s_")
 
 
+def matrix_names(op: Op) -> list[str]:
+    """Names of the inputs of an op that are weight matrices."""
+    return [spec.name for spec in op.inputs if _is_matrix(spec)]
+
+
 def _inputs(op: Op) -> Iterator[Tensor]:
     for spec in op.inputs:
         if _is_matrix(spec):
@@ -89,7 +94,7 @@ _CODES_OF_BYTE = """
 
 
 def _body(op: Op) -> Callable[[Mapping[str, str | float]], str]:
-    matrices = [spec.name for spec in op.inputs if _is_matrix(spec)]
+    matrices = matrix_names(op)
 
     def body(attributes: Mapping[str, str | float]) -> str:
         bits, block_size = int(attributes["bits"]), int(attributes["block_size"])

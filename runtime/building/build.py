@@ -30,6 +30,7 @@ from clada.runtime.building.package import (
 from clada.runtime.building.packed_weights import keep_packed
 from clada.runtime.building.profiles import add_profiles, limits_for, profiles_for
 from clada.runtime.building.progress import progress_monitor, stopped_by_interrupt
+from clada.runtime.building.quantization_scales import check_scales_of
 from clada.runtime.building.timing_cache import keep_cache, use_cache
 from clada.runtime.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
 
@@ -170,6 +171,7 @@ def _parse(trt: Any, builder: Any, model: Path, plugins: bool) -> tuple[Any, str
     """The network of an ONNX file, and what its ops were imported as."""
     content = model.read_bytes()
     nodes = nodes_of(content, DOMAIN)
+    check_scales_of(model, content, nodes)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log_of(trt))
     # Parsers before 10.7 take a function's body even where there is a plugin.

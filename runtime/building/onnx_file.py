@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Numbers of the fields of ModelProto, GraphProto, NodeProto and OperatorSetIdProto.
+# Numbers of the fields of ModelProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto and its external data.
 _GRAPH, _OPSET_IMPORT, _FUNCTIONS = 7, 8, 25
-_NODE = 1
-_OUTPUT, _NAME, _OP_TYPE, _DOMAIN = 2, 3, 4, 7
+_NODE, _INITIALIZER = 1, 5
+_INPUT, _OUTPUT, _NAME, _OP_TYPE, _DOMAIN = 1, 2, 3, 4, 7
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
+_TENSOR_NAME, _RAW_DATA, _EXTERNAL_DATA = 8, 9, 13
+_KEY, _VALUE = 1, 2
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -19,12 +21,31 @@ class Node:
     Args:
         name: Its name.
         op: Its op, without the domain.
+        inputs: Names of what it takes.
         outputs: Names of what it gives.
     """
 
     name: str
     op: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Where the content of an initializer is.
+
+    Args:
+        content: All of it, where the ONNX file holds it.
+        file: Name of the file that holds it otherwise; empty where the ONNX file does.
+        offset: Where in that file it begins, in bytes.
+        length: How many bytes it has there.
+    """
+
+    content: bytes
+    file: str
+    offset: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -65,8 +86,12 @@ def _fields(message: bytes) -> Iterator[_Field]:
         yield _Field(key >> 3, value, content, message[start:at])
 
 
+def _texts(message: bytes, number: int) -> tuple[str, ...]:
+    return tuple(field.content.decode() for field in _fields(message) if field.number == number)
+
+
 def _text(message: bytes, number: int) -> str:
-    return "".join(field.content.decode() for field in _fields(message) if field.number == number)
+    return "".join(_texts(message, number))
 
 
 def nodes_of(model: bytes, domain: str) -> list[Node]:
@@ -77,9 +102,28 @@ def nodes_of(model: bytes, domain: str) -> list[Node]:
             continue
         for field in _fields(part.content):
             if field.number == _NODE and _text(field.content, _DOMAIN) == domain:
-                outputs = tuple(entry.content.decode() for entry in _fields(field.content) if entry.number == _OUTPUT)
-                found.append(Node(_text(field.content, _NAME), _text(field.content, _OP_TYPE), outputs))
+                inputs, outputs = (_texts(field.content, number) for number in (_INPUT, _OUTPUT))
+                found.append(Node(_text(field.content, _NAME), _text(field.content, _OP_TYPE), inputs, outputs))
     return found
+
+
+def constants_of(model: bytes) -> dict[str, Constant]:
+    """The initializers of the graph of a ModelProto, by name."""
+    found = {}
+    for part in _fields(model):
+        if part.number != _GRAPH:
+            continue
+        for field in _fields(part.content):
+            if field.number == _INITIALIZER:
+                found[_text(field.content, _TENSOR_NAME)] = _constant(field.content)
+    return found
+
+
+def _constant(tensor: bytes) -> Constant:
+    entries = [field.content for field in _fields(tensor) if field.number == _EXTERNAL_DATA]
+    place = {_text(entry, _KEY): _text(entry, _VALUE) for entry in entries}
+    content = b"".join(field.content for field in _fields(tensor) if field.number == _RAW_DATA)
+    return Constant(content, place.get("location", ""), int(place.get("offset", 0)), int(place.get("length", 0)))
 
 
 def opset_of(model: bytes) -> int:

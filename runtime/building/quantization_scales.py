@@ -1,0 +1,52 @@
+"""The scales of quantised weights, checked before an engine is built: a plugin sees them on the device only."""
+
+from pathlib import Path
+
+import numpy as np
+
+from clada.plugins.errors import CladaError
+from clada.plugins.ops import QUANTIZED
+from clada.plugins.ops.block_quantization import check_scales
+from clada.plugins.ops.quantized_ffn import matrix_names, scales_name
+from clada.plugins.ops.record import Array
+from clada.runtime.artefact import data_name
+from clada.runtime.building.onnx_file import Constant, Node, constants_of
+
+
+def check_scales_of(model: Path, content: bytes, nodes: list[Node]) -> None:
+    """Make sure that every scale of an artefact's quantised weights can be used.
+
+    Args:
+        model: The ONNX file.
+        content: What it holds.
+        nodes: Our nodes of its graph.
+
+    Raises:
+        CladaError: A scale is zero, infinite or NaN, or is not where an export puts it.
+    """
+    ops = {op.name: op for op in QUANTIZED.values()}
+    quantized = [node for node in nodes if node.op in ops]
+    constants = constants_of(content) if quantized else {}
+    for node in quantized:
+        given = dict(zip((spec.name for spec in ops[node.op].inputs), node.inputs, strict=True))
+        rows = _rows(model, constants, given["threshold"])
+        for name in map(scales_name, matrix_names(ops[node.op])):
+            scales = np.frombuffer(_content(model, constants, given[name]), np.float16)
+            check_scales(f"{node.op} node {node.name}: {name}", scales.reshape(rows, -1))
+
+
+def _rows(model: Path, constants: dict[str, Constant], threshold: str) -> int:
+    """How many neurons a layer has: each has a threshold in float32."""
+    return len(_content(model, constants, threshold)) // np.dtype(np.float32).itemsize
+
+
+def _content(model: Path, constants: dict[str, Constant], name: str) -> bytes | memoryview:
+    constant = constants.get(name)
+    if constant is None:
+        raise CladaError(f"{model}: {name} is no initializer; export the model again")
+    if not constant.file:
+        return constant.content
+    if constant.file != data_name(model):
+        raise CladaError(f"{model} has its weights in {constant.file}, not in {data_name(model)}; export it again")
+    held: Array = np.memmap(model.with_name(constant.file), np.uint8, "r", constant.offset, (constant.length,))
+    return held.data
