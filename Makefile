@@ -16,9 +16,10 @@ export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 demo: $(VENV)/package.stamp
 	$(BIN)/python scripts/demo.py
 
-# A file at a time in each of two processes: most tests use one core, and what a file makes is made once.
+# A file at a time in each of two processes: most tests use one core, and what a file makes is made once. In the order
+# of conftest.py, not by the number of a file's tests, which says little of how long it takes.
 test: lint test-native test-cuda
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation, and
 # over it, where TENSORRT_INCLUDE_DIR is set, the TensorRT plugins.

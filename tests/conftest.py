@@ -15,6 +15,11 @@ DEMO_MODEL = ROOT / "models" / "demo"
 os.environ.setdefault("CLADA_ONNXRUNTIME_INCLUDE", str(ROOT / "build" / "onnxruntime"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file with the longest test first: begun last, it would keep one process busy long after the other is done."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A function from a family to the folder of its tiny checkpoint."""
