@@ -124,6 +124,7 @@ class Decoder(nn.Module):
             anticipation=self._anticipation(anticipation),
             load=load.unsqueeze(1).expand(input_ids.shape),
         )
+        # One slice for all layers, not one each.
         active = torch.cat(self.sparsity.active)[:, -1].unflatten(0, (len(pools), -1))
         return logits, present, list(self.sparsity.score), load, surprisal, entropy, active
 

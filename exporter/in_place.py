@@ -6,16 +6,14 @@ from typing import Any
 
 import onnx_ir
 import torch
-from onnx_ir.convenience import replace_all_uses_with, replace_nodes_and_values
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from clada.exporter.onnxruntime_graph import DOMAIN
 from clada.exporter.rotary import rotary_ops
 from clada.plugins.errors import CladaError
 
-DOMAIN = "com.microsoft"
 OP = "GroupQueryAttention"
 _ATTENTION = "clada_in_place"
 # Arguments of an attention function that change its result in ways the op cannot express.
@@ -111,48 +109,6 @@ def in_place_attention(model: Any) -> Iterator[None]:
             yield
     finally:
         model.set_attn_implementation(before)
-
-
-def divide_by_roots(traced: onnx_ir.Model) -> None:
-    """Write x · (1 / √v) as x / √v, in place: what ONNX Runtime fuses an RMS norm from, seven kernels into one."""
-    for node in list(traced.graph):
-        root = node.inputs[0]
-        if node.op_type != "Reciprocal" or root is None or getattr(root.producer(), "op_type", "") != "Sqrt":
-            continue
-        products = [use.node for use in node.outputs[0].uses()]
-        if any(product.op_type != "Mul" for product in products):
-            continue
-        for product in products:
-            x = next(value for value in product.inputs if value is not node.outputs[0])
-            quotient = onnx_ir.node("Div", [x, root], name=product.name)
-            replace_nodes_and_values(
-                traced.graph, product, [product], [quotient], list(product.outputs), list(quotient.outputs)
-            )
-        traced.graph.remove(node, safe=True)
-
-
-def _sizes(value: onnx_ir.Value) -> list[int | str | None]:
-    """Of each axis, its size or what it is called; None where nothing is known of it."""
-    dims = [None] if value.shape is None else list(value.shape)
-    return [dim.value if isinstance(dim, onnx_ir.SymbolicDim) else dim for dim in dims]
-
-
-def drop_reshapes(traced: onnx_ir.Model) -> None:
-    """Leave out, in place, each Reshape to the shape that a value had before: heads are cut apart and joined again."""
-    for node in traced.graph:
-        if node.op_type != "Reshape":
-            continue
-        output, source = node.outputs[0], node
-        while source.op_type == "Reshape":
-            before = source.inputs[0]
-            assert before is not None
-            if before.shape == output.shape and None not in _sizes(output):
-                replace_all_uses_with(output, before)
-            producer = before.producer()
-            if producer is None:
-                break
-            source = producer
-    RemoveUnusedNodesPass()(traced)
 
 
 def minimum_onnxruntime(traced: onnx_ir.Model) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clada.exporter.onnxruntime_graph import DOMAIN
 from clada.exporter.patch import decoder_layers
 
-DOMAIN = "com.microsoft"
 OP = "RotaryEmbedding"
 # What transformers' attention layers call, in the module that defines them.
 _FUNCTION = "apply_rotary_pos_emb"

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from clada.exporter.decoder import Decoder, LoadMap
-from clada.exporter.in_place import divide_by_roots, drop_reshapes, in_place_attention
+from clada.exporter.in_place import in_place_attention
 from clada.exporter.merged_products import merge_products
+from clada.exporter.onnxruntime_graph import divide_by_roots, drop_reshapes
 from clada.exporter.packed_weights import MINIMUM_OPSET as MINIMUM_QUANTIZED_OPSET
 from clada.exporter.packed_weights import narrow, packed_weights
 from clada.exporter.patch import Sparsity

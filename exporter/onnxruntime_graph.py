@@ -1,0 +1,55 @@
+"""What a traced graph is rewritten to, in place, for ONNX Runtime: fewer nodes, each of which costs it microseconds."""
+
+from collections.abc import Iterator
+
+import onnx_ir
+from onnx_ir.convenience import replace_all_uses_with, replace_nodes_and_values
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+# Of ONNX Runtime's own ops.
+DOMAIN = "com.microsoft"
+
+
+def divide_by_roots(traced: onnx_ir.Model) -> None:
+    """Write x · (1 / √v) as x / √v: what ONNX Runtime fuses an RMS norm from, seven kernels into one."""
+    for node in list(traced.graph):
+        root = node.inputs[0]
+        if node.op_type != "Reciprocal" or root is None or getattr(root.producer(), "op_type", "") != "Sqrt":
+            continue
+        products = [use.node for use in node.outputs[0].uses()]
+        if any(product.op_type != "Mul" for product in products):
+            continue
+        for product in products:
+            x = next(value for value in product.inputs if value is not node.outputs[0])
+            quotient = onnx_ir.node("Div", [x, root], name=product.name)
+            replace_nodes_and_values(
+                traced.graph, product, [product], [quotient], list(product.outputs), list(quotient.outputs)
+            )
+        traced.graph.remove(node, safe=True)
+
+
+def drop_reshapes(traced: onnx_ir.Model) -> None:
+    """Leave out each Reshape to the shape that a value had before: heads are cut apart and joined again."""
+    for node in traced.graph:
+        output = node.outputs[0]
+        if node.op_type != "Reshape" or output.is_graph_output() or not _is_known(output):
+            continue
+        same = next((value for value in _before(node) if value.shape == output.shape), None)
+        if same is not None:
+            replace_all_uses_with(output, same)
+    RemoveUnusedNodesPass()(traced)
+
+
+def _is_known(value: onnx_ir.Value) -> bool:
+    """Whether each of a value's sizes is a number or has a name."""
+    return value.shape is not None and not any(value.shape.is_unknown_dim(axis) for axis in range(len(value.shape)))
+
+
+def _before(reshape: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """The values of the same elements that a Reshape makes its own of, the nearest first."""
+    node: onnx_ir.Node | None = reshape
+    while node is not None and node.op_type == "Reshape":
+        value = node.inputs[0]
+        assert value is not None
+        yield value
+        node = value.producer()
