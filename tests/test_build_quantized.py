@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +19,11 @@ from clada.exporter.packed_weights import read_packed
 from clada.exporter.patch import sparsify
 from clada.exporter.quantization import QuantizationConfig, quantize_model
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION
 from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, data_name, file_hash
-from clada.runtime.building.onnx_file import without_functions
+from clada.runtime.building.onnx_file import nodes_of, without_functions
 from clada.runtime.building.packed_weights import keep_packed
+from clada.runtime.building.quantization_scales import check_scales_of
 from tests.checkpoints import LAYERS, NEURONS, random_model
 from tests.test_build import StandInLayer, built, fails, parsed
 from tests.test_trace import LOAD_MAP
@@ -76,14 +78,14 @@ def test_quantised_models_build(make, capsys, family, bits, dtype, opset):
 
 
 @pytest.mark.parametrize(
-    ("family", "scale", "threshold", "reason"),
+    ("family", "scale", "external_from", "reason"),
     [
         ("llama", 0, 256, "QuantizedSparseGatedFFN node [^:]*: s_gate has a scale that is zero, in row 5; export the"),
         ("opt", np.inf, 1 << 30, "QuantizedSparseFFN node [^:]*: s_in has a scale that is infinite, in row 5"),
         ("llama", np.nan, 1 << 30, "s_gate has a scale that is NaN, in row 5"),
     ],
 )
-def test_scales_that_cannot_be_used_are_found_before_building(make, capsys, family, scale, threshold, reason):
+def test_scales_that_cannot_be_used_are_found_before_building(make, capsys, family, scale, external_from, reason):
     """Wherever they are: small constants are in the ONNX file, others beside it."""
     path = make(family, 4, torch.float32, 21)
     model = onnx_ir.load(path)
@@ -92,12 +94,21 @@ def test_scales_that_cannot_be_used_are_found_before_building(make, capsys, fami
     scales = value.const_value.numpy().copy()
     scales[5, 1] = scale
     value.const_value = onnx_ir.tensor(scales, name=value.name)
-    onnx_ir.save(model, path, external_data=data_name(path), size_threshold_bytes=threshold)
+    onnx_ir.save(model, path, external_data=data_name(path), size_threshold_bytes=external_from)
     manifest = json.loads((path.parent / MANIFEST_NAME).read_text())
     manifest["files"] = {name: file_hash(path.with_name(name)) for name in manifest["files"]}
     (path.parent / MANIFEST_NAME).write_text(json.dumps(manifest))
     capsys.readouterr()
     assert re.search(reason, fails(capsys, path, "--target", "sm_89"))
+
+
+def test_scales_that_do_not_fit_are_found_before_building(make):
+    path = make("opt", 8, torch.float32, 21)
+    content = path.read_bytes()
+    node = next(node for node in nodes_of(content, DOMAIN) if node.op.startswith("Quantized"))
+    swapped = replace(node, inputs=(*node.inputs[:2], "surprisal_knots", *node.inputs[3:]))
+    with pytest.raises(CladaError, match=rf"s_in has \d+ scales, which do not fit {NEURONS} neurons"):
+        check_scales_of(path, content, [swapped])
 
 
 def held(layer) -> np.ndarray:

@@ -94,29 +94,25 @@ def _text(message: bytes, number: int) -> str:
     return "".join(_texts(message, number))
 
 
+def _of_graph(model: bytes, number: int) -> Iterator[bytes]:
+    """The contents of one field of the graph of a ModelProto, in order."""
+    for part in _fields(model):
+        if part.number == _GRAPH:
+            yield from (field.content for field in _fields(part.content) if field.number == number)
+
+
 def nodes_of(model: bytes, domain: str) -> list[Node]:
     """The nodes of a domain in the graph of a ModelProto, in order; those in functions are not among them."""
-    found = []
-    for part in _fields(model):
-        if part.number != _GRAPH:
-            continue
-        for field in _fields(part.content):
-            if field.number == _NODE and _text(field.content, _DOMAIN) == domain:
-                inputs, outputs = (_texts(field.content, number) for number in (_INPUT, _OUTPUT))
-                found.append(Node(_text(field.content, _NAME), _text(field.content, _OP_TYPE), inputs, outputs))
-    return found
+    return [
+        Node(_text(node, _NAME), _text(node, _OP_TYPE), _texts(node, _INPUT), _texts(node, _OUTPUT))
+        for node in _of_graph(model, _NODE)
+        if _text(node, _DOMAIN) == domain
+    ]
 
 
 def constants_of(model: bytes) -> dict[str, Constant]:
     """The initializers of the graph of a ModelProto, by name."""
-    found = {}
-    for part in _fields(model):
-        if part.number != _GRAPH:
-            continue
-        for field in _fields(part.content):
-            if field.number == _INITIALIZER:
-                found[_text(field.content, _TENSOR_NAME)] = _constant(field.content)
-    return found
+    return {_text(tensor, _TENSOR_NAME): _constant(tensor) for tensor in _of_graph(model, _INITIALIZER)}
 
 
 def _constant(tensor: bytes) -> Constant:

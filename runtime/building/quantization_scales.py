@@ -22,22 +22,22 @@ def check_scales_of(model: Path, content: bytes, nodes: list[Node]) -> None:
         nodes: Our nodes of its graph.
 
     Raises:
-        CladaError: A scale is zero, infinite or NaN, or is not where an export puts it.
+        CladaError: A scale is zero, infinite or NaN, or they do not fit, or are not where an export puts
+            them.
     """
     ops = {op.name: op for op in QUANTIZED.values()}
     quantized = [node for node in nodes if node.op in ops]
     constants = constants_of(content) if quantized else {}
     for node in quantized:
         given = dict(zip((spec.name for spec in ops[node.op].inputs), node.inputs, strict=True))
-        rows = _rows(model, constants, given["threshold"])
+        # Each neuron has a threshold, and a row of each matrix.
+        neurons = len(np.frombuffer(_content(model, constants, given["threshold"]), np.float32))
         for name in map(scales_name, matrix_names(ops[node.op])):
+            what = f"{node.op} node {node.name}: {name}"
             scales = np.frombuffer(_content(model, constants, given[name]), np.float16)
-            check_scales(f"{node.op} node {node.name}: {name}", scales.reshape(rows, -1))
-
-
-def _rows(model: Path, constants: dict[str, Constant], threshold: str) -> int:
-    """How many neurons a layer has: each has a threshold in float32."""
-    return len(_content(model, constants, threshold)) // np.dtype(np.float32).itemsize
+            if len(scales) % neurons:
+                raise CladaError(f"{what} has {len(scales)} scales, which do not fit {neurons} neurons")
+            check_scales(what, scales.reshape(neurons, -1))
 
 
 def _content(model: Path, constants: dict[str, Constant], name: str) -> bytes | memoryview:
