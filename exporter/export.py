@@ -1,18 +1,21 @@
 """The whole export: load, calibrate, patch, trace, verify, write."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir
 import torch
+from torch import Tensor
 
 from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
 from clada.exporter.calibration_text import digest, read_texts, row_length, sample_file, token_rows
 from clada.exporter.checkpoint import load_config, load_model
 from clada.exporter.in_place import minimum_onnxruntime
+from clada.exporter.kept_calibration import calibration_key, keep_calibration, kept_path, take_calibration
 from clada.exporter.manifest import (
     calibration_section,
     model_section,
@@ -20,8 +23,8 @@ from clada.exporter.manifest import (
     quantization_section,
     write_manifest,
 )
-from clada.exporter.patch import sparsify
-from clada.exporter.quantization import FORMATS, QuantizationConfig, quantize_model
+from clada.exporter.patch import Sparsity, sparsify
+from clada.exporter.quantization import FORMATS, QuantizationConfig, Quantized, hold, quantize_model
 from clada.exporter.staging import staged
 from clada.exporter.trace import DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
@@ -123,6 +126,42 @@ def _write_in_place(traced: Callable[[], onnx_ir.Model], model: Path, report: Ca
     return needed
 
 
+def _calibrated(
+    model: Any, rows: Tensor, config: ExportConfig, kept: Path, report: Callable[[str], None]
+) -> tuple[Calibration, Sparsity, Quantized | None]:
+    """Quantise and calibrate a model, in place, or take what an export kept that failed after it."""
+    key = calibration_key(model, rows, config.calibration, config.quantization)
+    sparsity = sparsify(model)
+    taken = take_calibration(kept, key, sparsity)
+    if taken is not None:
+        report(f"taking the calibration of an earlier run from {kept}")
+        calibration, quantized = taken
+        if quantized is not None:
+            hold(model, quantized)
+        return calibration, sparsity, quantized
+    quantized = None
+    if config.quantization is not None:
+        report(f"quantising to {config.quantize}, a scale for each {config.block_size} weights")
+        quantized = quantize_model(model, sparsity, rows, config.quantization, report)
+    calibration = calibrate(model, sparsity, rows, config.calibration)
+    keep_calibration(kept, key, calibration, sparsity, quantized)
+    return calibration, sparsity, quantized
+
+
+@contextmanager
+def _names_what_is_kept(kept: Path) -> Iterator[None]:
+    """An error within the context says, where a calibration is kept, that the same command goes on from it."""
+    try:
+        yield
+    except CladaError as error:
+        if not kept.exists():
+            raise
+        raise CladaError(
+            f"{error}; the calibration is kept in {kept}, and the same command, run again, goes on from there"
+        ) from error
+    kept.unlink(missing_ok=True)
+
+
 def export(
     output: Path, source: str, config: ExportConfig | None = None, report: Callable[[str], None] = print
 ) -> Calibration:
@@ -143,7 +182,8 @@ def export(
     """
     config = config or ExportConfig()
     trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
-    with staged(output, config.overwrite) as folder:
+    kept = kept_path(output)
+    with _names_what_is_kept(kept), staged(output, config.overwrite) as folder:
         hf_config = load_config(source, **trust)
         length = row_length(hf_config.max_position_embeddings)
         data = config.calibration_data or sample_file()
@@ -160,12 +200,7 @@ def export(
         report(f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens")
 
         parameters = model.num_parameters()
-        sparsity = sparsify(model)
-        quantized = None
-        if config.quantization is not None:
-            report(f"quantising to {config.quantize}, a scale for each {config.block_size} weights")
-            quantized = quantize_model(model, sparsity, rows, config.quantization, report)
-        calibration = calibrate(model, sparsity, rows, config.calibration)
+        calibration, sparsity, quantized = _calibrated(model, rows, config, kept, report)
         for index, layer in enumerate(calibration.layers):
             report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
         report(
