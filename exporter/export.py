@@ -25,6 +25,7 @@ from clada.exporter.manifest import (
 )
 from clada.exporter.patch import Sparsity, sparsify
 from clada.exporter.quantization import FORMATS, QuantizationConfig, Quantized, hold, quantize_model
+from clada.exporter.rope import check_rope
 from clada.exporter.staging import staged
 from clada.exporter.trace import DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
@@ -148,6 +149,18 @@ def _calibrated(
     return calibration, sparsity, quantized
 
 
+def _in_type(
+    source: str, dtype: torch.dtype, sparsity: Sparsity, quantized: Quantized | None, trust: dict[str, bool]
+) -> tuple[Any, Sparsity]:
+    """The calibrated model in another type, read anew: transformers keeps some of it in float32, unlike a cast."""
+    model, _ = load_model(source, dtype, **trust)
+    calibrated = sparsify(model, sparsity.thresholds)
+    calibrated.compensation, calibrated.anticipation = sparsity.compensation, sparsity.anticipation
+    if quantized is not None:
+        hold(model, quantized)
+    return model, calibrated
+
+
 @contextmanager
 def _names_what_is_kept(kept: Path) -> Iterator[None]:
     """An error within the context says, where a calibration is kept, that the same command goes on from it."""
@@ -189,6 +202,7 @@ def export(
         data = config.calibration_data or sample_file()
         texts = read_texts(data)
         model, tokenizer = load_model(source, torch.float32, **trust)
+        check_rope(model)
         rows = token_rows(
             texts,
             tokenizer,
@@ -208,7 +222,9 @@ def export(
             f"{calibration.agreement:.1%} of next tokens unchanged"
         )
 
-        model.to(DTYPES[config.dtype])
+        if DTYPES[config.dtype] != model.dtype:
+            del model  # one at a time is in memory
+            model, sparsity = _in_type(source, DTYPES[config.dtype], sparsity, quantized, trust)
         opset = config.graph_opset
         report(f"tracing, opset {opset}, {config.dtype}")
         staged_model = folder / output.name

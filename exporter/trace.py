@@ -22,6 +22,7 @@ from clada.exporter.packed_weights import MINIMUM_OPSET as MINIMUM_QUANTIZED_OPS
 from clada.exporter.packed_weights import narrow, packed_weights
 from clada.exporter.patch import Sparsity
 from clada.exporter.quantization import Quantized
+from clada.exporter.rope import rope_by_length
 from clada.exporter.static_sizes import state_known_sizes
 from clada.exporter.steps import constant_names, constants, random_step
 from clada.plugins import graph
@@ -192,7 +193,7 @@ def trace(
     names = constant_names(sparsity, load_map)
     arguments = step | calibrated
     attention = in_place_attention(model) if in_place_cache else nullcontext()
-    with _quiet(), torch.no_grad(), packed_weights(model, quantized), attention:
+    with _quiet(), torch.no_grad(), packed_weights(model, quantized), rope_by_length(model), attention:
         if in_place_cache:
             decoder(**arguments)  # an attention that is refused says so itself here, not wrapped by the exporter
         program = torch.onnx.export(
