@@ -25,7 +25,6 @@ from clada.exporter.manifest import (
 )
 from clada.exporter.patch import Sparsity, sparsify
 from clada.exporter.quantization import FORMATS, QuantizationConfig, Quantized, hold, quantize_model
-from clada.exporter.rope import check_rope
 from clada.exporter.staging import staged
 from clada.exporter.trace import DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
@@ -202,7 +201,6 @@ def export(
         data = config.calibration_data or sample_file()
         texts = read_texts(data)
         model, tokenizer = load_model(source, torch.float32, **trust)
-        check_rope(model)
         rows = token_rows(
             texts,
             tokenizer,

@@ -51,15 +51,17 @@ def context_length(config: Any) -> int:
     return int(config.max_position_embeddings)
 
 
-def check_rope(model: nn.Module) -> None:
+def check_rope(config: Any) -> None:
     """Raise CladaError for a model whose rotary frequencies cannot be traced for every length."""
-    for module in _rotary_modules(model):
-        types = module.rope_type.values() if isinstance(module.rope_type, dict) else [module.rope_type]
-        unknown = sorted(name for name in types if name not in ROPE_INIT_FUNCTIONS and name != "default")
-        by_layer = isinstance(module.rope_type, dict) and any(name in _BY_LENGTH for name in types)
-        if unknown or by_layer:
-            what = ", ".join(unknown or sorted(set(types)))
-            raise CladaError(f"the model's rope type ({what}) is not supported: its angles may be wrong in long texts")
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer = [part for part in parameters.values() if isinstance(part, dict)]
+    types = [part.get("rope_type", "default") for part in by_layer or [parameters]]
+    for kind in types:
+        if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+            known = ", ".join(["default", *ROPE_INIT_FUNCTIONS])
+            raise CladaError(f"rope type '{kind}' is not known; known are: {known}")
+        if by_layer and kind in _BY_LENGTH:
+            raise CladaError(f"rope type '{kind}' for some of a model's layers is not supported")
 
 
 def _forward(module: Any, frequencies: Frequencies, x: Tensor, position_ids: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,11 +150,11 @@ def test_context_of_dynamic_frequencies_is_the_stretched_one(checkpoints):
         assert context_length(model.config) == ORIGINAL * FACTOR
 
 
-def test_unknown_rope_type_is_refused(checkpoints):
-    model, _ = load_model(str(checkpoints("default")), torch.float32)
-    model.model.rotary_emb.rope_type = "spiral"
-    with pytest.raises(CladaError, match=r"rope type \(spiral\) is not supported"):
-        check_rope(model)
+def test_rope_types_that_cannot_be_traced_are_refused():
+    layers = {"full_attention": {"rope_type": "dynamic", "factor": 2.0}, "sliding_attention": {"rope_type": "default"}}
+    for parameters, reason in (({"rope_type": "spiral"}, "'spiral' is not known"), (layers, "'dynamic' for some")):
+        with pytest.raises(CladaError, match=reason):
+            check_rope(SimpleNamespace(rope_parameters=parameters))
 
 
 @pytest.mark.fault("results", "a float16 export, after 3,000 tokens", now="as near as transformers' own float16 is")
