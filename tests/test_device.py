@@ -25,10 +25,11 @@ from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import CUDA_PROVIDER, library_path, register
 from clada.plugins.ops import OPS
 from clada.runtime import GenerationConfig, SamplingConfig, Session
-from clada.runtime.backends.cuda import GRAPH_ID, check_runs_on_cuda, one_line_errors
+from clada.runtime.backends.cuda import GRAPH_ID, check_runs_on_cuda
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
 from clada.runtime.backends.device_score import DeviceScore, accumulation
+from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.memory import Slab, put, read
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
 from clada.runtime.cli import main as clada_main

@@ -9,8 +9,9 @@ from typing import Any
 import onnxruntime
 
 from clada.plugins import graph
-from clada.runtime.backends.cuda import cuda_providers, one_line_errors
+from clada.runtime.backends.cuda import cuda_providers
 from clada.runtime.backends.device_score import accumulation
+from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.memory import Array, put
 from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Execution, create_session, session_options
 from clada.runtime.backends.resident import Buffers, DeviceCache, ResidentModel
