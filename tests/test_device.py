@@ -192,12 +192,13 @@ def test_logits_that_are_not_the_last_step_s_are_brought_there(tiny_artefact):
     assert session.decode(state, [7])[0].surprisal != pytest.approx(np.log(flat.shape[1]), rel=1e-4)
 
 
-def test_a_token_outside_the_vocabulary_is_named(tiny_artefact):
+@pytest.mark.parametrize("token", [512, -1])
+def test_a_token_outside_the_vocabulary_is_named(tiny_artefact, token):
     """The kernels of a device cannot raise."""
     session = on_device(tiny_artefact)
     state = session.prefill([[5, 6]])
-    with pytest.raises(CladaError, match="token 512 is not in the model's vocabulary of 512"):
-        session.decode(state, [512])
+    with pytest.raises(CladaError, match=f"token {token} is not in the model's vocabulary of 512"):
+        session.decode(state, [token])
 
 
 def test_padding_and_too_long_a_text_are_refused(tiny_artefact):

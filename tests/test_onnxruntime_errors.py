@@ -156,3 +156,9 @@ def test_no_library_of_the_process_is_asked_for_where_there_is_none(monkeypatch)
 def test_a_library_is_named_as_the_system_names_them(monkeypatch, platform, name):
     monkeypatch.setattr(sys, "platform", platform)
     assert file_name("clada_onnxruntime") == name
+
+
+def test_a_session_never_goes_on_elsewhere_by_itself(tiny_artefact):
+    """ONNX Runtime's Python would, after a failure of the device, and print that to standard output."""
+    model = OnnxRuntimeModel(tiny_artefact, Execution(threads=1, kernels="bodies"))
+    assert model._session._enable_fallback is False

@@ -56,7 +56,8 @@ class DeviceModel(ResidentModel):
     @cached_property
     def _accumulation(self) -> Any:
         providers = cuda_providers(cuda_graph=False) if self._device == "cuda" else ["CPUExecutionProvider"]
-        return onnxruntime.InferenceSession(accumulation(), session_options(self._execution), providers=providers)
+        options = session_options(self._execution)
+        return onnxruntime.InferenceSession(accumulation(), options, providers=providers, enable_fallback=0)
 
     def _run(self, binding: Any, buffers: Buffers, decodes: bool) -> None:
         self._session.run_with_iobinding(binding)

@@ -114,7 +114,8 @@ def _load(path: Path, options: Any, execution: Execution) -> Any:
     on_cuda = execution.device == "cuda"
     providers = cuda_providers(execution.cuda_graph) if on_cuda else ["CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        # Its fallback would print to standard output and go on elsewhere than asked for.
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except ONNXRUNTIME_ERRORS as error:
         if on_cuda and memory_is_full(error):
             raise CladaError(
