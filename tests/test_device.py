@@ -25,10 +25,11 @@ from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import CUDA_PROVIDER, library_path, register
 from clada.plugins.ops import OPS
 from clada.runtime import GenerationConfig, SamplingConfig, Session
-from clada.runtime.backends.cuda import GRAPH_ID, check_runs_on_cuda, one_line_errors
+from clada.runtime.backends.cuda import GRAPH_ID, check_runs_on_cuda
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
 from clada.runtime.backends.device_score import DeviceScore, accumulation
+from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.memory import Slab, put, read
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
 from clada.runtime.cli import main as clada_main
@@ -191,12 +192,13 @@ def test_logits_that_are_not_the_last_step_s_are_brought_there(tiny_artefact):
     assert session.decode(state, [7])[0].surprisal != pytest.approx(np.log(flat.shape[1]), rel=1e-4)
 
 
-def test_a_token_outside_the_vocabulary_is_named(tiny_artefact):
+@pytest.mark.parametrize("token", [512, -1])
+def test_a_token_outside_the_vocabulary_is_named(tiny_artefact, token):
     """The kernels of a device cannot raise."""
     session = on_device(tiny_artefact)
     state = session.prefill([[5, 6]])
-    with pytest.raises(CladaError, match="token 512 is not in the model's vocabulary of 512"):
-        session.decode(state, [512])
+    with pytest.raises(CladaError, match=f"token {token} is not in the model's vocabulary of 512"):
+        session.decode(state, [token])
 
 
 def test_padding_and_too_long_a_text_are_refused(tiny_artefact):

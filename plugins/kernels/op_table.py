@@ -9,7 +9,7 @@ from clada.plugins.ops.record import Attribute, Op, Tensor
 
 
 def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
-    rows = ", ".join(f'{{"{spec.name}", "{spec.dtype}", "{",".join(spec.axes)}"}}' for spec in specs)
+    rows = ", ".join(f'{{"{spec.name}", "{spec.dtype}", "{",".join(spec.axes)}", {spec.least}}}' for spec in specs)
     names = ", ".join(spec.name for spec in specs)
     return f"""  struct {name} {{
     enum : size_t {{ {names}, count }};
@@ -46,6 +46,7 @@ def header() -> str:
     return f"""// Generated from plugins/ops; do not edit.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 namespace clada {{
 
@@ -55,9 +56,11 @@ inline constexpr int kVersion = {VERSION};
 enum class Activation {{ {", ".join(ACTIVATIONS)} }};
 inline constexpr const char* kActivations[] = {{{", ".join(f'"{name}"' for name in ACTIVATIONS)}}};
 
-// A tensor's name, its type ("T" for the floating-point type of the op) and its axes, joined by commas.
+// A tensor's name, its type ("T" for the floating-point type of the op), its axes, joined by commas, and the smallest
+// size of each of them.
 struct TensorSpec {{
   const char *name, *dtype, *axes;
+  int64_t least;
 }};
 // An attribute's name, its type ("str", "int" or "float") and what it may be, joined by commas, empty for anything.
 struct AttributeSpec {{

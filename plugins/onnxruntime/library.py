@@ -8,9 +8,10 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins.errors import CladaError
+from clada.plugins.native_library import file_name
 
 # By device. Not one library: ONNX Runtime takes a domain once in a session, and the CPU's must load without CUDA.
-_NAMES = {"cpu": "libclada_onnxruntime.so", "cuda": "libclada_onnxruntime_cuda.so"}
+_NAMES = {"cpu": "clada_onnxruntime", "cuda": "clada_onnxruntime_cuda"}
 DEVICES = tuple(_NAMES)
 # Those that lie elsewhere, by device.
 _elsewhere: dict[str, Path] = {}
@@ -33,7 +34,7 @@ def library_path(device: str = "cpu") -> Path:
     Raises:
         CladaError: This installation has none.
     """
-    path = _elsewhere.get(device) or Path(__file__).with_name(_NAMES[device])
+    path = _elsewhere.get(device) or Path(__file__).with_name(file_name(_NAMES[device]))
     if path.is_file():
         return path
     if device == "cuda":

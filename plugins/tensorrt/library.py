@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from clada.plugins.errors import CladaError
+from clada.plugins.native_library import file_name
 from clada.plugins.ops import DOMAIN, OPS, VERSION
 
-_NAME = "libclada_trt.so"
+_NAME = file_name("clada_trt")
 
 
 def library_path() -> Path:

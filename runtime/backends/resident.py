@@ -166,8 +166,9 @@ class ResidentModel(Model):
             CladaError: A token is not in the vocabulary, or the device fails or is out of memory.
         """
         ids, total = inputs[graph.INPUT_IDS], inputs[graph.ATTENTION_MASK].shape[1]
-        if ids.min() < 0 or ids.max() >= self.vocabulary:  # a device cannot raise
-            raise CladaError(f"token {ids.max()} is not in the model's vocabulary of {self.vocabulary}")
+        outside = ids[(ids < 0) | (ids >= self.vocabulary)]
+        if outside.size:  # a device cannot raise
+            raise CladaError(f"token {outside[0]} is not in the model's vocabulary of {self.vocabulary}")
         decodes = ids.shape[1] == 1 and total > 1
         with self._errors():
             self._prepare_cache(cache, total)

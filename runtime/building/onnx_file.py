@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Numbers of the fields of ModelProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto and its external data.
-_GRAPH, _OPSET_IMPORT, _FUNCTIONS = 7, 8, 25
+_GRAPH, _OPSET_IMPORT, _TRAINING, _FUNCTIONS = 7, 8, 20, 25
 _NODE, _INITIALIZER = 1, 5
 _INPUT, _OUTPUT, _NAME, _OP_TYPE, _DOMAIN = 1, 2, 3, 4, 7
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
@@ -12,6 +12,19 @@ _TENSOR_NAME, _RAW_DATA, _EXTERNAL_DATA = 8, 9, 13
 _KEY, _VALUE = 1, 2
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# Where a message may hold others with tensors in them: by its kind, the field's number and the other's kind.
+_HOLDERS: dict[str, dict[int, str]] = {
+    "model": {_GRAPH: "graph", _TRAINING: "training", _FUNCTIONS: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {_NODE: "node", _INITIALIZER: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
+# Messages within messages; what protobuf itself reads at most.
+_MOST_LEVELS = 100
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ def _fields(message: bytes) -> Iterator[_Field]:
 
 
 def _texts(message: bytes, number: int) -> tuple[str, ...]:
-    return tuple(field.content.decode() for field in _fields(message) if field.number == number)
+    return tuple(bytes(field.content).decode() for field in _fields(message) if field.number == number)
 
 
 def _text(message: bytes, number: int) -> str:
@@ -120,6 +133,24 @@ def _constant(tensor: bytes) -> Constant:
     place = {_text(entry, _KEY): _text(entry, _VALUE) for entry in entries}
     content = b"".join(field.content for field in _fields(tensor) if field.number == _RAW_DATA)
     return Constant(content, place.get("location", ""), int(place.get("offset", 0)), int(place.get("length", 0)))
+
+
+def external_files(model: bytes) -> set[str]:
+    """Names of all files that a ModelProto has tensors in, wherever in it those tensors are."""
+    found: set[str] = set()
+    waiting: list[tuple[str, bytes, int]] = [("model", model, 0)]
+    while waiting:
+        kind, message, level = waiting.pop()
+        if level > _MOST_LEVELS:
+            raise ValueError("messages that are nested too deeply")
+        if kind == "tensor":
+            entries = [field.content for field in _fields(message) if field.number == _EXTERNAL_DATA]
+            # Every name that any reader could take.
+            found.update(name for e in entries if "location" in _texts(e, _KEY) for name in _texts(e, _VALUE))
+            continue
+        holders = _HOLDERS[kind]
+        waiting += [(holders[f.number], f.content, level + 1) for f in _fields(message) if f.number in holders]
+    return found
 
 
 def opset_of(model: bytes) -> int:
