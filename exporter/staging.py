@@ -9,33 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clada.plugins.errors import CladaError
-from clada.runtime.artefact import (
-    CHAT_TEMPLATE_NAME,
-    CONFIG_NAME,
-    GENERATION_CONFIG_NAME,
-    MANIFEST_NAME,
-    POOLS_NAME,
-    TOKENIZER_CONFIG_NAME,
-    TOKENIZER_NAME,
-    data_name,
-    in_place_name,
-)
-
-
-def artefact_files(model: Path) -> list[str]:
-    """Names of the files an artefact may have, the manifest last."""
-    return [
-        model.name,
-        data_name(model),
-        in_place_name(model),
-        TOKENIZER_NAME,
-        TOKENIZER_CONFIG_NAME,
-        CHAT_TEMPLATE_NAME,
-        GENERATION_CONFIG_NAME,
-        CONFIG_NAME,
-        POOLS_NAME,
-        MANIFEST_NAME,
-    ]
+from clada.runtime.artefact import artefact_files
+from clada.runtime.manifest import MANIFEST_NAME
 
 
 def _check_target(model: Path, overwrite: bool) -> None:
