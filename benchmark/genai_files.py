@@ -20,6 +20,7 @@ from clada.benchmark.shapes import Shape
 from clada.benchmark.tokens import random_tokens
 from clada.exporter.checkpoint import load_model
 from clada.exporter.decode_pass import layer_hooks
+from clada.exporter.decoder import LoadMap
 from clada.exporter.in_place import minimum_onnxruntime
 from clada.exporter.manifest import model_section, quantization_section, write_manifest
 from clada.exporter.neurons import activations
@@ -28,6 +29,7 @@ from clada.exporter.quantization import QuantizationConfig, quantize_model
 from clada.exporter.trace import DEFAULT_QUANTIZED_OPSET, save, save_in_place, trace
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.runtime.manifest import CalibrationSection, LayerCalibration, Policy, PolicySection
 
 # 4 bits in blocks of 32, what the builder makes where nothing else is asked for.
 FORMAT, FORMAT_NAME = QuantizationConfig(), "int4"
@@ -84,6 +86,24 @@ def _set_thresholds(model: torch.nn.Module, sparsity: Sparsity, share: float, sh
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
 
+def _nothing_calibrated(sparsity: Sparsity, load_map: LoadMap, share: float) -> CalibrationSection:
+    return CalibrationSection(
+        data="random tokens",
+        data_sha256="",
+        tokens=DECODED,
+        prompt_tokens=PROMPT,
+        divergence_nats=0.0,
+        agreement=1.0,
+        ffn_cost=share,
+        layers=tuple(LayerCalibration(1 - share, 1.0, float(t.median())) for t in sparsity.thresholds),
+        scale_knots=tuple(load_map.scale_knots.tolist()),
+        reanalysis_load=load_map.reanalysis_load.item(),
+        surprisal_weight=load_map.surprisal_weight,
+        anticipation=None,
+        gains={},
+    )
+
+
 def write_artefact(checkpoint: Path, shape: Shape, share: float, folder: Path) -> Path:
     """Export a checkpoint with quantised weights, as clada-export does, but with thresholds for a share of neurons.
 
@@ -111,8 +131,8 @@ def write_artefact(checkpoint: Path, shape: Shape, share: float, folder: Path) -
         folder,
         model,
         model_info=model_section(model, parameters, "float32", DEFAULT_QUANTIZED_OPSET),
-        policy={"name": "benchmark", "active": share},
-        calibration={"reanalysis_load": load_map.reanalysis_load.item()},
+        policy=PolicySection("benchmark", Policy(thresholds="activation"), seed=0, target_sparsity=1 - share),
+        calibration=_nothing_calibrated(sparsity, load_map, share),
         checks=[],
         quantization=quantization_section(FORMAT, quantized),
         in_place_onnxruntime=minimum_onnxruntime(in_place),

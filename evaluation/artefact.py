@@ -22,7 +22,6 @@ from clada.exporter.patch import sparsify
 from clada.exporter.quantization import hold
 from clada.plugins.errors import CladaError
 from clada.runtime import Session
-from clada.runtime.artefact import QUANTIZATION_SECTION
 
 # Largest difference of a dense logit allowed, as a share of their range: float16 needs a tenth of it.
 _TOLERANCE = 2e-2
@@ -32,10 +31,11 @@ _QUANTIZED_TOLERANCE = 1e-1
 
 def _check_same_model(session: Session, model: Any, tokenizer: Any, source: str) -> None:
     """Raise CladaError where an artefact cannot have been made from a checkpoint, by what both say of themselves."""
-    artefact = session.manifest["model"]
+    artefact = session.manifest.model
     for name, theirs in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
-        if artefact[name] != theirs:
-            raise CladaError(f"the artefact has {name} {artefact[name]}, but {source} has {theirs}")
+        ours = getattr(artefact, name)
+        if ours != theirs:
+            raise CladaError(f"the artefact has {name} {ours}, but {source} has {theirs}")
     if session.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise CladaError(f"the artefact's tokenizer is not that of {source}")
 
@@ -44,7 +44,7 @@ def _check_same_weights(session: Session, model: Any, prompt: Sequence[int], sou
     """Raise CladaError where the two disagree on a prompt, which both read densely."""
     expected = dense_logits(model, prompt)[-1]
     given = session.prefill([prompt]).logits[0]
-    tolerance = _TOLERANCE if session.manifest.get(QUANTIZATION_SECTION) is None else _QUANTIZED_TOLERANCE
+    tolerance = _TOLERANCE if session.manifest.quantization is None else _QUANTIZED_TOLERANCE
     if not np.abs(given - expected).max() <= tolerance * np.ptp(expected):
         raise CladaError(f"the artefact was not made from {source}: they differ on a prompt, which both read densely")
 
@@ -78,7 +78,7 @@ def evaluate_artefact(
     _check_same_model(session, model, tokenizer, source)
     suite = prepare(model, tokenizer, data, settings or Settings())
     prompt = suite.rows[0][: suite.settings.prompt_tokens]
-    if session.manifest.get(QUANTIZATION_SECTION) is None:
+    if session.manifest.quantization is None:
         _check_same_weights(session, model, prompt, source)
         return evaluate(SessionSubject(session), suite)
     quantized = _with_weights_of(artefact, source, **trust)
@@ -109,6 +109,6 @@ def _sparse(artefact: Path, model: Any) -> SessionSubject:
     """An artefact's sparsity with the weights of its checkpoint."""
     subject = SessionSubject(TorchSession(artefact, model))
     manifest = subject.session.manifest
-    name, size = manifest["policy"]["name"], ffn_bytes(manifest, None)
+    name, size = manifest.policy.name, ffn_bytes(manifest, None)
     subject.info = replace(subject.info, name=name, quantization=None, ffn_bytes=size)
     return subject

@@ -66,7 +66,7 @@ def heat_map(model: Path, prompt: str) -> HeatMap:
     cells = tuple(
         Cell(piece.text, piece.stats, load_colour(piece.stats.load)) for piece in pieces if piece.stats is not None
     )
-    policy = session.manifest["policy"]["name"]
+    policy = session.manifest.policy.name
     if not cells:
         raise CladaError(f"the model ends the text right after the prompt {prompt!r}; give another")
     return HeatMap(

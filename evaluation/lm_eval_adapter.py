@@ -20,6 +20,7 @@ from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.runtime.session import State
 from clada.runtime.text import render_chat
+from clada.runtime.typed_json import plain
 
 # What lm-eval calls it: --model clada.
 NAME = "clada"
@@ -66,7 +67,7 @@ def _log_probabilities(logits: npt.NDArray[Any]) -> Floats:
 
 def _special_token(session: Session, name: str) -> str | None:
     """The token that the tokenizer's configuration calls by a name such as "bos_token", if there is one."""
-    config = json.loads((session.folder / TOKENIZER_CONFIG_NAME).read_text(encoding="utf-8"))
+    config = json.loads(session.artefact.required(TOKENIZER_CONFIG_NAME))
     value = config.get(name)
     return value["content"] if isinstance(value, dict) else value
 
@@ -148,7 +149,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
     @property
     def tokenizer_name(self) -> str:
         """What lm-eval's cache of requests tells tokenizers and chat templates apart by."""
-        files = self.session.manifest["files"]
+        files = self.session.manifest.files
         return f"clada-{files[TOKENIZER_NAME][:16]}-{files.get(CHAT_TEMPLATE_NAME, '')[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -159,8 +160,8 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The model's chat template, for the record; None where it is not applied or there is none."""
-        path = self.session.folder / CHAT_TEMPLATE_NAME
-        return path.read_text(encoding="utf-8") if chat_template and path.is_file() else None
+        template = self.session.artefact.content(CHAT_TEMPLATE_NAME)
+        return template.decode() if chat_template and template is not None else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Write a conversation as the model expects it, up to where its answer begins.
@@ -173,9 +174,9 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
             CladaError: The model has no chat template, or it refuses the messages.
         """
         if add_generation_prompt:
-            return render_chat(self.session.folder, chat_history)
+            return render_chat(self.session.artefact, chat_history)
         *before, answer = chat_history
-        return render_chat(self.session.folder, before) + answer["content"]
+        return render_chat(self.session.artefact, before) + answer["content"]
 
     def _decode(self, state: State, token: int) -> None:
         (stats,) = self.session.decode(state, [token])
@@ -307,7 +308,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the results: the policy, and what decoding took in fact."""
         return {
-            "policy": self.session.manifest["policy"],
+            "policy": plain(self.session.manifest.policy),
             "kernels": self.session.kernels,
             "decoded_tokens": len(self._active),
             "active_fraction": float(np.mean(self._active)) if self._active else None,

@@ -1,41 +1,42 @@
 """An artefact as the runtime runs it, as the subject of an evaluation."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo, with_weights
 from clada.plugins.ops import OPS
 from clada.runtime import Session, TokenStats
-from clada.runtime.artefact import QUANTIZATION_SECTION
+from clada.runtime.manifest import Manifest, QuantizationSection
 from clada.runtime.session import State
+from clada.runtime.typed_json import plain
 
 
-def ffn_bytes(manifest: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> int:
+def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> int:
     """Size of all feed-forward matrices, scales included where they are quantised."""
-    model = manifest["model"]
-    matrices = sum(spec.name.startswith("w_") for op in manifest["ops"] for spec in OPS[op].inputs)
+    model = manifest.model
+    matrices = sum(spec.name.startswith("w_") for spec in OPS[manifest.ffn_op].inputs)
     if quantization is None:
-        of_weight: float = np.dtype(model["dtype"]).itemsize
+        of_weight: float = np.dtype(model.dtype).itemsize
     else:
-        of_weight = quantization["bits"] / 8 + np.dtype(np.float16).itemsize / quantization["block_size"]
-    return round(matrices * sum(model["neurons"]) * model["hidden_size"] * of_weight)
+        of_weight = quantization.bits / 8 + np.dtype(np.float16).itemsize / quantization.block_size
+    return round(matrices * sum(model.neurons) * model.hidden_size * of_weight)
 
 
 def _info(session: Session, name: str) -> SubjectInfo:
     manifest = session.manifest
-    model, quantization = manifest["model"], manifest.get(QUANTIZATION_SECTION)
+    model = manifest.model
+    quantization = None if manifest.quantization is None else plain(manifest.quantization)
     return SubjectInfo(
-        name=name or with_weights(manifest["policy"]["name"], quantization),
-        family=model["family"],
-        neurons=tuple(model["neurons"]),
-        parameters=model["parameters"],
-        ffn_bytes=ffn_bytes(manifest, quantization),
-        context_length=model["context_length"],
-        vocabulary=model["vocabulary_size"],
-        policy=manifest["policy"],
-        calibration=manifest["calibration"],
+        name=name or with_weights(manifest.policy.name, quantization),
+        family=model.family,
+        neurons=model.neurons,
+        parameters=model.parameters,
+        ffn_bytes=ffn_bytes(manifest, manifest.quantization),
+        context_length=model.context_length,
+        vocabulary=model.vocabulary_size,
+        policy=plain(manifest.policy),
+        calibration=plain(manifest.calibration),
         quantization=quantization,
     )
 

@@ -71,4 +71,4 @@ class TorchSession(Session):
 
     def __init__(self, path: Path, model: Any) -> None:
         super().__init__(path)
-        self._portable = self._single = self._load(lambda: TorchModel(model, path))
+        self._portable = self._single = self._load(path.name, lambda found: TorchModel(model, found))

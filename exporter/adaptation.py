@@ -9,9 +9,9 @@ from torch import Tensor
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.decode_pass import Decoded, Texts
 from clada.exporter.decoder import LoadMap
-from clada.exporter.policies import Policy
 from clada.exporter.probe import fit_probe, fit_table, knots_of, log_divergence
 from clada.exporter.scale_map import FACTORS, Floats, fit_scale_map
+from clada.runtime.manifest import Policy
 
 _KNOTS = 33
 _LOAD_KNOTS = 9

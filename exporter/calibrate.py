@@ -15,9 +15,10 @@ from clada.exporter.decoder import LoadMap
 from clada.exporter.goal import Goal
 from clada.exporter.neurons import activations, outward_matrix
 from clada.exporter.patch import Sparsity
-from clada.exporter.policies import POLICIES, Policy
+from clada.exporter.policies import POLICIES
 from clada.exporter.selection import pools_of, select
 from clada.plugins.errors import CladaError
+from clada.runtime.manifest import LayerCalibration, Policy
 from clada.runtime.pool import PoolPolicy
 
 # How much looser and tighter, in logarithm, the thresholds may get once everything else is fitted: what compensation
@@ -59,21 +60,6 @@ class CalibrationConfig:
         if self.ffn_cost is not None:
             return Goal("ffn_cost", self.ffn_cost)
         return Goal("target_sparsity", self.target_sparsity)
-
-
-@dataclass(frozen=True)
-class LayerCalibration:
-    """Of one layer, on the calibration tokens.
-
-    Args:
-        realised: Share of neurons that were not computed.
-        pool: Share of neurons that the pool holds.
-        median_threshold: Of the layer's neurons.
-    """
-
-    realised: float
-    pool: float
-    median_threshold: float
 
 
 @dataclass(frozen=True)

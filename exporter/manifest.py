@@ -1,13 +1,11 @@
 """Writes the manifest: what was exported, how it was calibrated, and what verification measured."""
 
-import json
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.calibrate import Calibration, CalibrationConfig
@@ -16,96 +14,114 @@ from clada.exporter.quantization import QuantizationConfig, Quantized
 from clada.exporter.rope import context_length
 from clada.exporter.verify import Check
 from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, VERSION
-from clada.runtime.artefact import (
-    FORMAT_VERSION,
-    IN_PLACE_SECTION,
+from clada.runtime.artefact import POOLS_NAME
+from clada.runtime.manifest import (
     MANIFEST_NAME,
-    POOL_SECTION,
-    POOLS_NAME,
-    QUANTIZATION_SECTION,
-    file_hash,
+    AnticipationSection,
+    CalibrationSection,
+    CheckSection,
+    InPlaceSection,
+    Manifest,
+    ModelSection,
+    PiecesSection,
+    PolicySection,
+    PoolSection,
+    QuantizationSection,
+    manifest_bytes,
+    parse_manifest,
 )
-from clada.runtime.pieces import PIECE_BYTES, PIECES_SECTION, piece_hashes
+from clada.runtime.pieces import PIECE_BYTES, file_hash, piece_hashes
 from clada.runtime.pool import PoolPolicy, prior_name, weight_name
 
 _TOOLS = ("clada", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
-def policy_section(config: CalibrationConfig, seed: int) -> dict[str, Any]:
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def policy_section(config: CalibrationConfig, seed: int) -> PolicySection:
     """The policy, what it consists of, and its goal."""
-    return {"name": config.name, config.goal.name: config.goal.value, "parts": asdict(config.policy), "seed": seed}
+    goal: dict[str, Any] = {config.goal.name: config.goal.value}
+    return PolicySection(name=config.name, parts=config.policy, seed=seed, **goal)
 
 
-def model_section(model: Any, parameters: int, dtype: str, opset: int) -> dict[str, Any]:
+def model_section(model: Any, parameters: int, dtype: str, opset: int) -> ModelSection:
     """What was exported; `parameters` as the checkpoint has them."""
     layers = sparse_layers(model)
-    return {
-        "family": model.config.model_type,
-        "layers": len(layers),
-        "hidden_size": model.config.hidden_size,
-        "neurons": [layer.neurons for layer in layers],
-        "vocabulary_size": model.config.vocab_size,
-        "context_length": context_length(model.config),
-        "parameters": parameters,
-        "dtype": dtype,
-        "opset": opset,
-    }
+    values: dict[str, Any] = {"dtype": dtype}
+    return ModelSection(
+        family=model.config.model_type,
+        layers=len(layers),
+        hidden_size=model.config.hidden_size,
+        neurons=tuple(layer.neurons for layer in layers),
+        vocabulary_size=model.config.vocab_size,
+        context_length=context_length(model.config),
+        parameters=parameters,
+        opset=opset,
+        **values,
+    )
 
 
-def quantization_section(config: QuantizationConfig | None, quantized: Quantized | None) -> dict[str, Any] | None:
+def quantization_section(config: QuantizationConfig | None, quantized: Quantized | None) -> QuantizationSection | None:
     """How weights were quantised, and which; None where they were not."""
     if config is None or quantized is None:
         return None
-    return {
-        "bits": config.bits,
-        "block_size": config.block_size,
-        "method": config.method,
-        "feed_forward": list(quantized.layers[0]),
-        "linears": list(quantized.linears),
-    }
+    values: dict[str, Any] = {"method": config.method}
+    return QuantizationSection(
+        bits=config.bits,
+        block_size=config.block_size,
+        feed_forward=tuple(quantized.layers[0]),
+        linears=tuple(quantized.linears),
+        **values,
+    )
 
 
 def calibration_section(
     calibration: Calibration, anticipation: Anticipation | None, data: str, data_sha256: str
-) -> dict[str, Any]:
+) -> CalibrationSection:
     """What was calibrated on, and what it gave."""
     load_map = calibration.load_map
-    return {
-        "data": data,
-        "data_sha256": data_sha256,
-        "tokens": calibration.tokens,
-        "prompt_tokens": calibration.prompt_tokens,
-        "divergence_nats": calibration.divergence,
-        "agreement": calibration.agreement,
-        "ffn_cost": calibration.ffn_cost,
-        "layers": [asdict(layer) for layer in calibration.layers],
-        "scale_knots": load_map.scale_knots.tolist(),
-        "reanalysis_load": load_map.reanalysis_load.item(),
-        "surprisal_weight": load_map.surprisal_weight,
-        "anticipation": None
-        if anticipation is None
-        else {"layer": anticipation.layer, "factors": anticipation.factors.tolist(), "r2": calibration.anticipation_r2},
-        "gains": calibration.gains,
-    }
+    probe = None
+    if anticipation is not None:
+        probe = AnticipationSection(
+            anticipation.layer, tuple(anticipation.factors.tolist()), calibration.anticipation_r2
+        )
+    return CalibrationSection(
+        data=_printable(data),
+        data_sha256=data_sha256,
+        tokens=calibration.tokens,
+        prompt_tokens=calibration.prompt_tokens,
+        divergence_nats=calibration.divergence,
+        agreement=calibration.agreement,
+        ffn_cost=calibration.ffn_cost,
+        layers=tuple(calibration.layers),
+        scale_knots=tuple(load_map.scale_knots.tolist()),
+        reanalysis_load=load_map.reanalysis_load.item(),
+        surprisal_weight=load_map.surprisal_weight,
+        anticipation=probe,
+        gains=calibration.gains,
+    )
 
 
-def write_pools(folder: Path, pools: PoolPolicy) -> dict[str, Any]:
+def write_pools(folder: Path, pools: PoolPolicy) -> PoolSection:
     """Write the tensors of a pool policy; returns its section of the manifest."""
     tensors = {prior_name(n): np.ascontiguousarray(prior) for n, prior in enumerate(pools.prior)}
     tensors |= {weight_name(n): np.ascontiguousarray(weight) for n, weight in enumerate(pools.weight)}
-    save_file(tensors, folder / POOLS_NAME)
-    return {"sizes": pools.sizes, "prior_tokens": None if np.isinf(pools.prior_tokens) else pools.prior_tokens}
+    # Not by safetensors' own writer, whose files only their owner may read.
+    (folder / POOLS_NAME).write_bytes(save(tensors))
+    return PoolSection(tuple(pools.sizes), None if np.isinf(pools.prior_tokens) else pools.prior_tokens)
 
 
 def write_manifest(
     folder: Path,
     model: Any,
     *,
-    model_info: dict[str, Any],
-    policy: dict[str, Any],
-    calibration: dict[str, Any],
+    model_info: ModelSection,
+    policy: PolicySection,
+    calibration: CalibrationSection,
     checks: list[Check],
-    quantization: dict[str, Any] | None,
+    quantization: QuantizationSection | None,
     in_place_onnxruntime: str | None,
     pools: PoolPolicy | None,
 ) -> None:
@@ -121,28 +137,28 @@ def write_manifest(
         quantization: See `quantization_section`.
         in_place_onnxruntime: The ONNX Runtime that the graph with an in-place cache needs; None where there is none.
         pools: How pools are chosen; None where every neuron may be used.
+
+    Raises:
+        CladaError: A value is not what a manifest may hold; nothing is written then.
     """
     pool_section = None if pools is None else write_pools(folder, pools)
     op = family_of(model).op
     op_names = sorted({(op if quantization is None else QUANTIZED[op.name]).name, LOAD_SIGNAL.name})
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "model": model_info,
-        "policy": policy,
-        "calibration": calibration,
-        "ops": dict.fromkeys(op_names, VERSION),
-        "verification": [asdict(check) for check in checks],
-        "tools": {name: version(name) for name in _TOOLS},
-        "files": {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()},
-    }
-    large = [path for path in sorted(folder.iterdir()) if path.is_file() and path.stat().st_size > PIECE_BYTES]
-    if large:
-        manifest[PIECES_SECTION] = {"bytes": PIECE_BYTES, "files": {path.name: piece_hashes(path) for path in large}}
-    if quantization is not None:
-        manifest[QUANTIZATION_SECTION] = quantization
-    if pool_section is not None:
-        manifest[POOL_SECTION] = pool_section
-    if in_place_onnxruntime is not None:
-        manifest[IN_PLACE_SECTION] = {"onnxruntime": in_place_onnxruntime, "fixed_shapes": True}
-    text = json.dumps(manifest, indent=2, allow_nan=False)
-    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    large = {path.name: tuple(piece_hashes(path)) for path in files if path.stat().st_size > PIECE_BYTES}
+    manifest = Manifest(
+        model=model_info,
+        policy=policy,
+        calibration=calibration,
+        ops=dict.fromkeys(op_names, VERSION),
+        verification=tuple(CheckSection(check.name, check.required, check.tolerance) for check in checks),
+        tools={name: version(name) for name in _TOOLS},
+        files={path.name: file_hash(path) for path in files},
+        pieces=PiecesSection(PIECE_BYTES, large) if large else None,
+        quantization=quantization,
+        pool=pool_section,
+        in_place_cache=None if in_place_onnxruntime is None else InPlaceSection(in_place_onnxruntime, True),
+    )
+    content, path = manifest_bytes(manifest), folder / MANIFEST_NAME
+    parse_manifest(content, path)  # what cannot be read must not be written
+    path.write_bytes(content)

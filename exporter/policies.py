@@ -1,33 +1,9 @@
 """How a model may be made sparse: one row a policy."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Policy:
-    """What decides, in decode, which neurons a token computes.
-
-    Args:
-        thresholds: What a neuron's activation is weighed by before it is compared: "sensitivity" (what losing it costs
-            the model's output), "activation" (1: the plain activation), or empty: no thresholds.
-        allocation: Share the sparsity out among the layers by what it costs there; otherwise all have the same.
-        pool: Whose use of each neuron decides what a layer may use: "blended" (the prompt's and the calibration
-            text's), "prompt", "calibration", or empty: every neuron may be used.
-        compensation: Add the mean of what is dropped, measured on calibration text, to each layer's output.
-        scale: What loosens the thresholds from token to token: "load", "token" (a table by token id) or empty.
-        reanalysis: Open the pool where the load is highest.
-        anticipation: Refine the scale by a linear probe of an early layer's input.
-    """
-
-    thresholds: str = ""
-    allocation: bool = False
-    pool: str = ""
-    compensation: bool = False
-    scale: str = ""
-    reanalysis: bool = False
-    anticipation: bool = False
-
+from clada.runtime.manifest import Policy
 
 _CLADA = Policy(
     thresholds="sensitivity",

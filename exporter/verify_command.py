@@ -24,10 +24,11 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
     """
     artefact = open_artefact(artefact_model)
     manifest = artefact.manifest
-    model, tokenizer = load_model(source, DTYPES[manifest["model"]["dtype"]], **trust)
-    for name, ours in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
-        if manifest["model"][name] != ours:
-            raise CladaError(f"{artefact_model} has {name} {manifest['model'][name]}, but {source} has {ours}")
+    model, tokenizer = load_model(source, DTYPES[manifest.model.dtype], **trust)
+    for name, theirs in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
+        ours = getattr(manifest.model, name)
+        if ours != theirs:
+            raise CladaError(f"{artefact_model} has {name} {ours}, but {source} has {theirs}")
     sparsity = sparsify(model)
     if artefact.quantization is not None:
         hold(model, read_packed(artefact.model))

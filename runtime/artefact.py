@@ -1,22 +1,21 @@
-"""The files of an artefact, and its manifest: written by the exporter, checked before anything is run."""
+"""The files of an artefact: found, and checked against its manifest, before anything of them is used."""
 
 import hashlib
-import json
-import re
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
+from typing import TypeVar
 
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import OPS, QUANTIZED, VERSION
-from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES
-from clada.runtime.pieces import PIECES_SECTION, piece_hashes
+from clada.runtime.calibrated_values import check_graph
+from clada.runtime.manifest import MANIFEST_NAME, Manifest, QuantizationSection, parse_manifest
+from clada.runtime.pieces import file_hash, piece_hashes
 from clada.runtime.pool import PoolPolicy, read_pool_policy
 
-FORMAT_VERSION = 1
-MANIFEST_NAME = "clada.json"
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
@@ -24,15 +23,12 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 CONFIG_NAME = "config.json"
 POOLS_NAME = "pools.safetensors"
 
-# Of the manifest, where there is a graph with an in-place cache: the ONNX Runtime it needs, and whether its decode
-# steps may have inputs of one shape, the mask as long as the cache has room.
-IN_PLACE_SECTION = "in_place_cache"
-# Of the manifest, where the policy has pools: how they are chosen.
-POOL_SECTION = "pool"
-# Of the manifest, where weights are quantised: bits a weight, weights a scale, by which method, and which matrices.
-QUANTIZATION_SECTION = "quantization"
+# A folder, within an artefact's, that holds a whole one: an export that is written, and being put in place. While it
+# is there, it is the artefact.
+PENDING_NAME = ".clada-pending"
+_ATTEMPTS = 3
 
-_SECTIONS = {"model": dict, "policy": dict, "calibration": dict, "ops": dict, "verification": list, "files": dict}
+T = TypeVar("T")
 
 
 def data_name(model: Path) -> str:
@@ -45,174 +41,235 @@ def in_place_name(model: Path) -> str:
     return f"{model.stem}.onnxruntime{model.suffix}"
 
 
+def artefact_files(model: Path) -> list[str]:
+    """Names of the files an artefact may have, the manifest last."""
+    return [
+        model.name,
+        data_name(model),
+        in_place_name(model),
+        TOKENIZER_NAME,
+        TOKENIZER_CONFIG_NAME,
+        CHAT_TEMPLATE_NAME,
+        GENERATION_CONFIG_NAME,
+        CONFIG_NAME,
+        POOLS_NAME,
+        MANIFEST_NAME,
+    ]
+
+
 @dataclass(frozen=True)
 class Artefact:
     """An exported model on disk.
 
     Args:
-        model: Path of the ONNX file.
-        manifest: The content of clada.json.
+        model: Path of the ONNX file, or of the engine that was built from it.
+        manifest: What it says of itself.
     """
 
     model: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def folder(self) -> Path:
-        """Where all its files lie."""
+        """Where its files are to lie; `path` says where they do."""
         return self.model.parent
+
+    def path(self, name: str) -> Path:
+        """Where one of its files lies now: an export may be on its way to its place."""
+        return _holder(self.folder) / name
 
     @property
     def in_place_model(self) -> Path | None:
         """Path of the graph with an in-place cache, if there is one."""
-        return self.folder / in_place_name(self.model) if IN_PLACE_SECTION in self.manifest else None
+        return None if self.manifest.in_place_cache is None else self.path(in_place_name(self.model))
 
     @property
     def in_place_needs(self) -> str:
         """The release of ONNX Runtime, "major.minor", from which that graph gives the right results."""
-        return str(self.manifest[IN_PLACE_SECTION]["onnxruntime"])
+        assert self.manifest.in_place_cache is not None
+        return self.manifest.in_place_cache.onnxruntime
 
     @property
     def in_place_fixed_shapes(self) -> bool:
-        """Whether that graph takes a mask longer than the text; those of releases that wrote no such key do not."""
-        return self.manifest[IN_PLACE_SECTION].get("fixed_shapes") is True
+        """Whether that graph takes a mask longer than the text."""
+        return self.manifest.in_place_cache is not None and self.manifest.in_place_cache.fixed_shapes
 
     @property
-    def quantization(self) -> dict[str, Any] | None:
+    def quantization(self) -> QuantizationSection | None:
         """How weights are quantised; None where they are not."""
-        section: dict[str, Any] | None = self.manifest.get(QUANTIZATION_SECTION)
-        return section
+        return self.manifest.quantization
+
+    def content(self, name: str) -> bytes | None:
+        """What one of its smaller files holds; None where the manifest does not list it, whatever is in the folder.
+
+        Raises:
+            CladaError: It cannot be read, or does not match its hash.
+        """
+        if name not in self.manifest.files:
+            return None
+        return self._again_if_moved(lambda folder: _checked_content(folder / name, self.manifest))
+
+    def required(self, name: str) -> bytes:
+        """As `content`, of a file that is needed.
+
+        Raises:
+            CladaError: It is not listed, cannot be read, or does not match its hash.
+        """
+        content = self.content(name)
+        if content is None:
+            raise _not_listed(self.folder, name)
+        return content
+
+    def load_graph(self, name: str, load: Callable[[Path], T]) -> T:
+        """Load a graph while its hash, and that of its weights, is checked: both may have changed since they were.
+
+        That they are damaged says more than what follows from it.
+
+        Args:
+            name: Of the ONNX file.
+            load: Makes something of it; nothing of that is used before the hashes are known.
+
+        Raises:
+            CladaError: A file is not there, or does not match its hash.
+        """
+
+        def checked(folder: Path) -> T:
+            names = [name, data_name(self.model)]
+            with ThreadPoolExecutor(1) as thread:
+                check = thread.submit(_check_files, folder, names, self.manifest)
+                try:
+                    return load(folder / name)
+                finally:
+                    check.result()
+
+        return self._again_if_moved(checked)
+
+    def _again_if_moved(self, use: Callable[[Path], T]) -> T:
+        """Use the folder that holds the files, and use it anew where they were moved meanwhile."""
+        for _ in range(_ATTEMPTS):
+            folder = _holder(self.folder)
+            try:
+                return use(folder)
+            except CladaError:
+                if _holder(self.folder) == folder:
+                    raise
+        raise CladaError(f"{self.folder} is being written to; try again")
 
     def pool_policy(self) -> PoolPolicy | None:
-        """How pools are chosen; None where every neuron may be used."""
-        section = self.manifest.get(POOL_SECTION)
+        """How pools are chosen; None where every neuron may be used.
+
+        Raises:
+            CladaError: The file of its tensors is damaged, or does not hold what it must.
+        """
+        section = self.manifest.pool
         if section is None:
             return None
-        return read_pool_policy(section, self.folder / POOLS_NAME, self.manifest["model"]["neurons"])
+        return read_pool_policy(section, self.required(POOLS_NAME), self.path(POOLS_NAME), self.manifest.model.neurons)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
+def _holder(folder: Path) -> Path:
+    """The folder that holds the files of an artefact: its own, or the one in it that is on its way there."""
+    pending = folder / PENDING_NAME
+    return pending if _is_file(pending / MANIFEST_NAME) else folder
 
 
-def _matches(path: Path, digest: str, pieces: dict[str, Any]) -> bool:
-    """Whether a file has its hash; where its pieces are listed, whether those have theirs, which is faster."""
-    listed = pieces.get("files", {}).get(path.name)
-    return file_hash(path) == digest if listed is None else piece_hashes(path, int(pieces["bytes"])) == listed
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _check_files(folder: Path, names: Iterable[str]) -> None:
-    """Raise CladaError where a file lies elsewhere or is missing."""
+def _unreadable(path: Path, error: OSError | ValueError) -> CladaError:
+    return CladaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+
+
+def _not_listed(folder: Path, name: str) -> CladaError:
+    return CladaError(f"{folder / MANIFEST_NAME} does not list {name}, which the model needs; export it again")
+
+
+def _damaged(path: Path) -> CladaError:
+    return CladaError(f"{path} does not match its hash in {MANIFEST_NAME}: it was damaged or changed; export it again")
+
+
+def _read(path: Path) -> bytes:
+    _check_there(path.parent, [path.name])
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _checked_content(path: Path, manifest: Manifest) -> bytes:
+    content = _read(path)
+    if hashlib.sha256(content).hexdigest() != manifest.files[path.name]:
+        raise _damaged(path)
+    return content
+
+
+def _check_graph(path: Path, data: Path, manifest: Manifest) -> None:
+    try:
+        check_graph(path, _checked_content(path, manifest), data, manifest)
+    except CladaError:
+        # Where the file that holds the values is damaged, that says more.
+        _check_files(data.parent, [data.name], manifest)
+        raise
+
+
+def _check_there(folder: Path, names: Iterable[str]) -> None:
     for name in names:
-        plain = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
-        if not plain or name in ("", ".", ".."):
-            raise CladaError(f"{MANIFEST_NAME} names the file '{name}', which is not in the artefact's own folder")
-        if not (folder / name).is_file():
+        if not _is_file(folder / name):
             raise CladaError(f"the artefact lacks {folder / name}")
 
 
-def _check_hashes(folder: Path, hashes: dict[str, str], pieces: dict[str, Any]) -> None:
-    for name, expected in hashes.items():
-        if not _matches(folder / name, expected, pieces):
-            raise CladaError(
-                f"{folder / name} does not match its hash in {MANIFEST_NAME}: "
-                "it was damaged or changed; export it again"
-            )
+def _check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None:
+    """Raise CladaError where a file is missing or does not match its hash, or its pieces', which is faster to find."""
+    for name in names:
+        path, pieces = folder / name, manifest.pieces
+        _check_there(folder, [name])
+        try:
+            if pieces is None or name not in pieces.files:
+                matches = file_hash(path) == manifest.files[name]
+            else:
+                listed = pieces.files[name]
+                fits = -(-path.stat().st_size // pieces.bytes) == len(listed)
+                matches = fits and piece_hashes(path, pieces.bytes) == list(listed)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if not matches:
+            raise _damaged(path)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CladaError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(manifest, dict) or "format_version" not in manifest:
-        raise CladaError(f"{path} is not a CLADA manifest: it has no format_version")
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise CladaError(
-            f"{path} has format version {manifest['format_version']}, this runtime reads {FORMAT_VERSION}; "
-            "use a matching release of clada"
-        )
-    missing = [key for key, kind in _SECTIONS.items() if not isinstance(manifest.get(key), kind)]
-    if missing:
-        raise CladaError(f"{path} is incomplete: {', '.join(missing)}")
-    in_place = manifest.get(IN_PLACE_SECTION)
-    if IN_PLACE_SECTION in manifest and not (
-        isinstance(in_place, dict) and re.fullmatch(r"\d+\.\d+", str(in_place.get("onnxruntime")))
-    ):
-        raise CladaError(f"{path} is incomplete: {IN_PLACE_SECTION} must name the release of onnxruntime that it needs")
-    _check_quantization(path, manifest)
-    pieces = manifest.get(PIECES_SECTION)
-    if PIECES_SECTION in manifest and not (
-        isinstance(pieces, dict)
-        and isinstance(pieces.get("bytes"), int)
-        and pieces["bytes"] > 0
-        and isinstance(pieces.get("files"), dict)
-    ):
-        raise CladaError(f"{path} is incomplete: {PIECES_SECTION} must give the bytes of a piece, and files")
-    for name, version in manifest["ops"].items():
-        if name not in OPS or version != VERSION:
-            raise CladaError(f"{path} uses op {name} version {version}, which this release of clada does not know")
-    return manifest
+def open_artefact(model: Path | str, *, check_weights: bool = True) -> Artefact:
+    """Find an artefact by its ONNX file; check its manifest, the hash of every file, and its calibrated values.
 
-
-def _check_quantization(path: Path, manifest: dict[str, Any]) -> None:
-    """Raise CladaError where what a manifest says of quantised weights is not what its op takes."""
-    section = manifest.get(QUANTIZATION_SECTION, {})
-    quantized = any(op.name in manifest["ops"] for op in QUANTIZED.values())
-    if quantized != bool(section) or not isinstance(section, dict):
-        raise CladaError(f"{path} is incomplete: {QUANTIZATION_SECTION} does not go with the ops it names")
-    choices = {"bits": BITS, "block_size": BLOCK_SIZES} if quantized else {}
-    for name, values in choices.items():
-        if section.get(name) not in values:
-            raise CladaError(
-                f"{path} has weights with {name} {section.get(name)}, this release of clada knows "
-                f"{', '.join(map(str, values))}"
-            )
-
-
-def open_artefact(model: Path | str) -> Artefact:
-    """Find an artefact by its ONNX file, and check its manifest and the hash of every file.
+    Args:
+        model: The ONNX file.
+        check_weights: False to leave out the hash of the weights, nearly all there is to read: `load_graph` checks it.
 
     Raises:
-        CladaError: The file is missing or not ours, the manifest is not understood, or a hash does not match.
+        CladaError: A file is missing, not ours or not readable, a hash does not match, or a value makes no sense.
     """
-    artefact, weights_checked = begin_to_open_artefact(model)
-    weights_checked.result()
-    return artefact
 
+    def checked(folder: Path, model: Path) -> Artefact:
+        manifest = _read_manifest(folder)
+        if model.name not in manifest.files:
+            raise CladaError(
+                f"{folder / MANIFEST_NAME} does not list {model.name}: that file was not made by clada-export"
+            )
+        graphs = [model.name] if manifest.in_place_cache is None else [model.name, in_place_name(model)]
+        _check_listed(folder, manifest, [data_name(model), *graphs, *_companions(manifest)])
+        _check_there(folder, manifest.files)
+        _check_files(folder, [name for name in manifest.files if name not in (data_name(model), *graphs)], manifest)
+        if check_weights:
+            _check_files(folder, [data_name(model)], manifest)
+        for name in graphs:
+            _check_graph(folder / name, folder / data_name(model), manifest)
+        return Artefact(model, manifest)
 
-def begin_to_open_artefact(model: Path | str) -> tuple[Artefact, Future[None]]:
-    """Open an artefact, but for the hash of its weights, nearly all there is to read: that is checked meanwhile.
-
-    Returns:
-        The artefact; and what is done once its weights are checked, and fails if their hash does not match. Nothing
-        that was made of them may be used before.
-
-    Raises:
-        CladaError: As of open_artefact, but for that hash.
-    """
-    model = Path(model)
-    manifest = _manifest_beside(model)
-    if model.name not in manifest["files"]:
-        path = model.parent / MANIFEST_NAME
-        raise CladaError(f"{path} does not list {model.name}: that file was not made by clada-export")
-    graphs = [data_name(model)]
-    if IN_PLACE_SECTION in manifest:
-        graphs.append(in_place_name(model))
-    _check_listed(model.parent, manifest, [*graphs, *_companions(manifest)])
-    hashes, pieces = dict(manifest["files"]), manifest.get(PIECES_SECTION, {})
-    _check_files(model.parent, hashes)
-    weights = {data_name(model): hashes.pop(data_name(model))}
-    _check_hashes(model.parent, hashes, pieces)
-    thread = ThreadPoolExecutor(1)
-    weights_checked = thread.submit(_check_hashes, model.parent, weights, pieces)
-    thread.shutdown(wait=False)
-    return Artefact(model, manifest), weights_checked
+    return _open(Path(model), checked)
 
 
 def open_artefact_of_engine(engine: Path) -> Artefact:
@@ -221,31 +278,71 @@ def open_artefact_of_engine(engine: Path) -> Artefact:
     Raises:
         CladaError: As of open_artefact, but for those graphs.
     """
-    manifest = _manifest_beside(engine)
-    _check_listed(engine.parent, manifest, _companions(manifest))
-    others = {name: digest for name, digest in manifest["files"].items() if ".onnx" not in Path(name).suffixes}
-    _check_files(engine.parent, others)
-    _check_hashes(engine.parent, others, manifest.get(PIECES_SECTION, {}))
-    return Artefact(engine, manifest)
+
+    def checked(folder: Path, engine: Path) -> Artefact:
+        manifest = _read_manifest(folder)
+        _check_listed(folder, manifest, _companions(manifest))
+        _check_files(folder, [name for name in manifest.files if ".onnx" not in Path(name).suffixes], manifest)
+        return Artefact(engine, manifest)
+
+    return _open(engine, checked)
 
 
-def _manifest_beside(model: Path) -> dict[str, Any]:
-    if not model.is_file():
+def _open(model: Path, checked: Callable[[Path, Path], Artefact]) -> Artefact:
+    """Check an artefact, anew where an export to its folder replaces it meanwhile."""
+    for _ in range(_ATTEMPTS):
+        state = _state(model.parent)
+        folder = _holder(model.parent)
+        try:
+            _check_is_one(folder, model)
+            artefact = checked(folder, model)
+            artefact.pool_policy()
+        except CladaError:
+            if _state(model.parent) == state:
+                raise
+            continue
+        if folder != model.parent:
+            warnings.warn(
+                f"an export to {model.parent} was interrupted while it was put in place; reading it from {folder}, "
+                "until the next export there puts it in place",
+                stacklevel=3,
+            )
+        return artefact
+    raise CladaError(f"{model.parent} is being written to; try again")
+
+
+def _check_is_one(folder: Path, model: Path) -> None:
+    if not _is_file(model) and not _is_file(folder / model.name):
         raise CladaError(f"there is no file {model}")
-    path = model.parent / MANIFEST_NAME
-    if not path.is_file():
+    if not _is_file(folder / MANIFEST_NAME):
         raise CladaError(f"{model} has no {MANIFEST_NAME} beside it: it was not made by clada-export")
-    return _read_manifest(path)
 
 
-def _companions(manifest: dict[str, Any]) -> list[str]:
+def _state(folder: Path) -> tuple[tuple[int, int] | None, ...]:
+    """What changes where a folder's artefact is replaced."""
+    return _identity(folder / PENDING_NAME / MANIFEST_NAME), _identity(folder / MANIFEST_NAME)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        at = path.stat()
+    except (OSError, ValueError):
+        return None
+    return at.st_ino, at.st_mtime_ns
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    return parse_manifest(_read(folder / MANIFEST_NAME), folder / MANIFEST_NAME)
+
+
+def _companions(manifest: Manifest) -> list[str]:
     """Names of the files that are read beside a graph."""
-    pools = [POOLS_NAME] if POOL_SECTION in manifest else []
+    pools = [] if manifest.pool is None else [POOLS_NAME]
     return [TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, GENERATION_CONFIG_NAME, *pools]
 
 
-def _check_listed(folder: Path, manifest: dict[str, Any], names: list[str]) -> None:
+def _check_listed(folder: Path, manifest: Manifest, names: list[str]) -> None:
     """What is not listed is not checked: every file that is read must be."""
     for name in names:
-        if name not in manifest["files"]:
-            raise CladaError(f"{folder / MANIFEST_NAME} does not list {name}, which the model needs; export it again")
+        if name not in manifest.files:
+            raise _not_listed(folder, name)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clada.plugins.errors import CladaError
-from clada.runtime.artefact import MANIFEST_NAME, file_hash
+from clada.runtime.manifest import MANIFEST_NAME
+from clada.runtime.pieces import file_hash
 
 FORMAT_VERSION = 1
 ENGINE_SUFFIX = ".engine"

@@ -1,10 +1,10 @@
 """What an artefact is, in a few tables."""
 
-from typing import Any
-
 from clada.runtime.artefact import Artefact
 from clada.runtime.backends.onnxruntime import kernels_here
 from clada.runtime.engine_record import EngineRecord
+from clada.runtime.manifest import Manifest
+from clada.runtime.typed_json import plain
 
 _Row = tuple[str, ...]
 
@@ -15,13 +15,14 @@ def _table(rows: list[_Row]) -> list[str]:
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
-def _layer_rows(model: dict[str, Any], calibration: dict[str, Any]) -> list[_Row]:
+def _layer_rows(manifest: Manifest) -> list[_Row]:
     rows: list[_Row] = [("layer", "neurons", "pool", "not computed", "median threshold")]
-    for index, (neurons, layer) in enumerate(zip(model["neurons"], calibration["layers"], strict=True)):
-        share = (f"{layer['pool']:.1%}", f"{layer['realised']:.1%}")
-        rows.append((str(index), str(neurons), *share, f"{layer['median_threshold']:.4g}"))
-    mean = [sum(layer[key] for layer in calibration["layers"]) / model["layers"] for key in ("pool", "realised")]
-    rows.append(("mean", "", f"{mean[0]:.1%}", f"{mean[1]:.1%}", ""))
+    layers = manifest.calibration.layers
+    for index, (neurons, layer) in enumerate(zip(manifest.model.neurons, layers, strict=True)):
+        share = (f"{layer.pool:.1%}", f"{layer.realised:.1%}")
+        rows.append((str(index), str(neurons), *share, f"{layer.median_threshold:.4g}"))
+    pool, realised = (sum(shares) / len(layers) for shares in zip(*((x.pool, x.realised) for x in layers), strict=True))
+    rows.append(("mean", "", f"{pool:.1%}", f"{realised:.1%}", ""))
     return rows
 
 
@@ -36,28 +37,29 @@ def _quantization_lines(artefact: Artefact) -> list[str]:
     quantization = artefact.quantization
     if quantization is None:
         return []
-    linears = [name.rpartition(".")[2] for name in quantization["linears"]]
-    names = ", ".join([*quantization["feed_forward"], *dict.fromkeys(linears)])
+    linears = [name.rpartition(".")[2] for name in quantization.linears]
+    names = ", ".join([*quantization.feed_forward, *dict.fromkeys(linears)])
     return [
-        f"quantised: int{quantization['bits']}, a scale for each {quantization['block_size']} weights, "
-        f"{quantization['method']}: {names}"
+        f"quantised: int{quantization.bits}, a scale for each {quantization.block_size} weights, "
+        f"{quantization.method}: {names}"
     ]
 
 
 def _model_lines(artefact: Artefact) -> list[str]:
     manifest = artefact.manifest
-    model, policy, calibration = manifest["model"], manifest["policy"], manifest["calibration"]
-    goal = next(name for name in policy if name not in ("name", "parts", "seed"))
+    model, policy, calibration = manifest.model, manifest.policy, manifest.calibration
+    goal, value = policy.goal
+    parts = plain(policy.parts).items()
     return [
-        f"{model['family']}, {model['parameters']:,} parameters, {model['layers']} layers, {model['dtype']}, "
-        f"opset {model['opset']}, context {model['context_length']}",
-        f"ops: {', '.join(f'{name} {v}' for name, v in manifest['ops'].items())}; each with its ONNX function body",
+        f"{model.family}, {model.parameters:,} parameters, {model.layers} layers, {model.dtype}, "
+        f"opset {model.opset}, context {model.context_length}",
+        f"ops: {', '.join(f'{name} {v}' for name, v in manifest.ops.items())}; each with its ONNX function body",
         *_quantization_lines(artefact),
-        f"policy: {policy['name']}, {goal} {policy[goal]}; "
-        + ", ".join(part if value is True else f"{part} {value}" for part, value in policy["parts"].items() if value),
-        f"calibration: {calibration['tokens']:,} tokens of {calibration['data']}: {calibration['ffn_cost']:.1%} of the "
-        f"feed-forward bytes read, KL {calibration['divergence_nats']:.4f} nats a token, "
-        f"{calibration['agreement']:.1%} of next tokens unchanged",
+        f"policy: {policy.name}, {goal} {value}; "
+        + ", ".join(part if how is True else f"{part} {how}" for part, how in parts if how),
+        f"calibration: {calibration.tokens:,} tokens of {calibration.data}: {calibration.ffn_cost:.1%} of the "
+        f"feed-forward bytes read, KL {calibration.divergence_nats:.4f} nats a token, "
+        f"{calibration.agreement:.1%} of next tokens unchanged",
     ]
 
 
@@ -65,15 +67,15 @@ def inspection_lines(artefact: Artefact) -> list[str]:
     """Describe an artefact whose hashes have been checked."""
     manifest = artefact.manifest
     files: list[_Row] = [("file", "bytes")]
-    files += [(name, f"{(artefact.folder / name).stat().st_size:,}") for name in sorted(manifest["files"])]
+    files += [(name, f"{artefact.path(name).stat().st_size:,}") for name in sorted(manifest.files)]
     checks: list[_Row] = [("check", "needs", "allowed")]
-    checks += [(c["name"], f"{c['required']:.1e}", f"{c['tolerance']:.1e}") for c in manifest["verification"]]
+    checks += [(c.name, f"{c.required:.1e}", f"{c.tolerance:.1e}") for c in manifest.verification]
     return [
         *_model_lines(artefact),
         _in_place_line(artefact),
         f"on this machine: {kernels_here()}",
         "",
-        *_table(_layer_rows(manifest["model"], manifest["calibration"])),
+        *_table(_layer_rows(manifest)),
         "",
         *_table(files),
         "",
@@ -91,5 +93,5 @@ def engine_lines(artefact: Artefact, record: EngineRecord) -> list[str]:
         f"{record.kv_cache.replace('_', ' ')}",
         *_model_lines(artefact),
         "",
-        *_table(_layer_rows(artefact.manifest["model"], artefact.manifest["calibration"])),
+        *_table(_layer_rows(artefact.manifest)),
     ]

@@ -1,6 +1,6 @@
 """Global sparsity: which neurons a text may use, from what its prompt used, kept up to date as it goes on."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from clada.plugins.errors import CladaError
+from clada.runtime.manifest import PoolSection
 
 Floats = npt.NDArray[np.floating[Any]]
 Masks = list[npt.NDArray[np.bool_]]
@@ -21,6 +22,8 @@ MEMORY_TOKENS = 256
 REFRESH_TOKENS = 16
 # The longest that a pool stays closed, in tokens: text of a new kind that is easy to predict raises no load.
 CLOSED_TOKENS = 64
+# Beyond any prior or weight: those of a layer are shares, or have a mean of 1.
+_LARGEST = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -166,29 +169,32 @@ def update_pools(
         pools.evidence[due] = False
 
 
-def read_pool_policy(section: Mapping[str, Any], tensors: Path, neurons: Sequence[int]) -> PoolPolicy:
+def read_pool_policy(section: PoolSection, content: bytes, path: Path, neurons: Sequence[int]) -> PoolPolicy:
     """Read a pool policy from the manifest's section and the file of its tensors.
 
+    Args:
+        section: Of a manifest that was checked.
+        content: Of the file.
+        path: Where it lies, for what is said of it.
+        neurons: Of each layer.
+
     Raises:
-        CladaError: Either does not hold what it must.
+        CladaError: The file does not hold what it must.
     """
+    layers = range(len(neurons))
     try:
-        loaded = load_file(tensors)
-        prior = [loaded[prior_name(n)] for n in range(len(neurons))]
-        weight = [loaded[weight_name(n)] for n in range(len(neurons))]
-        sizes = [int(size) for size in section["sizes"]]
-        prior_tokens = float("inf") if section["prior_tokens"] is None else float(section["prior_tokens"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CladaError(
-            f"{tensors} does not hold the pools that the manifest tells of: {error}; export again"
-        ) from error
-    fits = len(sizes) == len(neurons) and all(
-        p.shape == w.shape == (n,) and 0 < size <= n
-        for p, w, n, size in zip(prior, weight, neurons, sizes, strict=True)
-    )
-    if not fits:
-        raise CladaError(f"{tensors} is not of layers of {list(neurons)} neurons; export again")
-    return PoolPolicy(sizes, prior_tokens, prior, weight)
+        loaded = load(content)
+        prior, weight = [loaded[prior_name(n)] for n in layers], [loaded[weight_name(n)] for n in layers]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CladaError(f"{path} does not hold the pools that the manifest tells of: {error}; export again") from error
+    if any(p.shape != (n,) or w.shape != (n,) for p, w, n in zip(prior, weight, neurons, strict=True)):
+        raise CladaError(f"{path} is not of layers of {list(neurons)} neurons; export again")
+    for name, tensor in loaded.items():
+        # Written so that NaN is out of range too.
+        if tensor.dtype != np.float32 or not ((tensor >= 0) & (tensor <= _LARGEST)).all():
+            raise CladaError(f"{path}: {name} holds values that are not float32 from 0 to {_LARGEST}; export again")
+    prior_tokens = float("inf") if section.prior_tokens is None else section.prior_tokens
+    return PoolPolicy(list(section.sizes), prior_tokens, prior, weight)
 
 
 def prior_name(layer: int) -> str:

@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL, OPS
+from clada.plugins.ops import OPS
 from clada.plugins.ops.sparse_ffn import read_fraction
 from clada.runtime.artefact import (
     GENERATION_CONFIG_NAME,
     Artefact,
-    begin_to_open_artefact,
+    in_place_name,
+    open_artefact,
     open_artefact_of_engine,
 )
 from clada.runtime.backends.cuda import check_cuda
@@ -115,21 +116,21 @@ class Session:
         else:
             if device == "cuda":
                 check_cuda()
-            artefact, self._weights_checked = begin_to_open_artefact(path)
+            artefact = open_artefact(path, check_weights=False)
             if weights and artefact.quantization is not None:
                 raise CladaError(
                     f"weights={weights} is for weights in float32, and those of {path} are quantised to "
-                    f"{artefact.quantization['bits']} bits: leave it out"
+                    f"{artefact.quantization.bits} bits: leave it out"
                 )
         self.folder, self.manifest = artefact.folder, artefact.manifest
-        self.context_length = int(self.manifest["model"]["context_length"])
-        self.tokenizer = load_tokenizer(self.folder)
-        self.end_tokens = _end_tokens(self.folder)
-        self._artefact, self._record = artefact, record
-        self._vocabulary = int(self.manifest["model"]["vocabulary_size"])
-        self._neurons = np.array(self.manifest["model"]["neurons"])
-        self._op = next(OPS[name] for name in self.manifest["ops"] if OPS[name] is not LOAD_SIGNAL)
-        self._reanalysis_load = np.float32(self.manifest["calibration"]["reanalysis_load"])
+        self.context_length = self.manifest.model.context_length
+        self.tokenizer = load_tokenizer(artefact)
+        self.end_tokens = _end_tokens(artefact)
+        self.artefact, self._record = artefact, record
+        self._vocabulary = self.manifest.model.vocabulary_size
+        self._neurons = np.array(self.manifest.model.neurons)
+        self._op = OPS[self.manifest.ffn_op]
+        self._reanalysis_load = np.float32(self.manifest.calibration.reanalysis_load)
         self.pool_policy = artefact.pool_policy()
         if record is not None:
             self.context_length = min(self.context_length, record.capacity)
@@ -142,34 +143,28 @@ class Session:
         kind: type[OnnxRuntimeModel | DeviceModel] = (
             OnnxRuntimeModel if self._execution.device == "cpu" else DeviceModel
         )
-        return self._load(lambda: kind(self._artefact.model, self._execution))
+        return self._load(self.artefact.model.name, lambda path: kind(path, self._execution))
 
     @cached_property
     def _single(self) -> Model:
         """The graph for one text."""
-        path = self._artefact.in_place_model
-        if path is None:
+        if self.manifest.in_place_cache is None:
             return self._portable
-        needed = self._artefact.in_place_needs
+        name, needed = in_place_name(self.artefact.model), self.artefact.in_place_needs
         if older_than(needed):
-            warnings.warn(f"{path.name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
+            warnings.warn(f"{name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
             return self._portable
         if self._execution.device == "cpu":
-            return self._load(lambda: InPlaceModel(path, self.context_length, self._execution))
-        if _dtype(self._artefact) not in IN_PLACE_CUDA_TYPES:
-            warnings.warn(
-                f"{path.name} would not run on the GPU: {_NEEDS_HALF}; running the portable graph", stacklevel=2
-            )
+            return self._load(name, lambda path: InPlaceModel(path, self.context_length, self._execution))
+        if _dtype(self.artefact) not in IN_PLACE_CUDA_TYPES:
+            warnings.warn(f"{name} would not run on the GPU: {_NEEDS_HALF}; running the portable graph", stacklevel=2)
             return self._portable
         captured = self._execution.cuda_graph
-        return self._load(lambda: DeviceInPlaceModel(path, self.context_length, self._execution, captured))
+        return self._load(name, lambda path: DeviceInPlaceModel(path, self.context_length, self._execution, captured))
 
-    def _load(self, load: Callable[[], Model]) -> Model:
-        """Load a graph while the hash of its weights is checked; that they are damaged says more than what follows."""
-        try:
-            return load()
-        finally:
-            self._weights_checked.result()
+    def _load(self, name: str, load: Callable[[Path], Model]) -> Model:
+        """Load a graph, which may be long after the session was made, while it is checked."""
+        return self.artefact.load_graph(name, load)
 
     @property
     def kernels(self) -> str:
@@ -204,7 +199,7 @@ class Session:
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, written by the model's chat template."""
-        return self.encode(render_chat(self.folder, messages), add_special_tokens=False)
+        return self.encode(render_chat(self.artefact, messages), add_special_tokens=False)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
         """Read prompts, densely; shorter ones are padded on the left."""
@@ -315,7 +310,7 @@ def _refuse_options(engine: Path, given: dict[str, Any]) -> None:
 
 
 def _dtype(artefact: Artefact) -> str:
-    return str(artefact.manifest["model"]["dtype"])
+    return artefact.manifest.model.dtype
 
 
 def _check_can_be_captured(artefact: Artefact) -> None:
@@ -333,8 +328,8 @@ def _check_can_be_captured(artefact: Artefact) -> None:
         raise CladaError(f"{artefact.model} cannot be captured in a CUDA graph: {reason}")
 
 
-def _end_tokens(folder: Path) -> frozenset[int]:
+def _end_tokens(artefact: Artefact) -> frozenset[int]:
     """Tokens that end a text, as the model's generation configuration names them."""
-    config = json.loads((folder / GENERATION_CONFIG_NAME).read_text(encoding="utf-8"))
+    config = json.loads(artefact.required(GENERATION_CONFIG_NAME))
     value = config.get("eos_token_id")
     return frozenset() if value is None else frozenset([value] if isinstance(value, int) else value)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
@@ -12,12 +11,20 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from clada.plugins.errors import CladaError
-from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, Artefact
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read an artefact's tokenizer."""
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_NAME))
+def load_tokenizer(artefact: Artefact) -> Tokenizer:
+    """Read an artefact's tokenizer.
+
+    Raises:
+        CladaError: It is damaged, or cannot be read as one.
+    """
+    content = artefact.required(TOKENIZER_NAME)
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises nothing more special
+        raise CladaError(f"{artefact.path(TOKENIZER_NAME)} holds no tokenizer: {error}; export it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -61,18 +68,18 @@ def _special_token(value: Any) -> str | None:
     return value.get("content") if isinstance(value, Mapping) else value
 
 
-def render_chat(folder: Path, messages: Sequence[Mapping[str, str]]) -> str:
+def render_chat(artefact: Artefact, messages: Sequence[Mapping[str, str]]) -> str:
     """Write a conversation as the model expects it, up to where its answer begins.
 
     Args:
-        folder: The artefact's.
+        artefact: Whose chat template writes it.
         messages: Each with `role` and `content`.
 
     Raises:
         CladaError: The model has no chat template, or it refuses the messages.
     """
-    path = folder / CHAT_TEMPLATE_NAME
-    if not path.is_file():
+    source = artefact.content(CHAT_TEMPLATE_NAME)
+    if source is None:
         raise CladaError("this model has no chat template; use `clada run` with a prompt instead")
 
     def raise_exception(message: str) -> NoReturn:
@@ -82,10 +89,10 @@ def render_chat(folder: Path, messages: Sequence[Mapping[str, str]]) -> str:
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    config = json.loads((folder / TOKENIZER_CONFIG_NAME).read_text(encoding="utf-8"))
+    config = json.loads(artefact.required(TOKENIZER_CONFIG_NAME))
     special = {name: _special_token(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     try:
-        template = environment.from_string(path.read_text(encoding="utf-8"))
+        template = environment.from_string(source.decode())
         return template.render(
             messages=list(messages), add_generation_prompt=True, **{k: v for k, v in special.items() if v}
         )

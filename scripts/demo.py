@@ -48,7 +48,7 @@ def main() -> None:
         f"neurons skipped: {1 - mean.active_fraction:.1%}; a token: surprisal {mean.surprisal:.2f} nats, "
         f"entropy {mean.entropy:.2f} nats, load {mean.load:.2f}"
     )
-    realised = [layer["realised"] for layer in session.manifest["calibration"]["layers"]]
+    realised = [layer.realised for layer in session.manifest.calibration.layers]
     print("sparsity realised in each layer, on calibration text: " + " ".join(f"{share:.0%}" for share in realised))
 
     model, _ = load_model(str(MODEL), torch.float32)
@@ -57,7 +57,7 @@ def main() -> None:
     ours = session.generate(PROMPT, GenerationConfig(GREEDY_TOKENS))[0].tokens
     theirs = greedy_tokens(model, sparsity, load_map, session.pool_policy, session.encode(PROMPT), len(ours))
     equal = int(np.cumprod(np.equal(ours, theirs)).sum())
-    worst = max(check["required"] for check in session.manifest["verification"])
+    worst = max(check.required for check in session.manifest.verification)
     print(f"agreement with PyTorch: {equal} of {len(ours)} greedy tokens; verification needs {worst:.1e} at most")
 
 

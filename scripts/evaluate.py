@@ -30,9 +30,10 @@ from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.output import write
 from clada.exporter.patch import sparsify
-from clada.exporter.policies import PARTS, POLICIES, Policy, without
+from clada.exporter.policies import PARTS, POLICIES, without
 from clada.plugins.errors import UnreachableError
 from clada.runtime import Session
+from clada.runtime.manifest import Policy
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

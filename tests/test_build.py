@@ -19,17 +19,29 @@ from clada.exporter import trace as tracing
 from clada.exporter.families import FAMILIES
 from clada.exporter.patch import sparsify
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN
-from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, file_hash
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, VERSION
+from clada.runtime.artefact import CONFIG_NAME
 from clada.runtime.building import build, package
 from clada.runtime.building.build import BuildConfig, build_engine, check_engine
 from clada.runtime.building.imported_ops import check_imported
 from clada.runtime.building.kv_cache import cut_cache, window_of
-from clada.runtime.building.onnx_file import Constant, Node, constants_of, nodes_of, opset_of, without_functions
 from clada.runtime.building.progress import progress_monitor
 from clada.runtime.cli import main
 from clada.runtime.engine_record import COPIED, IN_PLACE, PREFILL, read_record, record_path, write_record
+from clada.runtime.manifest import MANIFEST_NAME
+from clada.runtime.onnx_file import (
+    Constant,
+    Node,
+    constants_of,
+    external_files,
+    inputs_of,
+    nodes_of,
+    opset_of,
+    without_functions,
+)
+from clada.runtime.pieces import file_hash
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
+from tests.manifests import describe_graph, vouch_for
 from tests.test_trace import LOAD_MAP
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
@@ -49,10 +61,9 @@ def artefact(tiny_artefact, tmp_path_factory):
         traced = tracing.trace(model.to(dtype), sparsity, LOAD_MAP, opset=opset)
         tracing.save(traced, folder / "model.onnx")
         (folder / CONFIG_NAME).write_text(model.config.to_json_string())
-        manifest = json.loads((folder / MANIFEST_NAME).read_text())
-        manifest["model"] |= {"family": family, "dtype": str(dtype).removeprefix("torch."), "opset": opset}
-        manifest["files"] = {name: file_hash(folder / name) for name in manifest["files"]}
-        (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+        told = {"family": family, "dtype": str(dtype).removeprefix("torch."), "opset": opset}
+        op = next(node.op_type for node in traced.graph if node.op_type.startswith("Sparse"))
+        describe_graph(folder, LOAD_MAP, told, ops=dict.fromkeys([op, LOAD_SIGNAL.name], VERSION))
         return folder / "model.onnx"
 
     def of(family: str = "llama", dtype: torch.dtype = torch.float32, opset: int = tracing.DEFAULT_OPSET) -> Path:
@@ -255,7 +266,12 @@ def test_nodes_and_opset_are_read_as_onnx_reads_them(artefact):
         model = onnx.load(path, load_external_data=False)
         content = path.read_bytes()
         ours = [node for node in model.graph.node if node.domain == DOMAIN]
-        expected = [Node(node.name, node.op_type, tuple(node.input), tuple(node.output)) for node in ours]
+        floats = [tuple((a.name, a.f) for a in node.attribute if a.type == onnx.AttributeProto.FLOAT) for node in ours]
+        expected = [
+            Node(node.name, node.op_type, tuple(node.input), tuple(node.output), numbers)
+            for node, numbers in zip(ours, floats, strict=True)
+        ]
+        assert [numbers for numbers in floats if numbers] == [(("surprisal_weight", 0.5),)]
         assert nodes_of(content, DOMAIN) == expected
         assert len(expected) == LAYERS + 1
         assert opset_of(content) == opset
@@ -264,7 +280,15 @@ def test_nodes_and_opset_are_read_as_onnx_reads_them(artefact):
         for tensor in model.graph.initializer:
             place = {entry.key: entry.value for entry in tensor.external_data}
             numbers = [int(place.get(key, 0)) for key in ("offset", "length")]
-            assert constants[tensor.name] == Constant(tensor.raw_data, place.get("location", ""), *numbers)
+            assert constants[tensor.name] == Constant(
+                tensor.raw_data, place.get("location", ""), *numbers, tensor.data_type, tuple(tensor.dims)
+            )
+        inputs = {
+            value.name: tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
+            for value in model.graph.input
+        }
+        assert inputs_of(content) == inputs
+        assert external_files(content) == {"model.onnx.data"}
         assert model.functions
         model.ClearField("functions")
         assert onnx.load_from_string(without_functions(content)) == model
@@ -357,9 +381,7 @@ def rewritten(copy: Path, change) -> None:
     model = onnx.load(copy, load_external_data=False)
     change(model)
     onnx.save(model, copy)
-    manifest = json.loads((copy.parent / MANIFEST_NAME).read_text())
-    manifest["files"][copy.name] = file_hash(copy)
-    (copy.parent / MANIFEST_NAME).write_text(json.dumps(manifest))
+    vouch_for(copy)
 
 
 def test_an_op_that_the_parser_does_not_know(copy, capsys):

@@ -1,6 +1,5 @@
 """Engines of models with quantised weights, built by TensorRT for RTX on a machine with no GPU."""
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -20,11 +19,12 @@ from clada.exporter.patch import sparsify
 from clada.exporter.quantization import QuantizationConfig, quantize_model
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION
-from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, data_name, file_hash
-from clada.runtime.building.onnx_file import nodes_of, without_functions
+from clada.runtime.artefact import CONFIG_NAME, data_name
 from clada.runtime.building.packed_weights import keep_packed
 from clada.runtime.building.quantization_scales import check_scales_of
+from clada.runtime.onnx_file import nodes_of, without_functions
 from tests.checkpoints import LAYERS, NEURONS, random_model
+from tests.manifests import describe_graph, vouch_for
 from tests.test_build import StandInLayer, built, fails, parsed
 from tests.test_trace import LOAD_MAP
 
@@ -56,13 +56,11 @@ def make(tiny_artefact, tmp_path):
         traced = tracing.trace(model.to(dtype), sparsity, LOAD_MAP, opset=opset, quantized=packed)
         tracing.save(traced, tmp_path / "model.onnx")
         (tmp_path / CONFIG_NAME).write_text(model.config.to_json_string())
-        manifest = json.loads((tmp_path / MANIFEST_NAME).read_text())
-        manifest["model"] |= {"family": family, "dtype": str(dtype).removeprefix("torch."), "opset": opset}
+        told = {"family": family, "dtype": str(dtype).removeprefix("torch."), "opset": opset, "hidden_size": 64}
         op = next(node.op_type for node in traced.graph if node.op_type.startswith("Quantized"))
-        manifest["ops"] = dict.fromkeys([op, LOAD_SIGNAL.name], VERSION)
-        manifest["quantization"] = {"bits": bits, "block_size": 32}
-        manifest["files"] = {name: file_hash(tmp_path / name) for name in manifest["files"]}
-        (tmp_path / MANIFEST_NAME).write_text(json.dumps(manifest))
+        format_ = {"bits": bits, "block_size": 32, "method": "rtn", "feed_forward": [], "linears": []}
+        ops = dict.fromkeys([op, LOAD_SIGNAL.name], VERSION)
+        describe_graph(tmp_path, LOAD_MAP, told, ops=ops, quantization=format_)
         return tmp_path / "model.onnx"
 
     return model_file
@@ -95,9 +93,8 @@ def test_scales_that_cannot_be_used_are_found_before_building(make, capsys, fami
     scales[5, 1] = scale
     value.const_value = onnx_ir.tensor(scales, name=value.name)
     onnx_ir.save(model, path, external_data=data_name(path), size_threshold_bytes=external_from)
-    manifest = json.loads((path.parent / MANIFEST_NAME).read_text())
-    manifest["files"] = {name: file_hash(path.with_name(name)) for name in manifest["files"]}
-    (path.parent / MANIFEST_NAME).write_text(json.dumps(manifest))
+    vouch_for(path)
+    vouch_for(path.with_name(data_name(path)))
     capsys.readouterr()
     assert re.search(reason, fails(capsys, path, "--target", "sm_89"))
 

@@ -23,7 +23,6 @@ from clada.exporter.export import ExportConfig, export
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
-from clada.runtime.artefact import MANIFEST_NAME, file_hash
 from clada.runtime.backends.driver import why_no_gpu
 from clada.runtime.backends.engine import EngineModel
 from clada.runtime.backends.memory import Slab
@@ -33,6 +32,8 @@ from clada.runtime.building.profiles import Limits, profiles_for
 from clada.runtime.cli import main as clada_main
 from clada.runtime.engine_record import COPIED, IN_PLACE, EngineRecord, read_record, record_path, write_record
 from clada.runtime.generation import generate
+from clada.runtime.manifest import MANIFEST_NAME
+from clada.runtime.pieces import file_hash
 from clada.runtime.pool import CLOSED_TOKENS
 from tests.engine_stand_in import HostMemory, host_model
 from tests.test_device import PROMPTS, assert_same

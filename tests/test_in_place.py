@@ -1,7 +1,6 @@
 """The graph with an in-place cache against PyTorch, and the session that decodes on it."""
 
 import functools
-import json
 import shutil
 
 import numpy as np
@@ -28,6 +27,7 @@ from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel, older_than
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
+from tests.manifests import edit_manifest, read_manifest, write_manifest
 from tests.test_trace import LOAD_MAP, assert_constants_are_kept, expected_constants, with_parts
 
 CONTEXT = 128
@@ -368,12 +368,12 @@ def artefact(tiny_artefact, tmp_path):
 
 
 def test_artefact_without_the_graph_runs(artefact, tiny_artefact, capsys):
-    """As older releases wrote it."""
+    """As of a model whose attention cannot keep its cache in place."""
     name = in_place_name(artefact)
     artefact.with_name(name).unlink()
-    manifest = json.loads(artefact.with_name("clada.json").read_text())
+    manifest = read_manifest(artefact.parent)
     del manifest["in_place_cache"], manifest["files"][name]
-    artefact.with_name("clada.json").write_text(json.dumps(manifest))
+    write_manifest(artefact.parent, manifest)
     assert tokens_of(artefact, ["def f(x):"]) == tokens_of(tiny_artefact, ["def f(x):"])
     assert clada_main(["inspect", str(artefact)]) == 0
     assert "in-place cache: no" in capsys.readouterr().out
@@ -382,8 +382,7 @@ def test_artefact_without_the_graph_runs(artefact, tiny_artefact, capsys):
 
 
 def test_older_onnxruntime_runs_the_portable_graph_and_says_so(artefact, checkpoint, capsys):
-    manifest = json.loads(artefact.with_name("clada.json").read_text())
-    artefact.with_name("clada.json").write_text(json.dumps(manifest | {"in_place_cache": {"onnxruntime": "99.0"}}))
+    edit_manifest(artefact.parent, lambda content: content["in_place_cache"].update(onnxruntime="99.0"))
     with pytest.warns(UserWarning, match=r"needs ONNX Runtime 99\.0; running the portable graph instead"):
         state = Session(artefact).prefill([[5, 6]])
     assert type(state.model) is OnnxRuntimeModel

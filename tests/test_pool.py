@@ -243,7 +243,7 @@ def test_no_pool_is_stale_when_the_text_turns_to_something_else(session, ids, be
     record_property("overlap", f"{at_first:.3f} to {at_last:.3f}")
     assert overlap(state.masks, first) < 0.92
     assert at_last - at_first > 0.25 * (1 - at_first)
-    opened = [sum(s.pool) == sum(session.manifest["model"]["neurons"]) for s in stats]
+    opened = [sum(s.pool) == sum(session.manifest.model.neurons) for s in stats]
     gaps = np.diff(np.flatnonzero([True, *opened, True]))
     assert gaps.max() <= CLOSED_TOKENS
     # Most of the time they are closed.

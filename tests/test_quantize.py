@@ -34,12 +34,14 @@ from clada.plugins.errors import CladaError
 from clada.plugins.ops import QUANTIZED
 from clada.plugins.ops.block_quantization import dequantize, quantize
 from clada.runtime import GenerationConfig, Session
-from clada.runtime.artefact import MANIFEST_NAME, open_artefact
+from clada.runtime.artefact import open_artefact
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, session_options
 from clada.runtime.cli import main as clada_main
+from clada.runtime.typed_json import plain
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.conftest import DEMO_MODEL, ROOT
 from tests.demo_model import rows_for
+from tests.manifests import read_manifest, write_manifest
 from tests.test_bad_input import fails_with, snapshot
 from tests.test_trace import LOAD_MAP
 
@@ -101,15 +103,15 @@ def block_of(family: str) -> int:
 def test_artefact_holds_packed_weights(artefacts, checkpoints, family):
     path, bits, block, width = artefacts(family), bits_of(family), block_of(family), SIZES[family]["hidden_size"]
     manifest = open_artefact(path).manifest
-    section = manifest["quantization"]
+    section = plain(manifest.quantization)
     method = OPTIONS[family].get("quantize_method", "rtn")
     assert (section["bits"], section["block_size"], section["method"]) == (bits, block, method)
     gated = family in ("llama", "qwen3")
     assert section["feed_forward"] == (["w_gate", "w_up", "w_down"] if gated else ["w_in", "w_out"])
-    assert sorted(manifest["ops"]) == ["LoadSignal", "QuantizedSparseGatedFFN" if gated else "QuantizedSparseFFN"]
-    assert manifest["model"]["opset"] == OPTIONS[family].get("opset", 21)
+    assert sorted(manifest.ops) == ["LoadSignal", "QuantizedSparseGatedFFN" if gated else "QuantizedSparseFFN"]
+    assert manifest.model.opset == OPTIONS[family].get("opset", 21)
     model, _ = load_model(str(checkpoints(family)), torch.float32)
-    assert manifest["model"]["parameters"] == model.num_parameters()
+    assert manifest.model.parameters == model.num_parameters()
 
     embedding = model.get_input_embeddings().weight.detach().clone()
     sparsity = sparsify(model)
@@ -139,7 +141,7 @@ def test_artefact_holds_packed_weights(artefacts, checkpoints, family):
     # Each weight is there once, packed, for both graphs.
     matrices = (3 if gated else 2) * LAYERS * NEURONS * width
     others = sum(weight.numel() for weight in float_weights.values())
-    size_of = {"float32": 4, "float16": 2}[manifest["model"]["dtype"]]
+    size_of = {"float32": 4, "float16": 2}[manifest.model.dtype]
     packed_bytes = (matrices + others) * bits / 8 + matrices / block * 2 + others / block * size_of
     rest = 48_000 + (130 * width * 4 if family == "opt" else 0)  # norms, biases, what is calibrated; positions
     data = path.with_name("model.onnx.data").stat().st_size
@@ -486,19 +488,20 @@ def test_artefact_of_another_checkpoint_does_not_verify(artefacts, tmp_path, cap
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block_size": 64}, "has weights with block_size 64, this release of clada knows 32, 128"),
-        ({"bits": 2}, "has weights with bits 2, this release of clada knows 4, 8"),
-        (None, "is incomplete: quantization does not go with the ops it names"),
+        ({"block_size": 64}, r"quantization\.block_size is 64; this release of clada knows 32, 128"),
+        ({"bits": 2}, r"quantization\.bits is 2; this release of clada knows 4, 8"),
+        ({"method": "magic"}, r"quantization\.method is 'magic', and must be one of 'rtn', 'gptq'"),
+        (None, "quantization does not go with the ops it names"),
     ],
 )
 def test_manifest_that_is_not_understood_is_refused(artefacts, tmp_path, change, message):
     shutil.copytree(artefacts("llama").parent, tmp_path, dirs_exist_ok=True)
-    manifest = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    manifest = read_manifest(tmp_path)
     if change is None:
         del manifest["quantization"]
     else:
         manifest["quantization"] |= change
-    (tmp_path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    write_manifest(tmp_path, manifest)
     with pytest.raises(CladaError, match=message):
         open_artefact(tmp_path / "model.onnx")
 

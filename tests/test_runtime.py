@@ -66,7 +66,7 @@ def test_greedy_tokens_are_those_of_pytorch(demo_artefact, demo_session):
 
 def test_decode_skips_neurons_and_says_so(demo_session):
     stats = demo_session.generate(PROMPTS, SAMPLED)[1].stats
-    sparsity = demo_session.manifest["policy"]["target_sparsity"]
+    sparsity = demo_session.manifest.policy.target_sparsity
     assert np.mean([s.active_fraction for s in stats]) == pytest.approx(1 - sparsity, abs=0.15)
     assert all(0 < s.active_fraction < 1 for s in stats)
     assert all(s.surprisal >= 0 and s.entropy >= 0 and 0 <= s.load <= 1 for s in stats)
@@ -75,9 +75,9 @@ def test_decode_skips_neurons_and_says_so(demo_session):
 
 def test_telemetry_counts_what_a_token_was_given(demo_session):
     """Neurons computed and allowed by layer, and the bytes that follow: gate of the pool, up and down of the active."""
-    neurons = np.array(demo_session.manifest["model"]["neurons"])
-    sizes = demo_session.manifest["pool"]["sizes"]
-    opens = demo_session.manifest["calibration"]["reanalysis_load"]
+    neurons = np.array(demo_session.manifest.model.neurons)
+    sizes = demo_session.manifest.pool.sizes
+    opens = demo_session.manifest.calibration.reanalysis_load
     completions = demo_session.generate(PROMPTS, dataclasses.replace(SAMPLED, max_new_tokens=80))
     opened = []
     for completion in completions:

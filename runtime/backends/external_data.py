@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from clada.plugins.errors import CladaError
-from clada.runtime.building.onnx_file import external_files
+from clada.runtime.onnx_file import external_files
 
 
 def check_external_data(model: Path, listed: Collection[str] | None = None) -> None:

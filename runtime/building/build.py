@@ -13,11 +13,10 @@ from typing import Any, BinaryIO
 
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN
-from clada.runtime.artefact import CONFIG_NAME, MANIFEST_NAME, Artefact, file_hash, open_artefact
+from clada.runtime.artefact import CONFIG_NAME, Artefact, open_artefact
 from clada.runtime.backends.driver import compute_capability
 from clada.runtime.building.imported_ops import check_imported
 from clada.runtime.building.kv_cache import cut_cache, window_of
-from clada.runtime.building.onnx_file import nodes_of, opset_of, without_functions
 from clada.runtime.building.package import (
     choose_plugins,
     load_package,
@@ -33,6 +32,9 @@ from clada.runtime.building.progress import progress_monitor, stopped_by_interru
 from clada.runtime.building.quantization_scales import check_scales_of
 from clada.runtime.building.timing_cache import keep_cache, use_cache
 from clada.runtime.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
+from clada.runtime.manifest import MANIFEST_NAME
+from clada.runtime.onnx_file import nodes_of, opset_of, without_functions
+from clada.runtime.pieces import file_hash
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "not enough memory")
 
@@ -73,9 +75,7 @@ def build_engine(
         CladaError: What was given or asked for cannot be built, or nothing can be written there.
     """
     artefact = open_artefact(model)
-    limits = limits_for(
-        artefact.manifest["model"]["context_length"], config.max_batch, config.max_prompt, config.capacity
-    )
+    limits = limits_for(artefact.manifest.model.context_length, config.max_batch, config.max_prompt, config.capacity)
     output = output or artefact.model.with_suffix(ENGINE_SUFFIX)
     _check_output(output, artefact)
     runtime, trt = load_package(config.runtime)
@@ -84,7 +84,7 @@ def build_engine(
     log = log_of(trt)
     log.errors.clear()
     builder = trt.Builder(log)
-    network, line = _parse(trt, builder, artefact.model, plugins)
+    network, line = _parse(trt, builder, artefact.path(artefact.model.name), plugins)
     report(line)
     report(
         f"{trt.__name__} {trt.__version__} builds for {target_names(targets)}: batch {limits.max_batch}, prompt "
@@ -115,8 +115,8 @@ def build_engine(
             plugin_release=version("clada"),
             sha256=file_hash(path),
             manifest=MANIFEST_NAME,
-            manifest_sha256=file_hash(artefact.folder / MANIFEST_NAME),
-            dtype=artefact.manifest["model"]["dtype"],
+            manifest_sha256=file_hash(artefact.path(MANIFEST_NAME)),
+            dtype=artefact.manifest.model.dtype,
             max_batch=limits.max_batch,
             max_prompt=limits.max_prompt,
             capacity=limits.capacity,
@@ -138,7 +138,7 @@ def _check_output(output: Path, artefact: Artefact) -> None:
         raise CladaError(f"cannot write {output}: it is a folder")
     if not output.parent.is_dir():
         raise CladaError(f"there is no folder {output.parent}: make it, or write beside {artefact.model}")
-    ours, theirs = artefact.folder / MANIFEST_NAME, output.parent / MANIFEST_NAME
+    ours, theirs = artefact.path(MANIFEST_NAME), output.parent / MANIFEST_NAME
     if not theirs.is_file() or file_hash(ours) != file_hash(theirs):
         raise CladaError(
             f"{output} would not have {MANIFEST_NAME} of {artefact.model} beside it, without which it does not run: "
@@ -147,7 +147,7 @@ def _check_output(output: Path, artefact: Artefact) -> None:
 
 
 def _config(artefact: Artefact) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((artefact.folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(artefact.required(CONFIG_NAME))
     return config
 
 

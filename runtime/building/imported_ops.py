@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from clada.plugins.errors import CladaError
-from clada.runtime.building.onnx_file import Node
+from clada.runtime.onnx_file import Node
 
 _KINDS = {True: "a plugin", False: "its function body"}
 

@@ -10,7 +10,7 @@ from clada.plugins.ops.block_quantization import check_scales
 from clada.plugins.ops.quantized_ffn import matrix_names, scales_name
 from clada.plugins.ops.record import Array
 from clada.runtime.artefact import data_name
-from clada.runtime.building.onnx_file import Constant, Node, constants_of
+from clada.runtime.onnx_file import Constant, Node, constants_of
 
 
 def check_scales_of(model: Path, content: bytes, nodes: list[Node]) -> None:

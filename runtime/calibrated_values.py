@@ -1,0 +1,190 @@
+"""Checks what calibration put into a graph, so that values that make no sense are an error and not a wrong text."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from clada.plugins import graph
+from clada.plugins.errors import CladaError
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS
+from clada.runtime.manifest import Manifest
+from clada.runtime.onnx_file import Constant, Node, constants_of, external_files, inputs_of, nodes_of
+
+Floats = npt.NDArray[np.float32]
+
+_FLOAT32 = 1  # TensorProto's number of the type that all calibrated values have
+_HIGHEST_LOAD = 2.0  # above 1 where no load opens a pool
+
+
+class _WrongError(ValueError):
+    """What is wrong with a graph."""
+
+
+def check_graph(path: Path, content: bytes, data: Path, manifest: Manifest) -> None:
+    """Make sure that a graph takes its weights from where they are checked, and that its calibrated values make sense.
+
+    Args:
+        path: Of the ONNX file, for what is said of it.
+        content: Of that file.
+        data: The file of its weights.
+        manifest: Of the artefact.
+
+    Raises:
+        CladaError: It is no ONNX file that clada wrote, has tensors in other files, or a value makes no sense.
+    """
+    try:
+        _check(content, data, manifest)
+    except _WrongError as error:
+        raise CladaError(f"{path} {error}; export it again") from error
+    except (ValueError, IndexError, RecursionError, OverflowError) as error:
+        raise CladaError(f"{path} is no ONNX file that clada-export wrote ({error}); export it again") from error
+    except OSError as error:
+        raise CladaError(f"cannot read {data}: {error.strerror or error}") from error
+
+
+def _check(content: bytes, data: Path, manifest: Manifest) -> None:
+    others = external_files(content) - {data.name}
+    if others:
+        raise _WrongError(f"has tensors in {sorted(others)[0]!r:.80}, and its weights belong in {data.name}")
+    nodes, constants = nodes_of(content, DOMAIN), constants_of(content)
+    _check_nodes(nodes, manifest)
+    _check_inputs(inputs_of(content), manifest)
+    with _Values(constants, data) as values:
+        for what, problem in _problems(values, nodes, manifest):
+            raise _WrongError(f"has {what} that {problem}")
+
+
+def _check_nodes(nodes: list[Node], manifest: Manifest) -> None:
+    found = {name: sum(node.op == name for node in nodes) for name in {node.op for node in nodes}}
+    expected = {manifest.ffn_op: manifest.model.layers, LOAD_SIGNAL.name: 1}
+    if found != expected:
+        raise _WrongError(f"has the ops {found}, and its manifest tells of {expected}")
+    # What is checked by name below is what the ops read.
+    thresholds = {graph.threshold(layer) for layer in range(manifest.model.layers)}
+    if {_given(node, "threshold") for node in nodes if node.op == manifest.ffn_op} != thresholds:
+        raise _WrongError("has feed-forward networks without thresholds of their own")
+    signal = next(node for node in nodes if node.op == LOAD_SIGNAL.name)
+    for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS):
+        if _given(signal, name) != name:
+            raise _WrongError(f"has a load signal that does not read its {name}")
+
+
+def _given(node: Node, name: str) -> str:
+    """What a node takes as an input of its op."""
+    at = [spec.name for spec in OPS[node.op].inputs].index(name)
+    return node.inputs[at] if at < len(node.inputs) else ""
+
+
+def _check_inputs(inputs: dict[str, tuple[int | None, ...]], manifest: Manifest) -> None:
+    expected = {graph.pool(layer): neurons for layer, neurons in enumerate(manifest.model.neurons)}
+    expected[graph.PAST_LOGITS] = manifest.model.vocabulary_size
+    for name, size in expected.items():
+        shape = inputs.get(name)
+        if shape is None or len(shape) != 2 or shape[1] != size:
+            raise _WrongError(f"has the input {name} of sizes {shape}, and its manifest tells of {size}")
+    if graph.pool(manifest.model.layers) in inputs:
+        raise _WrongError(f"has more layers than the {manifest.model.layers} that its manifest tells of")
+
+
+class _Values:
+    """The calibrated values of a graph, by name; within the context, as some are in the file of its weights."""
+
+    def __init__(self, constants: dict[str, Constant], data: Path) -> None:
+        self._constants, self._data = constants, data
+        self._file = data.open("rb")
+
+    def __enter__(self) -> "_Values":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._constants
+
+    def read(self, name: str, *shape: int | None) -> Floats:
+        """f32 of this shape; None stands for any size of 2 or more."""
+        constant = self._constants.get(name)
+        if constant is None:
+            raise _WrongError(f"lacks its {name}")
+        fits = len(constant.shape) == len(shape) and all(
+            size == wanted if wanted is not None else size >= 2
+            for size, wanted in zip(constant.shape, shape, strict=True)
+        )
+        if not fits or constant.dtype != _FLOAT32:
+            sizes = [wanted if wanted is not None else "2 or more" for wanted in shape]
+            raise _WrongError(f"has {name} of sizes {list(constant.shape)}, and float32 of {sizes} is expected")
+        content = constant.content
+        if constant.file:
+            self._file.seek(constant.offset)
+            content = self._file.read(min(constant.length, 4 * math.prod(constant.shape) + 1))
+        if len(content) != 4 * math.prod(constant.shape):
+            raise _WrongError(
+                f"has {name} of {len(content)} bytes, which does not fit its sizes {list(constant.shape)}"
+            )
+        return np.frombuffer(content, "<f4").reshape(constant.shape)
+
+
+def _problems(values: _Values, nodes: list[Node], manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What makes no sense, and why; one after the other."""
+    model, calibration = manifest.model, manifest.calibration
+    for layer, neurons in enumerate(model.neurons):
+        name = graph.threshold(layer)
+        yield from _unless(name, _numbers(values.read(name, neurons), at_least=0))
+        if (name := graph.compensation(layer)) in values:
+            yield from _unless(name, _numbers(values.read(name, model.hidden_size)))
+    for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS):
+        yield from _unless(name, _rising(values.read(name, None)))
+    knots = values.read(graph.SCALE_KNOTS, None)
+    yield from _unless(graph.SCALE_KNOTS, _falling(knots))
+    if not np.array_equal(knots, np.array(calibration.scale_knots, np.float32)):
+        yield graph.SCALE_KNOTS, "are not those of its manifest"
+    load = values.read(graph.REANALYSIS_LOAD)
+    yield from _unless(graph.REANALYSIS_LOAD, _numbers(load, at_least=0, at_most=_HIGHEST_LOAD))
+    if load != np.float32(calibration.reanalysis_load):
+        yield f"{graph.REANALYSIS_LOAD} {load}", f"is not its manifest's {calibration.reanalysis_load}"
+    if graph.TOKEN_SCALE in values:
+        table = values.read(graph.TOKEN_SCALE, model.vocabulary_size)
+        yield from _unless(graph.TOKEN_SCALE, _numbers(table, at_least=0))
+    for layer in range(model.layers):
+        names = graph.anticipation(layer)
+        if any(name in values for name in names):
+            yield from _anticipation_problems(values, names, model.hidden_size)
+    name = LOAD_SIGNAL.attributes[0].name
+    weight = next(dict(node.floats).get(name, math.nan) for node in nodes if node.op == LOAD_SIGNAL.name)
+    yield from _unless(f"{name} {weight}", _numbers(np.array([weight], np.float32), at_least=0, at_most=1))
+
+
+def _anticipation_problems(values: _Values, names: list[str], hidden_size: int) -> Iterator[tuple[str, str]]:
+    weight, load_weight, bias, knots, factors = names
+    for name, shape in ((weight, (hidden_size,)), (load_weight, ()), (bias, ())):
+        yield from _unless(name, _numbers(values.read(name, *shape)))
+    at = values.read(knots, None)
+    yield from _unless(knots, _rising(at))
+    yield from _unless(factors, _falling(values.read(factors, len(at))))
+
+
+def _unless(what: str, problem: str) -> Iterator[tuple[str, str]]:
+    if problem:
+        yield what, problem
+
+
+def _numbers(values: Floats, at_least: float = -math.inf, at_most: float = math.inf) -> str:
+    """What is wrong with values that are to be finite, and in a range; empty where nothing is."""
+    if not np.isfinite(values).all():
+        return f"holds {values[~np.isfinite(values)].flat[0]}, which is no finite number"
+    for wrong, limit in ((values < at_least, f"below {at_least:g}"), (values > at_most, f"above {at_most:g}")):
+        if wrong.any():
+            return f"holds {values[wrong].flat[0]:g}, {limit}"
+    return ""
+
+
+def _rising(values: Floats) -> str:
+    return _numbers(values) or ("does not rise" if (np.diff(values) < 0).any() else "")
+
+
+def _falling(values: Floats) -> str:
+    return _numbers(values, at_least=0) or ("rises" if (np.diff(values) > 0).any() else "")
