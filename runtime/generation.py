@@ -7,11 +7,12 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clada.plugins.errors import CladaError
+from clada.runtime.detokenize import TextStream
 from clada.runtime.sampling import SamplingConfig, sample
 from clada.runtime.telemetry import TokenStats
-from clada.runtime.text import TextStream
 
 if TYPE_CHECKING:
     from clada.runtime.session import Session
@@ -107,17 +108,22 @@ def _pieces(
     sampling = session.default_sampling if config.sampling is None else config.sampling
     state = session.prefill(prompts)
     texts = [TextStream(session.tokenizer, prompt, config.stop) for prompt in prompts]
-    seen = [list(prompt) for prompt in prompts]
+    length = [len(prompt) for prompt in prompts]
+    seen = _Seen(prompts, state.logits.shape[1]) if sampling.repetition_penalty != 1 else None
     sources = [np.random.default_rng(sampling.seed) for _ in prompts]
     alive = [True] * len(prompts)
     for count in itertools.count(1):
         tokens = [0] * len(prompts)
         for row in _alive_rows(alive):
-            tokens[row] = sample(state.logits[row], np.array(seen[row]), sampling, sources[row])
-            seen[row].append(tokens[row])
-            if tokens[row] in session.end_tokens:
+            repeated = _NOTHING if seen is None else seen.of(row)
+            tokens[row] = token = sample(state.logits[row], repeated, sampling, sources[row])
+            length[row] += 1
+            if seen is not None:
+                seen.add(row, token)
+            if token in session.end_tokens or token in config.stop_tokens:
                 alive[row] = False
-                yield row, Piece(tokens[row], texts[row].flush(), None, "end")
+                ended = "end" if token in session.end_tokens else "stop"
+                yield row, Piece(token, texts[row].flush(), None, ended)
         if not any(alive):
             return
         stats = session.decode(state, tokens, alive)
@@ -126,12 +132,32 @@ def _pieces(
             finish = None
             if texts[row].stopped:
                 finish = "stop"
-            elif count == config.max_new_tokens or len(seen[row]) >= session.context_length or session.is_full(state):
+            elif count == config.max_new_tokens or length[row] >= session.context_length or session.is_full(state):
                 finish, text = "length", text + texts[row].flush()
             alive[row] = finish is None
             yield row, Piece(tokens[row], text, stats[row], finish)
         if not any(alive):
             return
+
+
+_NOTHING = np.zeros(0, np.int64)
+
+
+class _Seen:
+    """Which tokens each text holds."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
+        self._holds = np.zeros((len(prompts), vocabulary), np.bool_)
+        for holds, prompt in zip(self._holds, prompts, strict=True):
+            holds[list(prompt)] = True
+
+    def of(self, row: int) -> npt.NDArray[np.int64]:
+        """Ids of a text's tokens."""
+        return np.flatnonzero(self._holds[row])
+
+    def add(self, row: int, token: int) -> None:
+        """Take in one."""
+        self._holds[row, token] = True
 
 
 def stream(session: "Session", prompt: Sequence[int], config: GenerationConfig) -> Iterator[Piece]:
