@@ -29,11 +29,12 @@ from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.model import Model
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, older_than
 from clada.runtime.backends.tensorrt import load_engine
+from clada.runtime.chat_template import Message, render_chat
 from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
 from clada.runtime.telemetry import TokenStats
-from clada.runtime.text import load_tokenizer, render_chat
+from clada.runtime.text import load_tokenizer
 
 # What ONNX Runtime's GroupQueryAttention computes in on a GPU.
 IN_PLACE_CUDA_TYPES = ("float16",)
@@ -202,7 +203,7 @@ class Session:
                 "which must also hold what is generated"
             )
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, written by the model's chat template."""
         return self.encode(render_chat(self.folder, messages), add_special_tokens=False)
 
