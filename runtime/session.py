@@ -1,7 +1,6 @@
 """A loaded artefact: prefill, decode, and text."""
 
 import copy
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,12 +15,7 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import LOAD_SIGNAL, OPS
 from clada.plugins.ops.sparse_ffn import read_fraction
-from clada.runtime.artefact import (
-    GENERATION_CONFIG_NAME,
-    Artefact,
-    begin_to_open_artefact,
-    open_artefact_of_engine,
-)
+from clada.runtime.artefact import Artefact, begin_to_open_artefact, open_artefact_of_engine
 from clada.runtime.backends.cuda import check_cuda
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
@@ -32,7 +26,9 @@ from clada.runtime.backends.tensorrt import load_engine
 from clada.runtime.chat_template import Message, render_chat
 from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
+from clada.runtime.model_settings import default_sampling, end_tokens, read_generation_config
 from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
+from clada.runtime.sampling import SamplingConfig
 from clada.runtime.telemetry import TokenStats
 from clada.runtime.text import load_tokenizer
 
@@ -73,12 +69,16 @@ class Session:
     An engine runs on the GPU, through TensorRT. Of an ONNX artefact, one text runs on the graph with an in-place cache,
     where there is one; several, on the portable graph. Each is loaded when it is first needed.
 
+    A session is a context manager: `with Session(path) as session:` gives its memory back at the end, as `close` does.
+
     Args:
         model: Path of the ONNX file that `clada-export` wrote, or of the engine that `clada build` made of it; the
             options below are for the first.
-        threads: See Execution, as are the following.
-        kernels: See Execution.
-        weights: See Execution.
+        threads: Threads within an op; 0 lets ONNX Runtime choose.
+        kernels: What runs the sparse ops: "native", our kernels; "bodies", the function bodies of the file itself, at
+            dense speed; "auto", our kernels, and the bodies, with a warning, where those cannot be had.
+        weights: What our kernels hold the feed-forward weights as: empty, as the file has them; "bfloat16", a float32
+            model's rounded when it is loaded, in half the memory.
         device: "cpu", where None, or "cuda": keys, values, logits, pools and scores stay on the GPU.
         cuda_graph: Whether to capture decode in CUDA graphs: for one text at a time, in one thread, of a float16
             artefact.
@@ -89,9 +89,9 @@ class Session:
             load it, or not on the device.
 
     Example:
-        >>> session = Session("out/model.onnx")
-        >>> for piece in session.stream("def parse(", GenerationConfig(max_new_tokens=32)):
-        ...     print(piece.text, end="")
+        >>> with Session("out/model.onnx") as session:
+        ...     for piece in session.stream("def parse(", GenerationConfig(max_new_tokens=32)):
+        ...         print(piece.text, end="")
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Session:
         device: str | None = None,
         cuda_graph: bool = False,
     ) -> None:
+        self._closed = False
         path = Path(model)
         record = None
         if path.suffix == ENGINE_SUFFIX:
@@ -125,7 +126,8 @@ class Session:
         self.folder, self.manifest = artefact.folder, artefact.manifest
         self.context_length = int(self.manifest["model"]["context_length"])
         self.tokenizer = load_tokenizer(self.folder)
-        self.end_tokens = _end_tokens(self.folder)
+        self._generation_config = read_generation_config(self.folder)
+        self.end_tokens = end_tokens(self._generation_config)
         self._artefact, self._record = artefact, record
         self._vocabulary = int(self.manifest["model"]["vocabulary_size"])
         self._neurons = np.array(self.manifest["model"]["neurons"])
@@ -138,6 +140,32 @@ class Session:
         elif cuda_graph:
             _check_can_be_captured(artefact)
 
+    def close(self) -> None:
+        """Give the graphs back, and with them their memory, once no State holds one; nothing can be read afterwards."""
+        self._closed = True
+        for name in ("_portable", "_single"):
+            vars(self).pop(name, None)
+
+    def __enter__(self) -> "Session":
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CladaError("the session is closed: make another")
+
+    @cached_property
+    def default_sampling(self) -> SamplingConfig:
+        """How tokens are chosen where a GenerationConfig does not say: as the model's files ask for.
+
+        Raises:
+            CladaError: They ask for what makes no sense.
+        """
+        return default_sampling(self._generation_config)
+
     @cached_property
     def _portable(self) -> Model:
         kind: type[OnnxRuntimeModel | DeviceModel] = (
@@ -148,6 +176,7 @@ class Session:
     @cached_property
     def _single(self) -> Model:
         """The graph for one text."""
+        self._check_open()
         path = self._artefact.in_place_model
         if path is None:
             return self._portable
@@ -167,6 +196,7 @@ class Session:
 
     def _load(self, load: Callable[[], Model]) -> Model:
         """Load a graph while the hash of its weights is checked; that they are damaged says more than what follows."""
+        self._check_open()
         try:
             return load()
         finally:
@@ -277,6 +307,7 @@ class Session:
     def _advance(
         self, state: State, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], fetch: list[str]
     ) -> dict[str, Any]:
+        self._check_open()
         before = state.mask.sum(axis=1, keepdims=True)
         state.mask = np.concatenate([state.mask, mask], axis=1)
         inputs = {
@@ -332,10 +363,3 @@ def _check_can_be_captured(artefact: Artefact) -> None:
         reason = _NEEDS_HALF
     if reason:
         raise CladaError(f"{artefact.model} cannot be captured in a CUDA graph: {reason}")
-
-
-def _end_tokens(folder: Path) -> frozenset[int]:
-    """Tokens that end a text, as the model's generation configuration names them."""
-    config = json.loads((folder / GENERATION_CONFIG_NAME).read_text(encoding="utf-8"))
-    value = config.get("eos_token_id")
-    return frozenset() if value is None else frozenset([value] if isinstance(value, int) else value)

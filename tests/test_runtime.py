@@ -1,19 +1,27 @@
 """Generation from the demo model's artefact."""
 
 import dataclasses
+import gc
+import json
+import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from clada.exporter.checkpoint import load_model
 from clada.exporter.patch import sparsify
 from clada.exporter.verify import greedy_tokens, load_constants
 from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session, TokenStats
+from clada.runtime.model_settings import default_sampling, end_tokens, read_generation_config
 from clada.runtime.pool import CLOSED_TOKENS
+from clada.runtime.sampling import probabilities
 from clada.runtime.telemetry import mean_stats
 from clada.runtime.text import TextStream
+from tests.checkpoints import random_model
 from tests.conftest import DEMO_MODEL
 
 PROMPTS = [
@@ -22,7 +30,8 @@ PROMPTS = [
     "for i in range(10):\n    print(",
 ]
 SAMPLED = GenerationConfig(max_new_tokens=24, sampling=SamplingConfig(temperature=0.8, top_k=40, top_p=0.95, seed=7))
-GREEDY = GenerationConfig(max_new_tokens=24)
+GREEDY = GenerationConfig(max_new_tokens=24, sampling=SamplingConfig())
+SEEN = [3, 5, 5, 40]
 
 
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -191,11 +200,6 @@ def test_empty_prompt_begins_a_text(demo_session):
     assert demo_session.generate("", GenerationConfig(max_new_tokens=4))[0].tokens
 
 
-def test_too_few_new_tokens_are_refused():
-    with pytest.raises(CladaError, match="max_new_tokens is 0; it must be at least 1"):
-        GenerationConfig(max_new_tokens=0)
-
-
 def test_text_streams_whole_characters(demo_session):
     """Characters of several tokens come out whole, and the pieces add up to the text."""
     text = "naïve — 日本語 🎉 done"
@@ -230,3 +234,90 @@ def test_token_outside_the_vocabulary_is_refused(demo_artefact):
     session.tokenizer.add_tokens(["<extra>"])
     with pytest.raises(CladaError, match=r"token 4096 \(<extra>\), which the model's vocabulary of 4096 does not"):
         session.generate("a <extra> b")
+
+
+@pytest.mark.fault("text", "the model's own sampling settings", now="the defaults, as transformers reads them")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_sample": False, "temperature": 0.6},
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1},
+        {"do_sample": True, "temperature": 1.5, "min_p": 0.2, "top_k": 0},
+        {"do_sample": True, "temperature": None, "top_k": None},
+        {"repetition_penalty": 1.3},
+    ],
+)
+def test_default_sampling_is_that_of_transformers(tmp_path, settings):
+    """The distribution that transformers' own logits processors make of the same configuration."""
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    config = transformers.GenerationConfig.from_pretrained(tmp_path)
+    config.update(**config._get_default_generation_params(), defaults_only=True)
+    logits = np.random.default_rng(0).standard_normal(400).astype(np.float32) * 3
+    model = random_model("llama", vocab_size=400)
+    processors = model._get_logits_processor(config, torch.device("cpu"))
+    scores = processors(torch.tensor([SEEN]), torch.from_numpy(logits)[None])[0]
+    expected = scores.softmax(-1).numpy() if config.do_sample else np.eye(400)[int(scores.argmax())]
+    ours = probabilities(logits, np.array(SEEN), default_sampling(read_generation_config(tmp_path)))
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_settings_of_the_model_that_are_not_carried_out_are_named():
+    with pytest.warns(UserWarning, match="no_repeat_ngram_size=3, which has no effect here"):
+        default_sampling({"no_repeat_ngram_size": 3, "num_beams": 1, "typical_p": None})
+    with pytest.raises(CladaError, match=r"generation_config\.json: temperature is 'hot'; it must be a number"):
+        default_sampling({"do_sample": True, "temperature": "hot"})
+    with pytest.raises(CladaError, match="gives eos_token_id x; it must be integers"):
+        end_tokens({"eos_token_id": "x"})
+
+
+def test_sampling_that_nobody_asked_for_is_the_models(demo_session, monkeypatch):
+    monkeypatch.setattr(demo_session, "default_sampling", SAMPLED.sampling)
+    unasked = demo_session.generate(PROMPTS[0], GenerationConfig(24))[0].tokens
+    assert unasked == demo_session.generate(PROMPTS[0], SAMPLED)[0].tokens
+    assert unasked != demo_session.generate(PROMPTS[0], GREEDY)[0].tokens
+
+
+def test_text_goes_on_until_the_context_ends(tiny_artefact):
+    session = Session(tiny_artefact, threads=1)
+    completion = session.generate("def f(x):", GenerationConfig(sampling=SamplingConfig()))[0]
+    assert completion.finish == "length"
+    assert len(session.encode("def f(x):")) + len(completion.tokens) == session.context_length == 128
+
+
+def test_a_closed_session_reads_nothing(tiny_artefact):
+    with Session(tiny_artefact, threads=1) as session:
+        state = session.prefill([[5, 6]])
+        model = weakref.ref(state.model)
+    uses = [session.__enter__, partial(session.prefill, [[5, 6]]), partial(session.decode, state, [7])]
+    for use in [*uses, partial(session.generate, "a"), lambda: session.kernels]:
+        with pytest.raises(CladaError, match="the session is closed: make another"):
+            use()
+    del state, uses, use
+    gc.collect()
+    assert model() is None
+
+
+@pytest.mark.fault("text", "a stop string that is not in a tuple", now="taken as one stop string")
+def test_a_single_string_is_one_stop_string(demo_session):
+    whole = demo_session.generate(PROMPTS[0], GREEDY)[0].text
+    stop = whole[10:13]
+    assert demo_session.generate(PROMPTS[0], GenerationConfig(24, stop))[0].text == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; it must be an integer"),
+        ({"stop": ("a", "")}, "stop holds ''; it must hold strings that are not empty"),
+        ({"stop": 5}, "stop holds 5; it must hold strings"),
+        ({"stop_tokens": ("a",)}, "a stop token is 'a'; it must be an integer"),
+        ({"stop_tokens": -1}, "a stop token is -1; it must be 0 or more"),
+        ({"sampling": 0.7}, "sampling is 0.7; it must be a SamplingConfig"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(CladaError, match=message):
+        GenerationConfig(**settings)

@@ -1,0 +1,95 @@
+"""What a model's own files say of generation: how its tokens are chosen, and which of them end a text."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clada.plugins.errors import CladaError
+from clada.runtime.artefact import GENERATION_CONFIG_NAME
+from clada.runtime.sampling import SamplingConfig
+
+# What transformers chooses by where a model that samples does not say.
+_SAMPLED = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+# Settings that change which tokens are chosen and that we do not carry out, with what leaves the choice alone.
+_NOT_CARRIED_OUT: Mapping[str, Any] = {
+    "num_beams": 1,
+    "typical_p": 1.0,
+    "top_h": None,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "penalty_alpha": 0.0,
+    "guidance_scale": 1.0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+}
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """A model's generation configuration.
+
+    Raises:
+        CladaError: It is not a JSON object.
+    """
+    path = folder / GENERATION_CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CladaError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CladaError(f"{path} is not a JSON object")
+    return config
+
+
+def default_sampling(config: Mapping[str, Any]) -> SamplingConfig:
+    """How a model's tokens are chosen where nobody says, as transformers reads its generation configuration.
+
+    Greedy unless `do_sample` is true; temperature 1 and top-k 50 where it is and the configuration gives none. What is
+    not carried out here is named in a warning.
+
+    Raises:
+        CladaError: A setting has a value that makes no sense.
+    """
+    ignored = [
+        f"{name}={config[name]}"
+        for name, nothing in _NOT_CARRIED_OUT.items()
+        if config.get(name) not in (None, nothing, [], {})
+    ]
+    if ignored:
+        warnings.warn(
+            f"the model's {GENERATION_CONFIG_NAME} asks for {', '.join(ignored)}, which has no effect here",
+            stacklevel=2,
+        )
+    sampled = config.get("do_sample") is True
+    settings = {name: _given(config, name, usual) for name, usual in _SAMPLED.items()} if sampled else {}
+    try:
+        return SamplingConfig(repetition_penalty=_given(config, "repetition_penalty", 1.0), **settings)
+    except CladaError as error:
+        raise CladaError(f"the model's {GENERATION_CONFIG_NAME}: {error}") from error
+
+
+def _given(config: Mapping[str, Any], name: str, usual: float) -> Any:
+    value = config.get(name)
+    return usual if value is None else value
+
+
+def end_tokens(config: Mapping[str, Any]) -> frozenset[int]:
+    """Tokens that end a text, as a generation configuration names them.
+
+    Raises:
+        CladaError: They are not integers.
+    """
+    value = config.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise CladaError(f"the model's {GENERATION_CONFIG_NAME} gives eos_token_id {value}; it must be integers")
+    return frozenset(ids)
