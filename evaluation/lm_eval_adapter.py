@@ -15,14 +15,13 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from clada.evaluation.lm_eval_command import NAME
 from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.runtime.chat_template import render_chat
 from clada.runtime.session import State
-from clada.runtime.text import render_chat
 
-# What lm-eval calls it: --model clada.
-NAME = "clada"
 # Of a context, so many tokens at its end are read in decode too, or half of it if it is short: the prefill, which is
 # dense, would otherwise predict the continuation's first token, which is often all there is.
 DECODED_CONTEXT = 32

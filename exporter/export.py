@@ -21,15 +21,14 @@ from clada.exporter.manifest import (
     write_manifest,
 )
 from clada.exporter.patch import sparsify
-from clada.exporter.quantization import FORMATS, QuantizationConfig, quantize_model
+from clada.exporter.quantization import QuantizationConfig, quantize_model
+from clada.exporter.settings import CALIBRATION_TOKENS, DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, DTYPES, FORMATS
 from clada.exporter.staging import staged
-from clada.exporter.trace import DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, check_opset, save, save_in_place, trace
+from clada.exporter.trace import check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 from clada.runtime.backends.onnxruntime import older_than
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class ExportConfig:
 
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     calibration_data: Path | None = None
-    calibration_tokens: int = 2048
+    calibration_tokens: int = CALIBRATION_TOKENS
     seed: int = 0
     dtype: str = "float32"
     quantize: str | None = None
@@ -173,7 +172,7 @@ def export(
             f"{calibration.agreement:.1%} of next tokens unchanged"
         )
 
-        model.to(DTYPES[config.dtype])
+        model.to(getattr(torch, config.dtype))
         opset = config.graph_opset
         report(f"tracing, opset {opset}, {config.dtype}")
         staged_model = folder / output.name

@@ -8,13 +8,10 @@ from typing import Any
 
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import MANIFEST_NAME, file_hash
+from clada.runtime.building.settings import RUNTIMES
 
 FORMAT_VERSION = 1
 ENGINE_SUFFIX = ".engine"
-
-TENSORRT = "tensorrt"
-TENSORRT_RTX = "tensorrt-rtx"
-RUNTIMES = (TENSORRT, TENSORRT_RTX)
 
 PREFILL = "prefill"
 DECODE = "decode"

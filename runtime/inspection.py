@@ -1,5 +1,6 @@
 """What an artefact is, in a few tables."""
 
+from dataclasses import asdict
 from typing import Any
 
 from clada.runtime.artefact import Artefact
@@ -59,6 +60,18 @@ def _model_lines(artefact: Artefact) -> list[str]:
         f"feed-forward bytes read, KL {calibration['divergence_nats']:.4f} nats a token, "
         f"{calibration['agreement']:.1%} of next tokens unchanged",
     ]
+
+
+def facts(artefact: Artefact, record: EngineRecord | None = None) -> dict[str, Any]:
+    """All that is known of an artefact that has been checked, and of an engine that was built from it, for JSON."""
+    names = sorted(name for name in artefact.manifest["files"] if (artefact.folder / name).is_file())
+    return {
+        "path": str(artefact.model),
+        "kernels": kernels_here(),
+        "bytes": {name: (artefact.folder / name).stat().st_size for name in names},
+        "manifest": artefact.manifest,
+        "engine": None if record is None else asdict(record),
+    }
 
 
 def inspection_lines(artefact: Artefact) -> list[str]:

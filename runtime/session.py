@@ -30,13 +30,14 @@ from clada.runtime.backends.model import Model
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, older_than
 from clada.runtime.backends.resident import ResidentModel
 from clada.runtime.backends.tensorrt import load_engine
+from clada.runtime.chat_template import Message, render_chat
 from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.model_settings import default_sampling, end_tokens, read_generation_config
 from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
 from clada.runtime.sampling import SamplingConfig
 from clada.runtime.telemetry import TokenStats
-from clada.runtime.text import load_tokenizer, render_chat
+from clada.runtime.text import load_tokenizer
 
 # What ONNX Runtime's GroupQueryAttention computes in on a GPU.
 IN_PLACE_CUDA_TYPES = ("float16",)
@@ -126,10 +127,10 @@ class Session:
     """Runs an artefact on the CPU, or on an NVIDIA GPU.
 
     An engine runs on the GPU, through TensorRT. Of an ONNX artefact, one text runs on the graph with an in-place cache,
-    where there is one; several, on the portable graph. Each is loaded when it is first needed. Both map the same file, so
-    weights that are used as they lie are in memory once; but what ONNX Runtime and our kernels pack anew, which is all
-    quantised weights and in float32 those beside the feed-forward networks, each graph packs for itself, as ONNX
-    Runtime's interface for Python has nothing by which sessions share that.
+    where there is one; several, on the portable graph. Each is loaded when it is first needed. Both map the same file,
+    so weights that are used as they lie are in memory once. What ONNX Runtime and our kernels pack anew (all quantised
+    weights, and in float32 those beside the feed-forward networks) is there once a graph, as ONNX Runtime has nothing
+    for Python by which sessions share what they pack.
 
     A session is a context manager: `with Session(path) as session:` gives its memory back at the end, as `close` does.
 
@@ -342,7 +343,7 @@ class Session:
                 )
         return [int(token) for token in ids.tolist()]
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, written by the model's chat template."""
         return self.encode(render_chat(self.folder, messages), add_special_tokens=False)
 

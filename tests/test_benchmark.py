@@ -320,7 +320,7 @@ def test_plot_is_an_image(report, tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, message):
-    monkeypatch.setattr("clada.benchmark.command._MEASURES", dict.fromkeys(("layer", "model", "genai")))
+    monkeypatch.setattr("clada.benchmark.run._MEASURES", {})
     shape = [] if "--shape" in options else ["--shape", "tiny"]
     fails_with(capsys, clada_main, ["bench", *shape, *options], message)
 

@@ -12,8 +12,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins.errors import CladaError
-from clada.plugins.onnxruntime import DEVICES, WEIGHTS, register
 from clada.plugins.onnxruntime import instructions as best_instructions
+from clada.plugins.onnxruntime import register
+from clada.plugins.settings import DEVICES, WEIGHTS
 from clada.runtime.backends.cuda import check_cuda, check_runs_on_cuda, cuda_providers, memory_is_full
 from clada.runtime.backends.model import Array, Model
 
