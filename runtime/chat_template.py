@@ -291,12 +291,13 @@ def _reason(error: Exception) -> str:
     return kinds.get(type(error)) or str(error) or type(error).__name__
 
 
-def render_chat(folder: Path, messages: Sequence[Message]) -> str:
+def render_chat(folder: Path, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
     """Write a conversation as the model expects it, up to where its answer begins.
 
     Args:
         folder: The artefact's.
         messages: Each with `role` and `content`.
+        add_generation_prompt: See `render`.
 
     Raises:
         CladaError: The model has no chat template, or it refuses the messages.
@@ -308,7 +309,7 @@ def render_chat(folder: Path, messages: Sequence[Message]) -> str:
         template = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CladaError(f"{path} is not UTF-8 text: byte {error.start} is invalid") from error
-    return render(template, messages, special_tokens(folder))
+    return render(template, messages, special_tokens(folder), add_generation_prompt=add_generation_prompt)
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import GENERATION_CONFIG_NAME
+from clada.runtime.chat_template import render_chat, special_tokens
 from clada.runtime.sampling import SamplingConfig
 
 # What transformers chooses by where a model that samples does not say.
@@ -32,6 +35,9 @@ _NOT_CARRIED_OUT: Mapping[str, Any] = {
     "forced_eos_token_id": None,
     "exponential_decay_length_penalty": None,
 }
+
+# An answer that no template holds by itself.
+_ANSWER = "answer-that-ends-here"
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -82,14 +88,34 @@ def _given(config: Mapping[str, Any], name: str, usual: float) -> Any:
     return usual if value is None else value
 
 
-def end_tokens(config: Mapping[str, Any]) -> frozenset[int]:
-    """Tokens that end a text, as a generation configuration names them.
+def end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end a text: those of the generation configuration, the tokenizer's, and the chat template's.
+
+    Args:
+        folder: The artefact's.
+        config: Its generation configuration.
+        tokenizer: Its tokenizer.
 
     Raises:
-        CladaError: They are not integers.
+        CladaError: The generation configuration names what are no tokens.
     """
     value = config.get("eos_token_id")
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+    named = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in named):
         raise CladaError(f"the model's {GENERATION_CONFIG_NAME} gives eos_token_id {value}; it must be integers")
-    return frozenset(ids)
+    end = special_tokens(folder).get("eos_token")
+    others = [None if end is None else tokenizer.token_to_id(end), _end_of_turn(folder, tokenizer)]
+    return frozenset([*named, *(token for token in others if token is not None)])
+
+
+def _end_of_turn(folder: Path, tokenizer: Tokenizer) -> int | None:
+    """The token that the chat template writes after an answer, if there is one."""
+    conversation = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = render_chat(folder, conversation, add_generation_prompt=False)
+    except CladaError:  # there is none, or it takes no such conversation
+        return None
+    _, answer, rest = text.rpartition(_ANSWER)
+    names = {added.content: token for token, added in tokenizer.get_added_tokens_decoder().items()}
+    found = [name for name in names if answer and rest.lstrip().startswith(name)]
+    return names[max(found, key=len)] if found else None

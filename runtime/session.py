@@ -205,7 +205,7 @@ class Session:
         self.context_length = int(self.manifest["model"]["context_length"])
         self.tokenizer = load_tokenizer(self.folder)
         self._generation_config = read_generation_config(self.folder)
-        self.end_tokens = end_tokens(self._generation_config)
+        self.end_tokens = end_tokens(self.folder, self._generation_config, self.tokenizer)
         self._artefact, self._record = artefact, record
         self._vocabulary = int(self.manifest["model"]["vocabulary_size"])
         self._neurons = np.array(self.manifest["model"]["neurons"])

@@ -24,7 +24,7 @@ from clada.runtime.model_settings import default_sampling, end_tokens, read_gene
 from clada.runtime.pool import CLOSED_TOKENS
 from clada.runtime.sampling import probabilities
 from clada.runtime.telemetry import mean_stats
-from tests.checkpoints import random_model
+from tests.checkpoints import random_model, tiny_tokenizer
 from tests.conftest import DEMO_MODEL
 
 PROMPTS = [
@@ -271,8 +271,6 @@ def test_settings_of_the_model_that_are_not_carried_out_are_named():
         default_sampling({"no_repeat_ngram_size": 3, "num_beams": 1, "typical_p": None})
     with pytest.raises(CladaError, match=r"generation_config\.json: temperature is 'hot'; it must be a number"):
         default_sampling({"do_sample": True, "temperature": "hot"})
-    with pytest.raises(CladaError, match="gives eos_token_id x; it must be integers"):
-        end_tokens({"eos_token_id": "x"})
 
 
 def test_sampling_that_nobody_asked_for_is_the_models(demo_session, monkeypatch):
@@ -528,3 +526,53 @@ def test_stop_tokens_end_the_text(demo_session):
     stopped = demo_session.generate(PROMPTS[0], dataclasses.replace(GREEDY, stop_tokens=stop))[0]
     assert stopped.finish == "stop"
     assert stopped.tokens == whole[: whole.index(whole[5])]
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+# Of some templates that models come with: what ends an answer. The tokenizer's own end of a text is "<end>".
+TEMPLATES = {
+    "ChatML": (CHATML, "<|im_end|>"),
+    "Llama 2": (LLAMA_2, "<end>"),
+    "Llama 3": (
+        "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + "
+        "m.content | trim + '<|eot_id|>' }}{% endfor %}",
+        "<|eot_id|>",
+    ),
+    "Gemma": (
+        "{% for m in messages %}{% set role = 'model' if m.role == 'assistant' else m.role %}"
+        "<start_of_turn>{{ role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}",
+        "<end_of_turn>",
+    ),
+    "plain": ("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}", None),
+    "nothing after an answer": ("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", None),
+    "none": (None, None),
+    "refuses": ("{{ raise_exception('no') }}", None),
+    "of no such language": ("{% for %}", None),
+}
+
+
+@pytest.mark.fault("text", "a model that ends its turn with another token than its text", now="the text ends there")
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_end_tokens_are_those_of_all_files(tmp_path, name):
+    """Of the generation configuration, of the tokenizer, and what the template writes after an answer."""
+    template, ends = TEMPLATES[name]
+    tokenizer = tiny_tokenizer().backend_tokenizer
+    turns = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<end_of_turn>x"]
+    tokenizer.add_special_tokens(turns)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "<end>"}}))
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    expected = {tokenizer.token_to_id(word) for word in ("<end>", ends) if word}
+    assert end_tokens(tmp_path, {}, tokenizer) == expected
+    assert end_tokens(tmp_path, {"eos_token_id": 7}, tokenizer) == expected | {7}
+    assert end_tokens(tmp_path, {"eos_token_id": [7, 8]}, tokenizer) == expected | {7, 8}
+    for wrong in ("x", [1, "x"], True, 1.5):
+        with pytest.raises(CladaError, match=r"gives eos_token_id .*; it must be integers"):
+            end_tokens(tmp_path, {"eos_token_id": wrong}, tokenizer)
