@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from clada.benchmark.precisions import PRECISIONS
 from clada.plugins.errors import CladaError
 
+PLOT_FORMATS = (".png", ".svg")
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from clada.exporter.families import ACTIVATION_NAMES, FAMILIES
 from clada.exporter.rope import check_rope

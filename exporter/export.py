@@ -24,15 +24,14 @@ from clada.exporter.manifest import (
     write_manifest,
 )
 from clada.exporter.patch import Sparsity, sparsify
-from clada.exporter.quantization import FORMATS, QuantizationConfig, Quantized, hold, quantize_model
+from clada.exporter.quantization import QuantizationConfig, Quantized, hold, quantize_model
+from clada.exporter.settings import CALIBRATION_TOKENS, DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, DTYPES, FORMATS
 from clada.exporter.staging import staged
-from clada.exporter.trace import DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, check_opset, save, save_in_place, trace
+from clada.exporter.trace import check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 from clada.runtime.backends.onnxruntime import older_than
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ExportConfig:
 
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     calibration_data: Path | None = None
-    calibration_tokens: int = 2048
+    calibration_tokens: int = CALIBRATION_TOKENS
     seed: int = 0
     dtype: str = "float32"
     quantize: str | None = None
@@ -220,9 +219,10 @@ def export(
             f"{calibration.agreement:.1%} of next tokens unchanged"
         )
 
-        if DTYPES[config.dtype] != model.dtype:
+        dtype = getattr(torch, config.dtype)
+        if dtype != model.dtype:
             del model  # one at a time is in memory
-            model, sparsity = _in_type(source, DTYPES[config.dtype], sparsity, quantized, trust)
+            model, sparsity = _in_type(source, dtype, sparsity, quantized, trust)
         opset = config.graph_opset
         report(f"tracing, opset {opset}, {config.dtype}")
         staged_model = folder / output.name

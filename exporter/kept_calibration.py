@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from clada.exporter.anticipation import Anticipation
-from clada.exporter.calibrate import Calibration, CalibrationConfig, LayerCalibration
+from clada.exporter.calibrate import Calibration, CalibrationConfig
 from clada.exporter.decoder import LoadMap
 from clada.exporter.output import write
 from clada.exporter.patch import Sparsity
 from clada.exporter.quantization import Packed, QuantizationConfig, Quantized
+from clada.runtime.manifest import LayerCalibration
 from clada.runtime.pool import PoolPolicy
 
 _SUFFIX = ".calibration.safetensors"

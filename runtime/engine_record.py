@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from clada.plugins.errors import CladaError
+from clada.runtime.building.settings import RUNTIMES
 from clada.runtime.manifest import MANIFEST_NAME
 from clada.runtime.pieces import file_hash
 
 FORMAT_VERSION = 1
 ENGINE_SUFFIX = ".engine"
-
-TENSORRT = "tensorrt"
-TENSORRT_RTX = "tensorrt-rtx"
-RUNTIMES = (TENSORRT, TENSORRT_RTX)
 
 PREFILL = "prefill"
 DECODE = "decode"

@@ -12,12 +12,9 @@ from clada.plugins.native_library import file_name
 
 # By device. Not one library: ONNX Runtime takes a domain once in a session, and the CPU's must load without CUDA.
 _NAMES = {"cpu": "clada_onnxruntime", "cuda": "clada_onnxruntime_cuda"}
-DEVICES = tuple(_NAMES)
 # Those that lie elsewhere, by device.
 _elsewhere: dict[str, Path] = {}
 CUDA_PROVIDER = "CUDAExecutionProvider"
-# What the FFN's weights may be held as: as the model has them, or float32 rounded to a more compact type at load.
-WEIGHTS = ("", "bfloat16")
 
 
 def use_library(device: str, path: Path) -> None:
@@ -29,7 +26,7 @@ def library_path(device: str = "cpu") -> Path:
     """The library that `onnxruntime.SessionOptions.register_custom_ops_library` loads.
 
     Args:
-        device: One of DEVICES.
+        device: Of clada.plugins.settings.DEVICES.
 
     Raises:
         CladaError: This installation has none.

@@ -1,5 +1,6 @@
 """A graph with everything that lasts on its device; a step moves tokens there and logits back."""
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -102,6 +103,8 @@ class ResidentModel(Model):
     ) -> None:
         super().__init__(inputs, kernels)
         self._device, self._place, self._logits_of_all = device, place, logits_of_all
+        # What a step binds, and memory that ended texts leave to the next, is one at a time.
+        self.turn = threading.RLock()
 
     @abstractmethod
     def _binding(self) -> Any:
