@@ -17,6 +17,7 @@ from clada.plugins.onnxruntime import register
 from clada.plugins.settings import DEVICES, WEIGHTS
 from clada.runtime.backends.cuda import check_cuda, check_runs_on_cuda, cuda_providers, memory_is_full
 from clada.runtime.backends.model import Array, Model
+from clada.runtime.threads import check_threads
 
 _LOAD_ERRORS = (
     ort_errors.Fail,
@@ -78,8 +79,7 @@ class Execution:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise CladaError(f"threads is {self.threads}; it must be 0 (ONNX Runtime chooses) or more")
+        check_threads(self.threads)
         if self.kernels not in KERNELS:
             raise CladaError(f"kernels is '{self.kernels}'; it must be one of {', '.join(KERNELS)}")
         if self.weights not in WEIGHTS:
