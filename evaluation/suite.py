@@ -99,7 +99,7 @@ def prepare(model: Any, tokenizer: Any, data: Path, settings: Settings) -> Suite
         CladaError: The file cannot be used, holds too little text, or the rows do not fit the model's context.
     """
     settings.check_context(context_length(model.config))
-    rows = draw_rows(read_texts(data, _DATA), tokenizer, model.config.vocab_size, settings)
+    rows = draw_rows(read_texts(data, _DATA, tokenizer), tokenizer, model.config.vocab_size, settings)
     made: dict[str, list[Item]] = {
         "choice": choice_items(rows, settings.prompt_tokens, settings.seed),
         "cloze": cloze_items(rows, tokenizer, settings.prompt_tokens, settings.seed),

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
-from clada.exporter.calibration_text import digest, read_texts, row_length, sample_file, token_rows
+from clada.exporter.calibration_text import (
+    digest,
+    has_chat_template,
+    is_chat,
+    read_documents,
+    row_length,
+    sample_file,
+    texts_of,
+    token_rows,
+)
 from clada.exporter.checkpoint import load_config, load_model
 from clada.exporter.in_place import minimum_onnxruntime
 from clada.exporter.kept_calibration import calibration_key, keep_calibration, kept_path, take_calibration
@@ -40,7 +49,7 @@ class ExportConfig:
 
     Args:
         calibration: What to calibrate for.
-        calibration_data: Text file or JSONL; the sample that ships with the project where not given.
+        calibration_data: See read_documents; the sample that ships with the project where not given.
         calibration_tokens: How many tokens of it to use.
         seed: Decides which parts of the text are used.
         dtype: One of DTYPES.
@@ -198,8 +207,9 @@ def export(
         hf_config = load_config(source, **trust)
         length = row_length(hf_config.max_position_embeddings)
         data = config.calibration_data or sample_file()
-        texts = read_texts(data)
+        documents = read_documents(data)
         model, tokenizer = load_model(source, torch.float32, **trust)
+        texts = texts_of(documents, tokenizer)
         rows = token_rows(
             texts,
             tokenizer,
@@ -208,7 +218,15 @@ def export(
             length=length,
             seed=config.seed,
         )
-        report(f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens")
+        report(
+            f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens of "
+            + (str(data) if config.calibration_data else "Python sources, which come with clada")
+        )
+        if has_chat_template(tokenizer) and not is_chat(documents):
+            report(
+                "note: the model has a chat template, and this text is no conversation: --calibration-data takes a "
+                "JSONL file of messages"
+            )
 
         parameters = model.num_parameters()
         calibration, sparsity, quantized = _calibrated(model, rows, config, kept, report)

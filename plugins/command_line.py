@@ -22,6 +22,10 @@ class Parser(argparse.ArgumentParser):
         """Leave with exit code 2."""
         self.exit(2, f"error: {one_line(message)}; see `{self.prog} --help`\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse itself passes over what cannot be written."""
+        print(message, end="", file=file or sys.stderr)
+
 
 def one_line(message: str) -> str:
     """A message as a line for a terminal: no line ends, no control characters, the middle left out of a long one."""
@@ -36,11 +40,10 @@ def one_line(message: str) -> str:
 def utf8_text(value: str) -> str:
     """An argument that is to be text, for `type=`; of a path any bytes will do."""
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        byte = ord(value[error.start]) & 0xFF
-        raise argparse.ArgumentTypeError(f"byte 0x{byte:02x} in it is not UTF-8 text") from error
-    return value
+        # Bytes that the locale does not know, as ASCII knows no accents, may be UTF-8 all the same.
+        return os.fsencode(value).decode() if any("\udc80" <= c <= "\udcff" for c in value) else value
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"byte 0x{error.object[error.start]:02x} in it is not UTF-8 text") from error
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +123,16 @@ def _quietly() -> Iterator[None]:
         yield
 
 
+def note(line: str) -> None:
+    """Tell the user of something that he may want to know."""
+    print(f"note: {one_line(line)}", file=sys.stderr, flush=True)
+
+
+def complain(line: str) -> None:
+    """Tell the user of a mistake after which a command goes on."""
+    print(f"error: {one_line(line)}", file=sys.stderr, flush=True)
+
+
 def exit_code(command: Callable[[], None]) -> int:
     """Run a command: 0 when it ends well, 1 with the mistake on stderr, 130 when interrupted, 141 when nobody reads."""
     if hasattr(sys.stdout, "reconfigure"):
@@ -155,7 +168,7 @@ def _flush() -> None:
 
 def _failed(message: str) -> int:
     with contextlib.suppress(OSError):
-        print(f"error: {one_line(message)}", file=sys.stderr)
+        complain(message)
     return 1
 
 

@@ -1,15 +1,24 @@
 """The `clada run` and `clada chat` commands."""
 
 import argparse
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clada.plugins.command_line import add_quiet, utf8_text
+from clada.plugins.command_line import add_quiet, note, utf8_text
+from clada.plugins.errors import CladaError
 from clada.plugins.settings import DEVICES, WEIGHTS
 
 if TYPE_CHECKING:
     from clada.runtime.generation import GenerationConfig
+    from clada.runtime.sampling import SamplingConfig
     from clada.runtime.session import Session
+
+# What `run` generates at most where nobody says: a prompt's continuation has no end of its own.
+_RUN_TOKENS = 128
+# Options that choose among likely tokens, which greedy does not.
+_CHOOSING = ("temperature", "top_k", "top_p", "min_p")
+_SAMPLING = (*_CHOOSING, "repetition_penalty", "seed")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +26,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], type=utf8_text, help="a string that ends the text; may be repeated"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0 is all (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest that sum to p; 1 is all")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is none (default)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
+    parser.add_argument(
+        "--stop-token", action="append", default=[], type=int, metavar="ID", help="a token that ends it, likewise"
+    )
+    own = parser.add_argument_group("sampling", "Where not given, as the model's generation_config.json says.")
+    own.add_argument("--greedy", action="store_true", help="take the likeliest token, whatever the model's settings")
+    own.add_argument("--temperature", type=float, help="0 is greedy")
+    own.add_argument("--top-k", type=int, metavar="K", help="sample from the k likeliest tokens; 0 is all")
+    own.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest that sum to p; 1 is all")
+    own.add_argument("--min-p", type=float, metavar="P", help="sample from those at least p times the likeliest")
+    own.add_argument("--repetition-penalty", type=float, metavar="X", help="1 is none")
+    own.add_argument("--seed", type=int, metavar="N", help="of the random numbers (default: 0)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0 lets ONNX Runtime choose (default)")
     parser.add_argument(
         "--weights",
         choices=[kind for kind in WEIGHTS if kind],
@@ -41,57 +56,97 @@ def add_run_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     """Add `run` to `clada`'s commands."""
     parser = commands.add_parser("run", help="continue a prompt")
     _add_options(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--prompt", required=True, type=utf8_text, help="the text to continue")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", type=utf8_text, help="the text to continue")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", help="a file with the text, taken as it is; - is standard input"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"the most tokens to generate (default: {_RUN_TOKENS})"
+    )
     parser.set_defaults(run=_run)
 
 
 def add_chat_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `chat` to `clada`'s commands."""
-    parser = commands.add_parser("chat", help="hold a conversation")
+    parser = commands.add_parser(
+        "chat",
+        help="hold a conversation",
+        description="Hold a conversation: a question a line. Ctrl-C stops an answer; an empty line or Ctrl-D ends the "
+        "conversation. Of one that outgrows the context, the oldest questions and answers are left out.",
+    )
     _add_options(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: %(default)s")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="the most tokens of an answer (default: what the context holds)"
+    )
     parser.add_argument("--system", type=utf8_text, help="a system message to begin with")
     parser.set_defaults(run=_chat)
 
 
 def _run(args: argparse.Namespace) -> None:
-    from clada.runtime.terminal import show
+    from clada.runtime.terminal import read_prompt, show
 
-    config = _generation_config(args)
+    _check(args)
+    prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     session = _session(args)
-    show(session.stream(args.prompt, config), args.stats)
+    config = _config(args, session, args.max_new_tokens or _RUN_TOKENS)
+    shown = show(session.stream(prompt, config), args.stats)
+    if shown.finish == "length" and args.max_new_tokens is None and not args.quiet and shown.count == _RUN_TOKENS:
+        note(f"cut after {_RUN_TOKENS} tokens; --max-new-tokens allows more")
 
 
 def _chat(args: argparse.Namespace) -> None:
-    import sys
+    from clada.runtime.conversation import hold_conversation
 
-    from clada.runtime.terminal import show
-
-    config = _generation_config(args)
+    _check(args)
     session = _session(args)
-    messages = [{"role": "system", "content": args.system}] if args.system else []
-    # Fails before the first question if the model cannot chat at all.
-    session.encode_chat([*messages, {"role": "user", "content": "?"}])
-    print("an empty line ends the conversation", file=sys.stderr)
-    while True:
-        try:
-            question = input("> ")
-        except EOFError:
-            return
-        if not question.strip():
-            return
-        messages.append({"role": "user", "content": question})
-        answer = show(session.stream(session.encode_chat(messages), config), args.stats)
-        messages.append({"role": "assistant", "content": answer})
+    config = _config(args, session, args.max_new_tokens)
+    hold_conversation(session, config, args.system, show_stats=args.stats, quiet=args.quiet)
 
 
-def _generation_config(args: argparse.Namespace) -> "GenerationConfig":
+def _given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that make no sense before a model is loaded.
+
+    Raises:
+        CladaError: One does not.
+    """
     from clada.runtime.generation import GenerationConfig
     from clada.runtime.sampling import SamplingConfig
 
-    sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.repetition_penalty, args.seed)
-    return GenerationConfig(args.max_new_tokens, tuple(args.stop), sampling)
+    SamplingConfig(**_given(args, _SAMPLING))
+    GenerationConfig(args.max_new_tokens, args.stop, stop_tokens=args.stop_token)
+    if args.greedy and (choosing := _given(args, _CHOOSING)):
+        option = next(iter(choosing)).replace("_", "-")
+        raise CladaError(f"--greedy takes the likeliest token, and --{option} is given: leave one of them out")
+
+
+def _sampling(args: argparse.Namespace, own: "SamplingConfig") -> "SamplingConfig":
+    """How to choose tokens: as the options say, else as the model's own settings do."""
+    from clada.runtime.sampling import SamplingConfig
+
+    given = _given(args, _SAMPLING)
+    sampling = replace(SamplingConfig() if args.greedy else own, **given)
+    choosing = _given(args, _CHOOSING)
+    if args.quiet:
+        return sampling
+    if sampling.temperature == 0 and any(value for name, value in choosing.items() if name != "temperature"):
+        note("the temperature is 0: the likeliest token is taken, and no other option has a say")
+    elif sampling.temperature and not choosing:
+        usual = asdict(SamplingConfig())
+        settings = [f"{name} {value}" for name, value in asdict(sampling).items() if value != usual[name]]
+        note(f"sampling as the model's generation_config.json says, {', '.join(settings)}; --greedy turns it off")
+    return sampling
+
+
+def _config(args: argparse.Namespace, session: "Session", tokens: int | None) -> "GenerationConfig":
+    from clada.runtime.generation import GenerationConfig
+
+    sampling = _sampling(args, session.default_sampling)
+    return GenerationConfig(tokens, args.stop, sampling, args.stop_token)
 
 
 def _session(args: argparse.Namespace) -> "Session":

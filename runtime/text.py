@@ -1,6 +1,5 @@
 """The tokenizer of an artefact."""
 
-
 from tokenizers import Tokenizer
 
 from clada.plugins.errors import CladaError

@@ -16,7 +16,8 @@ from clada.plugins.native_library import file_name
 from clada.runtime.backends import onnxruntime as backend
 from clada.runtime.backends.errors import ONNXRUNTIME_ERRORS, one_line_errors, reason_of
 from clada.runtime.backends.in_place import InPlaceModel
-from clada.runtime.backends.onnxruntime import MOST_THREADS, Execution, OnnxRuntimeModel
+from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
+from clada.runtime.threads import MOST_THREADS
 
 CONTEXT = 64
 KERNELS = pytest.mark.parametrize("kernels", ["native", "bodies"])
@@ -134,7 +135,7 @@ def test_memory_that_is_full_is_said():
 @pytest.mark.fault("command line", "threads beyond any machine's", now="refused in one line")
 @pytest.mark.parametrize("threads", [-1, MOST_THREADS + 1, 3000, 2**31, 2**64])
 def test_threads_have_bounds(threads):
-    with pytest.raises(CladaError, match=f"threads is {threads}; it must be 0 .*, or up to {MOST_THREADS}"):
+    with pytest.raises(CladaError, match=f"threads is {threads}; it must be 0 .*, or from 1 to {MOST_THREADS}"):
         Execution(threads=threads)
 
 

@@ -1,7 +1,6 @@
 """The graph in ONNX Runtime: the ops run on our native kernels or as their function bodies."""
 
 import ctypes
-import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from clada.runtime.backends.cuda import check_cuda, check_runs_on_cuda, cuda_pro
 from clada.runtime.backends.errors import ONNXRUNTIME_ERRORS, memory_is_full, one_line_errors, reason_of
 from clada.runtime.backends.external_data import check_external_data
 from clada.runtime.backends.model import Array, Model
+from clada.runtime.threads import check_threads
 
 NUMPY_TYPES = {
     "tensor(bool)": np.bool_,
@@ -41,8 +41,6 @@ def older_than(release: str) -> bool:
 
 BODIES = "function bodies"
 KERNELS = ("auto", "native", "bodies")
-# All of them are started: more than there are processors do nothing but take memory.
-MOST_THREADS = max(64, os.cpu_count() or 1)
 # Of ONNX Runtime's logging.
 _FATAL = 4
 
@@ -52,7 +50,7 @@ class Execution:
     """How ONNX Runtime is to run a graph.
 
     Args:
-        threads: Threads within an op, up to MOST_THREADS; 0 lets ONNX Runtime choose.
+        threads: Threads within an op, eight a processor at most; 0 lets ONNX Runtime choose.
         kernels: "native"; "bodies", the function bodies of the file itself; or "auto": native kernels, and the bodies,
             with a warning, where those cannot be had.
         weights: What the native kernels hold the feed-forward weights as: empty, as the model has them; "bfloat16", a
@@ -76,8 +74,7 @@ class Execution:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threads <= MOST_THREADS:
-            raise CladaError(f"threads is {self.threads}; it must be 0 (ONNX Runtime chooses), or up to {MOST_THREADS}")
+        check_threads(self.threads)
         if self.kernels not in KERNELS:
             raise CladaError(f"kernels is '{self.kernels}'; it must be one of {', '.join(KERNELS)}")
         if self.weights not in WEIGHTS:
