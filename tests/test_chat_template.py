@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME
 from clada.runtime.chat_template import render, render_chat, special_tokens
+from tests.plain_folder import PlainFolder
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<?>", "pad_token": "<pad>"}
 
@@ -321,12 +322,12 @@ def test_what_the_template_may_not_have_been_given():
 def test_special_tokens_come_from_the_tokenizers_configuration(tmp_path):
     config = {"bos_token": {"content": "<b>", "lstrip": False}, "eos_token": "<e>", "pad_token": None, "cls_token": 5}
     (tmp_path / TOKENIZER_CONFIG_NAME).write_text(json.dumps(config))
-    assert special_tokens(tmp_path) == {"bos_token": "<b>", "eos_token": "<e>"}
+    assert special_tokens(PlainFolder(tmp_path)) == {"bos_token": "<b>", "eos_token": "<e>"}
     (tmp_path / CHAT_TEMPLATE_NAME).write_text("{{ bos_token }}{{ pad_token is defined }}{{ messages[0].content }}")
-    assert render_chat(tmp_path, [{"role": "user", "content": "x"}]) == "<b>Falsex"
+    assert render_chat(PlainFolder(tmp_path), [{"role": "user", "content": "x"}]) == "<b>Falsex"
 
 
 def test_a_template_that_is_not_text(tmp_path):
     (tmp_path / CHAT_TEMPLATE_NAME).write_bytes(b"caf\xe9")
     with pytest.raises(CladaError, match="is not UTF-8 text: byte 3 is invalid"):
-        render_chat(tmp_path, [USER])
+        render_chat(PlainFolder(tmp_path), [USER])

@@ -35,6 +35,7 @@ from clada.runtime.cli import main as clada_main
 from clada.runtime.pool import CLOSED_TOKENS, HostScore
 from clada.runtime.telemetry import TokenStats
 from tests.checkpoints import random_model, write_checkpoint
+from tests.conftest import built_for_cuda
 from tests.manifests import edit_manifest
 from tests.op_backends import body_model
 from tests.test_in_place import step_inputs
@@ -279,12 +280,11 @@ NO_PROVIDER = pytest.mark.skipif(
 
 
 @pytest.fixture
-def cuda_library() -> Path:
-    """The library for CUDA; without nvcc none is built."""
-    try:
-        return library_path("cuda")
-    except CladaError as error:
-        pytest.skip(str(error))
+def cuda_library(monkeypatch) -> Path:
+    """The library for CUDA that `make test-cuda` links, which sessions take."""
+    path = built_for_cuda("onnxruntime/cuda/libclada_onnxruntime_cuda.so")
+    monkeypatch.setitem(clada.plugins.onnxruntime.library._elsewhere, "cuda", path)
+    return path
 
 
 @NO_PROVIDER
@@ -308,7 +308,7 @@ def test_kernels_need_the_provider(cuda_library):
 
 def test_without_cuda_kernels_that_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(clada.plugins.onnxruntime.library, "__file__", str(tmp_path / "library.py"))
-    with pytest.raises(CladaError, match=r"has no CUDA kernels \(libclada_onnxruntime_cuda.so\): no CUDA compiler"):
+    with pytest.raises(CladaError, match=r"no CUDA kernels \(libclada_onnxruntime_cuda.so\): .*CLADA_CUDA=1"):
         register(onnxruntime.SessionOptions(), device="cuda")
 
 

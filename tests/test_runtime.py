@@ -26,6 +26,7 @@ from clada.runtime.sampling import probabilities
 from clada.runtime.telemetry import mean_stats
 from tests.checkpoints import random_model, tiny_tokenizer
 from tests.conftest import DEMO_MODEL
+from tests.plain_folder import PlainFolder
 
 PROMPTS = [
     "def parse_args(argv):\n",
@@ -262,7 +263,7 @@ def test_default_sampling_is_that_of_transformers(tmp_path, settings):
     processors = model._get_logits_processor(config, torch.device("cpu"))
     scores = processors(torch.tensor([SEEN]), torch.from_numpy(logits)[None])[0]
     expected = scores.softmax(-1).numpy() if config.do_sample else np.eye(400)[int(scores.argmax())]
-    ours = probabilities(logits, np.array(SEEN), default_sampling(read_generation_config(tmp_path)))
+    ours = probabilities(logits, np.array(SEEN), default_sampling(read_generation_config(PlainFolder(tmp_path))))
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
@@ -570,9 +571,9 @@ def test_end_tokens_are_those_of_all_files(tmp_path, name):
     if template is not None:
         (tmp_path / "chat_template.jinja").write_text(template)
     expected = {tokenizer.token_to_id(word) for word in ("<end>", ends) if word}
-    assert end_tokens(tmp_path, {}, tokenizer) == expected
-    assert end_tokens(tmp_path, {"eos_token_id": 7}, tokenizer) == expected | {7}
-    assert end_tokens(tmp_path, {"eos_token_id": [7, 8]}, tokenizer) == expected | {7, 8}
+    assert end_tokens(PlainFolder(tmp_path), {}, tokenizer) == expected
+    assert end_tokens(PlainFolder(tmp_path), {"eos_token_id": 7}, tokenizer) == expected | {7}
+    assert end_tokens(PlainFolder(tmp_path), {"eos_token_id": [7, 8]}, tokenizer) == expected | {7, 8}
     for wrong in ("x", [1, "x"], True, 1.5):
         with pytest.raises(CladaError, match=r"gives eos_token_id .*; it must be integers"):
-            end_tokens(tmp_path, {"eos_token_id": wrong}, tokenizer)
+            end_tokens(PlainFolder(tmp_path), {"eos_token_id": wrong}, tokenizer)

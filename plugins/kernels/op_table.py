@@ -1,7 +1,12 @@
 """Writes the C++ header that tells the native code what the ops are; run by CMake."""
 
 import argparse
+import sys
 from pathlib import Path
+
+# Run by CMake, with the folder in which `clada.plugins` is found: these sources, whatever is installed.
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[2])
 
 from clada.plugins.ops import DOMAIN, OPS, VERSION
 from clada.plugins.ops.activations import ACTIVATIONS
@@ -77,6 +82,7 @@ def main() -> None:
     """Write the header to the path given, if it differs from what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
+    parser.add_argument("packages", help="folder in which clada.plugins is found")
     path = parser.parse_args().path
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != header():

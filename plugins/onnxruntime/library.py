@@ -36,13 +36,12 @@ def library_path(device: str = "cpu") -> Path:
         return path
     if device == "cuda":
         raise CladaError(
-            f"this installation of clada has no CUDA kernels ({path.name}): no CUDA compiler, or no headers of ONNX "
-            "Runtime, were found when it was built; put nvcc on the PATH, set CLADA_ONNXRUNTIME_INCLUDE to the "
-            "headers' folder and install it again"
+            f"this installation of clada has no CUDA kernels ({path.name}): they are built where that is asked for; "
+            "with nvcc on the PATH set CLADA_CUDA=1 and install it again"
         )
     raise CladaError(
-        f"this installation of clada has no native kernels ({path.name}): ONNX Runtime's headers were not found "
-        "when it was built; set CLADA_ONNXRUNTIME_INCLUDE to their folder and install it again"
+        f"this installation of clada has no native kernels ({path.name}): it was built with CLADA_NATIVE=none; "
+        "unset it, set CLADA_ONNXRUNTIME_INCLUDE to the folder of ONNX Runtime's headers and install it again"
     )
 
 
