@@ -9,11 +9,11 @@ class PlainFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:  # noqa: D102 - as Artefact has it
         return self.folder / name
 
-    def content(self, name: str) -> bytes | None:
+    def content(self, name: str) -> bytes | None:  # noqa: D102
         return self.required(name) if self.path(name).is_file() else None
 
-    def required(self, name: str) -> bytes:
+    def required(self, name: str) -> bytes:  # noqa: D102
         return self.path(name).read_bytes()

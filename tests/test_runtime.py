@@ -97,7 +97,7 @@ def test_telemetry_counts_what_a_token_was_given(demo_session):
         closed = 0
         for token in completion.stats:
             is_open = token.load >= np.float32(opens) or closed == CLOSED_TOKENS - 1
-            assert list(token.pool) == (neurons.tolist() if is_open else sizes)
+            assert list(token.pool) == (neurons.tolist() if is_open else list(sizes))
             assert all(0 < active <= pool for active, pool in zip(token.active, token.pool, strict=True))
             assert token.active_fraction == pytest.approx(sum(token.active) / neurons.sum())
             read = (np.array(token.pool) + 2 * np.array(token.active)).sum() / (3 * neurons.sum())
