@@ -11,7 +11,7 @@ from clada.exporter.cli import main as export_main
 from clada.exporter.policies import POLICIES, SUMMARIES
 from clada.runtime.cli import main as clada_main
 
-VERBS = ("run", "chat", "inspect", "build", *entry_points(group="clada.commands").names)
+VERBS = ("run", "chat", "inspect", "build", *sorted(entry_points(group="clada.commands").names))
 COMMANDS = [["clada"], *(["clada", verb] for verb in VERBS), ["clada-export"]]
 # Those that take long, or that an installation of the runtime alone lacks.
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "matplotlib", "statsmodels", "onnxruntime", "tokenizers")
