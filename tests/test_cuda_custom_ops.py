@@ -16,6 +16,7 @@ from clada.benchmark.gpu.model_needs import headers
 from clada.plugins.ops import OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.record import Array, Case, Op, evaluate
 from tests.conftest import ROOT
+from tests.native.cases import check_outputs, large_case
 from tests.op_backends import body_model, make_constant
 
 FFN_OPS = [SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values()]
@@ -75,6 +76,18 @@ def test_sample_cases(library, op, constant):
         for spec, out, expected in zip(op.outputs, outputs, evaluate(op, case), strict=True):
             tolerance = 0 if spec.dtype == "int32" else op.tolerance["float32"]
             assert np.abs(out - expected).max() <= tolerance * np.abs(expected).max(), (case.name, spec.name)
+
+
+@pytest.mark.fault(
+    "native", "a batch, text, width or layer of no size in the custom ops for CUDA", now="no outputs, or zeros"
+)
+@pytest.mark.parametrize("op", FFN_OPS, ids=lambda op: op.name)
+def test_every_size_may_be_0(library, op):
+    quantization = (4, 32) if op in QUANTIZED.values() else None
+    for shape in ((0, 2, 32, 5), (2, 0, 32, 5), (2, 2, 0, 5), (2, 2, 32, 0), (2, 9, 0, 5), (2, 9, 32, 0), (0, 0, 0, 0)):
+        case = large_case(op, *shape, quantization=quantization)
+        inputs = given(op, case)
+        check_outputs(op, case, session(library, op, case, False).run(None, inputs), "float32")
 
 
 @pytest.mark.parametrize("name", ["s_gate", "s_up", "s_down"])
