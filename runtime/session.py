@@ -1,7 +1,6 @@
 """A loaded artefact: prefill, decode, and text."""
 
 import copy
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -330,6 +329,6 @@ def _check_can_be_captured(artefact: Artefact) -> None:
 
 def _end_tokens(artefact: Artefact) -> frozenset[int]:
     """Tokens that end a text, as the model's generation configuration names them."""
-    config = json.loads(artefact.required(GENERATION_CONFIG_NAME))
+    config = artefact.settings(GENERATION_CONFIG_NAME)
     value = config.get("eos_token_id")
     return frozenset() if value is None else frozenset([value] if isinstance(value, int) else value)

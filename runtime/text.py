@@ -89,7 +89,7 @@ def render_chat(artefact: Artefact, messages: Sequence[Mapping[str, str]]) -> st
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    config = json.loads(artefact.required(TOKENIZER_CONFIG_NAME))
+    config = artefact.settings(TOKENIZER_CONFIG_NAME)
     special = {name: _special_token(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     try:
         template = environment.from_string(source.decode())
