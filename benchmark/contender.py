@@ -18,6 +18,8 @@ def dense(precision: str) -> str:
 REFERENCE = dense("float32")
 TORCH = "torch dense float32"
 GENAI = "genai dense int4"
+# In the name of a contender that draws each token; of the same name without it, one that takes the likeliest.
+SAMPLED = "sampled"
 # How far from the reference the output may be; more is not another precision but another computation. Layers of random
 # weights amplify the rounding of 4 bits, but outputs that have nothing in common are 1.4 apart.
 FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int4": 1.2}
@@ -52,10 +54,10 @@ class Contender:
     prepare: Callable[[], object] | None = None
 
 
-def ours(fraction: float | None, precision: str) -> str:
-    """Name of one of our contenders; None is dense."""
+def ours(fraction: float | None, precision: str, sampled: bool = False) -> str:
+    """Name of one of our contenders; None is dense, sampled one that also draws the next token."""
     share = "dense" if fraction is None else f"{100 * fraction:g}%"
-    return f"ours {share} {precision}"
+    return f"ours {share} {SAMPLED} {precision}" if sampled else f"ours {share} {precision}"
 
 
 def checked_error(name: str, output: Array, reference: Array, farthest: Mapping[str, float] = FARTHEST) -> float:

@@ -26,7 +26,8 @@ from clada.exporter.manifest import model_section, quantization_section, write_m
 from clada.exporter.neurons import activations
 from clada.exporter.patch import Sparsity, sparse_layers, sparsify
 from clada.exporter.quantization import QuantizationConfig, quantize_model
-from clada.exporter.trace import DEFAULT_QUANTIZED_OPSET, save, save_in_place, trace
+from clada.exporter.settings import DEFAULT_QUANTIZED_OPSET
+from clada.exporter.trace import save, save_in_place, trace
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.runtime.manifest import CalibrationSection, LayerCalibration, Policy, PolicySection

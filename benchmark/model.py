@@ -27,9 +27,14 @@ from clada.plugins import graph
 from clada.plugins.ops.record import Array
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
+from clada.runtime.sampling import SamplingConfig, sample
 
 # Decoding goes through these in turn: what is active differs by token.
 _TOKENS = 8
+# What is often asked of a language model: top-p is what costs most.
+SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9)
+_GREEDY = SamplingConfig()
+_NOTHING_SEEN = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,19 @@ class _Steps:
         thresholds: f32[F] for each layer.
         tokens: How many are read at once; 1 is decoding, after the model's context.
         counts: Whether to fetch how many neurons were computed, as the runtime does.
+        sampling: How the next token is drawn, which takes time as well; None where nothing is.
     """
 
     def __init__(
-        self, model: Model, runner: OnnxRuntimeModel, thresholds: Sequence[Array], tokens: int, counts: bool
+        self,
+        model: Model,
+        runner: OnnxRuntimeModel,
+        thresholds: Sequence[Array],
+        tokens: int,
+        counts: bool,
+        sampling: SamplingConfig | None = None,
     ) -> None:
+        self._sampling, self._random = sampling, np.random.default_rng(0)
         self._runner, self._neurons = runner, model.shape.neurons
         self._fetch = [graph.LOGITS, graph.ACTIVE] if counts else [graph.LOGITS]
         fixed = {graph.PAST_LOGITS: np.zeros((1, model.shape.vocabulary), np.float32)}
@@ -114,6 +127,8 @@ class _Steps:
     def run(self) -> tuple[Array, float]:
         """Read the next tokens after the same past: logits of the last, and the share of neurons it computed."""
         outputs, _ = self._runner.step(next(self._inputs), self._cache, self._fetch)
+        if self._sampling is not None:
+            sample(outputs[graph.LOGITS][0, -1], _NOTHING_SEEN, self._sampling, self._random)
         active = outputs[graph.ACTIVE].mean() / self._neurons if graph.ACTIVE in outputs else 1.0
         return outputs[graph.LOGITS], float(active)
 
@@ -199,8 +214,13 @@ def model_contenders(model: Model, tokens: int, fractions: tuple[float, ...]) ->
         always = model.variants.of(precision).other_bytes + cache_bytes + neuron_bytes / 3
         for fraction in (None, *fractions):
             thresholds = dense_thresholds if fraction is None else model.thresholds[fraction]
-            steps = _Steps(model, runner, thresholds, tokens, counts=True)
+            steps = _Steps(model, runner, thresholds, tokens, counts=True, sampling=_GREEDY)
             expected = reference if fraction is None else None
             name = ours(fraction, precision)
             contenders.append(_contender(name, steps, expected, always, 2 * neuron_bytes / 3, fraction))
+        if fractions:
+            # The same as the last of them but for the draw; nothing else is read.
+            steps = _Steps(model, runner, thresholds, tokens, counts=True, sampling=SAMPLING)
+            name = ours(fraction, precision, sampled=True)
+            contenders.append(_contender(name, steps, None, always, 2 * neuron_bytes / 3, fraction))
     return contenders

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from clada.benchmark.report import Table
 
-FORMATS = (".png", ".svg")
 _COLOURS = {"ours": "tab:blue", "ORT": "tab:gray", "torch": "tab:brown", "genai": "tab:olive"}
 
 
@@ -22,7 +21,7 @@ def plot(tables: Sequence[Table], subtitle: str, form: str) -> bytes:
     Args:
         tables: What was measured.
         subtitle: The machine.
-        form: The format, a suffix of FORMATS.
+        form: The format, a suffix of PLOT_FORMATS.
     """
     counts = [sum(not row.missing for row in table.rows) for table in tables]
     figure = Figure(figsize=(9, 1.2 + sum(0.9 + 0.27 * count for count in counts)), layout="constrained")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clada.benchmark.contender import GENAI, REFERENCE, Contender, dense
+from clada.benchmark.contender import GENAI, REFERENCE, SAMPLED, Contender, dense
 from clada.benchmark.footprint import Footprint
 from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.target import Target
@@ -160,8 +160,20 @@ def table_lines(table: Table) -> list[str]:
     if bandwidth:
         low, median, high = np.quantile(bandwidth, [0.25, 0.5, 0.75])
         lines.append(f"floor: what must be read, at {median:.1f} GB/s (quartiles {low:.1f} - {high:.1f})")
+    lines += _sampled_lines(table)
     lines += [f"not run: {row.name}: {row.missing}" for row in table.rows if row.missing]
     return lines
+
+
+def _sampled_lines(table: Table) -> list[str]:
+    """What drawing a token takes, beside taking the likeliest."""
+    times = {row.name: np.array(row.samples_ms) for row in table.rows if row.samples_ms}
+    pairs = [(name, name.replace(f" {SAMPLED} ", " ")) for name in times if f" {SAMPLED} " in name]
+    return [
+        f"{name}: {np.median(times[name] / times[greedy]):.2f}x the time of {greedy}, which is greedy"
+        for name, greedy in pairs
+        if greedy in times
+    ]
 
 
 def json_text(

@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 
 from clada.benchmark.precisions import PRECISIONS
 from clada.plugins.errors import CladaError
+from clada.runtime.threads import check_threads
+
+PLOT_FORMATS = (".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,6 @@ def checked(settings: Settings) -> Settings:
         raise CladaError("a precision of weights is given twice")
     if settings.rounds < 1:
         raise CladaError(f"rounds is {settings.rounds}; at least 1 is needed")
-    if settings.threads < 0:
-        raise CladaError(f"threads is {settings.threads}; it must be 0 (all cores) or more")
+    check_threads(settings.threads)
     threads = settings.threads or len(os.sched_getaffinity(0))
     return replace(settings, threads=threads)

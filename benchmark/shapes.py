@@ -35,6 +35,8 @@ class Shape:
     vocabulary: int = 1
 
 
+# What of a shape can be measured.
+WHATS = ("layer", "model", "genai")
 # Tokens that a whole model could hold.
 MAXIMUM_CONTEXT = 4096
 TINY = "tiny"
@@ -54,7 +56,7 @@ def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tup
 
     Args:
         names: Of SHAPES.
-        whats: Of "layer", "model" and "genai"; None is all that a shape has but the last, which takes a package more.
+        whats: Of WHATS; None is all that a shape has but the last, which takes a package more.
 
     Raises:
         CladaError: A shape is unknown or has no whole model to measure.
@@ -66,7 +68,7 @@ def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tup
         shape = SHAPES[name]
         if not shape.model and whats is not None and set(whats) - {"layer"}:
             raise CladaError(f"of {name} only a layer is measured: the whole model takes too much memory")
-        available = ["layer", "model", "genai"] if shape.model else ["layer"]
+        available = WHATS if shape.model else WHATS[:1]
         wanted = ["layer", "model"] if whats is None else whats
         chosen.append((shape, [what for what in available if what in wanted]))
     return chosen

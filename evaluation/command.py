@@ -3,15 +3,16 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clada.evaluation.artefact import evaluate_artefact
-from clada.evaluation.evaluate import Evaluation
-from clada.evaluation.result import result_json, token_table
 from clada.evaluation.settings import Settings
-from clada.exporter.output import check_writable, write
+from clada.plugins.command_line import add_quiet
+
+if TYPE_CHECKING:
+    from clada.evaluation.evaluate import Evaluation
 
 
-def _lines(evaluation: Evaluation) -> list[str]:
+def _lines(evaluation: "Evaluation") -> list[str]:
     """A table of the figures."""
     width = max(map(len, evaluation.metrics))
     return [f"{'':<{width}}  {'value':>11}  95% of resamples"] + [
@@ -24,13 +25,13 @@ def _lines(evaluation: Evaluation) -> list[str]:
 _OF_PARTS = ("read_fraction", "ffn_bytes", "kl", "disagreement", "perplexity_ratio", "accuracy_ratio")
 
 
-def _cell(evaluation: Evaluation, metric: str) -> str:
+def _cell(evaluation: "Evaluation", metric: str) -> str:
     """A figure; a dash where it is not defined."""
     estimate = evaluation.metrics.get(metric)
     return "-" if estimate is None else f"{estimate.value:.6g}"
 
 
-def _part_lines(evaluation: Evaluation) -> list[str]:
+def _part_lines(evaluation: "Evaluation") -> list[str]:
     """A table of the subject beside its parts; none where it has no parts."""
     if not evaluation.parts:
         return []
@@ -44,11 +45,16 @@ def _part_lines(evaluation: Evaluation) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from clada.evaluation.artefact import evaluate_artefact
+    from clada.evaluation.result import result_json, token_table
+    from clada.exporter.output import check_writable, write
+    from clada.runtime.find_model import find_model
+
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     for path in filter(None, (args.json, args.tokens)):
         check_writable(path)
     evaluation = evaluate_artefact(
-        args.path,
+        find_model(args.path),
         args.reference,
         args.data,
         settings,
@@ -69,9 +75,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="measure what sparsity costs, against the checkpoint",
         description="Read held-out text as a user's is read - a prompt densely, what follows token by token in "
         "decode - and compare with the checkpoint: perplexity, accuracy, KL divergence, multiple choice, cloze and "
-        "generation, each with the interval in which 95%% of resamples of the sequences lie.",
+        "generation, each with the interval in which 95% of resamples of the sequences lie.",
     )
-    parser.add_argument("path", type=Path, help="the artefact's .onnx file")
+    parser.add_argument("path", type=Path, help="the artefact's .onnx file or folder")
     parser.add_argument("--reference", required=True, help="the checkpoint's folder, or a Hugging Face model id")
     parser.add_argument("--data", type=Path, required=True, help="a text file or a JSONL of {text} that is held out")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="write every figure")
@@ -89,4 +95,5 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
     parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    add_quiet(parser)
     parser.set_defaults(run=_run)

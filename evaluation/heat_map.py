@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from clada.plugins.errors import CladaError
-from clada.runtime import GenerationConfig, Session, TokenStats
+from clada.runtime import GenerationConfig, SamplingConfig, Session, TokenStats
 
 _TOKENS = 128
 # The lighter part of the map, on which black text is read easily.
@@ -62,7 +62,7 @@ def heat_map(model: Path, prompt: str) -> HeatMap:
         CladaError: The artefact cannot be loaded, or the prompt is empty, too long for it or ends the text.
     """
     session = Session(model)
-    pieces = session.stream(prompt, GenerationConfig(max_new_tokens=_TOKENS))
+    pieces = session.stream(prompt, GenerationConfig(_TOKENS, sampling=SamplingConfig()))
     cells = tuple(
         Cell(piece.text, piece.stats, load_colour(piece.stats.load)) for piece in pieces if piece.stats is not None
     )

@@ -14,15 +14,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from clada.evaluation.lm_eval_command import NAME
 from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.runtime.chat_template import render_chat
 from clada.runtime.session import State
-from clada.runtime.text import render_chat
 from clada.runtime.typed_json import plain
 
-# What lm-eval calls it: --model clada.
-NAME = "clada"
 # Of a context, so many tokens at its end are read in decode too, or half of it if it is short: the prefill, which is
 # dense, would otherwise predict the continuation's first token, which is often all there is.
 DECODED_CONTEXT = 32
@@ -53,7 +52,9 @@ def generation_config(arguments: Mapping[str, Any]) -> GenerationConfig:
         known = ", ".join(("until", "max_gen_toks", "do_sample", *_SAMPLING))
         raise CladaError(f"the generation arguments hold {', '.join(unknown)}; known are {known}")
     # lm-eval seeds `random` by its --seed; a request that is repeated is sampled anew.
-    return GenerationConfig(longest, tuple(until), SamplingConfig(**sampling, seed=random.getrandbits(32)))
+    return GenerationConfig(
+        longest, tuple(filter(None, until)), SamplingConfig(**sampling, seed=random.getrandbits(32))
+    )
 
 
 def _log_probabilities(logits: npt.NDArray[Any]) -> Floats:
@@ -284,13 +285,14 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         """
         configs = [generation_config(request.args[1]) for request in requests]
         prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
-        longest = max((config.max_new_tokens for config in configs), default=0)
+        lengths = [config.max_new_tokens or 0 for config in configs]
+        longest = max(lengths, default=0)
         if longest >= self.max_length:
             raise CladaError(
                 f"max_gen_toks is {longest}; the model's context of {self.max_length} must hold it and a prompt: "
                 "give fewer by --gen_kwargs max_gen_toks=N"
             )
-        rooms = [self.max_length - config.max_new_tokens for config in configs]
+        rooms = [self.max_length - length for length in lengths]
         self._warn_of_cuts([len(prompt) for prompt in prompts], rooms)
         texts = []
         work = zip(requests, prompts, rooms, configs, strict=True)

@@ -1,16 +1,50 @@
 """The `clada lm-eval` command: lm-eval's own command line, which by itself finds only the models that it ships."""
 
 import argparse
+import contextlib
+import io
 import sys
+from collections.abc import Sequence
 
-from lm_eval.__main__ import cli_evaluate
+# What lm-eval calls an artefact: --model clada.
+NAME = "clada"
+_INTRODUCTION = """usage: clada lm-eval --model_args model=PATH[,threads=N] --tasks TASK [TASK ...] [options of lm-eval]
 
-from clada.evaluation import lm_eval_adapter
+Run lm-eval's tasks on an artefact, PATH its .onnx file; --model is clada. `clada lm-eval ls tasks` lists the tasks.
+What follows is the help of lm-eval itself.
+"""
+
+
+def _words(options: Sequence[str]) -> list[str]:
+    """The words that lm-eval is to read: its own subcommands may stand first."""
+    command, *rest = options
+    if command in ("ls", "validate"):
+        return list(options)
+    return ["run", "--model", NAME, *(rest if command == "run" else options)]
+
+
+def _print_help() -> None:
+    from lm_eval.__main__ import cli_evaluate
+
+    text = io.StringIO()
+    sys.argv = ["lm_eval", "run", "--help"]
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        cli_evaluate()
+    print(_INTRODUCTION)
+    print(text.getvalue().replace("default: hf", f"default: {NAME}"), end="")
 
 
 def _run(args: argparse.Namespace) -> None:
+    if not args.options or args.options[0] in ("-h", "--help"):
+        _print_help()
+        return
+    words = _words(args.options)
+    if not {"-h", "--help"} & set(words):
+        from clada.evaluation import lm_eval_adapter  # noqa: F401 # registers the model
+    from lm_eval.__main__ import cli_evaluate
+
     # lm-eval reads its options there and nowhere else.
-    sys.argv = ["lm_eval", "--model", lm_eval_adapter.NAME, *(args.options or ["--help"])]
+    sys.argv = ["lm_eval", *words]
     cli_evaluate()
 
 

@@ -3,16 +3,19 @@
 import argparse
 from pathlib import Path
 
-from clada.evaluation.heat_map import heat_map
-from clada.evaluation.regression import regress
-from clada.evaluation.report import report_html
-from clada.evaluation.report_data import read_groups
-from clada.evaluation.token_table import read_token_table
-from clada.exporter.output import check_writable, write
+from clada.plugins.command_line import utf8_text
 from clada.plugins.errors import CladaError
 
 
 def _run(args: argparse.Namespace) -> None:
+    from clada.evaluation.heat_map import heat_map
+    from clada.evaluation.regression import regress
+    from clada.evaluation.report import report_html
+    from clada.evaluation.report_data import read_groups
+    from clada.evaluation.token_table import read_token_table
+    from clada.exporter.output import check_writable, write
+    from clada.runtime.find_model import find_model
+
     if (args.model is None) != (args.prompt is None):
         raise CladaError("--model and --prompt are given together, or neither is")
     check_writable(args.out)
@@ -21,7 +24,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.tokens is not None:
         table = read_token_table(args.tokens)
         tokens = table, regress(table)
-    generated = None if args.model is None else heat_map(args.model, args.prompt)
+    generated = None if args.model is None else heat_map(find_model(args.model), args.prompt)
     write(args.out, report_html(groups, tokens, generated).encode())
     print(f"wrote {args.out}: {sum(len(group.results) for group in groups)} results")
 
@@ -44,6 +47,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="files of `clada eval --json`, or folders",
     )
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="a table of `clada eval --tokens`, to regress")
-    parser.add_argument("--model", type=Path, metavar="MODEL", help="an artefact's .onnx file, to continue --prompt")
-    parser.add_argument("--prompt", help="the text that --model continues")
+    parser.add_argument(
+        "--model", type=Path, metavar="MODEL", help="an artefact's .onnx file or folder, to continue --prompt"
+    )
+    parser.add_argument("--prompt", type=utf8_text, help="the text that --model continues")
     parser.set_defaults(run=_run)

@@ -13,6 +13,7 @@ from clada.evaluation.reference import dense_continuation, dense_log_likelihoods
 from clada.evaluation.settings import Settings
 from clada.evaluation.tasks import Item, choice_items
 from clada.exporter.calibration_text import digest, read_texts, token_rows
+from clada.exporter.rope import context_length
 from clada.plugins.errors import CladaError
 
 _DATA = "evaluation data"
@@ -97,8 +98,8 @@ def prepare(model: Any, tokenizer: Any, data: Path, settings: Settings) -> Suite
     Raises:
         CladaError: The file cannot be used, holds too little text, or the rows do not fit the model's context.
     """
-    settings.check_context(model.config.max_position_embeddings)
-    rows = draw_rows(read_texts(data, _DATA), tokenizer, model.config.vocab_size, settings)
+    settings.check_context(context_length(model.config))
+    rows = draw_rows(read_texts(data, _DATA, tokenizer), tokenizer, model.config.vocab_size, settings)
     made: dict[str, list[Item]] = {
         "choice": choice_items(rows, settings.prompt_tokens, settings.seed),
         "cloze": cloze_items(rows, tokenizer, settings.prompt_tokens, settings.seed),

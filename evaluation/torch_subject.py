@@ -16,6 +16,7 @@ from clada.evaluation.scores import log_softmax
 from clada.evaluation.subject import Reading, Subject, SubjectInfo
 from clada.exporter.neurons import matrix_names
 from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
+from clada.exporter.rope import context_length
 from clada.plugins.torch import ACTIVATIONS
 
 # For each layer, by the name of a matrix: f32[inputs], the magnitude below which an input is skipped. A matrix that is
@@ -110,7 +111,7 @@ def _info(model: Any, name: str, policy: dict[str, Any], calibration: dict[str, 
         neurons=tuple(layer.neurons for layer in layers),
         parameters=model.num_parameters(),
         ffn_bytes=sum(matrix.numel() * matrix.element_size() for matrix in matrices),
-        context_length=config.max_position_embeddings,
+        context_length=context_length(config),
         vocabulary=config.vocab_size,
         policy=policy,
         calibration=calibration,

@@ -17,6 +17,7 @@ from clada.exporter.neurons import activations, outward_matrix
 from clada.exporter.patch import Sparsity
 from clada.exporter.policies import POLICIES
 from clada.exporter.selection import pools_of, select
+from clada.exporter.settings import TARGET_SPARSITY
 from clada.plugins.errors import CladaError
 from clada.runtime.manifest import LayerCalibration, Policy
 from clada.runtime.pool import PoolPolicy
@@ -39,7 +40,7 @@ class CalibrationConfig:
         name: What the policy is called.
     """
 
-    target_sparsity: float = 0.5
+    target_sparsity: float = TARGET_SPARSITY
     ffn_cost: float | None = None
     error_budget: float | None = None
     policy: Policy = field(default_factory=lambda: POLICIES["clada"])

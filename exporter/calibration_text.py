@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clada.plugins.errors import CladaError
+from clada.runtime.chat_template import render
 
 CALIBRATION_DATA = "calibration data"
 _ROW_LENGTH = 256
@@ -23,8 +26,21 @@ def sample_file() -> Path:
     return Path(str(files("clada.exporter") / "data" / "calibration.jsonl"))
 
 
-def read_texts(path: Path, what: str = CALIBRATION_DATA) -> list[str]:
-    """Read a text file, or the `text` fields of a JSONL file (suffix .jsonl), one text a line.
+@dataclass(frozen=True)
+class Document:
+    """A text, or a conversation that is one once a chat template has written it.
+
+    Args:
+        where: The file, and the line where there are several.
+        content: The text, or the messages.
+    """
+
+    where: str
+    content: str | list[dict[str, Any]]
+
+
+def read_documents(path: Path, what: str = CALIBRATION_DATA) -> list[Document]:
+    """Read a text file, or a JSONL file (suffix .jsonl): one object a line, with a `text` or the `messages` of a chat.
 
     Args:
         path: The file.
@@ -34,28 +50,88 @@ def read_texts(path: Path, what: str = CALIBRATION_DATA) -> list[str]:
         CladaError: The file is missing, empty, not UTF-8, or a line is not such an object.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise CladaError(f"cannot read the {what} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise CladaError(f"the {what} {path} is not UTF-8 text: byte {error.start} is invalid") from error
-    texts = [content]
+    documents = [Document(str(path), content)]
     if path.suffix == ".jsonl":
-        texts = []
-        for number, line in enumerate(content.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                raise CladaError(f'{path}, line {number}: expected an object with a "text" field')
-            texts.append(text)
-    texts = [text for text in texts if text.strip()]
-    if not texts:
+        lines = enumerate(content.split("\n"), start=1)
+        documents = [_document(f"{path}, line {number}", line) for number, line in lines if line.strip()]
+    documents = [d for d in documents if not isinstance(d.content, str) or d.content.strip()]
+    if not documents:
         raise CladaError(f"the {what} {path} is empty")
+    return documents
+
+
+def _document(where: str, line: str) -> Document:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict):
+        text, messages = row.get("text"), row.get("messages")
+        if isinstance(text, str) and _is_unicode(text):
+            return Document(where, text)
+        if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
+            return Document(where, messages)
+    raise CladaError(f'{where}: expected an object with a "text" field, or with the "messages" of a conversation')
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text is whole characters: JSON can write halves."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_chat(documents: Sequence[Document]) -> bool:
+    """Whether any of them is a conversation."""
+    return any(not isinstance(document.content, str) for document in documents)
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether a Hugging Face tokenizer brings a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def texts_of(documents: Sequence[Document], tokenizer: Any = None) -> list[str]:
+    """The texts of documents.
+
+    Args:
+        documents: As read_documents gives them.
+        tokenizer: A Hugging Face tokenizer, whose chat template writes conversations.
+
+    Raises:
+        CladaError: There are conversations, and no chat template, or it refuses one.
+    """
+    template = None
+    if is_chat(documents) and has_chat_template(tokenizer):
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise CladaError(f"the model has no chat template that is its default: {error}") from error
+    texts = []
+    for document in documents:
+        if isinstance(document.content, str):
+            texts.append(document.content)
+            continue
+        if template is None:
+            raise CladaError(f"{document.where}: a conversation needs a chat template, and the model has none")
+        tokens = tokenizer.special_tokens_map
+        try:
+            text = render(template, document.content, tokens, add_generation_prompt=False)
+        except CladaError as error:
+            raise CladaError(f"{document.where}: {error}") from error
+        if not _is_unicode(text):
+            raise CladaError(f"{document.where}: the conversation holds half a character")
+        # Every row begins as the tokenizer begins a text: what begins this one is not to be there twice.
+        texts.append(text.removeprefix(tokens.get("bos_token", "")) if tokenizer("").input_ids else text)
     return texts
+
+
+def read_texts(path: Path, what: str = CALIBRATION_DATA, tokenizer: Any = None) -> list[str]:
+    """The texts of a file: see read_documents and texts_of."""
+    return texts_of(read_documents(path, what), tokenizer)
 
 
 def row_length(context_length: int) -> int:

@@ -1,13 +1,133 @@
-"""Entry point of `clada-export`: says what to install where the exporter's libraries are missing."""
+"""The `clada export` command."""
 
-import sys
+import argparse
+from pathlib import Path
+
+from clada.exporter.families import FAMILIES
+from clada.exporter.policies import POLICIES, SUMMARIES, without
+from clada.exporter.settings import (
+    BLOCK_SIZE,
+    CALIBRATION_TOKENS,
+    DEFAULT_OPSET,
+    DEFAULT_QUANTIZED_OPSET,
+    DTYPES,
+    FORMATS,
+    METHOD,
+    METHODS,
+    TARGET_SPARSITY,
+)
+from clada.plugins.command_line import add_progress_options, progress
+from clada.plugins.ops.block_quantization import BLOCK_SIZES
+
+DESCRIPTION = "Export a Hugging Face causal LM as a dynamically sparse ONNX model."
+EPILOG = "\n".join(
+    [
+        "policies, all but dense within the same sparsity or cost:",
+        *(f"  {name:<8} {summary}" for name, summary in SUMMARIES.items()),
+        "",
+        f"model types: {', '.join(FAMILIES)}",
+    ]
+)
 
 
-def main() -> int:
-    """Run the command; returns the exit code."""
-    try:
-        from clada.exporter.cli import main as run
-    except ModuleNotFoundError as error:
-        print(f"error: clada-export needs {error.name}: pip install 'clada[export]'", file=sys.stderr)
-        return 1
-    return run()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments, and what runs it."""
+    parser.add_argument("output", type=Path, help="the .onnx file to write; its companions go beside it")
+    parser.add_argument("--model", required=True, help="a checkpoint's folder, or a Hugging Face model id")
+    parser.add_argument(
+        "--calibration-data",
+        type=Path,
+        help="what to calibrate on: a text file, or a JSONL file, each line an object with a text or with the messages "
+        "of a conversation (default: Python sources that come with clada)",
+    )
+    parser.add_argument(
+        "--calibration-tokens",
+        type=int,
+        default=CALIBRATION_TOKENS,
+        help="how many tokens of it to use (default: %(default)s)",
+    )
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--target-sparsity",
+        type=float,
+        default=TARGET_SPARSITY,
+        help="mean share of neurons to skip (default: %(default)s)",
+    )
+    goal.add_argument(
+        "--ffn-cost", type=float, help="instead: the share of the feed-forward weights' bytes that a token reads"
+    )
+    goal.add_argument("--error-budget", type=float, help="instead: the most KL divergence, in nats a token")
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default="clada",
+        help="what decides which neurons are computed, see below (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-anticipation", action="store_true", help="leave out the probe of the hidden state: the paper's method"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which parts of the text are used")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    parser.add_argument("--quantize", choices=FORMATS, help="round weights, in blocks, before anything is calibrated")
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        default=BLOCK_SIZE,
+        help="with --quantize: weights a scale (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quantize-method",
+        choices=METHODS,
+        default=METHOD,
+        help="with --quantize: to the nearest, or later weights making up for earlier ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        help=f"of the graph (default: {DEFAULT_OPSET}; with --quantize {DEFAULT_QUANTIZED_OPSET})",
+    )
+    parser.add_argument("--all-logits", action="store_true", help="give logits for all positions, not only the last")
+    parser.add_argument("--overwrite", action="store_true", help="replace an artefact that is there")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
+    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    add_progress_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from clada.exporter.calibrate import CalibrationConfig
+    from clada.exporter.export import ExportConfig, export
+
+    policy = POLICIES[args.policy]
+    if args.no_anticipation:
+        policy = without(policy, "anticipation")
+    goal = {"target_sparsity": args.target_sparsity, "ffn_cost": args.ffn_cost, "error_budget": args.error_budget}
+    config = ExportConfig(
+        calibration=CalibrationConfig(**goal, policy=policy, name=args.policy),
+        calibration_data=args.calibration_data,
+        calibration_tokens=args.calibration_tokens,
+        seed=args.seed,
+        dtype=args.dtype,
+        quantize=args.quantize,
+        block_size=args.block_size,
+        quantize_method=args.quantize_method,
+        opset=args.opset,
+        all_logits=args.all_logits,
+        overwrite=args.overwrite,
+        trust_remote_code=args.trust_remote_code,
+        allow_pickle=args.allow_pickle,
+    )
+    export(args.output, args.model, config, progress(args))
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to `clada`'s."""
+    parser = commands.add_parser(
+        "export",
+        help="make a sparse ONNX model of a Hugging Face checkpoint",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)

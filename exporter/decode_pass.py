@@ -12,6 +12,7 @@ from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
 from clada.plugins.ops.sparse_ffn import read_fraction
 
 _LOGITS_IN_FLIGHT = 2**25  # elements; bounds the rows in a batch for a large vocabulary
+_LOGITS_KEPT = 2**28  # elements; what is kept of the dense model's predictions, 1 GiB
 
 
 @contextmanager
@@ -67,6 +68,7 @@ class Texts:
         self.batches = list(rows.split(size))
         self._head = model.get_output_embeddings()
         self._before_head: list[Tensor] = []
+        self._kept_log_probabilities: dict[int, Tensor] = {}
         scores = []
         handle = self._head.register_forward_pre_hook(lambda _head, args: self._before_head.append(args[0]))
         with torch.no_grad(), sparsity.steered(0.0):
@@ -92,9 +94,15 @@ class Texts:
         return self if len(rows) == len(self.rows) else Texts(self.model, self.sparsity, rows, self.prompt_tokens)
 
     @torch.no_grad()
-    def log_probabilities(self, batch: int) -> Tensor:
-        """f32[B, S, V], of the dense model."""
-        return torch.log_softmax(self._head(self._before_head[batch]).float(), dim=-1)
+    def _log_probabilities(self, batch: int) -> Tensor:
+        """f32[B, T, V], of the dense model at decoded tokens; kept from one pass to the next where memory allows."""
+        found = self._kept_log_probabilities.get(batch)
+        if found is None:
+            logits = self._head(self._before_head[batch][:, self.prompt_tokens :])
+            found = torch.log_softmax(logits.float(), dim=-1)
+            if self.decoded_tokens * self.model.config.vocab_size <= _LOGITS_KEPT:
+                self._kept_log_probabilities[batch] = found
+        return found
 
     @torch.no_grad()
     def dense_inputs(self, take: Callable[[int, Tensor], None]) -> None:
@@ -155,7 +163,7 @@ class Texts:
                     take(layer, x.reshape(shape)[:, start:])
 
             with self.sparsity.steered(**steering), layer_hooks(self.layers, show):
-                logits = self.model(input_ids=ids, use_cache=False).logits
+                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=t + 1).logits
             active = [kept.reshape(b, s)[:, start:] for kept in self.sparsity.active]
             parts.append(self._compared(index, ids, logits, allowed, active))
         return Decoded(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Decoded)))
@@ -164,8 +172,8 @@ class Texts:
         self, index: int, ids: Tensor, logits: Tensor, allowed: list[Tensor], active: list[Tensor]
     ) -> Decoded:
         start = self.prompt_tokens
-        sparse = torch.log_softmax(logits[:, start - 1 :].float(), dim=-1)
-        dense = self.log_probabilities(index)[:, start:]
+        sparse = torch.log_softmax(logits.float(), dim=-1)  # [B, T + 1, V], from the last token of the prompt on
+        dense = self._log_probabilities(index)
         read, shares, neurons = torch.zeros(active[0].shape), [], sum(layer.neurons for layer in self.layers)
         for layer, pool, kept in zip(self.layers, allowed, active, strict=True):
             part = read_fraction(layer.op, pool.numpy(), kept.numpy(), layer.neurons)

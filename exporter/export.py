@@ -1,18 +1,30 @@
 """The whole export: load, calibrate, patch, trace, verify, write."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir
 import torch
+from torch import Tensor
 
 from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
-from clada.exporter.calibration_text import digest, read_texts, row_length, sample_file, token_rows
+from clada.exporter.calibration_text import (
+    digest,
+    has_chat_template,
+    is_chat,
+    read_documents,
+    row_length,
+    sample_file,
+    texts_of,
+    token_rows,
+)
 from clada.exporter.checkpoint import load_config, load_model
 from clada.exporter.in_place import minimum_onnxruntime
+from clada.exporter.kept_calibration import calibration_key, keep_calibration, kept_path, take_calibration
 from clada.exporter.manifest import (
     calibration_section,
     model_section,
@@ -20,16 +32,15 @@ from clada.exporter.manifest import (
     quantization_section,
     write_manifest,
 )
-from clada.exporter.patch import sparsify
-from clada.exporter.quantization import FORMATS, QuantizationConfig, quantize_model
+from clada.exporter.patch import Sparsity, sparsify
+from clada.exporter.quantization import QuantizationConfig, Quantized, hold, quantize_model
+from clada.exporter.settings import CALIBRATION_TOKENS, DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, DTYPES, FORMATS
 from clada.exporter.staging import staged
-from clada.exporter.trace import DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, check_opset, save, save_in_place, trace
+from clada.exporter.trace import check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 from clada.runtime.backends.onnxruntime import older_than
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class ExportConfig:
 
     Args:
         calibration: What to calibrate for.
-        calibration_data: Text file or JSONL; the sample that ships with the project where not given.
+        calibration_data: See read_documents; the sample that ships with the project where not given.
         calibration_tokens: How many tokens of it to use.
         seed: Decides which parts of the text are used.
         dtype: One of DTYPES.
@@ -54,7 +65,7 @@ class ExportConfig:
 
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     calibration_data: Path | None = None
-    calibration_tokens: int = 2048
+    calibration_tokens: int = CALIBRATION_TOKENS
     seed: int = 0
     dtype: str = "float32"
     quantize: str | None = None
@@ -123,6 +134,54 @@ def _write_in_place(traced: Callable[[], onnx_ir.Model], model: Path, report: Ca
     return needed
 
 
+def _calibrated(
+    model: Any, rows: Tensor, config: ExportConfig, kept: Path, report: Callable[[str], None]
+) -> tuple[Calibration, Sparsity, Quantized | None]:
+    """Quantise and calibrate a model, in place, or take what an export kept that failed after it."""
+    key = calibration_key(model, rows, config.calibration, config.quantization)
+    sparsity = sparsify(model)
+    taken = take_calibration(kept, key, sparsity)
+    if taken is not None:
+        report(f"taking the calibration of an earlier run from {kept}")
+        calibration, quantized = taken
+        if quantized is not None:
+            hold(model, quantized)
+        return calibration, sparsity, quantized
+    quantized = None
+    if config.quantization is not None:
+        report(f"quantising to {config.quantize}, a scale for each {config.block_size} weights")
+        quantized = quantize_model(model, sparsity, rows, config.quantization, report)
+    calibration = calibrate(model, sparsity, rows, config.calibration)
+    keep_calibration(kept, key, calibration, sparsity, quantized)
+    return calibration, sparsity, quantized
+
+
+def _in_type(
+    source: str, dtype: torch.dtype, sparsity: Sparsity, quantized: Quantized | None, trust: dict[str, bool]
+) -> tuple[Any, Sparsity]:
+    """The calibrated model in another type, read anew: transformers keeps some of it in float32, unlike a cast."""
+    model, _ = load_model(source, dtype, **trust)
+    calibrated = sparsify(model, sparsity.thresholds)
+    calibrated.compensation, calibrated.anticipation = sparsity.compensation, sparsity.anticipation
+    if quantized is not None:
+        hold(model, quantized)
+    return model, calibrated
+
+
+@contextmanager
+def _names_what_is_kept(kept: Path) -> Iterator[None]:
+    """An error within the context says, where a calibration is kept, that the same command goes on from it."""
+    try:
+        yield
+    except CladaError as error:
+        if not kept.exists():
+            raise
+        raise CladaError(
+            f"{error}; the calibration is kept in {kept}, and the same command, run again, goes on from there"
+        ) from error
+    kept.unlink(missing_ok=True)
+
+
 def export(
     output: Path, source: str, config: ExportConfig | None = None, report: Callable[[str], None] = print
 ) -> Calibration:
@@ -143,12 +202,14 @@ def export(
     """
     config = config or ExportConfig()
     trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
-    with staged(output, config.overwrite) as folder:
+    kept = kept_path(output)
+    with _names_what_is_kept(kept), staged(output, config.overwrite) as folder:
         hf_config = load_config(source, **trust)
         length = row_length(hf_config.max_position_embeddings)
         data = config.calibration_data or sample_file()
-        texts = read_texts(data)
+        documents = read_documents(data)
         model, tokenizer = load_model(source, torch.float32, **trust)
+        texts = texts_of(documents, tokenizer)
         rows = token_rows(
             texts,
             tokenizer,
@@ -157,15 +218,18 @@ def export(
             length=length,
             seed=config.seed,
         )
-        report(f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens")
+        report(
+            f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens of "
+            + (str(data) if config.calibration_data else "Python sources, which come with clada")
+        )
+        if has_chat_template(tokenizer) and not is_chat(documents):
+            report(
+                "note: the model has a chat template, and this text is no conversation: --calibration-data takes a "
+                "JSONL file of messages"
+            )
 
         parameters = model.num_parameters()
-        sparsity = sparsify(model)
-        quantized = None
-        if config.quantization is not None:
-            report(f"quantising to {config.quantize}, a scale for each {config.block_size} weights")
-            quantized = quantize_model(model, sparsity, rows, config.quantization, report)
-        calibration = calibrate(model, sparsity, rows, config.calibration)
+        calibration, sparsity, quantized = _calibrated(model, rows, config, kept, report)
         for index, layer in enumerate(calibration.layers):
             report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
         report(
@@ -173,7 +237,10 @@ def export(
             f"{calibration.agreement:.1%} of next tokens unchanged"
         )
 
-        model.to(DTYPES[config.dtype])
+        dtype = getattr(torch, config.dtype)
+        if dtype != model.dtype:
+            del model  # one at a time is in memory
+            model, sparsity = _in_type(source, dtype, sparsity, quantized, trust)
         opset = config.graph_opset
         report(f"tracing, opset {opset}, {config.dtype}")
         staged_model = folder / output.name

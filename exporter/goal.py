@@ -11,6 +11,14 @@ from clada.plugins.errors import UnreachableError
 _STEPS = 14
 # How near to the goal a search ends, as a share of it.
 _CLOSE = 0.002
+# How near to an end of what is left a search looks, as a share of it.
+_MARGIN = 0.1
+
+
+def _interpolated(from_aim_at_end: float, from_aim_at_other: float) -> float:
+    """Where between two ends, as a share, a straight line meets the aim; well inside, as a curve bends away from it."""
+    span = from_aim_at_end - from_aim_at_other
+    return 0.5 if span == 0 else min(max(from_aim_at_end / span, _MARGIN), 1 - _MARGIN)
 
 
 @dataclass(frozen=True)
@@ -49,23 +57,27 @@ class Goal:
         def met(value: float) -> bool:
             return value >= self.value if self.name == "target_sparsity" else value <= self.value
 
+        # Aimed at the middle of what is near enough, on the side that meets the goal.
+        aim = self.value * (1 + (_CLOSE if self.name == "target_sparsity" else -_CLOSE) / 2)
         end = high if spends_errors else low
-        value = self.reached(decode(end))
-        if met(value):
+        at_end = self.reached(decode(end))
+        if met(at_end):
             return end
         other = low if spends_errors else high
+        at_other: float | None = None
         best: float | None = None
-        nearest = value
+        nearest = at_end
         for _ in range(_STEPS):
-            middle = (end + other) / 2
+            share = 0.5 if at_other is None else _interpolated(at_end - aim, at_other - aim)
+            middle = end + share * (other - end)
             value = self.reached(decode(middle))
+            nearest = min(nearest, value, key=lambda v: abs(v - self.value))
             if met(value):
-                best, other = middle, middle
+                best, other, at_other = middle, middle, value
                 if abs(value - self.value) <= _CLOSE * self.value:
                     break
             else:
-                end = middle
-            nearest = min(nearest, value, key=lambda v: abs(v - self.value))
+                end, at_end = middle, value
         if best is None:
             raise UnreachableError(
                 f"the {self.name.replace('_', ' ')} {self.value} cannot be reached by this policy: "

@@ -11,6 +11,7 @@ from clada.exporter.anticipation import Anticipation
 from clada.exporter.calibrate import Calibration, CalibrationConfig
 from clada.exporter.patch import family_of, sparse_layers
 from clada.exporter.quantization import QuantizationConfig, Quantized
+from clada.exporter.rope import context_length
 from clada.exporter.verify import Check
 from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, VERSION
 from clada.runtime.artefact import POOLS_NAME
@@ -55,7 +56,7 @@ def model_section(model: Any, parameters: int, dtype: str, opset: int) -> ModelS
         hidden_size=model.config.hidden_size,
         neurons=tuple(layer.neurons for layer in layers),
         vocabulary_size=model.config.vocab_size,
-        context_length=model.config.max_position_embeddings,
+        context_length=context_length(model.config),
         parameters=parameters,
         opset=opset,
         **values,

@@ -19,8 +19,6 @@ from clada.plugins.ops.block_quantization import pack, unpack
 from clada.plugins.ops.quantized_ffn import matrix_names, scales_name
 from clada.runtime.artefact import data_name
 
-# The first opset whose DequantizeLinear knows blocks and 4 bits.
-MINIMUM_OPSET = 21
 # Around a module's path in the name of its codes, as the tracer names what a module of Decoder.model holds.
 _PREFIX, _SUFFIX = "model.", ".weight"
 

@@ -26,6 +26,15 @@ POLICIES: dict[str, Policy] = {
     "sats": Policy("sensitivity", allocation=True, pool="blended", compensation=True, scale="token"),
 }
 
+# Each in a line, for help.
+SUMMARIES = {
+    "clada": "thresholds by what neurons are worth, in a pool that the prompt chooses, loosened where text is hard",
+    "dense": "every neuron: nothing is skipped",
+    "cats": "one threshold a layer on the gate's activation (Lee et al. 2024)",
+    "griffin": "the neurons that the prompt used most (Dong et al. 2024)",
+    "sats": "as clada, loosened by a table of tokens, not by how hard the text is",
+}
+
 # What clada is made of, and what it is without that part: for measuring what each is worth.
 PARTS: dict[str, dict[str, str | bool]] = {
     "pool": {"pool": "", "reanalysis": False},

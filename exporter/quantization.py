@@ -13,12 +13,10 @@ from clada.exporter.gptq import quantize_rows, round_inward, round_outward
 from clada.exporter.moments import input_moments
 from clada.exporter.neurons import matrix_names
 from clada.exporter.patch import SparseLayer, Sparsity, decoder_layers, sparse_layers
+from clada.exporter.settings import BLOCK_SIZE, METHOD, METHODS
 from clada.plugins.errors import CladaError
 from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
 
-# Bits a weight, by the name on the command line.
-FORMATS = {f"int{bits}": bits for bits in BITS}
-METHODS = ("rtn", "gptq")
 # Rows that are rounded at a time: what that takes beside the matrix.
 _ROWS = 4096
 # How far weights of the same checkpoint may be from quantised ones, as a share of their norm; int4 needs a quarter.
@@ -37,8 +35,8 @@ class QuantizationConfig:
     """
 
     bits: int = 4
-    block_size: int = 32
-    method: str = "rtn"
+    block_size: int = BLOCK_SIZE
+    method: str = METHOD
 
     def __post_init__(self) -> None:
         choices = {"bits": BITS, "block_size": BLOCK_SIZES, "method": METHODS}

@@ -18,10 +18,11 @@ from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.in_place import in_place_attention
 from clada.exporter.merged_products import merge_products
 from clada.exporter.onnxruntime_graph import divide_by_roots, drop_reshapes
-from clada.exporter.packed_weights import MINIMUM_OPSET as MINIMUM_QUANTIZED_OPSET
 from clada.exporter.packed_weights import narrow, packed_weights
 from clada.exporter.patch import Sparsity
 from clada.exporter.quantization import Quantized
+from clada.exporter.rope import rope_by_length
+from clada.exporter.settings import DEFAULT_OPSET, MINIMUM_QUANTIZED_OPSET
 from clada.exporter.static_sizes import state_known_sizes
 from clada.exporter.steps import constant_names, constants, random_step
 from clada.plugins import graph
@@ -32,8 +33,6 @@ from clada.plugins.ops import DOMAIN, OPS
 from clada.plugins.torch import torch_op
 from clada.runtime.artefact import data_name, in_place_name
 
-DEFAULT_OPSET = 20
-DEFAULT_QUANTIZED_OPSET = MINIMUM_QUANTIZED_OPSET
 MAXIMUM_OPSET = 23
 
 
@@ -192,7 +191,7 @@ def trace(
     names = constant_names(sparsity, load_map)
     arguments = step | calibrated
     attention = in_place_attention(model) if in_place_cache else nullcontext()
-    with _quiet(), torch.no_grad(), packed_weights(model, quantized), attention:
+    with _quiet(), torch.no_grad(), packed_weights(model, quantized), rope_by_length(model), attention:
         if in_place_cache:
             decoder(**arguments)  # an attention that is refused says so itself here, not wrapped by the exporter
         program = torch.onnx.export(

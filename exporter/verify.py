@@ -1,5 +1,6 @@
 """Compares an exported graph, as ONNX Runtime runs it, with the patched PyTorch model."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from clada.exporter.calibration_text import token_rows
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.neurons import activations
 from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
-from clada.exporter.steps import constants, first_step, next_step
+from clada.exporter.rope import context_length
+from clada.exporter.steps import cache_shapes, constants, first_step, next_step, random_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN, LOAD_SIGNAL
@@ -27,12 +29,23 @@ from clada.runtime.graph_constants import GraphConstants
 from clada.runtime.onnx_file import nodes_of
 from clada.runtime.pool import PoolPolicy, choose_pools, overdue, update_pools
 
-# Largest difference of a logit allowed, as a share of the range of the logits.
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2}
+# Largest difference of a logit allowed, as a share of the range of the logits, for a model of one layer: each adds
+# rounding of its own, and what is random adds up as its square root.
+TOLERANCES = {torch.float32: 4e-5, torch.float16: 4e-3}
+# Largest difference of surprisal and entropy allowed, as a share of what they are or of a nat: both sides read the same
+# logits, and compute in float32 at least, summed so that the vocabulary's size does not matter.
+SIGNAL_TOLERANCE = 1e-5
 # Largest difference of the load allowed: it is steep where calibrated knots lie close together.
 LOAD_TOLERANCES = {torch.float32: 5e-2, torch.float16: 2e-1}
+# The largest cache that is made to look at the end of a context.
+_CACHE_BYTES = 2**29
 PROMPT_TOKENS = 48
 DECODE_STEPS = 4
+
+
+def tolerance_of(model: Any) -> float:
+    """How far logits may be off for a patched model's type and depth, as a share of their range."""
+    return TOLERANCES[model.dtype] * math.sqrt(len(sparse_layers(model)))
 
 
 @dataclass(frozen=True)
@@ -168,70 +181,117 @@ def _worse(a: float, b: float) -> float:
     return float(np.maximum(a, b))
 
 
+@dataclass
+class _Worst:
+    """The largest differences of the decode steps compared so far."""
+
+    logits: float = 0.0
+    load: float = 0.0
+    surprisal: float = 0.0
+    entropy: float = 0.0
+    gap: float = 0.0
+    otherwise: int = 0
+    neurons: int = 0
+
+    def checks(self, label: str, model: Any) -> list[Check]:
+        """What was found, and what is allowed."""
+        tolerance = tolerance_of(model)
+        decisions = f"{self.otherwise} of {self.neurons} neurons decided otherwise"
+        return [
+            Check(f"decode, {label}", self.logits, tolerance),
+            Check(f"decode, {label}: {graph.LOAD}", self.load, LOAD_TOLERANCES[model.dtype]),
+            Check(f"decode, {label}: {graph.SURPRISAL}", self.surprisal, SIGNAL_TOLERANCE),
+            Check(f"decode, {label}: {graph.ENTROPY}", self.entropy, SIGNAL_TOLERANCE),
+            Check(f"decode, {label}: {decisions}", self.gap, tolerance),
+        ]
+
+
+def _compare_step(
+    exported: OnnxRuntimeModel, decoder: Decoder, values: dict[str, Any], step: dict[str, Any], worst: _Worst
+) -> tuple[Tensor, list[Tensor]]:
+    """Compare a step of decode, and note the differences; returns logits, keys and values of PyTorch.
+
+    Rounding may move an activation across its threshold, and then the two sides rightly differ. So PyTorch computes
+    with the neurons that ONNX Runtime kept, which must give the same logits, and the decisions are compared by
+    themselves: the sides may only disagree about a neuron that is near its threshold.
+    """
+    layers, sparsity = sparse_layers(decoder.model), decoder.sparsity
+    batch = len(step["input_ids"])
+    signal_names = [graph.LOAD, graph.SURPRISAL, graph.ENTROPY]
+    scores = [graph.score(n) for n in range(len(layers))]
+    outputs = _run_onnx(exported, step, [graph.LOGITS, *signal_names, *scores])
+    knots = [values[name] for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS)]
+    signals = torch_op(LOAD_SIGNAL)(step["past_logits"], step["input_ids"][:, -1], *knots, decoder.surprisal_weight)[1:]
+    for name, signal in zip(signal_names, signals, strict=True):
+        difference = np.abs(outputs[name] - signal.numpy()) / np.maximum(1, np.abs(signal.numpy()))
+        setattr(worst, name, _worse(getattr(worst, name), float(difference.max())))
+    scale = scale_of_load(outputs[graph.LOAD], values[graph.SCALE_KNOTS])[:, None]
+    for table in values[graph.TOKEN_SCALE]:
+        scale = table[step["input_ids"]]
+    load = torch.from_numpy(outputs[graph.LOAD]).float()[:, None]
+    kept = [torch.from_numpy(outputs[name]) > 0 for name in scores]
+    with _layer_inputs(layers) as inputs:
+        logits, present = decoder.run(
+            **{name: step[name] for name in ("input_ids", "attention_mask", "position_ids", "past")},
+            scale=torch.zeros(batch, 1),
+            pools=kept,
+            sparse=torch.ones(batch, 1, dtype=torch.bool),
+        )
+    worst.logits = _worse(worst.logits, _relative(outputs[graph.LOGITS], logits))
+    for n, layer in enumerate(layers):
+        if sparsity.anticipation is not None and sparsity.anticipation.layer == n:
+            scale = sparsity.anticipation.refined(scale, inputs[n].reshape(batch, 1, -1), load)
+        count, gap = _decision_gap(layer, inputs[n], values["thresholds"][n], scale, step["pools"][n], kept[n])
+        worst.otherwise, worst.gap = worst.otherwise + count, _worse(worst.gap, gap)
+    worst.neurons += batch * sum(layer.neurons for layer in layers)
+    return logits, present
+
+
 @torch.no_grad()
 def _verify_batch(
     exported: OnnxRuntimeModel, decoder: Decoder, values: dict[str, Any], rows: Tensor, batch: int, label: str
 ) -> list[Check]:
-    """Prefill and decode of a batch of prompts, the second and later ones padded on the left.
-
-    Rounding may move an activation across its threshold, and then the two sides rightly differ. So in decode PyTorch
-    computes with the neurons that ONNX Runtime kept, which must give the same logits, and the decisions are
-    compared by themselves: the sides may only disagree about a neuron that is near its threshold.
-    """
-    model, layers, sparsity = decoder.model, sparse_layers(decoder.model), decoder.sparsity
-    tolerance = TOLERANCES[model.dtype]
+    """Prefill and decode of a batch of prompts, the second and later ones padded on the left."""
+    model = decoder.model
     mask = torch.ones(batch, PROMPT_TOKENS, dtype=torch.int64)
     mask[1:, : PROMPT_TOKENS // 3] = 0
     step = first_step(model, rows[:batch, :PROMPT_TOKENS], mask)
     logits, present, *_ = decoder(**step, **values)
     outputs = _run_onnx(exported, step, [graph.LOGITS])
-    checks = [Check(f"prefill, {label}", _relative(outputs[graph.LOGITS], logits), tolerance)]
-
-    worst_logits, worst_gap, otherwise = 0.0, 0.0, 0
-    worst_signal = {graph.LOAD: 0.0, graph.SURPRISAL: 0.0, graph.ENTROPY: 0.0}
+    prefill = Check(f"prefill, {label}", _relative(outputs[graph.LOGITS], logits), tolerance_of(model))
+    worst = _Worst()
     for at in range(PROMPT_TOKENS, PROMPT_TOKENS + DECODE_STEPS):
         step = next_step(step, rows[:batch, at : at + 1], logits, present)
-        scores = [graph.score(n) for n in range(len(layers))]
-        outputs = _run_onnx(exported, step, [graph.LOGITS, *worst_signal, *scores])
-        knots = [values[name] for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS)]
-        signals = torch_op(LOAD_SIGNAL)(
-            step["past_logits"], step["input_ids"][:, -1], *knots, decoder.surprisal_weight
-        )[1:]
-        for name, signal in zip(worst_signal, signals, strict=True):
-            difference = np.abs(outputs[name] - signal.numpy()) / np.maximum(1, np.abs(signal.numpy()))
-            worst_signal[name] = _worse(worst_signal[name], float(difference.max()))
-        scale = scale_of_load(outputs[graph.LOAD], values[graph.SCALE_KNOTS])[:, None]
-        for table in values[graph.TOKEN_SCALE]:
-            scale = table[step["input_ids"]]
-        load = torch.from_numpy(outputs[graph.LOAD]).float()[:, None]
-        kept = [torch.from_numpy(outputs[name]) > 0 for name in scores]
-        with _layer_inputs(layers) as inputs:
-            logits, present = decoder.run(
-                **{name: step[name] for name in ("input_ids", "attention_mask", "position_ids", "past")},
-                scale=torch.zeros(batch, 1),
-                pools=kept,
-                sparse=torch.ones(batch, 1, dtype=torch.bool),
-            )
-        worst_logits = _worse(worst_logits, _relative(outputs[graph.LOGITS], logits))
-        for n, layer in enumerate(layers):
-            if sparsity.anticipation is not None and sparsity.anticipation.layer == n:
-                scale = sparsity.anticipation.refined(scale, inputs[n].reshape(batch, 1, -1), load)
-            count, gap = _decision_gap(layer, inputs[n], values["thresholds"][n], scale, step["pools"][n], kept[n])
-            otherwise, worst_gap = otherwise + count, _worse(worst_gap, gap)
-    neurons = DECODE_STEPS * batch * sum(layer.neurons for layer in layers)
-    return [
-        *checks,
-        Check(f"decode, {label}", worst_logits, tolerance),
-        *(
-            Check(
-                f"decode, {label}: {name}",
-                worst,
-                (LOAD_TOLERANCES if name == graph.LOAD else TOLERANCES)[model.dtype],
-            )
-            for name, worst in worst_signal.items()
-        ),
-        Check(f"decode, {label}: {otherwise} of {neurons} neurons decided otherwise", worst_gap, tolerance),
-    ]
+        logits, present = _compare_step(exported, decoder, values, step, worst)
+    return [prefill, *worst.checks(label, model)]
+
+
+@torch.no_grad()
+def _verify_end(
+    exported: OnnxRuntimeModel,
+    decoder: Decoder,
+    values: dict[str, Any],
+    token: Tensor,
+    past: int,
+    place: int,
+    label: str,
+) -> list[Check]:
+    """A token of decode at a place of the text, over a random cache of `past` tokens: what angles are off shows there.
+
+    The portable graph takes any place over a short cache; the other writes keys and values where the place is.
+    """
+    model = decoder.model
+    step = random_step(model, 1, 1, past)
+    step |= {"input_ids": token, "position_ids": torch.full((1, 1), place)}
+    worst = _Worst()
+    _compare_step(exported, decoder, values, step, worst)
+    return [Check(f"decode at place {place:,}, {label}", worst.logits, tolerance_of(model))]
+
+
+def _longest_past(model: Any) -> int:
+    """How much of a context a cache may hold that verification makes, of at most _CACHE_BYTES."""
+    numbers = sum(shape.heads * (shape.key_width + shape.value_width) for shape in cache_shapes(model))
+    return min(context_length(model.config) - 1, _CACHE_BYTES // (numbers * model.dtype.itemsize))
 
 
 def verification_rows(texts: list[str], tokenizer: Any, vocabulary: int) -> Tensor:
@@ -262,13 +322,17 @@ def verify(
     checks = [
         check for batch in (1, 2) for check in _verify_batch(exported, decoder, values, rows, batch, f"batch {batch}")
     ]
+    end = context_length(model.config) - 1
+    checks += _verify_end(exported, decoder, values, rows[:1, :1], PROMPT_TOKENS, end, "batch 1")
     del exported  # one graph at a time holds its weights
     # And as a session runs it, on the native kernels where they are installed.
     if in_place is None:
         exported = OnnxRuntimeModel(path, Execution(exact=True))
         return checks + _verify_batch(exported, decoder, values, rows, 2, f"batch 2, {exported.kernels}")
-    exported = InPlaceModel(in_place, model.config.max_position_embeddings, Execution(exact=True))
-    return checks + _verify_batch(exported, decoder, values, rows, 1, f"in-place cache, {exported.kernels}")
+    exported = InPlaceModel(in_place, end + 1, Execution(exact=True))
+    label, past = f"in-place cache, {exported.kernels}", _longest_past(model)
+    checks += _verify_batch(exported, decoder, values, rows, 1, label)
+    return checks + _verify_end(exported, decoder, values, rows[:1, :1], past, past, label)
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:

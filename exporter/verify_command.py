@@ -4,16 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clada.exporter.calibration_text import read_texts, sample_file
-from clada.exporter.checkpoint import load_model
-from clada.exporter.export import DTYPES
-from clada.exporter.packed_weights import read_packed
-from clada.exporter.patch import sparsify
-from clada.exporter.quantization import hold
-from clada.exporter.verify import check_lines, load_constants, require_passed, verification_rows, verify
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import open_artefact
-from clada.runtime.backends.onnxruntime import older_than
+from clada.plugins.command_line import add_quiet
 
 
 def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
@@ -22,9 +13,22 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
     Raises:
         CladaError: Either cannot be used, they do not belong together, or they disagree.
     """
+    # What help does without is imported only for the work.
+    import torch
+
+    from clada.exporter.calibration_text import read_texts, sample_file
+    from clada.exporter.checkpoint import load_model
+    from clada.exporter.packed_weights import read_packed
+    from clada.exporter.patch import sparsify
+    from clada.exporter.quantization import hold
+    from clada.exporter.verify import check_lines, load_constants, require_passed, verification_rows, verify
+    from clada.plugins.errors import CladaError
+    from clada.runtime.artefact import open_artefact
+    from clada.runtime.backends.onnxruntime import older_than
+
     artefact = open_artefact(artefact_model)
     manifest = artefact.manifest
-    model, tokenizer = load_model(source, DTYPES[manifest.model.dtype], **trust)
+    model, tokenizer = load_model(source, getattr(torch, manifest.model.dtype), **trust)
     for name, theirs in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
         ours = getattr(manifest.model, name)
         if ours != theirs:
@@ -44,14 +48,19 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    verify_artefact(args.path, args.model, trust_remote_code=args.trust_remote_code, allow_pickle=args.allow_pickle)
+    from clada.runtime.find_model import find_model
+
+    verify_artefact(
+        find_model(args.path), args.model, trust_remote_code=args.trust_remote_code, allow_pickle=args.allow_pickle
+    )
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to `clada`'s."""
     parser = commands.add_parser("verify", help="compare an artefact with the checkpoint it was made from")
-    parser.add_argument("path", type=Path, help="the artefact's .onnx file")
+    parser.add_argument("path", type=Path, help="the artefact's .onnx file or folder")
     parser.add_argument("--model", required=True, help="the checkpoint's folder, or a Hugging Face model id")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
     parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    add_quiet(parser)
     parser.set_defaults(run=_run)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clada.plugins.errors import CladaError
+from clada.runtime.building.settings import RUNTIMES
 from clada.runtime.manifest import MANIFEST_NAME
 from clada.runtime.pieces import file_hash
 from clada.runtime.sealed_json import sealed_text, unsealed
@@ -15,10 +16,6 @@ from clada.runtime.unfinished import unfinished
 
 FORMAT_VERSION = 2
 ENGINE_SUFFIX = ".engine"
-
-TENSORRT = "tensorrt"
-TENSORRT_RTX = "tensorrt-rtx"
-RUNTIMES = (TENSORRT, TENSORRT_RTX)
 
 PREFILL = "prefill"
 DECODE = "decode"

@@ -1,15 +1,18 @@
 """The generation loop: sample, decode, emit, until something ends it."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clada.plugins.errors import CladaError
+from clada.runtime.detokenize import TextStream
 from clada.runtime.sampling import SamplingConfig, sample
 from clada.runtime.telemetry import TokenStats
-from clada.runtime.text import TextStream
 
 if TYPE_CHECKING:
     from clada.runtime.session import Session
@@ -20,18 +23,51 @@ class GenerationConfig:
     """When to stop, and how to choose.
 
     Args:
-        max_new_tokens: The most tokens to generate.
-        stop: Strings that end the text; they are not part of it.
-        sampling: How each token is chosen.
+        max_new_tokens: The most tokens to generate; None for as many as the model's context holds.
+        stop: Strings that end the text; they are not part of it. One string alone is one stop string.
+        sampling: How each token is chosen; None for the model's own settings, `Session.default_sampling`.
+        stop_tokens: Ids of tokens that end the text, beside those by which the model ends it; they are not part of it.
+
+    Raises:
+        CladaError: A value is not of its kind, or is none that makes sense.
     """
 
-    max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    max_new_tokens: int | None = None
+    stop: Sequence[str] = ()
+    sampling: SamplingConfig | None = None
+    stop_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise CladaError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if self.max_new_tokens is not None:
+            _check_is_integer("max_new_tokens", self.max_new_tokens)
+            if self.max_new_tokens < 1:
+                raise CladaError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if not isinstance(self.sampling, SamplingConfig | None):
+            raise CladaError(f"sampling is {self.sampling!r}; it must be a SamplingConfig")
+        object.__setattr__(self, "stop", _strings(self.stop))
+        object.__setattr__(self, "stop_tokens", _tokens(self.stop_tokens))
+
+
+def _strings(stop: Any) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise CladaError(f"stop holds {string!r}; it must hold strings that are not empty")
+    return strings
+
+
+def _tokens(stop_tokens: Any) -> tuple[int, ...]:
+    tokens = tuple(stop_tokens) if isinstance(stop_tokens, Iterable) else (stop_tokens,)
+    for token in tokens:
+        _check_is_integer("a stop token", token)
+        if token < 0:
+            raise CladaError(f"a stop token is {token}; it must be 0 or more")
+    return tuple(int(token) for token in tokens)
+
+
+def _check_is_integer(name: str, value: Any) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise CladaError(f"{name} is {value!r}; it must be an integer")
 
 
 @dataclass(frozen=True)
@@ -69,19 +105,25 @@ def _pieces(
     session: "Session", prompts: Sequence[Sequence[int]], config: GenerationConfig
 ) -> Iterator[tuple[int, Piece]]:
     """Pieces of each prompt's continuation, with the prompt's index, until all have ended."""
+    sampling = session.default_sampling if config.sampling is None else config.sampling
     state = session.prefill(prompts)
     texts = [TextStream(session.tokenizer, prompt, config.stop) for prompt in prompts]
-    seen = [list(prompt) for prompt in prompts]
-    sources = [np.random.default_rng(config.sampling.seed) for _ in prompts]
+    length = [len(prompt) for prompt in prompts]
+    seen = _Seen(prompts, state.logits.shape[1]) if sampling.repetition_penalty != 1 else None
+    sources = [np.random.default_rng(sampling.seed) for _ in prompts]
     alive = [True] * len(prompts)
-    for count in range(1, config.max_new_tokens + 1):
+    for count in itertools.count(1):
         tokens = [0] * len(prompts)
         for row in _alive_rows(alive):
-            tokens[row] = sample(state.logits[row], np.array(seen[row]), config.sampling, sources[row])
-            seen[row].append(tokens[row])
-            if tokens[row] in session.end_tokens:
+            repeated = _NOTHING if seen is None else seen.of(row)
+            tokens[row] = token = sample(state.logits[row], repeated, sampling, sources[row])
+            length[row] += 1
+            if seen is not None:
+                seen.add(row, token)
+            if token in session.end_tokens or token in config.stop_tokens:
                 alive[row] = False
-                yield row, Piece(tokens[row], texts[row].flush(), None, "end")
+                ended = "end" if token in session.end_tokens else "stop"
+                yield row, Piece(token, texts[row].flush(), None, ended)
         if not any(alive):
             return
         stats = session.decode(state, tokens, alive)
@@ -90,12 +132,32 @@ def _pieces(
             finish = None
             if texts[row].stopped:
                 finish = "stop"
-            elif count == config.max_new_tokens or len(seen[row]) >= session.context_length or session.is_full(state):
+            elif count == config.max_new_tokens or length[row] >= session.context_length or session.is_full(state):
                 finish, text = "length", text + texts[row].flush()
             alive[row] = finish is None
             yield row, Piece(tokens[row], text, stats[row], finish)
         if not any(alive):
             return
+
+
+_NOTHING = np.zeros(0, np.int64)
+
+
+class _Seen:
+    """Which tokens each text holds."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
+        self._holds = np.zeros((len(prompts), vocabulary), np.bool_)
+        for holds, prompt in zip(self._holds, prompts, strict=True):
+            holds[list(prompt)] = True
+
+    def of(self, row: int) -> npt.NDArray[np.int64]:
+        """Ids of a text's tokens."""
+        return np.flatnonzero(self._holds[row])
+
+    def add(self, row: int, token: int) -> None:
+        """Take in one."""
+        self._holds[row, token] = True
 
 
 def stream(session: "Session", prompt: Sequence[int], config: GenerationConfig) -> Iterator[Piece]:

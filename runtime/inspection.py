@@ -1,5 +1,8 @@
 """What an artefact is, in a few tables."""
 
+from dataclasses import asdict
+from typing import Any
+
 from clada.runtime.artefact import Artefact
 from clada.runtime.backends.onnxruntime import kernels_here
 from clada.runtime.engine_record import EngineRecord
@@ -61,6 +64,18 @@ def _model_lines(artefact: Artefact) -> list[str]:
         f"feed-forward bytes read, KL {calibration.divergence_nats:.4f} nats a token, "
         f"{calibration.agreement:.1%} of next tokens unchanged",
     ]
+
+
+def facts(artefact: Artefact, record: EngineRecord | None = None) -> dict[str, Any]:
+    """All that is known of an artefact that has been checked, and of an engine that was built from it, for JSON."""
+    names = sorted(name for name in artefact.manifest.files if artefact.path(name).is_file())
+    return {
+        "path": str(artefact.model),
+        "kernels": kernels_here(),
+        "bytes": {name: artefact.path(name).stat().st_size for name in names},
+        "manifest": plain(artefact.manifest),
+        "engine": None if record is None else asdict(record),
+    }
 
 
 def inspection_lines(artefact: Artefact) -> list[str]:

@@ -66,8 +66,10 @@ class HostScore(list[Floats]):
 
     def add(self, used: Sequence[Floats], masks: Masks, fade: Floats, inside: Floats, outside: Floats) -> None:
         """See RunningScore; `used` is f32[B, F] for each layer."""
-        for layer, (share, mask) in enumerate(zip(used, masks, strict=True)):
-            self[layer] = self[layer] * fade + share * np.where(mask, inside, outside)
+        self[:] = [
+            score * fade + share * np.where(mask, inside, outside)
+            for score, share, mask in zip(self, used, masks, strict=True)
+        ]
 
 
 @dataclass
@@ -153,14 +155,15 @@ def update_pools(
         opened: bool[B], whether the pool was open for it.
         alive: bool[B], False where the token is padding.
     """
-    pools.since_opened += alive
-    pools.since_chosen += alive
-    pools.evidence |= opened & alive
+    since_opened = pools.since_opened + alive
     fade = np.where(alive, 1 - 1 / MEMORY_TOKENS, 1)
-    stands_for = np.where(opened & alive, pools.since_opened, 0)
+    stands_for = np.where(opened & alive, since_opened, 0)
     fade, inside, outside = (factor.astype(np.float32)[:, None] for factor in (fade, alive, stands_for))
+    # First what may fail, on a device: the pools are then as they were.
     pools.score.add(used, pools.masks, fade, inside, outside)
-    pools.since_opened[opened & alive] = 0
+    pools.since_opened = np.where(opened & alive, 0, since_opened)
+    pools.since_chosen = pools.since_chosen + alive
+    pools.evidence = pools.evidence | (opened & alive)
     due = pools.evidence & (pools.since_chosen >= REFRESH_TOKENS)
     if due.any():
         chosen = _masks(policy, pools.score)

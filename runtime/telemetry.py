@@ -11,7 +11,8 @@ class TokenStats:
     """How hard one token was, and what it was given; measured in the graph while the token was read.
 
     Args:
-        surprisal: -log p of the token under the distribution it was drawn from, in nats.
+        surprisal: -log p of the token under the model's own distribution, in nats: that of its logits as they are,
+            before temperature, penalties and what sampling leaves out.
         entropy: Of that distribution, in nats.
         load: The load signal, in [0, 1].
         active_fraction: Share of all layers' neurons that were computed.

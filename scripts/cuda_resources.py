@@ -1,6 +1,7 @@
 """Registers, spills and shared memory of each CUDA kernel on each architecture: writes the table, or compares with it.
 
-They are what ptxas said while `make test-cuda` compiled (keep_ptxas_output.sh), so nothing is compiled here.
+They are what ptxas said while `make test-cuda-all` compiled, or for one architecture `make test-cuda`
+(keep_ptxas_output.sh), so nothing is compiled here.
 """
 
 import argparse
@@ -10,13 +11,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "plugins" / "kernels" / "cuda"
 TABLE = ROOT / "benchmarks" / "cuda_resources.csv"
-REWRITE = "after `make test-cuda`, `python scripts/cuda_resources.py` writes the table anew"
+REWRITE = "after `make test-cuda-all`, `python scripts/cuda_resources.py` writes the table anew"
 
 RELEASE = re.compile(r"Cuda compilation tools, release [\d.]+, V([\d.]+)")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
@@ -106,7 +107,7 @@ def compiled(build: Path) -> Table:
         log = logs.get(f"{source.name}.o.ptxas")
         release = RELEASE.search(text := log.read_text()) if log else None
         if release is None:
-            raise TableError(f"{build} does not hold what ptxas said of {source.name}; `make test-cuda` compiles it")
+            raise TableError(f"{build} holds nothing that ptxas said of {source.name}; run `make test-cuda-all`")
         releases.add(release[1])
         found += said(text)
     if len(releases) != 1:
@@ -173,7 +174,10 @@ def main() -> int:
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "cuda", help="folder of the build")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    parser.add_argument("--architectures", nargs="+", metavar="SM", help="with --check: those compiled; default: all")
     args = parser.parse_args()
+    if args.architectures and not args.check:
+        parser.error("--architectures is for --check: the table is written of all")
     try:
         now = compiled(args.build)
         if not args.check:
@@ -181,6 +185,9 @@ def main() -> int:
             print(f"written: {args.table}, {len(now.kernels)} kernels by nvcc {now.nvcc}")
             return 0
         was = read_table(args.table)
+        if args.architectures:
+            kernels = {key: resources for key, resources in was.kernels.items() if key[1] in args.architectures}
+            was = replace(was, kernels=kernels)
         lines = differences(was, now)
     except TableError as error:
         lines = [str(error)]

@@ -1,7 +1,12 @@
-"""The main job on the demo model: export it, run it, and compare it with PyTorch."""
+"""The main job on the demo model: export it, run it, compare it with PyTorch and with the dense model."""
 
 import argparse
+import contextlib
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,124 @@ PROMPT = '''def read_config(path):
     """Read a configuration file and return its sections."""'''
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, repetition_penalty=1.05, seed=1)
 GREEDY_TOKENS = 64
+ROUNDS = 5
+# Where nothing else is said for as long as this, that it goes on is.
+QUIET_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A function that prints a line; until the next one, how long it has been is printed now and then."""
+    said = time.monotonic()
+    done = threading.Event()
+
+    def report(line: str) -> None:
+        nonlocal said
+        said = time.monotonic()
+        print(line, flush=True)
+
+    def go_on() -> None:
+        while not done.wait(QUIET_SECONDS):
+            if time.monotonic() - said >= QUIET_SECONDS:
+                print(f"  … {time.monotonic() - said:.0f} s", flush=True)
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield report
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def dense_export(output: Path) -> Iterator[Callable[[], None]]:
+    """Export the model as it is, beside whatever else is done; the function waits for it."""
+    command = [Path(sys.executable).with_name("clada-export"), output, "--model", MODEL, "--policy", "dense"]
+    process = subprocess.Popen(
+        [*command, "--calibration-tokens", "512", "--overwrite"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+    def wait() -> None:
+        said, _ = process.communicate()
+        if process.returncode:
+            sys.exit(f"the dense model was not exported:\n{said.decode()}")
+
+    try:
+        yield wait
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def generate_aloud(session: Session, tokens: int) -> None:
+    """Continue the prompt, and say what it took."""
+    print(f"\n{PROMPT}", end="", flush=True)
+    started = time.perf_counter()
+    pieces = []
+    for piece in session.stream(PROMPT, GenerationConfig(tokens, sampling=SAMPLING)):
+        print(piece.text, end="", flush=True)
+        pieces.append(piece)
+    seconds = time.perf_counter() - started
+    read = [piece.stats for piece in pieces if piece.stats is not None]
+    mean = mean_stats(read)
+    print(f"\n\n{len(read)} tokens in {seconds:.2f} s, prompt included")
+    print(
+        f"neurons skipped: {1 - mean.active_fraction:.1%}; a token: surprisal {mean.surprisal:.2f} nats, "
+        f"entropy {mean.entropy:.2f} nats, load {mean.load:.2f}"
+    )
+    realised = [layer.realised for layer in session.manifest.calibration.layers]
+    print("sparsity realised in each layer, on calibration text: " + " ".join(f"{share:.0%}" for share in realised))
+
+
+def decode_speed(session: Session) -> float:
+    """Tokens a second of greedy decoding, without the prompt."""
+    times = [time.perf_counter() for _ in session.stream(PROMPT, GenerationConfig(GREEDY_TOKENS))]
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def greedy(session: Session) -> list[int]:
+    return session.generate(PROMPT, GenerationConfig(GREEDY_TOKENS))[0].tokens
+
+
+def equal_tokens(ours: list[int], theirs: list[int]) -> int:
+    """How many are the same until the first that is not."""
+    count = min(len(ours), len(theirs))
+    return int(np.cumprod(np.equal(ours[:count], theirs[:count])).sum())
+
+
+def compare_with_pytorch(session: Session, path: Path) -> None:
+    """The tokens of the patched model in PyTorch beside the file's."""
+    model, _ = load_model(str(MODEL), torch.float32)
+    sparsity = sparsify(model)
+    load_map = load_constants(path, sparsity)
+    ours = greedy(session)
+    theirs = greedy_tokens(model, sparsity, load_map, session.pool_policy, session.encode(PROMPT), len(ours))
+    worst = max(check.required for check in session.manifest.verification)
+    print(
+        f"agreement with PyTorch: {equal_tokens(ours, theirs)} of {len(ours)} greedy tokens; "
+        f"verification needs {worst:.1e} at most"
+    )
+
+
+def compare_with_dense(session: Session, dense: Session) -> None:
+    """Speed and tokens of the file beside those of the model with all of its neurons, in the same runtime."""
+    ours, theirs = greedy(session), greedy(dense)
+    # In turn, and the best of each: what else the machine does disturbs both alike.
+    rounds = [(decode_speed(session), decode_speed(dense)) for _ in range(ROUNDS)]
+    sparse_speed, dense_speed = map(max, zip(*rounds, strict=True))
+    print(f"dense:  {dense_speed:.0f} tokens/s")
+    print(
+        f"sparse: {sparse_speed:.0f} tokens/s, {equal_tokens(ours, theirs)} of {len(ours)} greedy tokens as the dense "
+        "model's, from the first on"
+    )
+    verdict = "is faster here too" if sparse_speed > 1.02 * dense_speed else "is not faster here"
+    print(
+        f"Sparse {verdict}. A model this small does not tell: choosing neurons costs about what it saves.\n"
+        "How much faster decoding gets at the sizes of real models is measured, in two minutes, by\n"
+        f"    {Path(sys.executable).with_name('clada')} bench --what layer"
+    )
 
 
 def main() -> None:
@@ -31,34 +154,16 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=120, help="default: %(default)s")
     args = parser.parse_args()
 
-    export(args.output, str(MODEL), ExportConfig(overwrite=True))
-
+    dense_path = args.output.parent / "dense" / "model.onnx"
+    with progress() as report, dense_export(dense_path) as wait_for_dense:
+        report(f"exporting {MODEL.relative_to(ROOT)}, sparse and, beside it, dense")
+        export(args.output, str(MODEL), ExportConfig(overwrite=True), report=report)
+        report(f"waiting for {dense_path}")
+        wait_for_dense()
     session = Session(args.output)
-    print(f"\n{PROMPT}", end="", flush=True)
-    started = time.perf_counter()
-    pieces = []
-    for piece in session.stream(PROMPT, GenerationConfig(args.max_new_tokens, sampling=SAMPLING)):
-        print(piece.text, end="", flush=True)
-        pieces.append(piece)
-    seconds = time.perf_counter() - started
-    read = [piece for piece in pieces if piece.stats is not None]
-    mean = mean_stats([piece.stats for piece in read if piece.stats is not None])
-    print(f"\n\n{len(read)} tokens in {seconds:.2f} s, prompt included: {len(read) / seconds:.0f} tokens/s")
-    print(
-        f"neurons skipped: {1 - mean.active_fraction:.1%}; a token: surprisal {mean.surprisal:.2f} nats, "
-        f"entropy {mean.entropy:.2f} nats, load {mean.load:.2f}"
-    )
-    realised = [layer.realised for layer in session.manifest.calibration.layers]
-    print("sparsity realised in each layer, on calibration text: " + " ".join(f"{share:.0%}" for share in realised))
-
-    model, _ = load_model(str(MODEL), torch.float32)
-    sparsity = sparsify(model)
-    load_map = load_constants(args.output, sparsity)
-    ours = session.generate(PROMPT, GenerationConfig(GREEDY_TOKENS))[0].tokens
-    theirs = greedy_tokens(model, sparsity, load_map, session.pool_policy, session.encode(PROMPT), len(ours))
-    equal = int(np.cumprod(np.equal(ours, theirs)).sum())
-    worst = max(check.required for check in session.manifest.verification)
-    print(f"agreement with PyTorch: {equal} of {len(ours)} greedy tokens; verification needs {worst:.1e} at most")
+    generate_aloud(session, args.max_new_tokens)
+    compare_with_pytorch(session, args.output)
+    compare_with_dense(session, Session(dense_path))
 
 
 if __name__ == "__main__":

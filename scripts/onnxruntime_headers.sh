@@ -1,8 +1,9 @@
 #!/bin/sh
-# Puts ONNX Runtime's C++ headers, which its wheel lacks, into a folder: those of Debian's package, which is unpacked
-# and not installed. Where this is not Debian, set CLADA_ONNXRUNTIME_INCLUDE to the headers of an official release.
+# Puts ONNX Runtime's C++ headers, which its wheel lacks, into a folder, build/onnxruntime of this checkout if none is
+# given: those of Debian's package, which is unpacked and not installed. Where this is not Debian, set
+# CLADA_ONNXRUNTIME_INCLUDE to the headers of an official release.
 set -eu
-folder=$1
+folder=${1:-$(dirname "$0")/../build/onnxruntime}
 test -e "$folder/onnxruntime_cxx_api.h" && exit 0
 
 work=$(mktemp -d)
@@ -20,6 +21,7 @@ if (cd "$work" && apt update && apt download libonnxruntime-dev && dpkg -x libon
     rm -rf "$folder"
     mv "$work/unpacked/usr/include/onnxruntime" "$folder"
 else
-    echo "warning: ONNX Runtime's headers were not found, so the native kernels will not be built;" \
-        "set CLADA_ONNXRUNTIME_INCLUDE to the include folder of an ONNX Runtime release" >&2
+    echo "error: no Debian package with ONNX Runtime's headers could be fetched; unpack a release of" \
+        "github.com/microsoft/onnxruntime/releases and set CLADA_ONNXRUNTIME_INCLUDE to its include folder" >&2
+    exit 1
 fi

@@ -15,6 +15,20 @@ DEMO_MODEL = ROOT / "models" / "demo"
 os.environ.setdefault("CLADA_ONNXRUNTIME_INCLUDE", str(ROOT / "build" / "onnxruntime"))
 
 
+def built_for_cuda(name: str) -> Path:
+    """A library that `make test-cuda` links, which no installation has that did not ask for it; skips where none is.
+
+    `make test` sets CLADA_CUDA_BUILD, and then it must be there.
+    """
+    path = ROOT / "build" / "cuda" / "plugins" / name
+    if not path.exists():
+        why = f"there is no {path.relative_to(ROOT)}, which `make test-cuda` links"
+        if "CLADA_CUDA_BUILD" in os.environ:
+            pytest.fail(why)
+        pytest.skip(why)
+    return path
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file with the longest test first: begun last, it would keep one process busy long after the other is done."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")

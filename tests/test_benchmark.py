@@ -15,7 +15,7 @@ from clada.benchmark.layer_output import layer_output, weights_of_ours
 from clada.benchmark.matmul_nbits import packed
 from clada.benchmark.model import model_contenders, opened_model
 from clada.benchmark.precisions import BLOCKS, PRECISIONS, Blocks
-from clada.benchmark.report import Row, Table
+from clada.benchmark.report import Row, Table, table_lines
 from clada.benchmark.sessions import Bound
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import SHAPES
@@ -210,7 +210,11 @@ def test_json_has_every_contender(report):
         without = [REFERENCE, *map(dense, quantized), TORCH]
         precisions = ["float32", "bfloat16", *quantized]
         shares = [None, 0.5, 0.25]
-        assert names[what, "decode"] == without + [ours(share, of) for of in precisions for share in shares]
+        expected = [ours(share, of) for of in precisions for share in shares]
+        if what == "model":
+            drawn = [ours(0.25, of, sampled=True) for of in precisions]
+            expected = [name for n, one in enumerate(drawn) for name in [*expected[3 * n : 3 * n + 3], one]]
+        assert names[what, "decode"] == without + expected
         assert names[what, "prefill"] == without + [ours(None, of) for of in precisions]
     assert report[1]["settings"] | {"active": [0.5, 0.25], "rounds": 3, "threads": 1} == report[1]["settings"]
     assert report[1]["machine"]["versions"]["onnxruntime"]
@@ -244,6 +248,17 @@ def test_only_chosen_weights_are_compared(capsys):
     names = [line.split("  ")[0] for line in decode[2:-1]]
     assert names == [REFERENCE, dense("int8"), ours(None, "int8"), ours(0.5, "int8")]
     assert "vs int8" in decode[1]
+
+
+def test_what_sampling_takes_is_told():
+    """The median of the rounds' own quotients."""
+    rows = (
+        Row(ours(0.4, "int4"), ms=2.0, samples_ms=(1.0, 2.0, 4.0)),
+        Row(ours(0.4, "int4", sampled=True), ms=2.5, samples_ms=(1.5, 2.2, 8.0)),
+        Row(ours(0.6, "int4", sampled=True), missing="it did not fit"),
+    )
+    lines = [line for line in table_lines(Table("tiny", "model", "decode", 1, 64, rows)) if "greedy" in line]
+    assert lines == ["ours 40% sampled int4: 1.50x the time of ours 40% int4, which is greedy"]
 
 
 def test_targets_of_a_whole_model_are_of_speed_memory_and_loading():
@@ -305,7 +320,7 @@ def test_plot_is_an_image(report, tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, message):
-    monkeypatch.setattr("clada.benchmark.command._MEASURES", dict.fromkeys(("layer", "model", "genai")))
+    monkeypatch.setattr("clada.benchmark.run._MEASURES", {})
     shape = [] if "--shape" in options else ["--shape", "tiny"]
     fails_with(capsys, clada_main, ["bench", *shape, *options], message)
 

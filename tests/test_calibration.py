@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clada.exporter import calibrate as calibration
+from clada.exporter import export as exporting
 from clada.exporter.calibrate import CalibrationConfig, calibrate
 from clada.exporter.calibration_text import read_texts, token_rows
 from clada.exporter.decode_pass import Texts
@@ -201,6 +202,94 @@ def test_jsonl_and_text_are_read(tmp_path):
     assert read_texts(tmp_path / "a.jsonl") == ["one", "two"]
 
 
+@pytest.mark.fault("text", "calibration data that begins with a byte-order mark", now="read without the mark")
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one".encode("utf-8-sig"))
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}')
+    assert read_texts(tmp_path / "a.txt") == ["one"]
+    assert read_texts(tmp_path / "a.jsonl") == ["one", "two"]
+
+
+TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So.", "name": None}]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ raise_exception('no') if m.role == 'x' }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def chat_tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.mark.fault("text", "calibration on conversations", now="written by the model's chat template")
+def test_conversations_are_written_by_the_chat_template(tmp_path):
+    path, tokenizer = tmp_path / "a.jsonl", chat_tokenizer()
+    path.write_text(json.dumps({"text": "plain"}) + "\n" + json.dumps({"messages": TURNS}))
+    chat = tokenizer.apply_chat_template(TURNS, tokenize=False)
+    assert chat.endswith("<user>Why?<assistant>So.")
+    assert read_texts(path, tokenizer=tokenizer) == ["plain", chat]
+
+
+def test_several_chat_templates_have_one_by_default(tmp_path):
+    path, tokenizer = tmp_path / "a.jsonl", tiny_tokenizer()
+    path.write_text(json.dumps({"messages": TURNS}))
+    tokenizer.chat_template = {"tool_use": "tools", "default": TEMPLATE}
+    assert read_texts(path, tokenizer=tokenizer) == [tokenizer.apply_chat_template(TURNS, tokenize=False)]
+    tokenizer.chat_template = {"tool_use": "tools"}
+    with pytest.raises(CladaError, match="the model has no chat template that is its default"):
+        read_texts(path, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "messages", "message"),
+    [
+        (tiny_tokenizer, TURNS, "line 2: a conversation needs a chat template, and the model has none"),
+        (
+            chat_tokenizer,
+            [{"role": "x", "content": "y"}],
+            "chat template refused the conversation: no",
+        ),
+        (chat_tokenizer, [{"role": "user", "content": "\ud800"}], "line 2: the conversation holds half a character"),
+        (chat_tokenizer, [], "line 2: expected an object"),
+        (chat_tokenizer, ["Why?"], "line 2: expected an object"),
+        (chat_tokenizer, "Why?", "line 2: expected an object"),
+    ],
+)
+def test_conversations_that_cannot_be_written_are_refused(tmp_path, tokenizer, messages, message):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + json.dumps({"messages": messages}))
+    with pytest.raises(CladaError, match=message):
+        read_texts(tmp_path / "a.jsonl", tokenizer=tokenizer())
+
+
+class EnoughError(Exception):
+    """What a test wants to see has been reported."""
+
+
+@pytest.mark.fault("text", "calibration text that nobody chose", now="named, with a note where the model chats")
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [("nothing", None), ("nothing", TEMPLATE), ("text", None), ("text", TEMPLATE), ("conversations", TEMPLATE)],
+)
+def test_export_names_what_it_calibrates_on(tmp_path, checkpoint, monkeypatch, kind, template):
+    tokenizer, lines = tiny_tokenizer(), []
+    tokenizer.chat_template = template
+    data = None if kind == "nothing" else tmp_path / "mine.jsonl"
+    if data:
+        row = {"messages": TURNS * 200} if kind == "conversations" else {"text": "many words " * 400}
+        data.write_text(json.dumps(row))
+    load = exporting.load_model
+    monkeypatch.setattr(exporting, "load_model", lambda *args, **trust: (load(*args, **trust)[0], tokenizer))
+    monkeypatch.setattr(exporting, "sparsify", lambda model: (_ for _ in ()).throw(EnoughError))
+    with pytest.raises(EnoughError):
+        config = exporting.ExportConfig(calibration_data=data, calibration_tokens=600)
+        exporting.export(tmp_path / "out" / "model.onnx", str(checkpoint("llama")), config, lines.append)
+    assert lines[0].endswith(str(data) if data else "tokens of Python sources, which come with clada")
+    assert len(lines[1:]) == (template is not None and kind != "conversations")
+    assert all(line.startswith("note: the model has a chat template") for line in lines[1:])
+
+
 def test_unusual_line_separators_do_not_end_a_jsonl_line(tmp_path):
     """JSON allows U+2028 and U+0085 inside a string; only a line feed ends a line."""
     text = "one\u2028two\u0085three"
@@ -217,6 +306,9 @@ def test_unusual_line_separators_do_not_end_a_jsonl_line(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"t": 1}\n', 'line 2: expected an object with a "text" field'),
         ("a.jsonl", b"nonsense\n", "line 1: expected an object"),
         ("a.jsonl", b'{"text": 3}\n', "line 1: expected an object"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: expected an object"),
+        ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "line 1: expected an object"),
+        ("a.jsonl", b"[" * 100_000, "line 1: expected an object"),
     ],
 )
 def test_bad_calibration_data_is_refused(tmp_path, name, content, message):

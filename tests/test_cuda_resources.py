@@ -60,8 +60,8 @@ def test_table_is_written_and_compared(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (said(registers=128), "down<half, 8> on sm_90: registers was 125, is 128; after `make test-cuda`, "),
-        (said(shared=""), "down<half, 8> on sm_90: shared_bytes was 22628, is 0; after `make test-cuda`, "),
+        (said(registers=128), "down<half, 8> on sm_90: registers was 125, is 128; after `make test-cuda-all`, "),
+        (said(shared=""), "down<half, 8> on sm_90: shared_bytes was 22628, is 0; after `make test-cuda-all`, "),
         (said(spills="4"), "down<half, 8> on sm_90: spilled_bytes is 8; was 0; nothing may be spilled"),
         (said(KERNEL.replace("Li8", "Li4")), "down<half, 4> on sm_90: is not in the table; "),
         ("", "down<half, 8> on sm_90: is not compiled any more; "),
@@ -76,6 +76,18 @@ def test_every_change_is_a_line(tmp_path, text, complaint):
     assert any(line.startswith(f"error: {complaint}") for line in result.stderr.splitlines()), result.stderr
 
 
+def test_some_architectures_are_compared_by_themselves(tmp_path):
+    """Each kernel of those, and none of the others."""
+    table, build = tmp_path / "table.csv", build_of(tmp_path / "build", said())
+    run(build, table)
+    one = build_of(tmp_path / "one", said().split("ptxas info    : 0 bytes gmem")[2])
+    assert run(one, table, "--check").returncode == 1
+    assert run(one, table, "--check", "--architectures", "sm_90").stdout == "1 kernels: nothing is spilled\n"
+    result = run(one, table, "--check", "--architectures", "sm_90", "sm_120")
+    assert result.stderr.startswith("error: down<half, 8> on sm_120: is not compiled any more; ")
+    assert run(one, table, "--architectures", "sm_90").returncode == 2
+
+
 def test_another_nvcc_is_compared_for_spills_alone():
     resources = module["Resources"](125, 0, 0, 22628)
     table, other = (module["Table"](nvcc, {("down", "sm_90"): resources}) for nvcc in ("13.0.88", "13.1.5"))
@@ -87,7 +99,7 @@ def test_another_nvcc_is_compared_for_spills_alone():
 
 def test_what_cannot_be_compared_says_why(tmp_path):
     build, table = tmp_path / "build", tmp_path / "table.csv"
-    assert "does not hold what ptxas said of dense_ffn.cu; `make test-cuda` compiles it" in run(build, table).stderr
+    assert "holds nothing that ptxas said of dense_ffn.cu; run `make test-cuda-all`" in run(build, table).stderr
     build_of(build, said())
     assert "table.csv cannot be read" in run(build, table, "--check").stderr
     (log,) = build.glob("**/down.cu.o.ptxas")

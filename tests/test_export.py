@@ -70,10 +70,25 @@ def test_every_family_exports_and_runs(checkpoint, tmp_path, capsys, family, dty
     alone = Session(path).generate("def f(x):", GenerationConfig(max_new_tokens=5))[0]
     # In half precision rounding may drop a neuron on one graph that it keeps on the other.
     assert alone.tokens == completion[0].tokens or dtype == "float16"
+    assert batch_dependence(Session(path), ["def f(x):", "import"]) < {"float32": 1e-5, "float16": 2e-2}[dtype]
 
     assert runtime_cli.main(["verify", str(path), "--model", str(checkpoint(family))]) == 0
     assert runtime_cli.main(["inspect", str(path)]) == 0
     assert f"{family}," in capsys.readouterr().out
+
+
+def batch_dependence(session: Session, prompts: list[str]) -> float:
+    """The most that logits differ between a text alone and in a batch, in prefill and decode, of their range."""
+    ids = [session.encode(prompt) for prompt in prompts]
+    together, alone = session.prefill(ids), [session.prefill([one]) for one in ids]
+    differences = []
+    for token in range(30, 36):
+        for row, one in enumerate(alone):
+            logits = one.logits[0].astype(np.float32)
+            differences.append(np.abs(together.logits[row] - logits).max() / np.ptp(logits))
+            session.decode(one, [token])
+        session.decode(together, [token] * len(ids))
+    return float(max(differences))
 
 
 # What each policy's graph holds beside thresholds and the load's map, and whether it has pools.

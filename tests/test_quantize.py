@@ -43,6 +43,7 @@ from tests.conftest import DEMO_MODEL, ROOT
 from tests.demo_model import rows_for
 from tests.manifests import read_manifest, write_manifest
 from tests.test_bad_input import fails_with, snapshot
+from tests.test_export import batch_dependence
 from tests.test_trace import LOAD_MAP
 
 HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
@@ -161,6 +162,7 @@ def test_session_runs_alone_and_in_a_batch(artefacts, checkpoints, family, capsy
     batch = session.generate(["def f(x):", "import"], config)
     alone = session.generate("import", config)[0]
     assert [len(completion.stats) for completion in batch] == [6, 6]
+    assert batch_dependence(session, ["def f(x):", "import"]) < 5e-2
     for token in alone.stats:
         assert 0 < token.active_fraction < 1
         assert token.active_fraction <= token.read_fraction + 1e-6 <= 1 + 1e-6

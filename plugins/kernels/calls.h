@@ -35,7 +35,7 @@ struct SparseFfnCall {
   const void* b_out;       // [D], may be null
   const float* threshold;  // [F]
   const float* scale;      // [B, S]
-  const bool* pool;        // [B, F]
+  const uint8_t* pool;     // [B, F], 0 or anything else: a file's booleans need not be 0 and 1
   void* y;                 // [B, S, D]
   int32_t* active;         // [B, S]
   float* score;            // [B, F]

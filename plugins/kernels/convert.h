@@ -50,6 +50,7 @@ void to_bfloat16(const float* from, uint16_t* to, int64_t count) {
 // Rounds `count` values to an element type; reads whole vectors.
 template <class I>
 void narrow(const float* from, Element element, void* to, int64_t offset, int64_t count) {
+  if (count == 0) return;
   if (element == Element::kFloat32) {
     memcpy(static_cast<float*>(to) + offset, from, static_cast<size_t>(count) * sizeof(float));
   } else if (element == Element::kBFloat16) {

@@ -35,6 +35,13 @@ struct FfnInputs<ops::QuantizedSparseFFN> {
   static constexpr size_t w_in = In::w_in, w_up = kNone, w_out = In::w_out, b_in = In::b_in, b_out = In::b_out;
   static constexpr size_t s_in = In::s_in, s_up = kNone, s_out = In::s_out;
 };
+
+// Where an op's input is: a tensor of no elements may lie nowhere, but null says that the op lacks the input.
+inline const void* input_data(const void* data) {
+  static const char kNothing = 0;
+  return data ? data : &kNothing;
+}
+
 template <class Table>
 constexpr bool is_quantized = FfnInputs<Table>::s_in != kNone;
 

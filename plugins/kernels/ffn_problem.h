@@ -13,6 +13,11 @@ int64_t whole_spans(int64_t width) {
   return (width + Rows::kSpan - 1) / Rows::kSpan * Rows::kSpan;
 }
 
+static inline void clear_scores(const SparseFfnCall& ffn) {
+  const size_t count = static_cast<size_t>(ffn.batch * ffn.neurons);
+  if (count != 0) memset(ffn.score, 0, count * sizeof(float));  // an array of nothing may have no address
+}
+
 template <class I, class Rows>
 struct FfnProblem {
   const SparseFfnCall& ffn;
@@ -24,7 +29,7 @@ struct FfnProblem {
 
   // A token's x in float32, arranged as rows are loaded: padded_width values, zeros beyond the width.
   void read_input(int64_t token, float* x) const {
-    for (int64_t k = padded_width - Rows::kSpan; k < padded_width; ++k) x[k] = 0;
+    for (int64_t k = ffn.width / Rows::kSpan * Rows::kSpan; k < padded_width; ++k) x[k] = 0;
     widen<I>(ffn.element, ffn.x, token * ffn.width, x, ffn.width);
     for (int64_t k = 0; k < padded_width; k += Rows::kSpan) {
       float span[Rows::kSpan];
@@ -63,8 +68,6 @@ struct FfnProblem {
       if (at >= 0 && at < count) memcpy(out + (span + i) * size, narrowed + at * size, static_cast<size_t>(size));
     }
   }
-
-  void clear_scores() const { memset(ffn.score, 0, static_cast<size_t>(ffn.batch * ffn.neurons) * sizeof(float)); }
 
   // Adds a token's h^2 / ||h||^2 for neurons [first, last); h is of the first of them, energy is ||h||^2.
   void add_scores(int64_t token, const float* h, int64_t first, int64_t last, float energy) const {

@@ -136,7 +136,7 @@ struct MatrixFfn {
     for (int64_t t = 0; t < count;) {
       const int64_t row = (start + t) / ffn.sequence, row_end = (row + 1) * ffn.sequence - start;
       const int64_t end = row_end < count ? row_end : count;
-      const bool open = ffn.pool[row * ffn.neurons + neuron];
+      const bool open = ffn.pool[row * ffn.neurons + neuron] != 0;
       if (open) {
         memcpy(out + t, ffn.scale + start + t, static_cast<size_t>(end - t) * sizeof(float));
       } else {
@@ -296,7 +296,7 @@ struct MatrixFfn {
   }
 
   void run(const ParallelFor& parallel) {
-    problem.clear_scores();
+    clear_scores(problem.ffn);
     for (start = 0; start < problem.tokens; start += kBlock) {
       count = problem.tokens - start < kBlock ? problem.tokens - start : kBlock;
       rows_up = up(count, kRows);

@@ -1,7 +1,12 @@
 """Writes the C++ header that tells the native code what the ops are; run by CMake."""
 
 import argparse
+import sys
 from pathlib import Path
+
+# Run by CMake, with the folder in which `clada.plugins` is found: these sources, whatever is installed.
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[2])
 
 from clada.plugins.ops import DOMAIN, OPS, VERSION
 from clada.plugins.ops.activations import ACTIVATIONS
@@ -9,7 +14,7 @@ from clada.plugins.ops.record import Attribute, Op, Tensor
 
 
 def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
-    rows = ", ".join(f'{{"{spec.name}", "{spec.dtype}", "{",".join(spec.axes)}"}}' for spec in specs)
+    rows = ", ".join(f'{{"{spec.name}", "{spec.dtype}", "{",".join(spec.axes)}", {spec.least}}}' for spec in specs)
     names = ", ".join(spec.name for spec in specs)
     return f"""  struct {name} {{
     enum : size_t {{ {names}, count }};
@@ -46,6 +51,7 @@ def header() -> str:
     return f"""// Generated from plugins/ops; do not edit.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 namespace clada {{
 
@@ -55,9 +61,11 @@ inline constexpr int kVersion = {VERSION};
 enum class Activation {{ {", ".join(ACTIVATIONS)} }};
 inline constexpr const char* kActivations[] = {{{", ".join(f'"{name}"' for name in ACTIVATIONS)}}};
 
-// A tensor's name, its type ("T" for the floating-point type of the op) and its axes, joined by commas.
+// A tensor's name, its type ("T" for the floating-point type of the op), its axes, joined by commas, and the smallest
+// size of each of them.
 struct TensorSpec {{
   const char *name, *dtype, *axes;
+  int64_t least;
 }};
 // An attribute's name, its type ("str", "int" or "float") and what it may be, joined by commas, empty for anything.
 struct AttributeSpec {{
@@ -74,6 +82,7 @@ def main() -> None:
     """Write the header to the path given, if it differs from what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
+    parser.add_argument("packages", help="folder in which clada.plugins is found")
     path = parser.parse_args().path
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != header():

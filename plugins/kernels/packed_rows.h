@@ -107,6 +107,7 @@ struct PackedRows {
   static void pack(const PackedRows& to, int64_t first, int64_t last, int64_t block_size, const void* codes,
                    const void* scales) {
     const int64_t code_bytes = to.width * kBits / 8, scale_bytes = to.width / block_size * 2;
+    if (to.width == 0) return;
     for (int64_t i = first; i < last; ++i) {
       uint8_t* out = const_cast<uint8_t*>(to.row(i));
       const uint8_t* from = static_cast<const uint8_t*>(codes) + i * code_bytes;

@@ -12,10 +12,11 @@ inline std::string size_misfit(Quantization quantization, int64_t width, int64_t
                     of_width = "D=" + std::to_string(width);
   if (width % quantization.block_size != 0)
     return "block_size " + block_size + " does not divide the width " + of_width;
-  if (packed * 8 != width * quantization.bits) {
+  // The other way round: a product might be more than an integer holds.
+  if (packed != width / 8 * quantization.bits) {
     return std::to_string(packed) + " bytes a row do not fit " + of_width + " weights of " + bits + " bits";
   }
-  if (scales * quantization.block_size != width) {
+  if (scales != width / quantization.block_size) {
     return std::to_string(scales) + " scales a row do not fit " + of_width + " in blocks of " + block_size;
   }
   return "";

@@ -260,7 +260,7 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
   void run(const ParallelFor& parallel) {
     float* x = reinterpret_cast<float*>(inputs) + problem.tokens * input_floats(problem.ffn) +
                Base::workspace_floats(problem.ffn, Base::parts);
-    problem.clear_scores();
+    clear_scores(problem.ffn);
     for (int64_t token = 0; token < problem.tokens; ++token) {
       widen<I>(problem.ffn.element, problem.ffn.x, token * problem.ffn.width, x, problem.ffn.width);
       quantize_input<I, kBits>(x, problem.ffn.width, problem.padded_width, input(token));

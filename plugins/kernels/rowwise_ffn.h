@@ -150,7 +150,7 @@ struct RowwiseFfn : RowwiseParts<I, Rows> {
   }
 
   void run(const ParallelFor& parallel) {
-    problem.clear_scores();
+    clear_scores(problem.ffn);
     for (int64_t token = 0; token < problem.tokens; ++token)
       problem.read_input(token, x + token * problem.padded_width);
     Base::work(*this, parallel);

@@ -61,11 +61,11 @@ struct RowwiseParts {
 
   // Writes the neurons of [first, last) that are in the token's pool; returns how many.
   int pool_members(int64_t token, int64_t first, int64_t last, int32_t* neurons) const {
-    const bool* pool = problem.ffn.pool + token / problem.ffn.sequence * problem.ffn.neurons;
+    const uint8_t* pool = problem.ffn.pool + token / problem.ffn.sequence * problem.ffn.neurons;
     int count = 0;
     for (int64_t i = first; i < last; ++i) {
       neurons[count] = static_cast<int32_t>(i);
-      count += pool[i];
+      count += pool[i] != 0;
     }
     return count;
   }

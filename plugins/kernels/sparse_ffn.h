@@ -13,14 +13,16 @@ size_t widened_floats(const SparseFfnCall& ffn) {
   return padded<I>(ffn.neurons) + padded<I>(ffn.width);
 }
 
-// Whether a call is computed as products of matrices, which skip nothing, and not row by row, by Ffn.
+// Whether a call is computed as products of matrices, which skip nothing, and not row by row, by Ffn; of no neurons
+// there are no products.
 template <class Ffn>
 bool as_matrices(const SparseFfnCall& ffn) {
-  return ffn.batch * ffn.sequence >= Ffn::kMatrixTokens;
+  return ffn.neurons > 0 && ffn.batch * ffn.sequence >= Ffn::kMatrixTokens;
 }
 
 template <class I, class Rows, class Ffn>
 size_t ffn_workspace(const SparseFfnCall& ffn) {
+  if (ffn.batch * ffn.sequence == 0) return kLine;
   const size_t rest = as_matrices<Ffn>(ffn) ? MatrixFfn<I, Rows>::workspace_floats(ffn) : Ffn::workspace_floats(ffn);
   return (widened_floats<I>(ffn) + rest) * sizeof(float) + kLine;
 }
@@ -33,6 +35,7 @@ static inline float* first_line(void* workspace) {
 template <class I, class Rows, class Ffn>
 void run_ffn(const SparseFfnCall& ffn, const Rows& w_in, const Rows& w_up, const Rows& w_out, float* workspace,
              const ParallelFor& parallel) {
+  if (ffn.batch * ffn.sequence == 0) return clear_scores(ffn);
   float* b_in = workspace;
   float* b_out = b_in + padded<I>(ffn.neurons);
   if (ffn.b_in) widen<I>(ffn.element, ffn.b_in, 0, b_in, ffn.neurons);

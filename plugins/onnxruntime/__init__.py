@@ -2,8 +2,6 @@
 
 from clada.plugins.onnxruntime.library import (
     CUDA_PROVIDER,
-    DEVICES,
-    WEIGHTS,
     check_provider,
     instructions,
     library_path,
@@ -13,8 +11,6 @@ from clada.plugins.onnxruntime.library import (
 
 __all__ = [
     "CUDA_PROVIDER",
-    "DEVICES",
-    "WEIGHTS",
     "check_provider",
     "instructions",
     "library_path",

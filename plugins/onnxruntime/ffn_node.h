@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <string>
 
 #include "calls.h"
@@ -57,8 +58,13 @@ SparseFfnCall ffn_call(const Ort::KernelContext& context, Element element, const
     const std::string misfit = size_misfit(attributes.quantization, sizes.at("D"), sizes.at("P"), sizes.at("N"));
     if (!misfit.empty()) throw Ort::Exception(std::string(Table::name) + ": " + misfit, ORT_INVALID_ARGUMENT);
   }
+  if (sizes.at("F") > std::numeric_limits<int32_t>::max()) {
+    throw Ort::Exception(
+        std::string(Table::name) + ": " + std::to_string(sizes.at("F")) + " neurons are too many to count",
+        ORT_INVALID_ARGUMENT);
+  }
   const auto input = [&](size_t i) -> const void* {
-    return i == kNone ? nullptr : context.GetInput(i).GetTensorRawData();
+    return i == kNone ? nullptr : input_data(context.GetInput(i).GetTensorRawData());
   };
   const auto output = [&](size_t i) {
     return context.GetOutput(i, output_shape(Out::specs[i], sizes)).GetTensorMutableRawData();
@@ -82,7 +88,7 @@ SparseFfnCall ffn_call(const Ort::KernelContext& context, Element element, const
           input(At::b_out),
           static_cast<const float*>(input(In::threshold)),
           static_cast<const float*>(input(In::scale)),
-          static_cast<const bool*>(input(In::pool)),
+          static_cast<const uint8_t*>(input(In::pool)),
           output(Out::y),
           static_cast<int32_t*>(output(Out::active)),
           static_cast<float*>(output(Out::score))};

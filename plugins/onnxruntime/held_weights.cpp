@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -14,7 +15,7 @@ void FreeMemory::operator()(void* memory) const { free(memory); }
 // ones, so that no memory is taken that is not used.
 HeldWeights hold(size_t bytes) {
   constexpr size_t kHugePage = size_t{1} << 21;
-  const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const size_t whole = std::max((bytes + kHugePage - 1) / kHugePage, size_t{1}) * kHugePage;
   void* memory = aligned_alloc(kHugePage, whole);
   if (!memory) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE

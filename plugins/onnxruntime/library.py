@@ -8,15 +8,13 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins.errors import CladaError
+from clada.plugins.native_library import file_name
 
 # By device. Not one library: ONNX Runtime takes a domain once in a session, and the CPU's must load without CUDA.
-_NAMES = {"cpu": "libclada_onnxruntime.so", "cuda": "libclada_onnxruntime_cuda.so"}
-DEVICES = tuple(_NAMES)
+_NAMES = {"cpu": "clada_onnxruntime", "cuda": "clada_onnxruntime_cuda"}
 # Those that lie elsewhere, by device.
 _elsewhere: dict[str, Path] = {}
 CUDA_PROVIDER = "CUDAExecutionProvider"
-# What the FFN's weights may be held as: as the model has them, or float32 rounded to a more compact type at load.
-WEIGHTS = ("", "bfloat16")
 
 
 def use_library(device: str, path: Path) -> None:
@@ -28,23 +26,22 @@ def library_path(device: str = "cpu") -> Path:
     """The library that `onnxruntime.SessionOptions.register_custom_ops_library` loads.
 
     Args:
-        device: One of DEVICES.
+        device: Of clada.plugins.settings.DEVICES.
 
     Raises:
         CladaError: This installation has none.
     """
-    path = _elsewhere.get(device) or Path(__file__).with_name(_NAMES[device])
+    path = _elsewhere.get(device) or Path(__file__).with_name(file_name(_NAMES[device]))
     if path.is_file():
         return path
     if device == "cuda":
         raise CladaError(
-            f"this installation of clada has no CUDA kernels ({path.name}): no CUDA compiler, or no headers of ONNX "
-            "Runtime, were found when it was built; put nvcc on the PATH, set CLADA_ONNXRUNTIME_INCLUDE to the "
-            "headers' folder and install it again"
+            f"this installation of clada has no CUDA kernels ({path.name}): they are built where that is asked for; "
+            "with nvcc on the PATH set CLADA_CUDA=1 and install it again"
         )
     raise CladaError(
-        f"this installation of clada has no native kernels ({path.name}): ONNX Runtime's headers were not found "
-        "when it was built; set CLADA_ONNXRUNTIME_INCLUDE to their folder and install it again"
+        f"this installation of clada has no native kernels ({path.name}): it was built with CLADA_NATIVE=none; "
+        "unset it, set CLADA_ONNXRUNTIME_INCLUDE to the folder of ONNX Runtime's headers and install it again"
     )
 
 

@@ -13,6 +13,9 @@ struct Matrix {
   int64_t rows, width;
 };
 
+// Rows, and bytes of a row: what is computed of both fits an integer.
+constexpr int64_t kMost = int64_t{1} << 30;
+
 [[noreturn]] void refuse(const char* op, const std::string& why) {
   throw Ort::Exception(std::string(op) + ": " + why, ORT_INVALID_ARGUMENT);
 }
@@ -27,6 +30,8 @@ static Matrix read_matrix(const Ort::ConstKernelInfo& info, const char* op, cons
   if (codes.size() != 2 || scales.size() != 2 || codes[0] != scales[0]) {
     refuse(op, std::string(given.name) + " and " + given.scales_name + " are not matrices of the same rows");
   }
+  if (codes[0] > kMost || codes[1] > kMost)
+    refuse(op, std::string(given.name) + " is larger than any matrix of a model");
   matrix.rows = codes[0];
   matrix.width = codes[1] * 8 / quantization.bits;
   const std::string misfit = size_misfit(quantization, matrix.width, codes[1], scales[1]);

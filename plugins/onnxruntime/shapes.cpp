@@ -35,7 +35,9 @@ static std::string expected(const std::vector<std::string_view>& axes, const Siz
 Sizes check_shapes(const char* op, const TensorSpec* specs, size_t count, const Ort::KernelContext& context) {
   Sizes sizes;
   for (size_t i = 0; i < count; ++i) {
-    const std::vector<int64_t> shape = context.GetInput(i).GetTensorTypeAndShapeInfo().GetShape();
+    const Ort::ConstValue input = context.GetInput(i);
+    if (!input) throw Ort::Exception(std::string(op) + ": " + specs[i].name + " is missing", ORT_INVALID_ARGUMENT);
+    const std::vector<int64_t> shape = input.GetTensorTypeAndShapeInfo().GetShape();
     const std::vector<std::string_view> axes = axes_of(specs[i]);
     const Sizes known = sizes;
     bool fits = shape.size() == axes.size();
@@ -43,6 +45,11 @@ Sizes check_shapes(const char* op, const TensorSpec* specs, size_t count, const 
     if (!fits) {
       throw Ort::Exception(std::string(op) + ": " + specs[i].name + " has shape " + listed(shape) + ", expected " +
                                expected(axes, known),
+                           ORT_INVALID_ARGUMENT);
+    }
+    if (!shape.empty() && *std::min_element(shape.begin(), shape.end()) < specs[i].least) {
+      throw Ort::Exception(std::string(op) + ": " + specs[i].name + " has shape " + listed(shape) + ", needs " +
+                               std::to_string(specs[i].least) + " values or more",
                            ORT_INVALID_ARGUMENT);
     }
   }

@@ -13,7 +13,8 @@ using Sizes = std::map<std::string_view, int64_t>;
 
 std::vector<std::string_view> axes_of(const TensorSpec& spec);
 
-// The size of every axis by name; throws Ort::Exception that names the first input which does not fit.
+// The size of every axis by name; throws Ort::Exception that names the first input which does not fit, or is too small
+// or missing.
 Sizes check_shapes(const char* op, const TensorSpec* specs, size_t count, const Ort::KernelContext& context);
 
 // The shape of an output.

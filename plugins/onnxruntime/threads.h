@@ -1,5 +1,7 @@
 // What the CPU kernels take from ONNX Runtime: its threads and its arena.
 #pragma once
+#include <string>
+
 #include "kernels.h"
 #include "ort.h"
 
@@ -20,6 +22,9 @@ struct Scratch {
     const Ort::MemoryInfo cpu = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     Ort::ThrowOnError(Ort::GetApi().KernelContext_GetAllocator(context, cpu, &allocator));
     data = allocator->Alloc(allocator, bytes);
+    if (data) return;
+    Ort::GetApi().ReleaseAllocator(allocator);
+    throw Ort::Exception("there is no memory for " + std::to_string(bytes) + " bytes of workspace", ORT_FAIL);
   }
   ~Scratch() {
     allocator->Free(allocator, data);

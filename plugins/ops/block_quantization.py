@@ -54,7 +54,7 @@ def pack(codes: Array, bits: int) -> Array:
     """Pack codes i8[F, D]; returns i8[F, D * bits / 8]."""
     if bits == 8:
         return codes
-    pairs = codes.view(np.uint8).reshape(len(codes), -1, 2) & 0xF
+    pairs = codes.view(np.uint8).reshape(len(codes), codes.shape[1] // 2, 2) & 0xF
     return (pairs[..., 0] | pairs[..., 1] << 4).view(np.int8)
 
 
@@ -63,13 +63,14 @@ def unpack(packed: Array, bits: int) -> Array:
     if bits == 8:
         return packed
     halves = np.stack([packed << 4, packed & ~0xF], axis=-1).astype(np.int8) >> 4
-    return halves.reshape(len(packed), -1)
+    return halves.reshape(len(packed), 2 * packed.shape[1])
 
 
 def dequantize(packed: Array, scales: Array, bits: int) -> Array:
     """The weights [F, D] that packed codes and scales [F, N] stand for, in the scales' dtype."""
     codes = unpack(packed, bits).astype(scales.dtype)
-    return (codes.reshape(*scales.shape, -1) * scales[..., None]).reshape(codes.shape)
+    of_block = codes.shape[1] // max(1, scales.shape[1])
+    return (codes.reshape(*scales.shape, of_block) * scales[..., None]).reshape(codes.shape)
 
 
 def quantize(matrix: Array, bits: int, block_size: int, *, positive: bool = False) -> tuple[Array, Array]:
@@ -93,7 +94,7 @@ def quantize(matrix: Array, bits: int, block_size: int, *, positive: bool = Fals
     rows, width = matrix.shape
     if width % block_size:
         raise CladaError(f"block size {block_size} does not divide the width of the weights, {width}")
-    blocks = matrix.reshape(rows, -1, block_size)
+    blocks = matrix.reshape(rows, width // block_size, block_size)
     lowest = -(1 << (bits - 1))
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
     with np.errstate(over="ignore"):

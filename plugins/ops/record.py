@@ -26,11 +26,13 @@ class Tensor:
         name: Its name in the schema, the body and the torch op.
         dtype: A NumPy dtype name, or "T" for the op's floating-point type.
         axes: Names of its dimensions; a name stands for one size throughout an op.
+        least: The smallest size that each of its dimensions may have.
     """
 
     name: str
     dtype: str
     axes: tuple[str, ...]
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def check_inputs(
             sizes.setdefault(axis, size) != size for axis, size in zip(spec.axes, shape, strict=True)
         ):
             raise CladaError(f"{op.name}: {spec.name} has shape {list(shape)}, expected [{', '.join(known)}]")
+        if any(size < spec.least for size in shape):
+            raise CladaError(f"{op.name}: {spec.name} has shape {list(shape)}, needs {spec.least} values or more")
     op.check_sizes(sizes, attributes)
     return sizes
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from clada.plugins.errors import CladaError
+from clada.plugins.native_library import file_name
 from clada.plugins.ops import DOMAIN, OPS, VERSION
 
-_NAME = "libclada_trt.so"
+_NAME = file_name("clada_trt")
 
 
 def library_path() -> Path:
@@ -20,8 +21,9 @@ def library_path() -> Path:
     path = Path(__file__).with_name(_NAME)
     if not path.is_file():
         raise CladaError(
-            f"this installation of clada has no TensorRT plugins ({_NAME}): TensorRT's headers or nvcc were not found "
-            "when it was built; set TENSORRT_INCLUDE_DIR to the folder of NvInferRuntime.h and install it again"
+            f"this installation of clada has no TensorRT plugins ({_NAME}): they are built where that is asked for; "
+            "with nvcc on the PATH set CLADA_CUDA=1 and TENSORRT_INCLUDE_DIR to the folder of NvInferRuntime.h, and "
+            "install it again"
         )
     return path
 

@@ -51,6 +51,12 @@ Sizes check_sizes(const Signature& signature, const std::vector<Dims>& inputs) {
       throw std::invalid_argument(std::string(signature.inputs[i].name) + " has shape " + listed(inputs[i]) +
                                   ", expected " + expected(signature.inputs[i], before));
     }
+    for (size_t k = 0; k < axes.size(); ++k) {
+      const int64_t size = inputs[i].d[k], least = signature.inputs[i].least;
+      if (size >= least || size < 0) continue;
+      throw std::invalid_argument(std::string(signature.inputs[i].name) + " has shape " + listed(inputs[i]) +
+                                  ", needs " + std::to_string(least) + " values or more");
+    }
   }
   return sizes;
 }

@@ -63,7 +63,7 @@ class SparseFfnPlugin final : public Plugin {
 
   void launch(const Sizes& sizes, Element element, const void* const* inputs, void* const* outputs, void* workspace,
               cudaStream_t stream) const override {
-    const auto input = [&](size_t i) { return i == kNone ? nullptr : inputs[i]; };
+    const auto input = [&](size_t i) { return i == kNone ? nullptr : input_data(inputs[i]); };
     SparseFfnCall call{};
     set_sizes(call, sizes, element);
     call.x = input(In::x);
@@ -77,7 +77,7 @@ class SparseFfnPlugin final : public Plugin {
     call.b_out = input(At::b_out);
     call.threshold = static_cast<const float*>(input(In::threshold));
     call.scale = static_cast<const float*>(input(In::scale));
-    call.pool = static_cast<const bool*>(input(In::pool));
+    call.pool = static_cast<const uint8_t*>(input(In::pool));
     call.y = outputs[Out::y];
     call.active = static_cast<int32_t*>(outputs[Out::active]);
     call.score = static_cast<float*>(outputs[Out::score]);

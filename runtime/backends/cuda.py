@@ -1,13 +1,11 @@
-"""ONNX Runtime on an NVIDIA GPU: whether it can, how it is told to, and what its errors mean."""
+"""ONNX Runtime on an NVIDIA GPU: whether it can, and how it is told to."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from functools import cache
 from typing import Any
 
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import CUDA_PROVIDER, check_provider
@@ -16,17 +14,6 @@ from clada.runtime.backends.driver import why_no_gpu
 # Of a run: the CUDA graph that it is to be captured in or replayed from; ONNX Runtime captures none for -1.
 GRAPH_ID = "gpu_graph_id"
 NO_GRAPH = -1
-
-_RUN_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.EPFail,
-    ort_errors.InvalidArgument,
-    ort_errors.RuntimeException,
-    MemoryError,
-    RuntimeError,
-)
-# As its arenas, CUDA, cuBLAS and the host's allocator put it.
-_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
 
 def check_cuda() -> None:
@@ -59,22 +46,3 @@ def check_runs_on_cuda(session: Any) -> None:
             f"onnxruntime {onnxruntime.__version__} cannot use CUDA and would run on the CPU: its warning above says "
             "which library it lacks; pip install 'onnxruntime-gpu[cuda,cudnn]', or CUDA and cuDNN from the system"
         )
-
-
-def memory_is_full(error: Exception) -> bool:
-    """Whether what ONNX Runtime raised is that a device has no memory left."""
-    return any(sign in str(error) for sign in _OUT_OF_MEMORY)
-
-
-@contextmanager
-def one_line_errors(device: str) -> Iterator[None]:
-    """Within the context what ONNX Runtime raises comes out as a CladaError, in one line."""
-    try:
-        yield
-    except _RUN_ERRORS as error:
-        first = str(error).splitlines()[0]
-        if memory_is_full(error):
-            raise CladaError(
-                f"the memory of the device ({device}) is full: take fewer or shorter texts, or a smaller model: {first}"
-            ) from error
-        raise CladaError(f"ONNX Runtime {onnxruntime.__version__} failed on the device ({device}): {first}") from error

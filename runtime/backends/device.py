@@ -9,8 +9,9 @@ from typing import Any
 import onnxruntime
 
 from clada.plugins import graph
-from clada.runtime.backends.cuda import cuda_providers, one_line_errors
+from clada.runtime.backends.cuda import cuda_providers
 from clada.runtime.backends.device_score import accumulation
+from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.memory import Array, put
 from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Execution, create_session, session_options
 from clada.runtime.backends.resident import Buffers, DeviceCache, ResidentModel
@@ -55,7 +56,8 @@ class DeviceModel(ResidentModel):
     @cached_property
     def _accumulation(self) -> Any:
         providers = cuda_providers(cuda_graph=False) if self._device == "cuda" else ["CPUExecutionProvider"]
-        return onnxruntime.InferenceSession(accumulation(), session_options(self._execution), providers=providers)
+        options = session_options(self._execution)
+        return onnxruntime.InferenceSession(accumulation(), options, providers=providers, enable_fallback=0)
 
     def _run(self, binding: Any, buffers: Buffers, decodes: bool) -> None:
         self._session.run_with_iobinding(binding)

@@ -86,9 +86,10 @@ class DeviceInPlaceModel(DeviceModel):
     def _prepare_cache(self, cache: DeviceCache, total: int) -> None:
         if total > _capacity(cache):
             held = [read(value)[:, :, : cache.length] for value in cache.keys_values]
+            memory = self._memory(held, total)
             if cache.release is not None:
                 cache.release()
-            cache.buffers, cache.keys_values = self._memory(held, total)
+            cache.buffers, cache.keys_values = memory
             self._give_back_after(cache)
 
     def _bind_mask(self, binding: Any, cache: DeviceCache, mask: Array, decodes: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from clada.plugins import graph
-from clada.runtime.backends.cuda import one_line_errors
+from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.graph_proto import BOOL, FLOAT, INT32, Node, Vector, graph_bytes
 from clada.runtime.backends.memory import Array, Put, Slab
 from clada.runtime.pool import Masks

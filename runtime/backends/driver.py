@@ -1,6 +1,7 @@
 """The CUDA driver, called by ctypes: a GPU, its memory a stream and graphs, with no package and no CUDA toolkit."""
 
 import ctypes
+import sys
 import weakref
 from collections.abc import Callable
 from ctypes import byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
@@ -11,7 +12,7 @@ import numpy as np
 from clada.plugins.errors import CladaError
 from clada.runtime.backends.memory import Array
 
-_LIBRARY = "libcuda.so.1"
+_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 # Values of the driver's enumerations, which its versions keep.
 _OUT_OF_MEMORY = 2

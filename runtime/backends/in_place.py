@@ -10,6 +10,7 @@ import onnxruntime
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
+from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.model import Array
 from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Execution, OnnxRuntimeModel
 
@@ -113,7 +114,7 @@ class InPlaceModel(OnnxRuntimeModel):
             Those outputs, and the cache.
 
         Raises:
-            CladaError: The text is padded, or longer than the model's context.
+            CladaError: The text is padded, or longer than the model's context, or ONNX Runtime fails.
         """
         mask = inputs[graph.ATTENTION_MASK]
         refuse_padding(mask)
@@ -134,7 +135,8 @@ class InPlaceModel(OnnxRuntimeModel):
             outputs[graph.LOGITS] = next(array for array in cache.logits if not np.may_share_memory(array, read))
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        self._session.run_with_iobinding(binding)
+        with one_line_errors():
+            self._session.run_with_iobinding(binding)
         cache.length = total
         return outputs, cache
 

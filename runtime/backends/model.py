@@ -1,7 +1,11 @@
 """A loaded graph, whatever executes it: its sizes, its cache, and one step of it."""
 
+import ctypes
+import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,8 @@ Array = npt.NDArray[Any]
 class Model(ABC):
     """A loaded graph, for any number of texts.
 
+    Several threads may run it at the same time, each within `turn` and with a cache of its own.
+
     Args:
         inputs: Shape and type of each input by name; sizes that change are not numbers, or negative.
         kernels: What runs the ops.
@@ -23,6 +29,9 @@ class Model(ABC):
 
     def __init__(self, inputs: Mapping[str, tuple[Sequence[Any], npt.DTypeLike]], kernels: str) -> None:
         self.kernels = kernels
+        self.process = os.getpid()
+        _LOADED.add(self)
+        self.turn: AbstractContextManager[Any] = nullcontext()
         self.layers = sum(name.startswith(graph.pool(0).rstrip("0")) for name in inputs)
         self.neurons = [int(inputs[graph.pool(n)][0][1]) for n in range(self.layers)]
         logits_shape, logits_type = inputs[graph.PAST_LOGITS]
@@ -63,3 +72,16 @@ class Model(ABC):
         Returns:
             Those outputs, and the cache for the next step.
         """
+
+
+_LOADED: "weakref.WeakSet[Model]" = weakref.WeakSet()
+
+
+def _keep_in_child() -> None:
+    """After fork() the parent's graphs are never freed: that waits for their threads, which are not in the child."""
+    for model in list(_LOADED):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(model))
+
+
+if hasattr(os, "register_at_fork"):  # where there is fork()
+    os.register_at_fork(after_in_child=_keep_in_child)

@@ -1,6 +1,7 @@
 """The graph in ONNX Runtime: the ops run on our native kernels or as their function bodies."""
 
 import ctypes
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,23 +10,17 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins.errors import CladaError
-from clada.plugins.onnxruntime import DEVICES, WEIGHTS, register
 from clada.plugins.onnxruntime import instructions as best_instructions
-from clada.runtime.backends.cuda import check_cuda, check_runs_on_cuda, cuda_providers, memory_is_full
+from clada.plugins.onnxruntime import register
+from clada.plugins.settings import DEVICES, WEIGHTS
+from clada.runtime.backends.cuda import check_cuda, check_runs_on_cuda, cuda_providers
+from clada.runtime.backends.errors import ONNXRUNTIME_ERRORS, memory_is_full, one_line_errors, reason_of
+from clada.runtime.backends.external_data import check_external_data
 from clada.runtime.backends.model import Array, Model
+from clada.runtime.threads import check_threads
 
-_LOAD_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 NUMPY_TYPES = {
     "tensor(bool)": np.bool_,
     "tensor(float)": np.float32,
@@ -46,6 +41,8 @@ def older_than(release: str) -> bool:
 
 BODIES = "function bodies"
 KERNELS = ("auto", "native", "bodies")
+# Of ONNX Runtime's logging.
+_FATAL = 4
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Execution:
     """How ONNX Runtime is to run a graph.
 
     Args:
-        threads: Threads within an op; 0 lets ONNX Runtime choose.
+        threads: Threads within an op, eight a processor at most; 0 lets ONNX Runtime choose.
         kernels: "native"; "bodies", the function bodies of the file itself; or "auto": native kernels, and the bodies,
             with a warning, where those cannot be had.
         weights: What the native kernels hold the feed-forward weights as: empty, as the model has them; "bfloat16", a
@@ -77,8 +74,7 @@ class Execution:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise CladaError(f"threads is {self.threads}; it must be 0 (ONNX Runtime chooses) or more")
+        check_threads(self.threads)
         if self.kernels not in KERNELS:
             raise CladaError(f"kernels is '{self.kernels}'; it must be one of {', '.join(KERNELS)}")
         if self.weights not in WEIGHTS:
@@ -100,6 +96,10 @@ class Execution:
 def session_options(execution: Execution) -> Any:
     """Options of a session, without kernels."""
     options = onnxruntime.SessionOptions()
+    # Its own lines, in colour, beside ours, which have its reason; those of its start, as of a missing library, stay.
+    options.log_severity_level = _FATAL
+    # What was checked is an ONNX file, whatever its name.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.intra_op_num_threads = execution.threads
     # Spinning threads take the cores from whatever else runs on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -112,14 +112,14 @@ def _load(path: Path, options: Any, execution: Execution) -> Any:
     on_cuda = execution.device == "cuda"
     providers = cuda_providers(execution.cuda_graph) if on_cuda else ["CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except _LOAD_ERRORS as error:
-        first = str(error).splitlines()[0]
+        # Its fallback would print to standard output and go on elsewhere than asked for.
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except ONNXRUNTIME_ERRORS as error:
         if on_cuda and memory_is_full(error):
             raise CladaError(
                 f"the GPU's memory is too small for {path}: export a smaller model, or in float16"
             ) from error
-        raise CladaError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {first}") from error
+        raise CladaError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason_of(error)}") from error
     if on_cuda:
         check_runs_on_cuda(session)
     _give_back_memory()
@@ -128,6 +128,8 @@ def _load(path: Path, options: Any, execution: Execution) -> Any:
 
 def _give_back_memory() -> None:
     """Return to the system what loading took for a while: the C library keeps it, as much as half of packed weights."""
+    if sys.platform != "linux":  # elsewhere there may be no library of the process itself
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
     if trim is not None:
         trim(0)
@@ -146,8 +148,10 @@ def create_session(path: Path, execution: Execution) -> tuple[Any, str]:
         The session, and what runs the ops in it.
 
     Raises:
-        CladaError: ONNX Runtime cannot load the file, not on the device or not with the kernels that were asked for.
+        CladaError: ONNX Runtime cannot load the file, not on the device or not with the kernels that were asked for; or
+            the file has weights elsewhere than beside it.
     """
+    check_external_data(path)
     place = ""
     if execution.device == "cuda":
         check_cuda()
@@ -208,6 +212,7 @@ class OnnxRuntimeModel(Model):
         """See Model."""
         feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
         feeds |= dict(zip(self._past, cache, strict=True))
-        values = self._session.run_with_ort_values([*fetch, *self._present], feeds)
+        with one_line_errors():
+            values = self._session.run_with_ort_values([*fetch, *self._present], feeds)
         outputs = {name: value.numpy() for name, value in zip(fetch, values, strict=False)}
         return outputs, values[len(fetch) :]

@@ -1,5 +1,6 @@
 """A graph with everything that lasts on its device; a step moves tokens there and logits back."""
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -102,6 +103,8 @@ class ResidentModel(Model):
     ) -> None:
         super().__init__(inputs, kernels)
         self._device, self._place, self._logits_of_all = device, place, logits_of_all
+        # What a step binds, and memory that ended texts leave to the next, is one at a time.
+        self.turn = threading.RLock()
 
     @abstractmethod
     def _binding(self) -> Any:
@@ -166,8 +169,9 @@ class ResidentModel(Model):
             CladaError: A token is not in the vocabulary, or the device fails or is out of memory.
         """
         ids, total = inputs[graph.INPUT_IDS], inputs[graph.ATTENTION_MASK].shape[1]
-        if ids.min() < 0 or ids.max() >= self.vocabulary:  # a device cannot raise
-            raise CladaError(f"token {ids.max()} is not in the model's vocabulary of {self.vocabulary}")
+        outside = ids[(ids < 0) | (ids >= self.vocabulary)]
+        if outside.size:  # a device cannot raise
+            raise CladaError(f"token {outside[0]} is not in the model's vocabulary of {self.vocabulary}")
         decodes = ids.shape[1] == 1 and total > 1
         with self._errors():
             self._prepare_cache(cache, total)

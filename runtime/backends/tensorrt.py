@@ -16,7 +16,8 @@ from clada.runtime.backends.engine import EngineModel
 from clada.runtime.backends.engine_in_place import EngineInPlaceModel
 from clada.runtime.backends.engine_session import EngineSession
 from clada.runtime.building.package import MODULES, log_of
-from clada.runtime.engine_record import DECODE, IN_PLACE, TENSORRT_RTX, EngineRecord
+from clada.runtime.building.settings import TENSORRT_RTX
+from clada.runtime.engine_record import DECODE, IN_PLACE, EngineRecord
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemory")
 

@@ -3,18 +3,19 @@
 import argparse
 from pathlib import Path
 
-from clada.runtime.building.package import KERNELS
-from clada.runtime.engine_record import RUNTIMES
+from clada.plugins.command_line import add_progress_options, progress
+from clada.runtime.building.settings import KERNELS, RUNTIMES
 
 
 def _run(args: argparse.Namespace) -> None:
     # What it needs beyond the runtime is imported only for it.
     from clada.runtime.building.build import BuildConfig, build_engine
+    from clada.runtime.find_model import find_model
 
     config = BuildConfig(
         args.runtime, tuple(args.target or ()), args.kernels, args.max_batch, args.max_prompt, args.capacity
     )
-    build_engine(args.path, args.output, config, lambda line: print(line, flush=True))
+    build_engine(find_model(args.path), args.output, config, progress(args))
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -26,7 +27,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog="What tensorrt measures while it builds is kept in ~/.cache/clada (or $XDG_CACHE_HOME/clada), by "
         "release and GPU, for all models; tensorrt-rtx measures nothing.",
     )
-    parser.add_argument("path", type=Path, help="the artefact's .onnx file")
+    parser.add_argument("path", type=Path, help="the artefact's .onnx file or folder")
     parser.add_argument(
         "-o", "--output", type=Path, help="the .engine file to write, beside the artefact (default: named as the model)"
     )
@@ -55,4 +56,5 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--capacity", type=int, help="the most tokens of a text (default: 4096, or the model's context)"
     )
+    add_progress_options(parser)
     parser.set_defaults(run=_run)

@@ -11,12 +11,10 @@ from typing import Any
 from clada.plugins.errors import CladaError
 from clada.plugins.tensorrt import library_path, register
 from clada.runtime.backends.driver import compute_capability
+from clada.runtime.building.settings import BODIES, KERNELS, PLUGINS, RUNTIMES, TENSORRT, TENSORRT_RTX
 from clada.runtime.building.timing_cache import cache_path
-from clada.runtime.engine_record import RUNTIMES, TENSORRT, TENSORRT_RTX
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
-PLUGINS, BODIES = "plugins", "bodies"
-KERNELS = ("auto", PLUGINS, BODIES)
 _OLDEST = 10
 # Turing: what an engine can do for it holds the others back, says TensorRT for RTX.
 _ONLY_WHERE_ASKED = ("7.5",)

@@ -63,6 +63,11 @@ const char* cudaGetErrorString(cudaError_t error) {
                                           : "invalid configuration";
 }
 
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  memset(memory, value, bytes);
+  return cudaSuccess;
+}
+
 const clada::cuda::Products* cuda_emulation_products() { return &products; }
 
 // 0: blocks and threads run as they are numbered; 1: the other way round; else shuffled by this seed.

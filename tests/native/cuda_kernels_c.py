@@ -107,16 +107,43 @@ def sparse_ffn_error(
     attributes: Mapping[str, str | float],
     weight_element: str = "float32",
     without: str | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> int:
-    """The cudaError_t of a float32 call with no products, weights of some type, and null for one of its pointers."""
+    """The cudaError_t of a float32 call with no products.
+
+    Args:
+        op: A feed-forward op.
+        inputs: As of a case of the op.
+        attributes: As of a case of the op.
+        weight_element: Type of the weights.
+        without: One of its pointers, which is null.
+        sizes: Sizes that it says it has instead of those of the inputs.
+
+    Returns:
+        The error's number.
+    """
     memory = GuardedMemory(0)
     call, _ = place_ffn_call(memory, op, inputs, attributes, "float32", weight_element)
     if without:
         setattr(call, without, None)
+    for name, size in (sizes or {}).items():
+        setattr(call, name, size)
     size = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
     workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY)
     with memory.watched():
         return _library.clada_cuda_sparse_ffn(ctypes.byref(call), workspace.ctypes, None, None)
+
+
+def load_signal_error(inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None) -> int:
+    """The cudaError_t of a call of LoadSignal, which may say that it has other sizes than its inputs."""
+    memory = GuardedMemory(0)
+    call, _ = place_load_signal_call(memory, inputs, 0.5, "float32")
+    for name, size in (sizes or {}).items():
+        setattr(call, name, size)
+    size = _library.clada_cuda_load_signal_workspace(ctypes.byref(call))
+    workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY)
+    with memory.watched():
+        return _library.clada_cuda_load_signal(ctypes.byref(call), workspace.ctypes, None)
 
 
 def sparse_ffn_workspace(op: Op, inputs: Mapping[str, Array], attributes: Mapping[str, str | float]) -> int:

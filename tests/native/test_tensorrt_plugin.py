@@ -371,3 +371,33 @@ def test_what_cuda_refuses_is_reported(library, op):
     tensors = tensors_of(op, {"B": 1, "S": 1, "D": 2**31, "P": 2**30, "N": 2**26, "F": 8}, "float32")
     assert plugin.enqueue(tensors, [0] * len(op.inputs), [0] * len(op.outputs), 0, 0) == 1
     assert library.log() == [f"error: {op.name}: the kernels could not be launched: invalid argument"]
+
+
+@pytest.mark.fault("native", "a batch, text, width or layer of no size in TensorRT", now="empty outputs, or zeros")
+@FFN_OPS
+def test_every_size_may_be_0(library, op):
+    quantization = (4, 32) if op in QUANTIZED.values() else None
+    for shape in itertools.product((0, 2), (0, 1, 12), (0, 32), (0, 19)):
+        if 0 in shape:
+            case = large_case(op, *shape, quantization=quantization)
+            check_ffn(op, case, run(library, op, case, "float32"), "float32")
+
+
+@pytest.mark.fault("native", "a load signal without knots in TensorRT", now="refused in one line")
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"K": 0}, "surprisal_knots has shape [0], needs 2 values or more"),
+        ({"K": 1}, "surprisal_knots has shape [1], needs 2 values or more"),
+        ({"M": 0}, "scale_knots has shape [0], needs 1 values or more"),
+    ],
+    ids=str,
+)
+def test_too_few_knots_are_refused(library, sizes, reason):
+    plugin, given = default_plugin(library, LOAD_SIGNAL), {**sizes_of(LOAD_SIGNAL), **sizes}
+    tensors = tensors_of(LOAD_SIGNAL, given, "float32")
+    assert plugin.output_shapes(input_shapes(LOAD_SIGNAL, given)) is None
+    assert plugin.configure(tensors) == 1
+    assert plugin.shape_change(tensors) == 1
+    assert plugin.enqueue(tensors, [0] * len(LOAD_SIGNAL.inputs), [0] * len(LOAD_SIGNAL.outputs), 0, 0) == 1
+    assert library.log() == 4 * [f"error: LoadSignal: {reason}"]

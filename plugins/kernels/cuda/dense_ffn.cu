@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) select_neurons(const Chunk chunk) {
   const SparseFfnCall& ffn = chunk.ffn;
   const int64_t token = chunk.first + blockIdx.x, neurons = ffn.neurons;
   const float scale = ffn.scale[token];
-  const bool* pool = ffn.pool + token / ffn.sequence * neurons;
+  const uint8_t* pool = ffn.pool + token / ffn.sequence * neurons;
   E* gates = static_cast<E*>(chunk.gates) + blockIdx.x * neurons;
   const E* ups = static_cast<const E*>(chunk.ups) + blockIdx.x * neurons;
   float energy = 0.0f;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) select_neurons(const Chunk chunk) {
     float z = to_float(gates[i]);
     if (ffn.b_in) z += to_float(static_cast<const E*>(ffn.b_in)[i]);
     const float a = activate(ffn.activation, z);
-    const bool kept = pool[i] && is_kept(a, scale, ffn.threshold[i]);
+    const bool kept = pool[i] != 0 && is_kept(a, scale, ffn.threshold[i]);
     const float h = !kept ? 0.0f : ffn.w_up ? a * to_float(ups[i]) : a;
     gates[i] = from_float<E>(h);
     energy += h * h;
@@ -120,12 +120,19 @@ size_t piece_bytes(const SparseFfnCall& ffn) {
   return padded_bytes(std::max(rows, columns), element_size(ffn.element));
 }
 
+// A product of no terms, which cuBLAS refuses; into c without gaps.
+cudaError_t clear_product(const Product& product, cudaStream_t stream) {
+  const size_t bytes = static_cast<size_t>(product.m * product.n) * element_size(product.element);
+  return bytes == 0 ? cudaSuccess : cudaMemsetAsync(product.c, 0, bytes, stream);
+}
+
 // out[count, F] = x[count, D] . matrix[F, D]^T
 template <class E>
 cudaError_t multiply_inward(const Chunk& chunk, const E* x, const Weights& matrix, void* out, const Products& products,
                             cudaStream_t stream) {
   const SparseFfnCall& ffn = chunk.ffn;
   Product product{chunk.count, ffn.neurons, ffn.width, ffn.element, x, matrix.data, out, ffn.neurons, true};
+  if (product.n == 0 || product.k == 0) return clear_product(product, stream);
   if (ffn.quantization.bits == 0) return products.multiply(products.library, product, stream);
   const int64_t rows = of_piece(ffn, ffn.width, ffn.neurons);
   cudaError_t error = cudaSuccess;
@@ -145,6 +152,7 @@ cudaError_t multiply_outward(const Chunk& chunk, const Weights& matrix, E* y, co
                              cudaStream_t stream) {
   const SparseFfnCall& ffn = chunk.ffn;
   Product product{chunk.count, ffn.width, ffn.neurons, ffn.element, chunk.gates, matrix.data, y, ffn.width, false};
+  if (product.n == 0 || product.k == 0) return clear_product(product, stream);
   if (ffn.quantization.bits == 0) return products.multiply(products.library, product, stream);
   const int64_t columns = of_piece(ffn, ffn.neurons, ffn.width);
   cudaError_t error = cudaSuccess;
@@ -172,7 +180,7 @@ cudaError_t compute_chunk(const Chunk& chunk, const Products& products, cudaStre
   if (error == cudaSuccess) error = launch(select_neurons<E>, chunk.count, kThreads, stream, chunk);
   if (error == cudaSuccess) error = multiply_outward(chunk, {ffn.w_out, ffn.s_out}, y, products, stream);
   if (error == cudaSuccess && ffn.b_out) error = launch(add_bias<E>, chunk.count, kThreads, stream, chunk);
-  if (error == cudaSuccess) {
+  if (error == cudaSuccess && neuron_blocks > 0) {
     error = launch(add_scores<E>, (last_row - first_row + 1) * neuron_blocks, kThreads, stream, chunk, first_row,
                    neuron_blocks);
   }

@@ -205,7 +205,7 @@ __device__ __forceinline__ void gate_up_block(const Rowwise& call, StagedX<W, kT
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (t < call.tokens && call.scale[t] >= 0.0f &&
-          call.pool[static_cast<int64_t>(t / call.sequence) * call.neurons + neuron]) {
+          call.pool[static_cast<int64_t>(t / call.sequence) * call.neurons + neuron] != 0) {
         in_pool_of |= 1u << t;
       }
     }

@@ -36,15 +36,16 @@ size_t sparse_ffn_workspace(const SparseFfnCall&);
 
 // One call of SparseGatedFFN, of SparseFFN, or of their quantised variants. Weights that are not quantised have the
 // element type of x; those that are, any type of x. `products` may be null where there are at most kRowwiseTokens
-// tokens; cudaErrorInvalidValue where it is needed and null, where weight_element differs, and where bits, block or
-// scales are not of this project's formats or do not fit the width.
+// tokens; cudaErrorInvalidValue where it is needed and null, where weight_element differs, where bits, block or scales
+// are not of this project's formats or do not fit the width, and where a size is negative or larger than the kernels
+// count. Any size may be 0: a token of no neurons gets b_out or zeros.
 cudaError_t sparse_ffn(const SparseFfnCall&, void* workspace, const Products* products, cudaStream_t);
 
 // Bytes that load_signal needs, aligned to 256; from sizes and types alone.
 size_t load_signal_workspace(const LoadSignalCall&);
 
 // One call of LoadSignal. A row whose token is outside the vocabulary gets NaN in all its outputs: a device cannot
-// raise.
+// raise. cudaErrorInvalidValue where a size is negative, or there are fewer knots than the op asks for.
 cudaError_t load_signal(const LoadSignalCall&, void* workspace, cudaStream_t);
 
 }  // namespace clada::cuda

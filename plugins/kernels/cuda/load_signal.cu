@@ -1,6 +1,7 @@
 // The load signal: a block a piece of a row of logits, then a block a row that merges what the pieces left.
 #include <algorithm>
 #include <launch.cuh>
+#include <limits>
 
 #include "elements.cuh"
 #include "knots.h"
@@ -90,9 +91,20 @@ __global__ void __launch_bounds__(kThreads) merge_pieces(const LoadSignalCall ca
   call.scale[row] = scale_of_load(load, call.scale_knots, call.scale_knots_count);
 }
 
+int64_t pieces_of(const LoadSignalCall& call) { return std::max<int64_t>(1, (call.vocabulary + kPiece - 1) / kPiece); }
+
+// Whether there are knots to read, and no more blocks than can be counted.
+bool fits(const LoadSignalCall& call) {
+  using In = ops::LoadSignal::In;
+  const int64_t most = std::numeric_limits<int>::max();
+  return call.batch >= 0 && call.batch <= most && call.vocabulary >= 0 && pieces_of(call) <= most &&
+         call.batch * pieces_of(call) <= most && call.knots >= In::specs[In::surprisal_knots].least &&
+         call.scale_knots_count >= In::specs[In::scale_knots].least;
+}
+
 // The parts' places in a workspace, and its bytes.
 size_t lay_out(const LoadSignalCall& call, void* workspace, Parts& parts) {
-  parts.pieces = static_cast<int>(std::max<int64_t>(1, (call.vocabulary + kPiece - 1) / kPiece));
+  parts.pieces = static_cast<int>(pieces_of(call));
   const size_t count = static_cast<size_t>(call.batch) * parts.pieces;
   parts.top = static_cast<float*>(workspace);
   if (workspace) {
@@ -105,11 +117,13 @@ size_t lay_out(const LoadSignalCall& call, void* workspace, Parts& parts) {
 }  // namespace
 
 size_t load_signal_workspace(const LoadSignalCall& call) {
+  if (!fits(call)) return 0;
   Parts parts;
   return lay_out(call, nullptr, parts);
 }
 
 cudaError_t load_signal(const LoadSignalCall& call, void* workspace, cudaStream_t stream) {
+  if (!fits(call)) return cudaErrorInvalidValue;
   if (call.batch == 0) return cudaSuccess;
   Parts parts;
   lay_out(call, workspace, parts);

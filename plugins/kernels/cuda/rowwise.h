@@ -34,7 +34,7 @@ struct Rowwise {
   const void *x, *b_in, *b_out;
   Weights w_in, w_up, w_out;
   const float *threshold, *scale;
-  const bool* pool;
+  const uint8_t* pool;
   void* y;
   int32_t* active_out;
   float* score;

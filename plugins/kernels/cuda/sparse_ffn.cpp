@@ -17,7 +17,7 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 bool fits(const SparseFfnCall& ffn) {
   const int64_t most = std::numeric_limits<int>::max() / 16;
   return ffn.width >= 0 && ffn.neurons >= 0 && ffn.batch >= 0 && ffn.sequence >= 0 && ffn.width <= most &&
-         ffn.neurons <= most && ffn.batch <= most && ffn.batch * ffn.sequence <= most;
+         ffn.neurons <= most && ffn.batch <= most && ffn.sequence <= most && ffn.batch * ffn.sequence <= most;
 }
 
 bool is_quantized(const SparseFfnCall& ffn) { return ffn.quantization.bits != 0; }
@@ -91,6 +91,7 @@ size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
 }
 
 size_t sparse_ffn_workspace(const SparseFfnCall& ffn) {
+  if (!fits(ffn)) return 0;
   if (ffn.batch * ffn.sequence > kRowwiseTokens) return dense_ffn_workspace(ffn);
   Rowwise call;
   return lay_out(ffn, nullptr, call);

@@ -1,0 +1,17 @@
+"""What can be chosen by name, and what is taken where nothing is: apart from the work, so that help needs no torch."""
+
+from clada.plugins.ops.block_quantization import BITS
+
+# Types of the weights.
+DTYPES = ("float32", "float16")
+# Bits a weight, by the name on the command line.
+FORMATS = {f"int{bits}": bits for bits in BITS}
+METHODS = ("rtn", "gptq")
+BLOCK_SIZE = 32
+METHOD = "rtn"
+CALIBRATION_TOKENS = 2048
+TARGET_SPARSITY = 0.5
+# Versions of ONNX's standard ops: the first whose DequantizeLinear knows blocks and 4 bits, and what is written.
+MINIMUM_QUANTIZED_OPSET = 21
+DEFAULT_OPSET = 20
+DEFAULT_QUANTIZED_OPSET = MINIMUM_QUANTIZED_OPSET

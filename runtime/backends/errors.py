@@ -1,0 +1,62 @@
+"""What ONNX Runtime raises, as one line of ours."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+from clada.plugins.errors import CladaError
+
+# Its errors have no base of their own, and which there are depends on the release; a run with a binding raises none of
+# them, but RuntimeError.
+ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(states).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    MemoryError,
+    RuntimeError,
+)
+# As its arenas, CUDA, cuBLAS and the host's allocator put it.
+_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+# What it puts before a reason: its own name and a code, and which node failed.
+_PREFIX = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : |Error in execution: )+")
+_NODE = re.compile(r"^Non-zero status code returned while running (\w+) node\. Name:'([^']*)' Status Message: ")
+
+
+def memory_is_full(error: Exception) -> bool:
+    """Whether what ONNX Runtime raised is that there is no memory left."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what ONNX Runtime raised, without what is the same in all."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = _PREFIX.sub("", first)
+    failed = _NODE.match(reason)
+    if failed is None:
+        return reason
+    op, name = failed.groups()
+    said = reason[failed.end() :].removeprefix(f"{op}: ")
+    return f"{op} node{f' {name!r}' if name else ''}: {said}"
+
+
+@contextmanager
+def one_line_errors(where: str = "") -> Iterator[None]:
+    """Within the context what ONNX Runtime raises comes out as a CladaError, in one line.
+
+    Args:
+        where: What it ran on, for the message; empty for the CPU.
+    """
+    try:
+        yield
+    except CladaError:
+        raise
+    except ONNXRUNTIME_ERRORS as error:
+        reason = reason_of(error)
+        if memory_is_full(error):
+            memory = f"memory of the device ({where})" if where else "memory"
+            raise CladaError(
+                f"the {memory} is full: take fewer or shorter texts, or a smaller model: {reason}"
+            ) from error
+        on_device = f" on the device ({where})" if where else ""
+        raise CladaError(f"ONNX Runtime {onnxruntime.__version__} failed{on_device}: {reason}") from error

@@ -1,0 +1,47 @@
+"""Where an ONNX file has its weights, checked by us: releases of ONNX Runtime differ in what they let a file name."""
+
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from clada.plugins.errors import CladaError
+from clada.runtime.onnx_file import external_files
+
+
+def check_external_data(model: Path, listed: Collection[str] | None = None) -> None:
+    """Check that all weights of an ONNX file are in the file itself or in files that lie beside it.
+
+    Args:
+        model: The ONNX file.
+        listed: Names of the files that it may name; any beside it where None.
+
+    Raises:
+        CladaError: The file cannot be read or is no ONNX file, or names another place.
+    """
+    for name in sorted(_external_files(model)):
+        if not _is_beside(name):
+            raise CladaError(
+                f"{model} has weights in {name!r}, which is not the name of a file beside it; export it again"
+            )
+        if listed is not None and name not in listed:
+            raise CladaError(f"{model} has weights in {name}, which the artefact does not list; export it again")
+        if not (model.parent / name).is_file():
+            raise CladaError(f"{model} has weights in {name}, and there is no such file beside it")
+
+
+def _external_files(model: Path) -> set[str]:
+    try:
+        return external_files(model.read_bytes())
+    except OSError as error:
+        raise CladaError(f"{model} cannot be read: {error.strerror or error}") from error
+    # What is cut short, is not made of fields, or holds names that are no text.
+    except (ValueError, IndexError) as error:
+        raise CladaError(f"{model} is damaged: it is no ONNX file ({error})") from error
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a name is that of a file, on any system, without a path."""
+    return (
+        name not in ("", ".", "..")
+        and name.isprintable()
+        and all(kind(name).name == name and not kind(name).drive for kind in (PurePosixPath, PureWindowsPath))
+    )

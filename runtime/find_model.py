@@ -1,0 +1,25 @@
+"""Finds the model that a path on the command line stands for."""
+
+from pathlib import Path
+
+from clada.plugins.errors import CladaError
+from clada.runtime.artefact import in_place_name
+from clada.runtime.engine_record import ENGINE_SUFFIX
+
+
+def find_model(path: Path) -> Path:
+    """The one model in a folder: its .onnx file, or else its .engine; a path of anything else is left as it is.
+
+    Raises:
+        CladaError: The folder holds none, or several.
+    """
+    if not path.is_dir():
+        return path
+    graphs = sorted(path.glob("*.onnx"))
+    derived = {in_place_name(graph) for graph in graphs}
+    models = [graph for graph in graphs if graph.name not in derived] or sorted(path.glob(f"*{ENGINE_SUFFIX}"))
+    if not models:
+        raise CladaError(f"the folder {path} holds no .onnx file: give one that `clada export` wrote")
+    if len(models) > 1:
+        raise CladaError(f"the folder {path} holds {', '.join(model.name for model in models)}: give one of them")
+    return models[0]

@@ -1,0 +1,17 @@
+"""How many threads make sense."""
+
+import os
+
+from clada.plugins.errors import CladaError
+
+# All of them are started. More than the processors is slow, and far more never what was meant.
+MOST_THREADS = 8 * (os.cpu_count() or 1)
+
+
+def check_threads(threads: int) -> None:
+    """Raise CladaError for a number of threads that is none, or far more than the machine has processors."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise CladaError(
+            f"threads is {threads}; it must be 0 (as many as there are processors), or from 1 to "
+            f"{MOST_THREADS}: this machine has {os.cpu_count()} processors"
+        )

@@ -1,0 +1,19 @@
+"""A folder in the place of an artefact: its files are read as if a manifest listed all of them."""
+
+from pathlib import Path
+
+
+class PlainFolder:
+    """What of an artefact its tokenizer's and template's readers use; see Artefact."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:  # noqa: D102 - as Artefact has it
+        return self.folder / name
+
+    def content(self, name: str) -> bytes | None:  # noqa: D102
+        return self.required(name) if self.path(name).is_file() else None
+
+    def required(self, name: str) -> bytes:  # noqa: D102
+        return self.path(name).read_bytes()

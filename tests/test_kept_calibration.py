@@ -1,0 +1,80 @@
+"""What is left of an export that failed after calibration: enough to go on from."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+
+from clada.exporter import export as exporting
+from clada.exporter.calibrate import CalibrationConfig, calibrate
+from clada.exporter.export import ExportConfig, export
+from clada.exporter.kept_calibration import kept_path
+from clada.plugins import graph
+from clada.plugins.errors import CladaError
+from tests.checkpoints import LAYERS, write_checkpoint
+
+CONFIG = ExportConfig(calibration_tokens=512, quantize="int4", dtype="float16")
+
+
+def fail(*_, **__):
+    raise CladaError("they disagree")
+
+
+def failed_export(path, source, config, monkeypatch):
+    """An export that fails in verification; returns what it calibrated and the tensors that belong to it."""
+    found = []
+
+    def recorded(model, sparsity, *rest):
+        calibration = calibrate(model, sparsity, *rest)
+        found.append((calibration, [*sparsity.thresholds, *sparsity.compensation, *sparsity.anticipation.tensors()]))
+        return calibration
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "calibrate", recorded)
+        patch.setattr(exporting, "require_passed", fail)
+        with pytest.raises(CladaError, match=r"they disagree; the calibration is kept in \S*calibration\.safetensors"):
+            export(path, source, config, report=lambda _: None)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    """A tiny checkpoint whose widths blocks of 32 divide."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
+    return str(write_checkpoint(tmp_path_factory.mktemp("kept"), "llama", **sizes))
+
+
+@pytest.mark.fault("results", "verification fails after calibration", now="the calibration is kept, a rerun takes it")
+def test_rerun_takes_the_calibration_of_a_failed_export(source, tmp_path, monkeypatch):
+    path = tmp_path / "failed" / "model.onnx"
+    calibration, tensors = failed_export(path, source, CONFIG, monkeypatch)
+    assert [file.name for file in path.parent.iterdir()] == [kept_path(path).name]
+    for part in ("calibrate", "quantize_model"):
+        monkeypatch.setattr(exporting, part, fail)
+    lines: list[str] = []
+    taken = export(path, source, CONFIG, report=lines.append)
+    assert any(str(kept_path(path)) in line for line in lines)
+    assert not kept_path(path).exists()
+    for field in ("layers", "divergence", "agreement", "ffn_cost", "tokens", "prompt_tokens", "gains"):
+        assert getattr(taken, field) == getattr(calibration, field), field
+    assert taken.pools.sizes == calibration.pools.sizes
+    np.testing.assert_array_equal(taken.pools.prior, calibration.pools.prior)
+    in_file = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    names = [*map(graph.threshold, range(LAYERS)), *map(graph.compensation, range(LAYERS))]
+    probed = next(n for n in range(LAYERS) if graph.anticipation(n)[0] in in_file)
+    for name, tensor in zip([*names, *graph.anticipation(probed)], tensors, strict=True):
+        np.testing.assert_array_equal(in_file[name], tensor.numpy(), err_msg=name)
+
+
+def test_calibration_for_something_else_is_not_taken(source, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    failed_export(path, source, CONFIG, monkeypatch)
+    monkeypatch.setattr(exporting, "calibrate", fail)
+    for change in ({"calibration": CalibrationConfig(target_sparsity=0.6)}, {"quantize": None}, {"seed": 1}):
+        with pytest.raises(CladaError, match="they disagree"):
+            export(path, source, dataclasses.replace(CONFIG, **change), report=lambda _: None)
+    # Damaged, it is made anew as well.
+    kept_path(path).write_bytes(kept_path(path).read_bytes()[:-100])
+    with pytest.raises(CladaError, match="they disagree"):
+        export(path, source, CONFIG, report=lambda _: None)
