@@ -1,6 +1,5 @@
 """An artefact as a model of lm-eval: what is scored is read in decode, token by token, where the model is sparse."""
 
-import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +67,7 @@ def _log_probabilities(logits: npt.NDArray[Any]) -> Floats:
 
 def _special_token(session: Session, name: str) -> str | None:
     """The token that the tokenizer's configuration calls by a name such as "bos_token", if there is one."""
-    config = json.loads(session.artefact.required(TOKENIZER_CONFIG_NAME))
+    config = session.artefact.settings(TOKENIZER_CONFIG_NAME)
     value = config.get(name)
     return value["content"] if isinstance(value, dict) else value
 

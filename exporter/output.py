@@ -1,10 +1,10 @@
 """Files that are written whole or not at all."""
 
-import os
 import tempfile
 from pathlib import Path
 
 from clada.plugins.errors import CladaError
+from clada.runtime.unfinished import unfinished
 
 
 def write(path: Path, content: bytes) -> None:
@@ -14,15 +14,9 @@ def write(path: Path, content: bytes) -> None:
         CladaError: It cannot be written.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=".clada-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink()
-            raise
+        with unfinished(path) as file:
+            file.write_bytes(content)
+            file.replace(path)
     except OSError as error:
         raise CladaError(f"cannot write {path}: {error.strerror or error}") from error
 

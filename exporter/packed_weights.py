@@ -17,6 +17,7 @@ from clada.exporter.quantization import Packed, Quantized, linear_modules
 from clada.plugins.ops import QUANTIZED
 from clada.plugins.ops.block_quantization import pack, unpack
 from clada.plugins.ops.quantized_ffn import matrix_names, scales_name
+from clada.runtime.artefact import data_name
 
 # Around a module's path in the name of its codes, as the tracer names what a module of Decoder.model holds.
 _PREFIX, _SUFFIX = "model.", ".weight"
@@ -135,9 +136,28 @@ def _read_linears(node: onnx_ir.Node, bits: int) -> Iterator[tuple[str, Packed]]
         yield path, Packed(torch.from_numpy(packed), their_scales.t().contiguous().to(torch.float16), bits)
 
 
+def _load(path: Path) -> onnx_ir.Model:
+    """A model whose weights may be behind a link, as in the cache of Hugging Face's hub; onnx_ir follows none."""
+    model = onnx_ir.load(path)
+    data = path.with_name(data_name(path)).resolve()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            value.const_value = onnx_ir.ExternalTensor(
+                data.name,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                name=str(tensor.name),
+                shape=tensor.shape,
+                base_dir=data.parent,
+            )
+    return model
+
+
 def read_packed(path: Path) -> Quantized:
     """The packed weights of an exported graph whose weights are quantised."""
-    nodes = list(onnx_ir.load(path).graph)
+    nodes = list(_load(path).graph)
     names = {op.name for op in QUANTIZED.values()}
     layers = [node for node in nodes if node.op_type in names]
     bits, block_size = (layers[0].attributes[name].as_int() for name in ("bits", "block_size"))

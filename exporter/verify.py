@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx.external_data_helper import load_external_data_for_tensor
 from torch import Tensor
 
 from clada.exporter.anticipation import Anticipation
@@ -22,10 +20,13 @@ from clada.exporter.rope import context_length
 from clada.exporter.steps import cache_shapes, constants, first_step, next_step, random_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL
 from clada.plugins.torch import torch_op
+from clada.runtime.artefact import data_name
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
+from clada.runtime.graph_constants import GraphConstants
+from clada.runtime.onnx_file import nodes_of
 from clada.runtime.pool import PoolPolicy, choose_pools, overdue, update_pools
 
 # Largest difference of a logit allowed, as a share of the range of the logits, for a model of one layer: each adds
@@ -63,28 +64,26 @@ class Check:
 
 def load_constants(path: Path, sparsity: Sparsity) -> LoadMap:
     """Give a patched model the calibrated values of an exported graph; returns its load map."""
-    model = onnx.load(path, load_external_data=False)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    content = path.read_bytes()
+    values = GraphConstants(content, path.with_name(data_name(path)))
 
     def constant(name: str) -> Tensor:
-        if onnx.external_data_helper.uses_external_data(tensors[name]):
-            load_external_data_for_tensor(tensors[name], str(path.parent))
-        return torch.from_numpy(onnx.numpy_helper.to_array(tensors[name]).copy())
+        return torch.from_numpy(values.read(name).copy())
 
     layers = range(len(sparsity.thresholds))
     sparsity.thresholds[:] = [constant(graph.threshold(n)) for n in layers]
-    sparsity.compensation[:] = [constant(name) for name in map(graph.compensation, layers) if name in tensors]
-    probed = [n for n in layers if graph.anticipation(n)[0] in tensors]
+    sparsity.compensation[:] = [constant(name) for name in map(graph.compensation, layers) if name in values]
+    probed = [n for n in layers if graph.anticipation(n)[0] in values]
     sparsity.anticipation = Anticipation(probed[0], *map(constant, graph.anticipation(probed[0]))) if probed else None
-    node = next(node for node in model.graph.node if node.op_type == LOAD_SIGNAL.name)
-    weight = next(a.f for a in node.attribute if a.name == LOAD_SIGNAL.attributes[0].name)
+    node = next(node for node in nodes_of(content, DOMAIN) if node.op == LOAD_SIGNAL.name)
+    weight = dict(node.floats)[LOAD_SIGNAL.attributes[0].name]
     return LoadMap(
         surprisal_knots=constant(graph.SURPRISAL_KNOTS),
         entropy_knots=constant(graph.ENTROPY_KNOTS),
         scale_knots=constant(graph.SCALE_KNOTS),
         reanalysis_load=constant(graph.REANALYSIS_LOAD),
         surprisal_weight=weight,
-        token_scale=constant(graph.TOKEN_SCALE) if graph.TOKEN_SCALE in tensors else None,
+        token_scale=constant(graph.TOKEN_SCALE) if graph.TOKEN_SCALE in values else None,
     )
 
 

@@ -1,6 +1,7 @@
 """The files of an artefact: found, and checked against its manifest, before anything of them is used."""
 
 import hashlib
+import json
 import os
 import stat
 import warnings
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from clada.plugins.errors import CladaError
 from clada.runtime.calibrated_values import check_graph
@@ -119,6 +120,22 @@ class Artefact:
         if content is None:
             raise _not_listed(self.folder, name)
         return content
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The object that one of its JSON files holds, as transformers wrote it.
+
+        Raises:
+            CladaError: As of `required`, or it holds none.
+        """
+        try:
+            found = json.loads(self.required(name))
+        except CladaError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise CladaError(f"{self.path(name)} is not valid JSON: {error}; export it again") from error
+        if not isinstance(found, dict):
+            raise CladaError(f"{self.path(name)} holds no JSON object; export it again")
+        return found
 
     def load_graph(self, name: str, load: Callable[[Path], T]) -> T:
         """Load a graph while its hash, and that of its weights, is checked: both may have changed since they were.

@@ -5,17 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS
+from clada.runtime.graph_constants import Floats, GraphConstants
 from clada.runtime.manifest import Manifest
-from clada.runtime.onnx_file import Constant, Node, constants_of, external_files, inputs_of, nodes_of
+from clada.runtime.onnx_file import Node, external_files, inputs_of, nodes_of
 
-Floats = npt.NDArray[np.float32]
-
-_FLOAT32 = 1  # TensorProto's number of the type that all calibrated values have
 _HIGHEST_LOAD = 2.0  # above 1 where no load opens a pool
 
 
@@ -49,12 +46,11 @@ def _check(content: bytes, data: Path, manifest: Manifest) -> None:
     others = external_files(content) - {data.name}
     if others:
         raise _WrongError(f"has tensors in {sorted(others)[0]!r:.80}, and its weights belong in {data.name}")
-    nodes, constants = nodes_of(content, DOMAIN), constants_of(content)
+    nodes = nodes_of(content, DOMAIN)
     _check_nodes(nodes, manifest)
     _check_inputs(inputs_of(content), manifest)
-    with _Values(constants, data) as values:
-        for what, problem in _problems(values, nodes, manifest):
-            raise _WrongError(f"has {what} that {problem}")
+    for what, problem in _problems(GraphConstants(content, data), nodes, manifest):
+        raise _WrongError(f"has {what} that {problem}")
 
 
 def _check_nodes(nodes: list[Node], manifest: Manifest) -> None:
@@ -89,65 +85,38 @@ def _check_inputs(inputs: dict[str, tuple[int | None, ...]], manifest: Manifest)
         raise _WrongError(f"has more layers than the {manifest.model.layers} that its manifest tells of")
 
 
-class _Values:
-    """The calibrated values of a graph, by name; within the context, as some are in the file of its weights."""
-
-    def __init__(self, constants: dict[str, Constant], data: Path) -> None:
-        self._constants, self._data = constants, data
-        self._file = data.open("rb")
-
-    def __enter__(self) -> "_Values":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._constants
-
-    def read(self, name: str, *shape: int | None) -> Floats:
-        """f32 of this shape; None stands for any size of 2 or more."""
-        constant = self._constants.get(name)
-        if constant is None:
-            raise _WrongError(f"lacks its {name}")
-        fits = len(constant.shape) == len(shape) and all(
-            size == wanted if wanted is not None else size >= 2
-            for size, wanted in zip(constant.shape, shape, strict=True)
-        )
-        if not fits or constant.dtype != _FLOAT32:
-            sizes = [wanted if wanted is not None else "2 or more" for wanted in shape]
-            raise _WrongError(f"has {name} of sizes {list(constant.shape)}, and float32 of {sizes} is expected")
-        content = constant.content
-        if constant.file:
-            self._file.seek(constant.offset)
-            content = self._file.read(min(constant.length, 4 * math.prod(constant.shape) + 1))
-        if len(content) != 4 * math.prod(constant.shape):
-            raise _WrongError(
-                f"has {name} of {len(content)} bytes, which does not fit its sizes {list(constant.shape)}"
-            )
-        return np.frombuffer(content, "<f4").reshape(constant.shape)
+def _read(values: GraphConstants, name: str, *shape: int | None) -> Floats:
+    """A constant of this shape; None stands for any size of 2 or more."""
+    found = values.shape(name)
+    fits = len(found) == len(shape) and all(
+        size == wanted if wanted is not None else size >= 2 for size, wanted in zip(found, shape, strict=True)
+    )
+    if not fits:
+        sizes = [wanted if wanted is not None else "2 or more" for wanted in shape]
+        raise _WrongError(f"has {name} of sizes {list(found)}, and {sizes} is expected")
+    return values.read(name)
 
 
-def _problems(values: _Values, nodes: list[Node], manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _problems(values: GraphConstants, nodes: list[Node], manifest: Manifest) -> Iterator[tuple[str, str]]:
     """What makes no sense, and why; one after the other."""
     model, calibration = manifest.model, manifest.calibration
     for layer, neurons in enumerate(model.neurons):
         name = graph.threshold(layer)
-        yield from _unless(name, _numbers(values.read(name, neurons), at_least=0))
+        yield from _unless(name, _numbers(_read(values, name, neurons), at_least=0))
         if (name := graph.compensation(layer)) in values:
-            yield from _unless(name, _numbers(values.read(name, model.hidden_size)))
+            yield from _unless(name, _numbers(_read(values, name, model.hidden_size)))
     for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS):
-        yield from _unless(name, _rising(values.read(name, None)))
-    knots = values.read(graph.SCALE_KNOTS, None)
+        yield from _unless(name, _rising(_read(values, name, None)))
+    knots = _read(values, graph.SCALE_KNOTS, None)
     yield from _unless(graph.SCALE_KNOTS, _falling(knots))
     if not np.array_equal(knots, np.array(calibration.scale_knots, np.float32)):
         yield graph.SCALE_KNOTS, "are not those of its manifest"
-    load = values.read(graph.REANALYSIS_LOAD)
+    load = _read(values, graph.REANALYSIS_LOAD)
     yield from _unless(graph.REANALYSIS_LOAD, _numbers(load, at_least=0, at_most=_HIGHEST_LOAD))
     if load != np.float32(calibration.reanalysis_load):
         yield f"{graph.REANALYSIS_LOAD} {load}", f"is not its manifest's {calibration.reanalysis_load}"
     if graph.TOKEN_SCALE in values:
-        table = values.read(graph.TOKEN_SCALE, model.vocabulary_size)
+        table = _read(values, graph.TOKEN_SCALE, model.vocabulary_size)
         yield from _unless(graph.TOKEN_SCALE, _numbers(table, at_least=0))
     for layer in range(model.layers):
         names = graph.anticipation(layer)
@@ -158,13 +127,13 @@ def _problems(values: _Values, nodes: list[Node], manifest: Manifest) -> Iterato
     yield from _unless(f"{name} {weight}", _numbers(np.array([weight], np.float32), at_least=0, at_most=1))
 
 
-def _anticipation_problems(values: _Values, names: list[str], hidden_size: int) -> Iterator[tuple[str, str]]:
+def _anticipation_problems(values: GraphConstants, names: list[str], hidden_size: int) -> Iterator[tuple[str, str]]:
     weight, load_weight, bias, knots, factors = names
     for name, shape in ((weight, (hidden_size,)), (load_weight, ()), (bias, ())):
-        yield from _unless(name, _numbers(values.read(name, *shape)))
-    at = values.read(knots, None)
+        yield from _unless(name, _numbers(_read(values, name, *shape)))
+    at = _read(values, knots, None)
     yield from _unless(knots, _rising(at))
-    yield from _unless(factors, _falling(values.read(factors, len(at))))
+    yield from _unless(factors, _falling(_read(values, factors, len(at))))
 
 
 def _unless(what: str, problem: str) -> Iterator[tuple[str, str]]:

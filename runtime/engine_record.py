@@ -10,8 +10,11 @@ from clada.plugins.errors import CladaError
 from clada.runtime.building.settings import RUNTIMES
 from clada.runtime.manifest import MANIFEST_NAME
 from clada.runtime.pieces import file_hash
+from clada.runtime.sealed_json import sealed_text, unsealed
+from clada.runtime.typed_json import read_bytes, shown
+from clada.runtime.unfinished import unfinished
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENGINE_SUFFIX = ".engine"
 
 PREFILL = "prefill"
@@ -22,6 +25,7 @@ PROFILES = (PREFILL, DECODE)
 COPIED = "copied"
 IN_PLACE = "in_place"
 KV_CACHES = (COPIED, IN_PLACE)
+DTYPES = ("float32", "float16")
 
 Shape = tuple[int, ...]
 
@@ -87,10 +91,10 @@ def record_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def record_text(record: EngineRecord) -> str:
-    """A record as it is written: a shape's sizes are on one line."""
+def record_bytes(record: EngineRecord) -> bytes:
+    """A record as it is written, with its own hash: a shape's sizes are on one line."""
     text = json.dumps(asdict(record), indent=2, allow_nan=False)
-    return re.sub(r"\[[\d\s,]*\]", lambda sizes: " ".join(sizes[0].split()), text) + "\n"
+    return sealed_text(re.sub(r"\[[\d\s,]*\]", lambda sizes: " ".join(sizes[0].split()), text))
 
 
 def write_record(record: EngineRecord, path: Path) -> None:
@@ -103,13 +107,10 @@ def write_record(record: EngineRecord, path: Path) -> None:
     Raises:
         CladaError: The file cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        try:
-            unfinished.write_text(record_text(record), encoding="utf-8")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with unfinished(path) as file:
+            file.write_bytes(record_bytes(record))
+            file.replace(path)
     except OSError as error:
         raise CladaError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -144,19 +145,7 @@ def _check_hash(file: Path, expected: str, record: Path, reason: str) -> None:
 
 
 def _parse(path: Path) -> EngineRecord:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CladaError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CladaError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise CladaError(f"{path} is not the record of an engine: it has no format_version")
-    if content["format_version"] != FORMAT_VERSION:
-        raise CladaError(
-            f"{path} has format version {content['format_version']}, this runtime reads {FORMAT_VERSION}; "
-            "build the engine again with this release of clada"
-        )
+    content = unsealed(read_bytes(path), path, FORMAT_VERSION, "build the engine again")
     try:
         record = EngineRecord(**content | {"profiles": [_profile(profile) for profile in content["profiles"]]})
         _check_values(record)
@@ -184,7 +173,11 @@ def _check_values(record: EngineRecord) -> None:
         ("runtime", record.runtime, RUNTIMES),
         ("kv_cache", record.kv_cache, KV_CACHES),
         ("manifest", record.manifest, (MANIFEST_NAME,)),
+        ("dtype", record.dtype, DTYPES),
         ("profiles", tuple(profile.name for profile in record.profiles), (PROFILES,)),
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}")
+    for name in ("max_batch", "max_prompt", "capacity"):
+        if not 1 <= getattr(record, name) < 2**31:
+            raise ValueError(f"{name} is {shown(getattr(record, name))}")

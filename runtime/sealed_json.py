@@ -10,7 +10,7 @@ from clada.plugins.errors import CladaError
 from clada.runtime.typed_json import WrongValueError, load, shown
 
 # The last key; its value is the SHA-256 of every byte before that value.
-SEAL = "sha256"
+SEAL = "seal"
 VERSION_KEY = "format_version"
 _END = re.compile(rb'"([0-9a-f]{64})"\n\}\n', re.ASCII)
 _END_BYTES = 64 + len('""\n}\n')
@@ -18,8 +18,13 @@ _END_BYTES = 64 + len('""\n}\n')
 
 def sealed(content: dict[str, Any]) -> bytes:
     """The file of a JSON object, with its hash."""
-    text = json.dumps(content, indent=2).removesuffix("\n}")
-    before = f'{text},\n  "{SEAL}": '.encode()
+    return sealed_text(json.dumps(content, indent=2))
+
+
+def sealed_text(text: str) -> bytes:
+    """The file of a JSON object that was written with an indent of 2, with its hash."""
+    start = text.removesuffix("\n}")
+    before = f'{start},\n  "{SEAL}": '.encode()
     return before + f'"{hashlib.sha256(before).hexdigest()}"\n}}\n'.encode()
 
 

@@ -40,6 +40,7 @@ from clada.runtime.onnx_file import (
     without_functions,
 )
 from clada.runtime.pieces import file_hash
+from clada.runtime.sealed_json import SEAL, sealed
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 from tests.manifests import describe_graph, vouch_for
 from tests.test_trace import LOAD_MAP
@@ -211,8 +212,15 @@ def test_an_engine_is_replaced_whole(copy, capsys):
         (lambda engine: engine.unlink(), "there is no file"),
         (lambda engine: record_path(engine).unlink(), "was not made by `clada build`"),
         (lambda engine: record_path(engine).write_text("{"), "is not valid JSON"),
-        (lambda engine: record_path(engine).write_text("[]"), "is not the record of an engine"),
-        (lambda engine: edit(engine, format_version=2), "has format version 2"),
+        (lambda engine: record_path(engine).write_text("[]"), "it holds no JSON object"),
+        (lambda engine: record_path(engine).write_text("{}"), "it has no format_version"),
+        (lambda engine: record_path(engine).write_text("[" * 100000), "is nested too deeply"),
+        (lambda engine: edit(engine, format_version=9), "has format version 9"),
+        (lambda engine: edit(engine, format_version=1), "an older release of clada: build the engine again"),
+        (lambda engine: unsealed_edit(engine), "does not match the hash that it ends in"),
+        (lambda engine: edit(engine, capacity=0), r"is damaged \(capacity is 0\)"),
+        (lambda engine: edit(engine, max_prompt=10**40), "it holds a number of 41 digits"),
+        (lambda engine: edit(engine, dtype="int3"), r"is damaged \(dtype is 'int3'\)"),
         (lambda engine: edit(engine, profiles=[]), "is damaged"),
         (lambda engine: edit(engine, max_batch="1"), r"is damaged \(max_batch is '1'\)"),
         (lambda engine: edit(engine, runtime="cudnn"), r"is damaged \(runtime is 'cudnn'\)"),
@@ -243,9 +251,9 @@ def test_records_that_do_not_fit(tmp_path, change, message):
         "capacity": 8,
         "kv_cache": "copied",
         "profiles": [{"name": "prefill", **profile}, {"name": "decode", **profile}],
-        "format_version": 1,
+        "format_version": 2,
     }
-    record_path(engine).write_text(json.dumps(content))
+    record_path(engine).write_bytes(sealed(content))
     record = read_record(engine)
     assert record.profiles[0].shapes == {"input_ids": ((1, 1), (1, 2), (1, 4))}
     write_record(record, record_path(engine))
@@ -257,7 +265,15 @@ def test_records_that_do_not_fit(tmp_path, change, message):
 
 def edit(engine: Path, **values) -> None:
     path = record_path(engine)
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    content = json.loads(path.read_text()) | values
+    del content[SEAL]
+    path.write_bytes(sealed(content))
+
+
+def unsealed_edit(engine: Path) -> None:
+    """A change that the record's own hash does not tell of."""
+    path = record_path(engine)
+    path.write_text(path.read_text().replace('"max_batch": 1', '"max_batch": 9'))
 
 
 def test_nodes_and_opset_are_read_as_onnx_reads_them(artefact):

@@ -427,7 +427,7 @@ def test_files_that_are_not_the_engine_s_are_refused(engine):
     record.unlink()
     assert "model.engine has no model.engine.json beside it: it was not made by `clada build`" in refused(engine)
     record.write_text(text[: len(text) // 2])
-    assert "model.engine.json is not valid JSON" in refused(engine)
+    assert "model.engine.json: it is not valid JSON" in refused(engine)
     record.write_text(text)
     manifest.write_text(manifest.read_text() + " ")
     assert "clada.json does not match its hash in model.engine.json: the engine was built from" in refused(engine)

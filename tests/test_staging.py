@@ -156,7 +156,7 @@ EXPORT = """
 import shutil, sys, time
 from pathlib import Path
 from clada.exporter.staging import staged
-from clada.plugins.errors import exit_code
+from clada.plugins.command_line import exit_code
 
 def run():
     with staged(Path(sys.argv[2]) / "model.onnx", True) as folder:

@@ -1,9 +1,6 @@
 """From an artefact to its engine and the engine's record."""
 
-import json
 import mmap
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +32,7 @@ from clada.runtime.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, re
 from clada.runtime.manifest import MANIFEST_NAME
 from clada.runtime.onnx_file import nodes_of, opset_of, without_functions
 from clada.runtime.pieces import file_hash
+from clada.runtime.unfinished import unfinished
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "not enough memory")
 
@@ -147,22 +145,14 @@ def _check_output(output: Path, artefact: Artefact) -> None:
 
 
 def _config(artefact: Artefact) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(artefact.required(CONFIG_NAME))
-    return config
+    return artefact.settings(CONFIG_NAME)
 
 
 @contextmanager
 def _unfinished(output: Path) -> Iterator[Path]:
-    """A file in the output's folder that is gone at the end, unless it was renamed."""
     try:
-        handle, name = tempfile.mkstemp(prefix=".clada-", suffix=ENGINE_SUFFIX, dir=output.parent)
-        os.close(handle)
-        path = Path(name)
-        path.chmod(0o644)
-        try:
+        with unfinished(output) as path:
             yield path
-        finally:
-            path.unlink(missing_ok=True)
     except OSError as error:
         raise CladaError(f"cannot write {output}: {error.strerror or error}") from error
 
