@@ -198,7 +198,7 @@ def test_a_token_outside_the_vocabulary_is_named(tiny_artefact, token):
     """The kernels of a device cannot raise."""
     session = on_device(tiny_artefact)
     state = session.prefill([[5, 6]])
-    with pytest.raises(CladaError, match=f"token {token} is not in the model's vocabulary of 512"):
+    with pytest.raises(CladaError, match=f"holds token {token}, which the model's vocabulary of 512 does not"):
         session.decode(state, [token])
 
 
@@ -396,3 +396,54 @@ def test_what_cannot_be_captured_is_refused(tiny_artefact, tmp_path, monkeypatch
     edit_manifest(folder, lambda content: content.update(change))
     with pytest.raises(CladaError, match=f"cannot be captured in a CUDA graph: .*{reason}"):
         Session(folder / "model.onnx", device="cuda", cuda_graph=True)
+
+
+def failing_once(monkeypatch, owner, name: str) -> None:
+    """A method that does its work and then fails, the next time it is called."""
+    work = getattr(owner, name)
+
+    def fail(*given):
+        work(*given)
+        monkeypatch.setattr(owner, name, work)
+        raise CladaError("the device failed")
+
+    monkeypatch.setattr(owner, name, fail)
+
+
+@pytest.mark.fault("results", "a decode step that fails on a device", now="the state is as it was, and goes on")
+@pytest.mark.parametrize("texts", [1, 2])
+def test_a_failed_step_leaves_the_state_as_it_was(tiny_artefact, texts, monkeypatch):
+    """Also where the cache was to grow in that step."""
+    session = on_device(tiny_artefact, fixed_shapes=True)
+    prompts = [list(range(5, 65))] * texts
+    state, expected = session.prefill(prompts), session.prefill(prompts)
+    for token in range(30, 40):
+        with pytest.raises(CladaError, match="holds token 9999"):
+            session.decode(state, [9999] * texts)
+        failing_once(monkeypatch, type(state.model), "_run")
+        with pytest.raises(CladaError, match="the device failed"):
+            session.decode(state, [7] * texts)
+        assert session.decode(state, [token] * texts) == session.decode(expected, [token] * texts)
+        np.testing.assert_array_equal(state.logits, expected.logits)
+
+
+def test_a_device_that_fails_after_the_step_ends_the_texts(tiny_artefact, monkeypatch):
+    """What it keeps has gone on, so nothing may be read from it any more."""
+    session = on_device(tiny_artefact)
+    state = session.prefill([[5, 6, 7]])
+    failing_once(monkeypatch, DeviceScore, "add")
+    with pytest.raises(CladaError, match="the device failed"):
+        session.decode(state, [8])
+    for use in (state.copy, lambda: session.decode(state, [8])):
+        with pytest.raises(CladaError, match="an earlier step of this state failed half-way: read its texts again"):
+            use()
+    assert session.decode(session.prefill([[5, 6, 7]]), [8])
+
+
+def test_what_is_on_a_device_is_for_the_process_that_made_it(tiny_artefact):
+    session = on_device(tiny_artefact)
+    assert session.kernels
+    session._begin_in_child()
+    for use in (lambda: session.prefill([[5]]), lambda: session.generate("a")):
+        with pytest.raises(CladaError, match=r"made before fork\(\), and what is on a GPU is the parent's"):
+            use()

@@ -25,6 +25,7 @@ from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.backends.driver import why_no_gpu
 from clada.runtime.backends.engine import EngineModel
+from clada.runtime.backends.engine_session import EngineSession
 from clada.runtime.backends.memory import Slab
 from clada.runtime.backends.tensorrt import build_accumulation
 from clada.runtime.building.package import log_of
@@ -329,7 +330,7 @@ def test_what_exceeds_an_engine_is_refused(copy, stood_in):
         session.decode(state, [7])
     with pytest.raises(CladaError, match=r"the text has 31 tokens, .* built for 30: build it with --capacity 31$"):
         session.decode(state, [7])
-    with pytest.raises(CladaError, match="token 512 is not in the model's vocabulary of 512"):
+    with pytest.raises(CladaError, match="holds token 512, which the model's vocabulary of 512 does not"):
         session.prefill([[512]])
 
 
@@ -580,3 +581,28 @@ def test_memory_of_the_gpu(driver):
     full += "engine of a smaller capacity or in float16"
     failed = "the GPU failed: cuMemAlloc_v2 gives CUDA_ERROR_INVALID_VALUE (1)"
     assert result.stdout.splitlines() == [full.format("65.0 MiB"), full.format("3.0 GiB"), failed]
+
+
+@pytest.mark.fault("results", "a decode step that fails in an engine", now="the state is as it was, and goes on")
+@pytest.mark.parametrize("write", [write_engine, write_in_place_engine], ids=["copied", "in place"])
+def test_a_failed_step_leaves_the_state_as_it_was(copy, stood_in, write, monkeypatch):
+    """The token is unknown, or the run fails when it has written its outputs."""
+    session = Session(write(copy))
+    state, expected = (session.prefill([[5, 6, 7], [8, 9]]) for _ in range(2))
+    run = EngineSession.run
+
+    def fail(self, *given, **options):
+        run(self, *given, **options)
+        monkeypatch.setattr(EngineSession, "run", run)
+        raise CladaError("TensorRT failed")
+
+    for token in range(30, 34):
+        with pytest.raises(CladaError, match="holds token -5"):
+            session.decode(state, [-5, 5])
+        with pytest.raises(CladaError, match="2 texts; 1 tokens"):
+            session.decode(state, [5])
+        monkeypatch.setattr(EngineSession, "run", fail)
+        with pytest.raises(CladaError, match="TensorRT failed"):
+            session.decode(state, [7, 7])
+        assert session.decode(state, [token] * 2) == session.decode(expected, [token] * 2)
+        np.testing.assert_array_equal(state.logits, expected.logits)
