@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.runtime.chat_template import render_chat
+from clada.runtime.find_model import find_model
 from clada.runtime.session import State
 from clada.runtime.typed_json import plain
 
@@ -81,7 +83,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
     token, as at the beginning of a rolling window, leaves its next token to the prefill, which cannot be shorter.
 
     Args:
-        model: Path of the ONNX file that `clada-export` wrote.
+        model: Path of the ONNX file that `clada-export` wrote, or of its folder.
         threads: See Session, as are the following.
         kernels: See Session.
         weights: See Session.
@@ -115,7 +117,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
             raise CladaError("model_args name no model: --model_args model=PATH, the artefact's .onnx file")
         if batch_size not in (None, 1, "1") or max_batch_size is not None:
             _logger.warning("texts are read one at a time: the batch size has no effect")
-        self.session = Session(str(model), threads=threads, kernels=kernels, weights=weights)
+        self.session = Session(find_model(Path(model)), threads=threads, kernels=kernels, weights=weights)
         self._begin = _special_token(self.session, "bos_token")
         self._end = _special_token(self.session, "eos_token")
         self._active: list[float] = []

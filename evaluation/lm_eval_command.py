@@ -6,6 +6,8 @@ import io
 import sys
 from collections.abc import Sequence
 
+from clada.plugins.errors import CladaError
+
 # What lm-eval calls an artefact: --model clada.
 NAME = "clada"
 _INTRODUCTION = """usage: clada lm-eval --model_args model=PATH[,threads=N] --tasks TASK [TASK ...] [options of lm-eval]
@@ -21,6 +23,14 @@ def _words(options: Sequence[str]) -> list[str]:
     if command in ("ls", "validate"):
         return list(options)
     return ["run", "--model", NAME, *(rest if command == "run" else options)]
+
+
+def _is_of_options(error: ValueError) -> bool:
+    """Whether lm-eval found fault with its options, and nothing failed in the evaluation."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith(("lm_eval.config", "lm_eval._cli"))
 
 
 def _print_help() -> None:
@@ -45,7 +55,12 @@ def _run(args: argparse.Namespace) -> None:
 
     # lm-eval reads its options there and nowhere else.
     sys.argv = ["lm_eval", *words]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if _is_of_options(error):
+            raise CladaError(f"lm-eval refused its options: {error}") from error
+        raise
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

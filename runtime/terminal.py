@@ -46,8 +46,9 @@ class Shown:
 
     Args:
         text: All of it.
-        count: How many tokens were read.
+        count: How many tokens it has, without that by which the model ends it.
         finish: As of Piece; None where it was interrupted.
+        rows: Each token's text and what it was given.
     """
 
     text: str = ""
@@ -74,8 +75,8 @@ def show(pieces: Iterable[Piece], show_stats: bool, *, interruptible: bool = Fal
         for piece in pieces:
             shown.text += piece.text
             shown.finish = piece.finish
+            shown.count += piece.finish != "end"
             if piece.stats is not None:
-                shown.count += 1
                 shown.rows.append((repr(piece.text), piece.stats))
             print(piece.text, end="", flush=True)
     except KeyboardInterrupt:
@@ -88,6 +89,8 @@ def show(pieces: Iterable[Piece], show_stats: bool, *, interruptible: bool = Fal
         header = f"{'token':<20} {'surprisal':>9} {'entropy':>9} {'load':>6} {'active':>8}"
         lines = [header, *(_stats_row(label, stats) for label, stats in shown.rows)]
         lines.append(_stats_row("mean", mean_stats([stats for _, stats in shown.rows])))
-        lines.append(f"{shown.count} tokens in {seconds:.2f} s, prompt included: {shown.count / seconds:.1f} tokens/s")
+        lines.append(
+            f"{len(shown.rows)} tokens in {seconds:.2f} s, prompt included: {len(shown.rows) / seconds:.1f} tokens/s"
+        )
         print("\n".join(lines), file=sys.stderr)
     return shown

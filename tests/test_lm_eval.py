@@ -303,3 +303,17 @@ def test_special_tokens_begin_a_text_once(near_lm):
     assert plain
     for text in ("import os", "<|endoftext|>import os"):
         assert near_lm.tok_encode(text) == [near_lm.prefix_token_id, *plain]
+
+
+@pytest.mark.fault("command line", "an ordinary mistake in lm-eval's options", now="one line of error, exit code 1")
+@pytest.mark.parametrize(
+    ("model", "task", "message"),
+    [("nowhere.onnx", "local_line", "there is no file nowhere.onnx"), (".", "no_such_task", "no_such_task")],
+)
+def test_mistakes_in_options(capsys, monkeypatch, tasks, model, task, message):
+    monkeypatch.setattr(sys, "argv", ["clada"])
+    assert main(["lm-eval", "--model_args", f"model={model}", "--tasks", task, "--include_path", str(tasks)]) == 1
+    err = capsys.readouterr().err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in err
