@@ -96,6 +96,7 @@ $(VENV)/export.stamp: $(VENV)/tools.stamp pyproject.toml scripts/requirements.py
 
 $(VENV)/package.stamp: $(VENV)/export.stamp $(VENV)/wheel.stamp
 	$(STEP) "installing clada" $(PIP) install --no-compile --no-deps --force-reinstall build/wheel/clada-*.whl
+	$(STEP) "importing it for the first time" $(BIN)/python -c "import clada.exporter.export"
 	@touch $@
 
 # What checks clada.

@@ -80,7 +80,7 @@ def evaluate_artefact(
     prompt = suite.rows[0][: suite.settings.prompt_tokens]
     if session.manifest.quantization is None:
         _check_same_weights(session, model, prompt, source)
-        return evaluate(SessionSubject(session), suite)
+        return _named(evaluate(SessionSubject(session), suite), source)
     quantized = _with_weights_of(artefact, source, **trust)
     _check_same_weights(session, quantized, prompt, source)
     # Of the parts the tasks are left out, which take most of the time.
@@ -89,7 +89,14 @@ def evaluate_artefact(
     parts = [evaluate(_dense(quantized, subject.info), text)]
     del quantized  # one model more than the dense one at a time
     parts.append(evaluate(_sparse(artefact, load_model(source, torch.float32, **trust)[0]), text))
-    return replace(evaluate(subject, suite), parts=parts)
+    return _named(replace(evaluate(subject, suite), parts=parts), source)
+
+
+def _named(evaluation: Evaluation, source: str) -> Evaluation:
+    """With what the checkpoint is called, its folder's name or its id, in what it and its parts say of the model."""
+    folder = Path(source)
+    subject = replace(evaluation.subject, model=folder.resolve().name if folder.is_dir() else source)
+    return replace(evaluation, subject=subject, parts=[_named(part, source) for part in evaluation.parts])
 
 
 def _with_weights_of(artefact: Path, source: str, **trust: Any) -> Any:

@@ -1,5 +1,6 @@
 """A generated text with what each of its tokens was given."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class HeatMap:
         load: Mean over the cells.
         active_fraction: Mean over the cells.
         model: Name of the artefact's folder and the model's policy.
+        tokens_per_second: Of decode; None where that was not measured.
     """
 
     prompt: str
@@ -48,6 +50,7 @@ class HeatMap:
     load: float
     active_fraction: float
     model: str
+    tokens_per_second: float | None = None
 
 
 def load_colour(load: float) -> str:
@@ -62,17 +65,20 @@ def heat_map(model: Path, prompt: str) -> HeatMap:
         CladaError: The artefact cannot be loaded, or the prompt is empty, too long for it or ends the text.
     """
     session = Session(model)
-    pieces = session.stream(prompt, GenerationConfig(_TOKENS, sampling=SamplingConfig()))
-    cells = tuple(
-        Cell(piece.text, piece.stats, load_colour(piece.stats.load)) for piece in pieces if piece.stats is not None
-    )
+    pieces = session.stream(prompt, GenerationConfig(max_new_tokens=_TOKENS, sampling=SamplingConfig()))
+    cells, times = [], []
+    for piece in pieces:
+        times.append(time.perf_counter())
+        if piece.stats is not None:
+            cells.append(Cell(piece.text, piece.stats, load_colour(piece.stats.load)))
     policy = session.manifest.policy.name
     if not cells:
         raise CladaError(f"the model ends the text right after the prompt {prompt!r}; give another")
     return HeatMap(
         prompt=prompt,
-        cells=cells,
+        cells=tuple(cells),
         load=float(np.mean([cell.stats.load for cell in cells])),
         active_fraction=float(np.mean([cell.stats.active_fraction for cell in cells])),
         model=f"{session.folder.name} ({policy})",
+        tokens_per_second=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
     )

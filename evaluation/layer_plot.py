@@ -13,7 +13,7 @@ from clada.evaluation.report_data import Measured
 _MOST_NUMBERED_LAYERS = 16
 
 
-def _panel(axes: Axes, shares: Sequence[Sequence[float]], title: str, bar: str) -> None:
+def _panel(axes: Axes, shares: Sequence[Sequence[float]], title: str) -> None:
     values = 100 * np.array(shares)
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     if values.shape[1] <= _MOST_NUMBERED_LAYERS:
@@ -25,7 +25,7 @@ def _panel(axes: Axes, shares: Sequence[Sequence[float]], title: str, bar: str) 
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=12).set_label(bar, fontsize=9)
+    axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=12)
 
 
 def layers_figure(results: Sequence[Measured]) -> Figure:
@@ -34,10 +34,10 @@ def layers_figure(results: Sequence[Measured]) -> Figure:
     Args:
         results: Of one model on one text.
     """
-    figure = Figure(figsize=(12, 1.3 + 0.26 * len(results)), layout="constrained")
+    figure = Figure(figsize=(12, 1.4 + 0.26 * len(results)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _panel(left, [result.sparsity for result in results], "sparsity", "% of neurons not computed")
-    _panel(right, [result.pool for result in results], "pool", "% of neurons allowed")
+    _panel(left, [result.sparsity for result in results], "sparsity (% of neurons not computed)")
+    _panel(right, [result.pool for result in results], "pool (% of neurons allowed)")
     labels = [f"{result.policy}, {result.metrics[COST].value:.0%} of bytes" for result in results]
     left.set_yticks(range(len(results)), labels, fontsize=9)
     return figure

@@ -75,7 +75,9 @@ def _group(group: Group) -> dict[str, Any]:
     return {
         "title": group.title,
         "subtitle": group.subtitle,
-        "curves": svg_uri(curves_figure(group.results)),
+        "verdict": group.verdict,
+        # A curve is of several.
+        "curves": svg_uri(curves_figure(group.results)) if len(group.results) > 1 else None,
         "layers": svg_uri(layers_figure(group.results)),
         "rows": _rows(group.results),
         "results": [

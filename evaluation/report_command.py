@@ -26,7 +26,8 @@ def _run(args: argparse.Namespace) -> None:
         tokens = table, regress(table)
     generated = None if args.model is None else heat_map(find_model(args.model), args.prompt)
     write(args.out, report_html(groups, tokens, generated).encode())
-    print(f"wrote {args.out}: {sum(len(group.results) for group in groups)} results")
+    count = sum(len(group.results) for group in groups)
+    print(f"wrote {args.out}: {count} result{'s' if count != 1 else ''}")
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -11,6 +11,9 @@ from clada.evaluation.statistics import Estimate
 from clada.evaluation.subject import with_weights
 from clada.plugins.errors import CladaError
 
+# How much more perplexity is little; the whole interval must be below it.
+GOOD_PERPLEXITY = 0.01
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -46,11 +49,13 @@ class Group:
     Args:
         title: Of which model.
         subtitle: On which text, read how.
+        verdict: What follows from them, in a sentence.
         results: Sorted by policy and cost.
     """
 
     title: str
     subtitle: str
+    verdict: str
     results: tuple[Measured, ...]
 
 
@@ -87,6 +92,7 @@ def _key(result: Measured) -> tuple[Any, ...]:
     """The same for results that can be compared."""
     subject, data = result.subject, result.data
     return (
+        subject.get("model", ""),
         subject["family"],
         subject["parameters"],
         tuple(subject["neurons"]),
@@ -100,12 +106,46 @@ def _key(result: Measured) -> tuple[Any, ...]:
 
 def _titles(result: Measured) -> tuple[str, str]:
     subject, data = result.subject, result.data
-    title = f"{subject['family']}, {int(subject['parameters']) / 1e6:,.1f} M parameters, {subject['layers']} layers"
+    name = f"{subject['model']}: " if subject.get("model") else ""
+    size = f"{int(subject['parameters']) / 1e6:,.1f} M parameters, {subject['layers']} layers"
+    title = f"{name}{subject['family']}, {size}"
     subtitle = (
         f"{data['name']}: {data['sequences']} sequences, the first {data['prompt_tokens']} tokens read densely, "
         f"{data['scored_tokens']:,} tokens scored in decode"
     )
     return title, subtitle
+
+
+def _change(ratio: Estimate) -> str:
+    return f"{ratio.value - 1:+.2%} ({ratio.low - 1:+.2%} to {ratio.high - 1:+.2%})"
+
+
+def _verdict(results: Sequence[Measured]) -> str:
+    """Which result reads least without much loss, and what it costs; empty where no perplexity was measured."""
+    measured = [result for result in results if "perplexity_ratio" in result.metrics and result.policy != "dense"]
+    if not measured:
+        return ""
+    good = [result for result in measured if result.metrics["perplexity_ratio"].high < 1 + GOOD_PERPLEXITY]
+    if good:
+        # To the percent: of those that read as much, the one that costs least.
+        best = min(
+            good,
+            key=lambda r: (round(100 * r.metrics["read_fraction"].value), r.metrics["perplexity_ratio"].value),
+        )
+    else:
+        best = min(measured, key=lambda result: result.metrics["perplexity_ratio"].value)
+    metrics = best.metrics
+    text = (
+        f"{best.name} reads {metrics['read_fraction'].value:.0%} of the feed-forward networks' bytes, and changes "
+        f"perplexity by {_change(metrics['perplexity_ratio'])}"
+    )
+    if "disagreement" in metrics:
+        text += f"; {metrics['disagreement'].value:.1%} of the likeliest next tokens are not the dense model's"
+    if len(measured) == 1:
+        return f"{text}."
+    if good:
+        return f"Least is read at less than {GOOD_PERPLEXITY:.0%} more perplexity by one of them: {text}."
+    return f"None keeps perplexity within {GOOD_PERPLEXITY:.0%} of the dense model's. The nearest: {text}."
 
 
 def _files(path: Path) -> list[Path]:
@@ -133,7 +173,7 @@ def read_groups(paths: Iterable[Path]) -> list[Group]:
     groups = []
     for results in by_key.values():
         ordered = sorted(results, key=lambda r: (r.policy, r.metrics["read_fraction"].value))
-        groups.append(Group(*_titles(ordered[0]), tuple(ordered)))
+        groups.append(Group(*_titles(ordered[0]), _verdict(ordered), tuple(ordered)))
     return sorted(groups, key=lambda group: -group.results[0].subject["parameters"])
 
 

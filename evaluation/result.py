@@ -30,6 +30,7 @@ def result_of(evaluation: Evaluation) -> dict[str, Any]:
         "format": FORMAT,
         "subject": {
             "name": info.name,
+            "model": info.model,
             "policy": info.policy,
             "family": info.family,
             "layers": len(info.neurons),

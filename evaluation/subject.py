@@ -51,6 +51,7 @@ class SubjectInfo:
         policy: How it was made sparse, as of a manifest.
         calibration: How that was calibrated, as of a manifest; empty where it was not.
         quantization: How its weights are quantised, as of a manifest; None where they are not.
+        model: What the checkpoint is called; empty where that is not known.
     """
 
     name: str
@@ -63,6 +64,7 @@ class SubjectInfo:
     policy: dict[str, Any]
     calibration: dict[str, Any]
     quantization: dict[str, Any] | None = None
+    model: str = ""
 
 
 def with_weights(policy: str, quantization: Mapping[str, Any] | None) -> str:

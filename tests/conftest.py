@@ -8,6 +8,7 @@ import pytest
 from clada.exporter.export import ExportConfig, export
 from clada.runtime import Session
 from tests.checkpoints import write_checkpoint
+from tests.fault_marker import write_markers
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = ROOT / "models" / "demo"
@@ -30,8 +31,12 @@ def built_for_cuda(name: str) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file with the longest test first: begun last, it would keep one process busy long after the other is done."""
+    """The file with the longest test first: begun last, it would keep one process busy long after the other is done.
+
+    What a test's fault marker says goes into the XML of the run, for scripts/fault_table.py.
+    """
     items.sort(key=lambda item: item.path.name != "test_readme.py")
+    write_markers(items)
 
 
 @pytest.fixture(scope="session")

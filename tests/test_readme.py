@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -33,22 +34,33 @@ def test_readme_names_the_two_commands():
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """A copy of the project as a user has it, with the environment that the tests run in."""
+    """A copy of the project as a user has it, with an environment of its own, into which clada is installed again.
+
+    All else is found in the environment that the tests run in; installing there would take clada from under the tests
+    that run beside this one.
+    """
     folder = tmp_path_factory.mktemp("readme") / "clada"
     shutil.copytree(
         ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "build", "out", ".*_cache", "__pycache__")
     )
-    (folder / ".venv").symlink_to(Path(sys.prefix))
+    venv = folder / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    ours = Path(sysconfig.get_path("purelib"))
+    (venv / ours.relative_to(sys.prefix) / "tests.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
+    # As `make` leaves it, in that order: nothing is older than what it is made of.
+    for stamp in ("tools", "export", "wheel", "package", "dependencies"):
+        (venv / f"{stamp}.stamp").touch()
     return folder
 
 
 def test_every_command_runs(workplace):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    programs = workplace / ".venv" / "bin"
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     ran = 0
     for kind, text in commands():
         if text.strip() in ELSEWHERE:
             continue
-        call = ["bash", "-c", text] if kind == "bash" else [sys.executable, "-c", text]
+        call = ["bash", "-c", text] if kind == "bash" else [programs / "python", "-c", text]
         result = subprocess.run(
             call, cwd=workplace, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
         )

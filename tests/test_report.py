@@ -4,9 +4,11 @@ import argparse
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from clada.evaluation.curves import curves_figure
@@ -159,6 +161,51 @@ def test_every_result_is_shown(page, results):
     assert "onnxruntime" in shown
 
 
+def one_result(folder: Path, **subject: str) -> str:
+    content = result("clada", 0.5)
+    content["subject"] |= subject
+    (folder / "one.json").write_text(json.dumps(content))
+    return report_html(read_groups([folder / "one.json"]))
+
+
+def test_one_result_is_shown_as_one(tmp_path, capsys):
+    """A sentence, figures and layers; no charts of one point, nor captions of lines that are not there."""
+    text = one_result(tmp_path, model="Some-1B")
+    shown = "".join(References(text).texts)
+    assert "Some-1B: llama, 5.4 M parameters, 6 layers" in shown
+    assert "clada 50% reads 50% of the feed-forward networks' bytes, and changes perplexity by +1.22% (" in shown
+    assert len(References(text).targets) == 1
+    assert "One line a policy" not in shown
+    assert report(tmp_path / "out.html", "--results", tmp_path / "one.json") == 0
+    assert capsys.readouterr().out.endswith(": 1 result\n")
+
+
+def test_the_verdict_is_the_cheapest_that_costs_little(tmp_path):
+    """By the whole interval; of those that cost too much, the nearest."""
+    for place, cost in enumerate((0.3, 0.5, 0.9)):
+        (tmp_path / f"{place}.json").write_text(json.dumps(result("cats", cost)))
+    (group,) = read_groups([tmp_path])
+    highs = [r.metrics["perplexity_ratio"].high for r in group.results]
+    assert highs[1] > 1.01 > highs[2]
+    assert group.verdict.startswith("Least is read at less than 1% more perplexity by one of them: cats 90% reads 90%")
+    (tmp_path / "2.json").unlink()
+    (group,) = read_groups([tmp_path])
+    assert group.verdict.startswith("None keeps perplexity within 1% of the dense model's. The nearest: cats 50% ")
+
+
+def test_labels_of_layers_are_in_the_picture(results):
+    """However few the results: nothing that is written is cut off."""
+    (group,) = [group for group in read_groups([results]) if group.title.startswith("opt")]
+    figure = layers_figure(group.results)
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer() if hasattr(figure.canvas, "get_renderer") else None
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text():
+            box = text.get_window_extent(renderer)
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
+            assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+
+
 def test_tokens_keep_their_text_and_figures():
     texts = ["a  <i>", "\n", "\t", "", "é"]
     stats = TokenStats(1.25, 2.5, 0.5, 0.375, **extra_stats())
@@ -222,7 +269,7 @@ def browser():
     return path
 
 
-@pytest.mark.parametrize("width", [1280, 600])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_the_page(browser, page, tmp_path, width):
     view = look(browser, page, tmp_path, width)
     assert view.window_width == width
@@ -231,7 +278,7 @@ def test_a_browser_shows_the_page(browser, page, tmp_path, width):
     assert view.images == 5
     with Image.open(view.screenshot) as image:
         assert image.size == (width, view.height)
-        assert 2000 < view.height < 20_000
+        assert 2000 < view.height < 30_000
         colours = image.convert("RGB").quantize(64).convert("RGB").getcolors()
         assert len(colours) > 30
         # Light, and with something in every part of it.

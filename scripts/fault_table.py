@@ -1,0 +1,152 @@
+"""Writes docs/faults.md: each kind of fault found from outside, how many cases are tried, and what happens now.
+
+The kinds are the tests' markers `@pytest.mark.fault(area, kind, now)`. A test is one case, or as many as it records as
+its property "cases". Runs them, or reads what an earlier run wrote with `--junitxml`.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "docs" / "faults.md"
+# As the README has them: wrong results first.
+AREAS = ("results", "native", "files", "text", "command line", "installation")
+# The properties by which tests/fault_marker.py writes a test's marker into the XML.
+AREA, KIND, NOW, CASES = "fault area", "fault kind", "fault now", "cases"
+
+
+class TableError(Exception):
+    """Nothing can be written: one line, what to do."""
+
+
+@dataclass
+class Row:
+    """One kind of fault.
+
+    Args:
+        area: One of AREAS.
+        kind: What is tried.
+        now: What happens now, as the tests say.
+        passed: Cases of which a test found that so.
+        failed: Those of which it did not, or which ended in an error.
+        skipped: Those that could not be tried.
+    """
+
+    area: str
+    kind: str
+    now: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    @property
+    def cases(self) -> int:
+        """All of them."""
+        return self.passed + self.failed + self.skipped
+
+
+def rows_of(runs: list[str]) -> list[Row]:
+    """What the XML of runs says of each kind, in order of area and kind.
+
+    Raises:
+        TableError: It is no such XML, holds no test of a fault, or a marker that nobody can read.
+    """
+    try:
+        tests = [test for xml in runs for test in ElementTree.fromstring(xml).iter("testcase")]
+    except ElementTree.ParseError as error:
+        raise TableError(f"this is not what pytest --junitxml writes: {error}") from error
+    rows: dict[tuple[str, str], Row] = {}
+    for test in tests:
+        found = {p.get("name"): p.get("value", "") for p in test.iter("property")}
+        if KIND not in found:
+            continue
+        area, kind, now = (str(found[name]) for name in (AREA, KIND, NOW))
+        if area not in AREAS:
+            raise TableError(f"{test.get('name')} is of the area {area!r}; it must be one of {', '.join(AREAS)}")
+        row = rows.setdefault((area, kind), Row(area, kind, now))
+        if row.now != now:
+            raise TableError(f"tests of {kind!r} say two things of what happens now: {row.now!r} and {now!r}")
+        cases = int(found.get(CASES) or 1)
+        if test.find("failure") is not None or test.find("error") is not None:
+            row.failed += cases
+        elif test.find("skipped") is not None:
+            row.skipped += cases
+        else:
+            row.passed += cases
+    if not rows:
+        raise TableError("no test of a fault was run; pytest -m fault finds them")
+    return sorted(rows.values(), key=lambda row: (AREAS.index(row.area), row.kind))
+
+
+def _outcome(row: Row) -> str:
+    said = [f"{count} {word}" for count, word in ((row.failed, "**failed**"), (row.skipped, "skipped")) if count]
+    return ", ".join([str(row.passed), *said])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The page: a table an area."""
+    rows = list(rows)
+    tried, passed = sum(r.passed + r.failed for r in rows), sum(r.passed for r in rows)
+    lines = [
+        "# What happens when something is wrong",
+        "",
+        "Kinds of faults that were found from outside or beside those, and what happens now. Tests try each of them;",
+        "`python scripts/fault_table.py` runs these and writes this page.",
+        "",
+        f"{len(rows)} kinds, {tried:,} cases tried, {passed:,} of them as it says here.",
+    ]
+    for area in AREAS:
+        of_area = [row for row in rows if row.area == area]
+        if of_area:
+            lines += ["", f"## {area[0].upper()}{area[1:]}", ""]
+            lines += ["| what is tried | cases | passed | what happens now |", "|---|---:|---:|---|"]
+            lines += [f"| {_cell(row.kind)} | {row.cases:,} | {_outcome(row)} | {_cell(row.now)} |" for row in of_area]
+    return "\n".join(lines) + "\n"
+
+
+def run_tests(arguments: list[str]) -> str:
+    """Run the marked tests; returns the XML."""
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "faults.xml"
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-m", "fault", "-q", f"--junitxml={xml}", *arguments],
+            cwd=ROOT,
+            stdout=sys.stderr,
+            check=False,
+        )
+        if not xml.exists():
+            raise TableError("pytest wrote no XML; what it says is above")
+        return xml.read_text(encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--junitxml", type=Path, nargs="+", help="read these instead of running the tests")
+    parser.add_argument("--output", type=Path, default=TABLE, help="default: %(default)s")
+    args, others = parser.parse_known_args()
+    if args.junitxml and others:
+        parser.error(f"{' '.join(others)}: arguments are for pytest, which does not run with --junitxml")
+    try:
+        files = args.junitxml or []
+        rows = rows_of([path.read_text(encoding="utf-8") for path in files] or [run_tests(others)])
+    except (TableError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(table(rows), encoding="utf-8")
+    print(f"written: {args.output}, {len(rows)} kinds")
+    return int(any(row.failed for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
