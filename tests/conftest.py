@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from clada.exporter.export import ExportConfig, export
 from clada.runtime import Session
@@ -52,20 +53,29 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+def exported_once(factory: pytest.TempPathFactory, name: str, source: Path, config: ExportConfig) -> Path:
+    """The ONNX file of a checkpoint, exported by whichever process of a run asks first; the others wait for it."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of the run, not of the process
+    path = folder / "exported" / name / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "exported" / f"{name}.lock"):
+        if not path.exists():
+            export(path, str(source), config)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_artefact(checkpoint, tmp_path_factory) -> Path:
     """The ONNX file of a tiny Llama; tests that change its files copy the folder."""
-    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
-    export(path, str(checkpoint("llama")), ExportConfig(calibration_tokens=600))
-    return path
+    return exported_once(tmp_path_factory, "tiny", checkpoint("llama"), ExportConfig(calibration_tokens=600))
 
 
 @pytest.fixture(scope="session")
 def demo_artefact(tmp_path_factory) -> Path:
     """The ONNX file of the demo model, by default settings, calibrated on half as much text: that is faster."""
-    path = tmp_path_factory.mktemp("demo") / "model.onnx"
-    export(path, str(DEMO_MODEL), ExportConfig(calibration_tokens=2048))
-    return path
+    return exported_once(tmp_path_factory, "demo", DEMO_MODEL, ExportConfig(calibration_tokens=2048))
 
 
 @pytest.fixture(scope="session")
