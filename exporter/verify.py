@@ -62,10 +62,16 @@ class Check:
         return self.required <= self.tolerance
 
 
-def load_constants(path: Path, sparsity: Sparsity) -> LoadMap:
-    """Give a patched model the calibrated values of an exported graph; returns its load map."""
+def load_constants(path: Path, sparsity: Sparsity, data: Path | None = None) -> LoadMap:
+    """Give a patched model the calibrated values of an exported graph; returns its load map.
+
+    Args:
+        path: The ONNX file.
+        sparsity: State of the model; its thresholds, compensation and anticipation are replaced.
+        data: The file of the graph's weights; the portable graph's own where None.
+    """
     content = path.read_bytes()
-    values = GraphConstants(content, path.with_name(data_name(path)))
+    values = GraphConstants(content, data or path.with_name(data_name(path)))
 
     def constant(name: str) -> Tensor:
         return torch.from_numpy(values.read(name).copy())

@@ -326,5 +326,5 @@ def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, mes
 
 
 def test_without_kernels_nothing_is_measured(capsys, monkeypatch):
-    monkeypatch.setitem(library._NAMES, "cpu", "absent.so")
-    fails_with(capsys, clada_main, ["bench", "--shape", "tiny"], "has no native kernels (absent.so)")
+    monkeypatch.setitem(library._NAMES, "cpu", "absent")
+    fails_with(capsys, clada_main, ["bench", "--shape", "tiny"], "has no native kernels (libabsent.so)")

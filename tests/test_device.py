@@ -60,7 +60,7 @@ def artefact(request, checkpoint, tiny_artefact, tmp_path_factory) -> Path:
 def on_device(path: Path, fixed_shapes: bool = False) -> Session:
     """A session whose models hold their state through ONNX Runtime, in the CPU's memory."""
     session = Session(path, threads=1)
-    in_place = session._artefact.in_place_model
+    in_place = session.artefact.in_place_model
     vars(session)["_portable"] = DeviceModel(path, EXECUTION)
     vars(session)["_single"] = DeviceInPlaceModel(in_place, session.context_length, EXECUTION, fixed_shapes)
     return session

@@ -348,6 +348,7 @@ def test_command_writes_what_it_measured(tiny_artefact, checkpoint, tmp_path, ca
     found = json.loads(result.read_text())
     assert found["format"] == 1
     assert found["subject"] | {"policy": 0, "calibration": 0, "parameters": 0} == {
+        "model": checkpoint("llama").name,
         "name": found["subject"]["policy"]["name"],
         "quantization": None,
         "family": "llama",

@@ -232,7 +232,7 @@ def test_overwriting_removes_the_replaced_artefacts_files(tiny_artefact, checkpo
     assert {p.name for p in folder.iterdir()} == left
 
 
-def test_disagreement_fails_the_export_and_leaves_nothing(checkpoint, tmp_path, capsys, monkeypatch):
+def test_disagreement_fails_the_export_and_leaves_the_calibration_alone(checkpoint, tmp_path, capsys, monkeypatch):
     """At a tolerance that rounding cannot meet, the export says which one it would need."""
     monkeypatch.setattr(verify, "TOLERANCES", dict.fromkeys(verify.TOLERANCES, 1e-12))
     path = tmp_path / "new" / "model.onnx"
@@ -241,7 +241,7 @@ def test_disagreement_fails_the_export_and_leaves_nothing(checkpoint, tmp_path, 
     assert "FAILED" in out
     assert err.strip().splitlines()[-1].startswith("error: ONNX Runtime and PyTorch disagree in")
     assert "it needs a tolerance of" in err
-    assert not path.parent.exists()
+    assert [file.name for file in path.parent.iterdir()] == ["model.calibration.safetensors"]
 
 
 def changed(model: onnx.ModelProto, name: str, factor: float) -> onnx.ModelProto:

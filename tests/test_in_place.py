@@ -206,7 +206,7 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
         assert [value.name for value in ours] == [value.name for value in theirs]
     assert [f.SerializeToString() for f in proto.functions] == [f.SerializeToString() for f in original.functions]
     assert set(expected_constants(parts)) <= {tensor.name for tensor in proto.graph.initializer}
-    assert_constants_are_kept(path, sparsity, load_map)
+    assert_constants_are_kept(path, sparsity, load_map, portable.with_name(data_name(portable)))
     attention = [node for node in proto.graph.node if (node.domain, node.op_type) == (DOMAIN, OP)]
     assert len(attention) == LAYERS
     assert [list(node.input[3:5]) for node in attention] == [list(graph.past(n)) for n in range(LAYERS)]

@@ -261,10 +261,10 @@ def expected_constants(parts: str) -> dict[str, list[int]]:
     return shapes
 
 
-def assert_constants_are_kept(path, sparsity, load_map):
+def assert_constants_are_kept(path, sparsity, load_map, data=None):
     """A newly patched model that reads the file's constants has those that were traced, to the bit, and no others."""
     fresh = Sparsity([torch.zeros(1)] * LAYERS, [torch.ones(1)])
-    loaded = load_constants(path, fresh)
+    loaded = load_constants(path, fresh, data)
     assert loaded.surprisal_weight == pytest.approx(load_map.surprisal_weight)
     if sparsity.anticipation is not None:
         assert fresh.anticipation.layer == sparsity.anticipation.layer
