@@ -25,6 +25,7 @@ from clada.runtime import GenerationConfig
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME
 from clada.runtime.cli import main
 from tests.conftest import DEMO_MODEL, ROOT
+from tests.manifests import vouch_for
 
 TEXTS = [json.loads(line)["text"] for line in (ROOT / "benchmarks/data/heldout.jsonl").read_text().splitlines()]
 LONG = [text for text in TEXTS if len(text) > 2400]
@@ -287,6 +288,7 @@ def test_chat_template_writes_the_conversation(near_dense, near_lm, tmp_path):
         "{% for m in messages %}<{{m.role}}>{{m.content}}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
     )
     (folder / CHAT_TEMPLATE_NAME).write_text(template)
+    vouch_for(folder / CHAT_TEMPLATE_NAME)
     lm = CladaLM(str(folder / near_dense.name))
     history = [{"role": "user", "content": "why?"}]
     assert lm.apply_chat_template(history) == "<user>why?<answer>"

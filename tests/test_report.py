@@ -135,7 +135,7 @@ class References(HTMLParser):
 def test_the_page_refers_to_nothing_outside(page):
     text = page.read_text(encoding="utf-8")
     found = References(text)
-    assert len(found.targets) == 5  # curves and layers of two models, and the regression
+    assert len(found.targets) == 4  # layers of two models, curves of the one with several results, and the regression
     assert all(target.startswith("data:image/svg+xml;base64,") for target in found.targets)
     assert not found.tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
     assert not re.search(r"url\(|@import|https?://", re.sub(r'src="[^"]*"', "", text))
@@ -275,7 +275,7 @@ def test_a_browser_shows_the_page(browser, page, tmp_path, width):
     assert view.window_width == width
     assert view.content_width <= width
     assert view.requests == ()
-    assert view.images == 5
+    assert view.images == 4
     with Image.open(view.screenshot) as image:
         assert image.size == (width, view.height)
         assert 2000 < view.height < 30_000
