@@ -436,7 +436,7 @@ def test_threads_share_a_session(tiny_artefact):
 def test_graphs_are_loaded_once_by_all_threads(tiny_artefact, monkeypatch):
     session, loaded = Session(tiny_artefact, threads=1), []
     load = session._load
-    monkeypatch.setattr(session, "_load", lambda make: (loaded.append(1), time.sleep(0.05), load(make))[-1])
+    monkeypatch.setattr(session, "_load", lambda *given: (loaded.append(1), time.sleep(0.05), load(*given))[-1])
     threads = [threading.Thread(target=lambda: session.kernels) for _ in range(4)]
     for thread in threads:
         thread.start()
