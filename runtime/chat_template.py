@@ -314,7 +314,7 @@ def render_chat(artefact: Artefact, messages: Sequence[Message], add_generation_
 
 def special_tokens(artefact: Artefact) -> dict[str, str]:
     """The special tokens that an artefact's tokenizer names."""
-    config = json.loads(artefact.required(TOKENIZER_CONFIG_NAME))
+    config = artefact.settings(TOKENIZER_CONFIG_NAME)
     tokens = {name: config.get(name) for name in SPECIAL_TOKENS}
     texts = {name: token.get("content") if isinstance(token, Mapping) else token for name, token in tokens.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}

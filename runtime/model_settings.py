@@ -1,6 +1,5 @@
 """What a model's own files say of generation: how its tokens are chosen, and which of them end a text."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -37,22 +36,6 @@ _NOT_CARRIED_OUT: Mapping[str, Any] = {
 
 # An answer that no template holds by itself.
 _ANSWER = "answer-that-ends-here"
-
-
-def read_generation_config(artefact: Artefact) -> dict[str, Any]:
-    """A model's generation configuration.
-
-    Raises:
-        CladaError: It is not a JSON object.
-    """
-    path = artefact.path(GENERATION_CONFIG_NAME)
-    try:
-        config = json.loads(artefact.required(GENERATION_CONFIG_NAME))
-    except (ValueError, RecursionError) as error:
-        raise CladaError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CladaError(f"{path} is not a JSON object")
-    return config
 
 
 def default_sampling(config: Mapping[str, Any]) -> SamplingConfig:

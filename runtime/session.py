@@ -20,7 +20,13 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import OPS
 from clada.plugins.ops.sparse_ffn import read_fraction
-from clada.runtime.artefact import Artefact, in_place_name, open_artefact, open_artefact_of_engine
+from clada.runtime.artefact import (
+    GENERATION_CONFIG_NAME,
+    Artefact,
+    in_place_name,
+    open_artefact,
+    open_artefact_of_engine,
+)
 from clada.runtime.backends.cuda import check_cuda
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
@@ -32,7 +38,7 @@ from clada.runtime.backends.tensorrt import load_engine
 from clada.runtime.chat_template import Message, render_chat
 from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
-from clada.runtime.model_settings import default_sampling, end_tokens, read_generation_config
+from clada.runtime.model_settings import default_sampling, end_tokens
 from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
 from clada.runtime.sampling import SamplingConfig
 from clada.runtime.telemetry import TokenStats
@@ -201,7 +207,7 @@ class Session:
         self.folder, self.manifest = artefact.folder, artefact.manifest
         self.context_length = self.manifest.model.context_length
         self.tokenizer = load_tokenizer(artefact)
-        self._generation_config = read_generation_config(artefact)
+        self._generation_config = artefact.settings(GENERATION_CONFIG_NAME)
         self.end_tokens = end_tokens(artefact, self._generation_config, self.tokenizer)
         self.artefact, self._record = artefact, record
         self._vocabulary = self.manifest.model.vocabulary_size

@@ -1,6 +1,8 @@
 """A folder in the place of an artefact: its files are read as if a manifest listed all of them."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 
 class PlainFolder:
@@ -17,3 +19,6 @@ class PlainFolder:
 
     def required(self, name: str) -> bytes:  # noqa: D102
         return self.path(name).read_bytes()
+
+    def settings(self, name: str) -> dict[str, Any]:  # noqa: D102
+        return json.loads(self.required(name))

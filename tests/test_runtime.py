@@ -20,7 +20,7 @@ from clada.exporter.verify import greedy_tokens, load_constants
 from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session, TokenStats
 from clada.runtime.detokenize import TextStream
-from clada.runtime.model_settings import default_sampling, end_tokens, read_generation_config
+from clada.runtime.model_settings import default_sampling, end_tokens
 from clada.runtime.pool import CLOSED_TOKENS
 from clada.runtime.sampling import probabilities
 from clada.runtime.telemetry import mean_stats
@@ -263,7 +263,9 @@ def test_default_sampling_is_that_of_transformers(tmp_path, settings):
     processors = model._get_logits_processor(config, torch.device("cpu"))
     scores = processors(torch.tensor([SEEN]), torch.from_numpy(logits)[None])[0]
     expected = scores.softmax(-1).numpy() if config.do_sample else np.eye(400)[int(scores.argmax())]
-    ours = probabilities(logits, np.array(SEEN), default_sampling(read_generation_config(PlainFolder(tmp_path))))
+    ours = probabilities(
+        logits, np.array(SEEN), default_sampling(json.loads((tmp_path / "generation_config.json").read_text()))
+    )
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
