@@ -169,17 +169,19 @@ def _in_type(
 
 
 @contextmanager
-def _names_what_is_kept(kept: Path) -> Iterator[None]:
-    """An error within the context says, where a calibration is kept, that the same command goes on from it."""
+def _names_what_is_kept() -> Iterator[list[Path]]:
+    """An error within the context says of each file in the list that it is kept; without one they are removed."""
+    kept: list[Path] = []
     try:
-        yield
+        yield kept
     except CladaError as error:
-        if not kept.exists():
+        if not kept:
             raise
         raise CladaError(
-            f"{error}; the calibration is kept in {kept}, and the same command, run again, goes on from there"
+            f"{error}; the calibration is kept in {kept[0]}, and the same command, run again, goes on from there"
         ) from error
-    kept.unlink(missing_ok=True)
+    for path in kept:
+        path.unlink(missing_ok=True)
 
 
 def export(
@@ -202,8 +204,7 @@ def export(
     """
     config = config or ExportConfig()
     trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
-    kept = kept_path(output)
-    with _names_what_is_kept(kept), staged(output, config.overwrite) as folder:
+    with _names_what_is_kept() as kept, staged(output, config.overwrite) as folder:
         hf_config = load_config(source, **trust)
         length = row_length(hf_config.max_position_embeddings)
         data = config.calibration_data or sample_file()
@@ -229,7 +230,8 @@ def export(
             )
 
         parameters = model.num_parameters()
-        calibration, sparsity, quantized = _calibrated(model, rows, config, kept, report)
+        calibration, sparsity, quantized = _calibrated(model, rows, config, kept_path(output), report)
+        kept.append(kept_path(output))
         for index, layer in enumerate(calibration.layers):
             report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
         report(
