@@ -24,7 +24,7 @@ from clada.runtime.manifest import LayerCalibration
 from clada.runtime.pool import PoolPolicy
 
 _SUFFIX = ".calibration.safetensors"
-_KEY, _VALUES = "key", "values"
+_KEY, _VALUES, _CONTENT = "key", "values", "content"
 _LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name != "surprisal_weight")
 _ANTICIPATION = tuple(field.name for field in fields(Anticipation) if field.name != "layer")
 _MEASURED = ("divergence", "agreement", "ffn_cost", "tokens", "prompt_tokens", "gains", "anticipation_r2")
@@ -46,10 +46,13 @@ def calibration_key(
         config: What is calibrated for.
         quantization: How weights are quantised first; None where they are not.
     """
-    digest = hashlib.sha256()
     settings = [version("clada"), asdict(config), None if quantization is None else asdict(quantization)]
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in [("rows", rows), *model.state_dict().items()]:
+    return _digest(json.dumps(settings, sort_keys=True), {"rows": rows, **model.state_dict()})
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -115,7 +118,8 @@ def keep_calibration(
         tensors |= _packed_tensors("linear", quantized.linears)
         for n, layer in enumerate(quantized.layers):
             tensors |= _packed_tensors(f"layer {n}", layer)
-    metadata = {_KEY: key, _VALUES: json.dumps(values)}
+    text = json.dumps(values)
+    metadata = {_KEY: key, _VALUES: text, _CONTENT: _digest(text, tensors)}
     write(path, safetensors.torch.save({name: t.clone().contiguous() for name, t in tensors.items()}, metadata))
 
 
@@ -128,7 +132,7 @@ def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibrat
         sparsity: Of the model that was calibrated; its thresholds, compensation and anticipation are replaced.
 
     Returns:
-        The calibration and the packed weights; None where there is none, or it is of something else.
+        The calibration and the packed weights; None where there is none, or it is damaged or of something else.
     """
     if not path.is_file():
         return None
@@ -139,6 +143,8 @@ def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibrat
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, safetensors.SafetensorError):
+        return None
+    if _digest(metadata.get(_VALUES, ""), tensors) != metadata.get(_CONTENT):
         return None
     values = json.loads(metadata[_VALUES])
     sparsity.thresholds[:] = _listed("threshold", tensors)

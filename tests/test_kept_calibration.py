@@ -75,6 +75,8 @@ def test_calibration_for_something_else_is_not_taken(source, tmp_path, monkeypat
         with pytest.raises(CladaError, match="they disagree"):
             export(path, source, dataclasses.replace(CONFIG, **change), report=lambda _: None)
     # Damaged, it is made anew as well.
-    kept_path(path).write_bytes(kept_path(path).read_bytes()[:-100])
-    with pytest.raises(CladaError, match="they disagree"):
-        export(path, source, CONFIG, report=lambda _: None)
+    whole = kept_path(path).read_bytes()
+    for damaged in (whole[:-100], whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]):
+        kept_path(path).write_bytes(damaged)
+        with pytest.raises(CladaError, match="they disagree"):
+            export(path, source, CONFIG, report=lambda _: None)
