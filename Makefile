@@ -33,7 +33,7 @@ test lint test-native test-cuda test-cuda-all: export CMAKE_ARGS ?= -DCMAKE_COMP
 test-native: $(VENV)/package.stamp $(VENV)/dependencies.stamp
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null
-	$(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples clada_trt_tests
+	MAKEFLAGS= $(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples clada_trt_tests
 	CLADA_KERNELS_LIBRARY=$(CURDIR)/build/native/tests/native/libclada_kernels_c.so \
 	    CLADA_CUDA_EMULATION_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_emulation.so \
 	    CLADA_CUDA_SAMPLES_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_samples.so \
@@ -52,7 +52,7 @@ test-cuda test-cuda-all: $(VENV)/package.stamp $(VENV)/dependencies.stamp
 	$(FETCHED_NVCC) CLADA_CUDA=1 $(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python $(CMAKE_ARGS) -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
 	    -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/scripts/keep_ptxas_output.sh >/dev/null
-	$(FETCHED_NVCC) CLADA_CUDA=1 $(BIN)/cmake --build build/cuda --target $(CUDA_TARGETS)
+	$(FETCHED_NVCC) CLADA_CUDA=1 MAKEFLAGS= $(BIN)/cmake --build build/cuda --target $(CUDA_TARGETS)
 	$(BIN)/python scripts/cuda_resources.py --check $(CHECK)
 
 # Where the machine has no nvcc, the one from PyPI (99 MB), of the release of the headers that constraints.txt pins.
