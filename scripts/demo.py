@@ -59,7 +59,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 @contextlib.contextmanager
 def dense_export(output: Path) -> Iterator[Callable[[], None]]:
     """Export the model as it is, beside whatever else is done; the function waits for it."""
-    program = "import sys; from clada.exporter.command import main; sys.exit(main())"
+    program = "import sys; from clada.exporter.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, output, "--model", MODEL, "--policy", "dense"]
     process = subprocess.Popen(
         [*command, "--calibration-tokens", "512", "--overwrite"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
