@@ -1,18 +1,19 @@
-"""Where an ONNX file has its weights, checked by us: releases of ONNX Runtime differ in what they let a file name."""
+"""Where an ONNX file has its weights, checked by us: releases of ONNX Runtime differ in what they let a file name.
 
-from collections.abc import Collection
+That an artefact's are in the file that its manifest lists is checked when it is opened (calibrated_values.py).
+"""
+
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from clada.plugins.errors import CladaError
 from clada.runtime.onnx_file import external_files
 
 
-def check_external_data(model: Path, listed: Collection[str] | None = None) -> None:
+def check_external_data(model: Path) -> None:
     """Check that all weights of an ONNX file are in the file itself or in files that lie beside it.
 
     Args:
         model: The ONNX file.
-        listed: Names of the files that it may name; any beside it where None.
 
     Raises:
         CladaError: The file cannot be read or is no ONNX file, or names another place.
@@ -22,8 +23,6 @@ def check_external_data(model: Path, listed: Collection[str] | None = None) -> N
             raise CladaError(
                 f"{model} has weights in {name!r}, which is not the name of a file beside it; export it again"
             )
-        if listed is not None and name not in listed:
-            raise CladaError(f"{model} has weights in {name}, which the artefact does not list; export it again")
         if not (model.parent / name).is_file():
             raise CladaError(f"{model} has weights in {name}, and there is no such file beside it")
 
