@@ -108,9 +108,6 @@ def test_weights_elsewhere_are_refused(place, model_path, record_property):
 def test_weights_beside_the_file_are_taken(place, model_path):
     path = write(model_path, place(external_tensor("w", ["model.onnx.data"])))
     check_external_data(path)
-    check_external_data(path, ["model.onnx.data"])
-    with pytest.raises(CladaError, match=r"model.onnx.data, which the artefact does not list"):
-        check_external_data(path, ["other.data"])
     (path.parent / "model.onnx.data").unlink()
     with pytest.raises(CladaError, match="there is no such file beside it"):
         check_external_data(path)
@@ -151,4 +148,4 @@ def test_an_artefact_is_taken_as_it_is_and_behind_links(tiny_artefact, tmp_path)
         (linked / file.name).symlink_to(file)
     copied = shutil.copytree(tiny_artefact.parent, tmp_path / "copied")
     for folder in (tiny_artefact.parent, linked, copied):
-        check_external_data(folder / tiny_artefact.name, [f"{tiny_artefact.name}.data"])
+        check_external_data(folder / tiny_artefact.name)
