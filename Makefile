@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Python compiles what it imports, when it does.
+# Python compiles what it imports, when it does, and keeps that: else every process of the tests compiles torch again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(PIP) install --no-compile --progress-bar off --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 NVCC := $(shell sed -n 's/^nvidia-cuda-crt==//p' constraints.txt)
