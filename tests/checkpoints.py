@@ -1,16 +1,20 @@
 """Tiny random checkpoints of every supported family, with a tokenizer, as Hugging Face writes them."""
 
+import json
+import re
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from clada.exporter.calibration_text import read_texts, sample_file
 
 VOCABULARY = 512
-LAYERS = 3
+# A first and a last; tracing, most of what the tests do, takes time by the layer.
+LAYERS = 2
 NEURONS = 88
 
 _COMMON = {
@@ -68,3 +72,16 @@ def write_checkpoint(folder: Path, family: str, **changes) -> Path:
     random_model(family, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def keep_layers(folder: Path, count: int) -> None:
+    """Cut a checkpoint of a Llama down to its first layers, in place."""
+    path = folder / "model.safetensors"
+    kept = {}
+    for name, tensor in load_file(path).items():
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        if layer is None or int(layer[1]) < count:
+            kept[name] = tensor
+    save_file(kept, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))

@@ -73,6 +73,13 @@ def tiny_artefact(checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_half_artefact(checkpoint, tmp_path_factory) -> Path:
+    """The same in float16."""
+    config = ExportConfig(calibration_tokens=600, dtype="float16")
+    return exported_once(tmp_path_factory, "tiny-half", checkpoint("llama"), config)
+
+
+@pytest.fixture(scope="session")
 def demo_artefact(tmp_path_factory) -> Path:
     """The ONNX file of the demo model, by default settings, calibrated on half as much text: that is faster."""
     return exported_once(tmp_path_factory, "demo", DEMO_MODEL, ExportConfig(calibration_tokens=2048))

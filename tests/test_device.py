@@ -48,13 +48,9 @@ CONFIG = GenerationConfig(max_new_tokens=CLOSED_TOKENS + 20)
 SAMPLED = GenerationConfig(max_new_tokens=40, sampling=SamplingConfig(temperature=0.9, seed=3))
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
-def artefact(request, checkpoint, tiny_artefact, tmp_path_factory) -> Path:
-    if request.param == "float32":
-        return tiny_artefact
-    path = tmp_path_factory.mktemp("half") / "model.onnx"
-    export(path, str(checkpoint("llama")), ExportConfig(calibration_tokens=600, dtype="float16"))
-    return path
+@pytest.fixture(params=["tiny_artefact", "tiny_half_artefact"], ids=["float32", "float16"])
+def artefact(request) -> Path:
+    return request.getfixturevalue(request.param)
 
 
 def on_device(path: Path, fixed_shapes: bool = False) -> Session:

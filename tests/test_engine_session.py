@@ -36,6 +36,7 @@ from clada.runtime.generation import generate
 from clada.runtime.manifest import MANIFEST_NAME
 from clada.runtime.pieces import file_hash
 from clada.runtime.pool import CLOSED_TOKENS
+from tests.checkpoints import write_checkpoint
 from tests.engine_stand_in import HostMemory, host_model
 from tests.test_device import PROMPTS, assert_same
 
@@ -96,16 +97,11 @@ def write_engine(model: Path, content: bytes = b"stood in for", **changes) -> Pa
     return engine
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
-def artefact(request, checkpoint, tiny_artefact, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["tiny_artefact", "tiny_half_artefact"], ids=["float32", "float16"])
+def artefact(request, tmp_path_factory) -> Path:
     """The ONNX file of an artefact of each type."""
     folder = tmp_path_factory.mktemp("engine") / "artefact"
-    if request.param == "float32":
-        shutil.copytree(tiny_artefact.parent, folder)
-    else:
-        folder.mkdir()
-        config = ExportConfig(calibration_tokens=600, dtype="float16")
-        export(folder / "model.onnx", str(checkpoint("llama")), config)
+    shutil.copytree(request.getfixturevalue(request.param).parent, folder)
     return folder / "model.onnx"
 
 
@@ -347,10 +343,11 @@ def test_shapes_that_no_profile_takes_are_refused(copy, stood_in):
     assert len(session.decode(session.prefill([[7] * 8]), [3])) == 1
 
 
-def test_an_engine_of_all_positions_logits_is_refused(checkpoint, tmp_path, stood_in):
+def test_an_engine_of_all_positions_logits_is_refused(tmp_path, stood_in):
     path = tmp_path / "all" / "model.onnx"
     path.parent.mkdir()
-    export(path, str(checkpoint("llama")), ExportConfig(calibration_tokens=600, all_logits=True))
+    source = write_checkpoint(tmp_path / "hf", "llama", num_hidden_layers=1)
+    export(path, str(source), ExportConfig(calibration_tokens=600, all_logits=True))
     session = Session(write_engine(path))
     with pytest.raises(CladaError, match=r"gives logits of shape \[1, 5, 512\] where \[1, 1, 512\] is expected"):
         session.prefill([[7] * 5])

@@ -1,21 +1,19 @@
 """Every command and every snippet in README.md runs, in order, in a copy of the project."""
 
-import os
 import re
-import shutil
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.checkpoints import keep_layers
+from tests.conftest import DEMO_MODEL, ROOT
+from tests.project_copy import copy_project
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
-# The one that runs this.
-ELSEWHERE = {"make test"}
+# The one that runs this, and the one of test_demo.py.
+ELSEWHERE = {"make test", "make demo"}
 
 
 def commands() -> list[tuple[str, str]]:
@@ -32,37 +30,27 @@ def test_readme_names_the_two_commands():
     assert {"make demo", "make test"} <= set(shell)
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
-    """A copy of the project as a user has it, with an environment of its own, into which clada is installed again.
+@pytest.fixture
+def workplace(tmp_path) -> tuple[Path, dict[str, str]]:
+    """A copy of the project, in which the demo model has two of its six layers, and the variables for its programs.
 
-    All else is found in the environment that the tests run in; installing there would take clada from under the tests
-    that run beside this one.
+    Tracing takes time by the layer, and here many files are traced; what is compiled again is not optimised.
     """
-    folder = tmp_path_factory.mktemp("readme") / "clada"
-    shutil.copytree(
-        ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "build", "out", ".*_cache", "__pycache__")
-    )
-    venv = folder / ".venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    ours = Path(sysconfig.get_path("purelib"))
-    (venv / ours.relative_to(sys.prefix) / "tests.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
-    # As `make` leaves it, in that order: nothing is older than what it is made of.
-    for stamp in ("tools", "export", "wheel", "package", "dependencies"):
-        (venv / f"{stamp}.stamp").touch()
-    return folder
+    folder = tmp_path / "clada"
+    environment = copy_project(folder)
+    keep_layers(folder / DEMO_MODEL.relative_to(ROOT), 2)
+    return folder, {**environment, "SKBUILD_CMAKE_BUILD_TYPE": "Debug", "CXXFLAGS": "-g0"}
 
 
 def test_every_command_runs(workplace):
-    programs = workplace / ".venv" / "bin"
-    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    folder, environment = workplace
     ran = 0
     for kind, text in commands():
         if text.strip() in ELSEWHERE:
             continue
-        call = ["bash", "-c", text] if kind == "bash" else [programs / "python", "-c", text]
+        call = ["bash", "-c", text] if kind == "bash" else [folder / ".venv" / "bin" / "python", "-c", text]
         result = subprocess.run(
-            call, cwd=workplace, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+            call, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
         )
         assert result.returncode == 0, f"{text}\n{result.stdout}\n{result.stderr}"
         ran += 1

@@ -29,7 +29,7 @@ LOAD_MAP = LoadMap(
     reanalysis_load=torch.tensor(0.9),
     surprisal_weight=0.5,
 )
-# What is calibrated beside thresholds and the load's map; the middle layer of three anticipates.
+# What is calibrated beside thresholds and the load's map; one layer is before what is anticipated, one after.
 PARTS = {
     "thresholds": (),
     "clada": ("compensation", "anticipation"),
