@@ -16,7 +16,7 @@ from clada.exporter.patch import sparsify
 from clada.exporter.policies import POLICIES, Policy
 from clada.exporter.selection import pools_of
 from clada.plugins.errors import CladaError, UnreachableError
-from tests.checkpoints import LAYERS, NEURONS, random_model, tiny_tokenizer
+from tests.checkpoints import NEURONS, random_model, tiny_tokenizer
 from tests.demo_model import patched_demo, rows_for
 from tests.token_by_token import read_rows
 
@@ -83,11 +83,11 @@ def test_what_is_measured_is_what_decoding_gives(demo):
 def test_compensation_is_the_mean_of_what_is_left_out(family):
     """By brute force: at each decoded token, the sum of h_i w_i over the neurons that are dropped."""
     model = random_model(family)
-    sparsity = sparsify(model, [torch.full((NEURONS,), 0.4) for _ in range(LAYERS)])
+    sparsity = sparsify(model, [torch.full((NEURONS,), 0.4) for _ in range(3)])
     texts = Texts(model, sparsity, rows_for(tiny_tokenizer(), 5 * 40, 40), 10)
     generator = torch.Generator().manual_seed(0)
-    pools = [torch.rand(5, NEURONS, generator=generator) < 0.7 for _ in range(LAYERS)]
-    inputs: list[list[torch.Tensor]] = [[] for _ in range(LAYERS)]
+    pools = [torch.rand(5, NEURONS, generator=generator) < 0.7 for _ in range(3)]
+    inputs: list[list[torch.Tensor]] = [[], [], []]
     texts.decode(pools=pools, take=lambda index, x: inputs[index].append(x.clone()))
     expected = []
     for layer, parts, pool in zip(texts.layers, inputs, pools, strict=True):
@@ -106,7 +106,7 @@ def test_policies_without_a_part_leave_it_out():
     model = random_model("llama")
     sparsity, rows = sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64)
     full = calibrate(model, sparsity, rows, CalibrationConfig(policy=STILL))
-    assert len(sparsity.compensation) == LAYERS
+    assert len(sparsity.compensation) == 3
     assert full.pools is not None
     assert full.load_map.reanalysis_load > 1
     less = calibrate(model, sparsity, rows, CalibrationConfig(policy=replace(STILL, compensation=False, pool="")))
@@ -146,7 +146,7 @@ def test_a_model_that_is_sparse_by_itself_is_not_made_sparser():
     sparsity, rows = sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64)
     config = CalibrationConfig(target_sparsity=0.3, policy=POLICIES["cats"])
     result = calibrate(model, sparsity, rows, config)
-    assert sum(layer.realised for layer in result.layers) / LAYERS > 0.4
+    assert sum(layer.realised for layer in result.layers) / 3 > 0.4
     assert result.divergence < 1e-5
 
 

@@ -169,6 +169,8 @@ def test_manifest_tells_what_was_calibrated(tiny_artefact):
     knots = np.array(calibration["scale_knots"])
     assert (np.diff(knots) <= 0).all()
     assert knots[-1] > 0
+    # The load matters in it, or what stands on this artefact would not see it left out.
+    assert knots[0] > 1 > knots[-1]
     assert 0.5 < calibration["reanalysis_load"] <= 1
     # Not computed is at least what the pools shut out, and bytes are those of the pools and of what is computed.
     assert [layer["pool"] for layer in calibration["layers"]] == [size / NEURONS for size in pool["sizes"]]

@@ -12,7 +12,7 @@ from clada.exporter.export import ExportConfig, export
 from clada.exporter.kept_calibration import kept_path
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import LAYERS, write_checkpoint
 
 CONFIG = ExportConfig(calibration_tokens=512, quantize="int4", dtype="float16")
 
@@ -40,8 +40,8 @@ def failed_export(path, source, config, monkeypatch):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> str:
-    """A tiny checkpoint whose widths blocks of 32 divide, of layers enough for anticipation to pay."""
-    sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
+    """A tiny checkpoint whose widths blocks of 32 divide."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
     return str(write_checkpoint(tmp_path_factory.mktemp("kept"), "llama", **sizes))
 
 
@@ -61,9 +61,8 @@ def test_rerun_takes_the_calibration_of_a_failed_export(source, tmp_path, monkey
     assert taken.pools.sizes == calibration.pools.sizes
     np.testing.assert_array_equal(taken.pools.prior, calibration.pools.prior)
     in_file = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
-    layers = range(len(calibration.layers))
-    names = [*map(graph.threshold, layers), *map(graph.compensation, layers)]
-    probed = next(n for n in layers if graph.anticipation(n)[0] in in_file)
+    names = [*map(graph.threshold, range(LAYERS)), *map(graph.compensation, range(LAYERS))]
+    probed = next(n for n in range(LAYERS) if graph.anticipation(n)[0] in in_file)
     for name, tensor in zip([*names, *graph.anticipation(probed)], tensors, strict=True):
         np.testing.assert_array_equal(in_file[name], tensor.numpy(), err_msg=name)
 

@@ -29,7 +29,7 @@ LOAD_MAP = LoadMap(
     reanalysis_load=torch.tensor(0.9),
     surprisal_weight=0.5,
 )
-# What is calibrated beside thresholds and the load's map; one layer is before what is anticipated, one after.
+# What is calibrated beside thresholds and the load's map; the middle layer of three anticipates.
 PARTS = {
     "thresholds": (),
     "clada": ("compensation", "anticipation"),
@@ -144,18 +144,12 @@ def test_prefill_is_dense_and_decode_sparse(exported, family, parts):
         "one token": (1, 1, 0),
         "decode": (3, 1, 5),
     }.items():
-        step = random_step(model, *sizes)
-        given, _ = run_both(*variant, step)
+        given, _ = run_both(*variant, random_step(model, *sizes))
         active[name] = given[graph.ACTIVE].mean(axis=1).sum()
     # Dense drops only what is exactly zero: nothing for SiLU, about half for ReLU.
     dense = LAYERS * NEURONS if family == "llama" else 0.35 * LAYERS * NEURONS
     assert min(active["prompt"], active["more prompt"], active["one token"]) >= dense
-    # The same step without thresholds, by PyTorch.
-    _, sparsity, load_map, _ = variant
-    open_ = constants(sparsity, load_map) | {"thresholds": [torch.zeros_like(t) for t in sparsity.thresholds]}
-    with torch.no_grad():
-        *_, without = Decoder(model, sparsity, load_map.surprisal_weight)(**step, **open_)
-    assert active["decode"] < 0.95 * without.double().mean(1).sum()
+    assert active["decode"] < 0.9 * min(active["prompt"], active["one token"])
 
 
 def test_load_opens_the_pool(exported):
@@ -234,8 +228,8 @@ def test_file_is_what_the_contract_says(exported, family, opset, parts):
     assert shapes["attention_mask"] == ["batch_size", "total_sequence_length"]
     assert shapes["past_logits"] == ["batch_size", VOCABULARY]
     assert shapes["pool.0"] == ["batch_size", NEURONS]
-    assert shapes["past_key_values.1.key"][2] == "past_sequence_length"
-    assert shapes["present.1.value"][2] == "total_sequence_length"
+    assert shapes["past_key_values.2.key"][2] == "past_sequence_length"
+    assert shapes["present.2.value"][2] == "total_sequence_length"
     assert shapes["logits"] == ["batch_size", 1, VOCABULARY]
     assert shapes["active"] == [LAYERS, "batch_size"]
 
