@@ -41,6 +41,19 @@ struct SparseFfnCall {
   float* score;            // [B, F]
 };
 
+// One call of SparseLinear; names and formulas as in plugins/ops/sparse_linear.py.
+struct SparseLinearCall {
+  int64_t batch, sequence, width, outputs;  // B, S, D, N
+  Element element;                          // of x and y
+  Element weight_element;                   // of w
+  const void* x;                            // [B, S, D]
+  const void* w;                            // [D, N]
+  const float* threshold;                   // [D]
+  const float* scale;                       // [B, S]
+  void* y;                                  // [B, S, N]
+  int32_t* kept;                            // [B, S]
+};
+
 // One call of LoadSignal; names and formulas as in plugins/ops/load_signal.py.
 struct LoadSignalCall {
   int64_t batch, vocabulary, knots, scale_knots_count;  // B, V, K, M

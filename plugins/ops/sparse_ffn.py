@@ -6,6 +6,7 @@ import numpy as np
 
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.record import Array, Attribute, Case, Op, Tensor
+from clada.plugins.ops.thresholds import SELECT, is_kept, tie_free_threshold
 
 _X = Tensor("x", "T", ("B", "S", "D"))
 _THRESHOLD = Tensor("threshold", "float32", ("F",))
@@ -27,8 +28,7 @@ scale = 0 keeps the whole pool but what is exactly zero; scale < 0 marks padding
 
 
 def _kept(a: Array, threshold: Array, scale: Array, pool: Array) -> Array:
-    below = np.abs(a) < scale[..., None] * threshold
-    return pool[:, None, :] & (scale >= 0)[..., None] & (a != 0) & ~below
+    return np.asarray(pool[:, None, :] & is_kept(a, threshold, scale))
 
 
 def _score(h: Array) -> Array:
@@ -73,22 +73,11 @@ def _plain_reference(
 
 
 # Reads a, threshold, scale, pool; writes kept and active.
-_SELECT = """
-    zero = Constant <value_float = 0.0> ()
-    last_axis = Constant <value_ints = [-1]> ()
+_SELECT = f"""
+    {SELECT}
     token_axis = Constant <value_ints = [1]> ()
-    scale_column = Unsqueeze (scale, last_axis)
-    limit = Mul (scale_column, threshold)
-    magnitude = Abs (a)
-    below = Less (magnitude, limit)
-    not_below = Not (below)
-    is_zero = Equal (a, zero)
-    is_nonzero = Not (is_zero)
-    is_token = GreaterOrEqual (scale_column, zero)
     pool_row = Unsqueeze (pool, token_axis)
-    in_pool = And (pool_row, is_token)
-    is_large = And (is_nonzero, not_below)
-    kept = And (in_pool, is_large)
+    kept = And (pool_row, large)
     kept_count = Cast <to = 6> (kept)
     active = ReduceSum <keepdims = 0> (kept_count, last_axis)
 """
@@ -150,21 +139,6 @@ _KINDS: dict[str, tuple[tuple[float, ...], float]] = {
 }
 
 
-def _tie_free_threshold(a: Array, scale: Array, rng: np.random.Generator) -> Array:
-    """Per-neuron thresholds f32[F] far from every |a| / scale, so that rounding cannot move a neuron across."""
-    positive = scale > 0
-    if not positive.any():
-        return np.asarray(rng.uniform(0.1, 1, (a.shape[-1],)), np.float32)
-    values = np.sort(np.abs(a[positive]) / scale[positive][:, None], axis=0)
-    edges = np.concatenate([0 * values[:1], values, 2 * values[-1:] + 0.1])
-    # The widest gaps among the middle half: about half of the neurons are kept.
-    middle = edges[len(edges) // 4 : len(edges) - len(edges) // 4]
-    columns = np.arange(a.shape[-1])
-    pick = rng.integers(0, min(2, len(middle) - 1), a.shape[-1])
-    widest = np.argsort(-np.diff(middle, axis=0), axis=0)[pick, columns]
-    return np.asarray((middle[widest, columns] + middle[widest + 1, columns]) / 2, np.float32)
-
-
 def ffn_cases(
     gated: bool, width: int = _D, rounded: Callable[[Array], Array] = lambda matrix: matrix
 ) -> Iterator[Case]:
@@ -186,7 +160,7 @@ def ffn_cases(
         b_in, b_out = rng.standard_normal(_F) / 4, rng.standard_normal(width) / 4
         scale = np.resize(np.array(scales, np.float32), b * s).reshape(b, s)
         z = x @ w_in.T + (0 if gated else b_in)
-        threshold = _tie_free_threshold(ACTIVATIONS[activation].reference(z), np.minimum(scale, 2), rng)
+        threshold = tie_free_threshold(ACTIVATIONS[activation].reference(z), np.minimum(scale, 2), rng)
         if kind == "nothing":
             threshold += 0.01  # ReLU's are 0 where half of the activations are, and 0 keeps the rest
         selection = {"threshold": threshold, "scale": scale, "pool": rng.random((b, _F)) < pool_share}

@@ -19,9 +19,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def _kept(a: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor) -> Tensor:
+def _large(a: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
     column = scale.unsqueeze(-1)
-    return pool.unsqueeze(1) & (column >= 0) & (a != 0) & ~(a.abs() < column * threshold)
+    return (column >= 0) & (a != 0) & ~(a.abs() < column * threshold)
+
+
+def _kept(a: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor) -> Tensor:
+    return pool.unsqueeze(1) & _large(a, threshold, scale)
 
 
 def _count_and_score(kept: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,6 +68,12 @@ def sparse_ffn(
     kept = _kept(a, threshold, scale, pool)
     h = torch.where(kept, a, 0)
     return h.to(x.dtype) @ w_out + b_out, *_count_and_score(kept, h)
+
+
+def sparse_linear(x: Tensor, w: Tensor, threshold: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """See `clada.plugins.ops.SPARSE_LINEAR`."""
+    kept = _large(x.float(), threshold, scale)
+    return torch.where(kept, x, 0) @ w, kept.sum(-1, dtype=torch.int32)
 
 
 def dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, Op
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR, Op
 from clada.plugins.ops.record import check_inputs
 from clada.plugins.torch import eager
 
 _KERNELS: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     SPARSE_GATED_FFN.name: eager.sparse_gated_ffn,
     SPARSE_FFN.name: eager.sparse_ffn,
+    SPARSE_LINEAR.name: eager.sparse_linear,
     LOAD_SIGNAL.name: eager.load_signal,
 }
 _KERNELS |= {op.name: eager.dequantizing(OPS[name], _KERNELS[name]) for name, op in QUANTIZED.items()}
