@@ -14,9 +14,9 @@ import onnxruntime
 
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import register
-from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.record import Array, Case, Op, check_inputs
-from tests.native.cases import check_outputs, large_case, rounded_case
+from tests.native.cases import check_outputs, large_case, large_linear_case, rounded_case
 from tests.op_backends import body_model, make_constant
 
 SIZES = (0, 0, 1, 2, 3, 17, 40)
@@ -41,6 +41,9 @@ def random_case(op: Op, rng: np.random.Generator, element: str) -> Case:
     """A case with sizes that are 0 as often as not."""
     if op is LOAD_SIGNAL:
         return signal_case(rng, element)
+    if op is SPARSE_LINEAR:
+        sizes = (int(rng.choice(SIZES)) for _ in range(4))
+        return large_linear_case(*sizes, seed=int(rng.integers(1000)), element=element)
     plain = SPARSE_GATED_FFN if op.name.endswith("GatedFFN") else SPARSE_FFN
     batch, sequence, width, neurons = (int(rng.choice(SIZES)) for _ in range(4))
     quantization = None

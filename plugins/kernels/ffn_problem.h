@@ -2,16 +2,10 @@
 #pragma once
 #include <cstring>
 
-#include "convert.h"
 #include "rows.h"
+#include "token_output.h"
 
 namespace clada {
-
-// A width rounded up to whole spans of rows.
-template <class Rows>
-int64_t whole_spans(int64_t width) {
-  return (width + Rows::kSpan - 1) / Rows::kSpan * Rows::kSpan;
-}
 
 static inline void clear_scores(const SparseFfnCall& ffn) {
   const size_t count = static_cast<size_t>(ffn.batch * ffn.neurons);
@@ -25,7 +19,7 @@ struct FfnProblem {
   bool gated;
   int64_t tokens, padded_width;  // the width in whole spans
   const float* b_in;             // [F] or null
-  const float* b_out;            // [padded width] or null
+  TokenOutput<I, Rows> output;
 
   // A token's x in float32, arranged as rows are loaded: padded_width values, zeros beyond the width.
   void read_input(int64_t token, float* x) const {
@@ -35,37 +29,6 @@ struct FfnProblem {
       float span[Rows::kSpan];
       memcpy(span, x + k, sizeof span);
       for (int64_t i = 0; i < Rows::kSpan; ++i) x[k + Rows::place(i)] = span[i];
-    }
-  }
-
-  // Writes columns [first, first + count) of a token's y from sums of rows, in whole spans, which it changes.
-  void write_output(int64_t token, int64_t first, int64_t count, float* y) const {
-    for (int64_t k = 0; k < count; k += Rows::kSpan) {
-      float span[Rows::kSpan];
-      memcpy(span, y + k, sizeof span);
-      for (int64_t i = 0; i < Rows::kSpan; ++i) y[k + i] = span[Rows::place(i)];
-    }
-    if (b_out) {
-      for (int64_t k = 0; k < count; k += I::kWidth) {
-        I::store(y + k, I::add(I::load(y + k), I::load(b_out + first + k)));
-      }
-    }
-    narrow<I>(y, ffn.element, ffn.y, token * ffn.width + first, count);
-  }
-
-  // The same for columns in the order of Rows::place, of which `first` to `first + count` are less than a span.
-  void scatter_output(int64_t token, int64_t first, int64_t count, float* y) const {
-    const int64_t span = first / Rows::kSpan * Rows::kSpan, size = static_cast<int64_t>(element_size(ffn.element));
-    for (int64_t i = 0; i < Rows::kSpan && span + i < ffn.width; ++i) {
-      const int64_t at = span + Rows::place(i) - first;
-      if (at >= 0 && at < count && b_out) y[at] += b_out[span + i];
-    }
-    alignas(64) char narrowed[Rows::kSpan * sizeof(float)];
-    narrow<I>(y, ffn.element, narrowed, 0, count);
-    char* out = static_cast<char*>(ffn.y) + token * ffn.width * size;
-    for (int64_t i = 0; i < Rows::kSpan && span + i < ffn.width; ++i) {
-      const int64_t at = span + Rows::place(i) - first;
-      if (at >= 0 && at < count) memcpy(out + (span + i) * size, narrowed + at * size, static_cast<size_t>(size));
     }
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include "load_signal.h"
 #include "sparse_ffn.h"
+#include "sparse_linear.h"
 
 namespace clada {
 
@@ -27,8 +28,8 @@ float read(const void* data, size_t bytes) {
 
 template <class I>
 constexpr Kernels kernels_for(const char* instructions) {
-  return {instructions, sparse_ffn_workspace<I>,   sparse_ffn<I>, load_signal<I>, to_bfloat16<I>,
-          read<I>,      quantized_kernels_for<I>()};
+  return {instructions,   sparse_ffn_workspace<I>, sparse_ffn<I>, sparse_linear_workspace<I>, sparse_linear<I>,
+          load_signal<I>, to_bfloat16<I>,          read<I>,       quantized_kernels_for<I>()};
 }
 
 }  // namespace clada

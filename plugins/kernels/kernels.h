@@ -31,6 +31,9 @@ struct Kernels {
   size_t (*sparse_ffn_workspace)(const SparseFfnCall&);
   // Bit-for-bit repeatable, whatever the number of threads.
   void (*sparse_ffn)(const SparseFfnCall&, void* workspace, const ParallelFor&);
+  // The same for SparseLinear.
+  size_t (*sparse_linear_workspace)(const SparseLinearCall&);
+  void (*sparse_linear)(const SparseLinearCall&, void* workspace, const ParallelFor&);
   // Returns the first row whose token is outside the vocabulary (nothing is written for it), or -1.
   int64_t (*load_signal)(const LoadSignalCall&);
   // Rounds float32 to bfloat16, ties to even.

@@ -1,91 +1,50 @@
 // The feed-forward ops for many tokens: as matrix products, every neuron of them.
 //
 // Tokens are worked through in blocks, and for each, neurons in groups. First the products with the rows that lead in,
-// and from them h = kept * activation (* up); then, for each strip of columns, y += h times the rows that lead out. A
-// group's h stays in the cache in between. Weights are read from memory once for each block of tokens and widened to
-// float32 in pieces.
+// and from them h = kept * activation (* up); then y += h times the rows that lead out. A group's h stays in the cache
+// in between.
 #pragma once
 #include "activations.h"
 #include "ffn_problem.h"
+#include "outward_products.h"
 
 namespace clada {
 
 template <class I, class Rows>
-struct MatrixFfn {
+struct MatrixFfn : OutwardProducts<I, Rows> {
+  using Base = OutwardProducts<I, Rows>;
   using V = typename I::V;
-  static constexpr int64_t kRows = I::kTileRows, kColumns = I::kTileVectors * I::kWidth;  // of a tile of products
-  static constexpr int64_t kBlock = 512;                                                  // tokens at a time
+  using Base::count, Base::end_panel, Base::first_panel, Base::h, Base::kColumns, Base::kPanel, Base::kRows,
+      Base::panels, Base::rows_up, Base::start, Base::strips;
   static constexpr int64_t kDepth = 256;  // terms of the first product at a time
   static constexpr int64_t kTask = 48;    // neurons a task of the first product
-  static constexpr int64_t kPanel = 240;  // terms (neurons) of the second product at a time
-  static constexpr int64_t kStrip = 64;   // columns a task of the second product
-  static constexpr int64_t kGroup = 8;    // panels of neurons at a time
-  static_assert(kTask % kRows == 0 && kPanel % kTask == 0 && kStrip % kColumns == 0, "tiles fill their blocks");
-  // Spans are whole in every piece, or pieces are whole vectors of spans that are put in order at the end.
-  static constexpr bool kScattered = kColumns % Rows::kSpan != 0;
-  static_assert(kDepth % (2 * I::kWidth) == 0 && Rows::kSpan % (2 * I::kWidth) == 0, "spans fill their blocks");
+  static_assert(kTask % kRows == 0 && kPanel % kTask == 0 && kDepth % (2 * I::kWidth) == 0, "tiles fill their blocks");
 
   const FfnProblem<I, Rows>& problem;
-  int64_t tasks, panels, strips;
-  float* x_panels;                 // [blocks of kColumns tokens][padded width][kColumns]
-  float* h;                        // [panels][tokens][kPanel]
-  float* energy;                   // [tasks][tokens], the task's share of ||h||^2
-  float* active;                   // [tasks][tokens], the task's share of the neurons kept
-  float* y;                        // [strips][tokens][kStrip]
-  float* columns;                  // [tokens / kColumns][padded width], a row of x for each task that packs them
-  int64_t start, count;            // the current block of tokens
-  int64_t rows_up, columns_up;     // its size rounded up to whole tiles
-  int64_t first_panel, end_panel;  // the current group of neurons
+  int64_t tasks;
+  float* x_panels;     // [blocks of kColumns tokens][padded width][kColumns]
+  float* energy;       // [tasks][tokens], the task's share of ||h||^2
+  float* active;       // [tasks][tokens], the task's share of the neurons kept
+  float* columns;      // [tokens / kColumns][padded width], a row of x for each task that packs them
+  int64_t columns_up;  // the size of the current block of tokens rounded up to whole tiles
 
-  static int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-  static constexpr int64_t kMostColumns = (kBlock + kColumns - 1) / kColumns * kColumns;
+  static constexpr int64_t kMostColumns = (Base::kBlock + kColumns - 1) / kColumns * kColumns;
 
   static size_t workspace_floats(const SparseFfnCall& ffn) {
-    const int64_t tokens = ffn.batch * ffn.sequence, block = tokens < kBlock ? tokens : kBlock;
-    return up(block, kColumns) * (whole_spans<Rows>(ffn.width) + 2 * up(ffn.neurons, kTask) / kTask) +
-           up(block, kRows) * (up(ffn.neurons, kPanel) + up(whole_spans<Rows>(ffn.width), kStrip)) +
-           up(block, kColumns) / kColumns * whole_spans<Rows>(ffn.width);
+    const int64_t tokens = ffn.batch * ffn.sequence, block = round_up(Base::block_of(tokens), kColumns),
+                  width = whole_spans<Rows>(ffn.width);
+    return Base::workspace_floats(tokens, ffn.neurons, ffn.width) +
+           static_cast<size_t>(block * (width + 2 * round_up(ffn.neurons, kTask) / kTask) + block / kColumns * width);
   }
 
-  MatrixFfn(const FfnProblem<I, Rows>& given, float* workspace) : problem(given) {
-    const SparseFfnCall& ffn = given.ffn;
-    const int64_t block = given.tokens < kBlock ? given.tokens : kBlock;
-    tasks = up(ffn.neurons, kTask) / kTask;
-    panels = up(ffn.neurons, kPanel) / kPanel;
-    strips = up(given.padded_width, kStrip) / kStrip;
-    x_panels = workspace;
-    energy = x_panels + up(block, kColumns) * given.padded_width;
-    active = energy + up(block, kColumns) * tasks;
-    h = active + up(block, kColumns) * tasks;
-    y = h + up(block, kRows) * panels * kPanel;
-    columns = y + up(block, kRows) * strips * kStrip;
-  }
-
-  // sums[r, c] += sum over k < depth of a[r, k] * b[k, c], for kRows rows and kVectors vectors of columns.
-  template <int kVectors>
-  static void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* sums, int64_t stride) {
-    V s[kRows][kVectors];
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) s[r][v] = I::load(sums + r * stride + v * I::kWidth);
-    }
-    for (int64_t k = 0; k < depth; ++k) {
-      V right[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) right[v] = I::load(b + k * kColumns + v * I::kWidth);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const V left = I::all(a[r * a_stride + k]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) s[r][v] = I::fma(left, right[v], s[r][v]);
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) I::store(sums + r * stride + v * I::kWidth, s[r][v]);
-    }
+  MatrixFfn(const FfnProblem<I, Rows>& given, float* workspace)
+      : Base(given.w_out, given.ffn.neurons, given.output, given.tokens, workspace), problem(given) {
+    const int64_t block = round_up(Base::block_of(given.tokens), kColumns);
+    tasks = round_up(given.ffn.neurons, kTask) / kTask;
+    x_panels = workspace + Base::workspace_floats(given.tokens, given.ffn.neurons, given.ffn.width);
+    energy = x_panels + block * given.padded_width;
+    active = energy + block * tasks;
+    columns = active + block * tasks;
   }
 
   // Widens elements [k, k + count) of rows [first, first + kTask) to out, kDepth apart; rows that do not exist are 0.
@@ -121,9 +80,9 @@ struct MatrixFfn {
         for (int64_t r = 0; r < kTask; r += kRows) {
           float* sums = out + r * columns_up + block * kColumns;
           if (half) {
-            tile<I::kTileVectors / 2>(left + r * kDepth, kDepth, right, depth, sums, columns_up);
+            multiply_tile<I, I::kTileVectors / 2>(left + r * kDepth, kDepth, right, depth, sums, columns_up);
           } else {
-            tile<I::kTileVectors>(left + r * kDepth, kDepth, right, depth, sums, columns_up);
+            multiply_tile<I, I::kTileVectors>(left + r * kDepth, kDepth, right, depth, sums, columns_up);
           }
         }
       }
@@ -204,56 +163,6 @@ struct MatrixFfn {
     }
   }
 
-  // One task of the second product: adds the group's part to kStrip columns of y, and writes them after the last group.
-  void task_out(int64_t strip) {
-    alignas(64) float right[kPanel * kStrip];
-    const int64_t first = strip * kStrip, tiles = rows_up / kRows;
-    float* sums = y + strip * rows_up * kStrip;
-    if (first_panel == 0) memset(sums, 0, static_cast<size_t>(rows_up * kStrip) * sizeof(float));
-    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-      widen_panel(panel, first, right);
-      const float* left = h + panel * rows_up * kPanel;
-      for (int64_t c = 0; c < kStrip; c += kColumns) {
-        for (int64_t i = 0; i < tiles; ++i) {
-          prefetch_panel(panel + 1, first, c / kColumns * tiles + i, kStrip / kColumns * tiles);
-          tile<I::kTileVectors>(left + i * kRows * kPanel, kPanel, right + c * kPanel, kPanel,
-                                sums + i * kRows * kStrip + c, kStrip);
-        }
-      }
-    }
-    if (end_panel < panels) return;
-    const int64_t left_over = problem.ffn.width - first, wide = left_over < kStrip ? left_over : kStrip;
-    for (int64_t t = 0; t < count; ++t) {
-      if (kScattered) {
-        problem.scatter_output(start + t, first, kStrip, sums + t * kStrip);
-      } else {
-        problem.write_output(start + t, first, wide, sums + t * kStrip);
-      }
-    }
-  }
-
-  // Widens columns [first, first + kStrip) of a panel's rows to out, [kStrip / kColumns][kPanel][kColumns].
-  void widen_panel(int64_t panel, int64_t first, float* out) const {
-    for (int64_t i = 0; i < kPanel; ++i) {
-      const int64_t neuron = panel * kPanel + i;
-      for (int64_t c = 0; c < kStrip; c += kColumns) {
-        float* to = out + (c / kColumns * kPanel + i) * kColumns;
-        if (neuron < problem.ffn.neurons) {
-          problem.w_out.widen(problem.w_out.row(neuron), first + c, kColumns, to);
-        } else {
-          memset(to, 0, kColumns * sizeof(float));
-        }
-      }
-    }
-  }
-
-  void prefetch_panel(int64_t panel, int64_t first, int64_t step, int64_t steps) const {
-    for (int64_t i = kPanel * step / steps; i < kPanel * (step + 1) / steps; ++i) {
-      const int64_t neuron = panel * kPanel + i;
-      if (neuron < problem.ffn.neurons) Rows::template prefetch<kStrip>(problem.w_out.row(neuron), first);
-    }
-  }
-
   // Rearranges the block's tokens so that a tile reads them in order: one task a kColumns of them.
   void pack_tokens(int64_t block) {
     const int64_t width = problem.padded_width;
@@ -284,29 +193,26 @@ struct MatrixFfn {
     const int64_t first = panel * kPanel, end = first + kPanel;
     const int64_t last = end < problem.ffn.neurons ? end : problem.ffn.neurons;
     for (int64_t t = 0; t < count; ++t) {
-      problem.add_scores(start + t, h + (panel * rows_up + t) * kPanel, first, last, energy[t]);
+      problem.add_scores(start + t, Base::panel_of_token(panel, t), first, last, energy[t]);
     }
   }
 
   template <void (MatrixFfn::*step)(int64_t)>
   void each(const ParallelFor& parallel, int64_t tasks_of_step) {
-    parallel.run(
-        parallel.pool, static_cast<size_t>(tasks_of_step),
-        [](void* data, size_t index) { (static_cast<MatrixFfn*>(data)->*step)(static_cast<int64_t>(index)); }, this);
+    run_each<MatrixFfn, step>(*this, parallel, tasks_of_step);
   }
 
   void run(const ParallelFor& parallel) {
     clear_scores(problem.ffn);
-    for (start = 0; start < problem.tokens; start += kBlock) {
-      count = problem.tokens - start < kBlock ? problem.tokens - start : kBlock;
-      rows_up = up(count, kRows);
-      columns_up = up(count, kColumns);
+    for (int64_t first = 0; first < problem.tokens; first += Base::kBlock) {
+      Base::begin_block(first, problem.tokens);
+      columns_up = round_up(count, kColumns);
       each<&MatrixFfn::pack_tokens>(parallel, columns_up / kColumns);
-      for (first_panel = 0; first_panel < panels; first_panel = end_panel) {
-        end_panel = first_panel + kGroup < panels ? first_panel + kGroup : panels;
+      for (int64_t panel = 0; panel < panels; panel = end_panel) {
+        Base::begin_group(panel);
         const int64_t end_task = end_panel * (kPanel / kTask), first_task = first_panel * (kPanel / kTask);
         each<&MatrixFfn::task_in>(parallel, (end_task < tasks ? end_task : tasks) - first_task);
-        each<&MatrixFfn::task_out>(parallel, strips);
+        run_each<Base, &Base::multiply_strip>(*this, parallel, strips);
       }
       add_shares();
       each<&MatrixFfn::add_panel_scores>(parallel, panels);

@@ -28,10 +28,12 @@ def _attributes(specs: tuple[Attribute, ...]) -> str:
     rows = ", ".join(
         f'{{"{spec.name}", "{name}", "{allowed}"}}' for spec, name, allowed in zip(specs, types, choices, strict=True)
     )
-    names = ", ".join(spec.name for spec in specs)
+    names = ", ".join([*(spec.name for spec in specs), "count"])
+    # C++ has no array of nothing.
+    table = f"AttributeSpec specs[] = {{{rows}}}" if specs else "const AttributeSpec* specs = nullptr"
     return f"""  struct Attr {{
-    enum : size_t {{ {names}, count }};
-    static constexpr AttributeSpec specs[] = {{{rows}}};
+    enum : size_t {{ {names} }};
+    static constexpr {table};
   }};"""
 
 

@@ -9,11 +9,11 @@
 
 #include "elements.h"
 #include "kernels.h"
+#include "workspace.h"
 
 namespace clada {
 
 constexpr int64_t kGroupWeights = 32;
-constexpr int64_t kLine = 64;
 
 template <class I, int kBits>
 struct PackedRows {

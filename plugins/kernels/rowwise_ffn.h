@@ -3,6 +3,7 @@
 // A part makes the dots with the rows that lead in, activation, threshold, and only for kept neurons the dot with the
 // up row and the sum of the row that leads out.
 #pragma once
+#include "row_sums.h"
 #include "rowwise_parts.h"
 
 namespace clada {
@@ -74,30 +75,6 @@ struct RowwiseFfn : RowwiseParts<I, Rows> {
     }
   }
 
-  // y += sum of factors[r] * rows[r]; `next` are read after them.
-  void add_rows(const Row* rows, const Row* next, const float* factors, float* y) const {
-    V f[kGroup];
-    for (int r = 0; r < kGroup; ++r) f[r] = I::all(factors[r]);
-    const int64_t width = problem.ffn.width, whole = width - width % Rows::kSpan;
-    V first, second;
-    for (int64_t k = 0; k < width; k += Rows::kSpan) {
-      V low = I::load(y + k), high = I::load(y + k + I::kWidth);
-#pragma GCC unroll 8
-      for (int r = 0; r < kGroup; ++r) {
-        if (k < whole) {
-          Rows::prefetch_next(next[r], k);
-          Rows::load(rows[r], k, first, second);
-        } else {
-          Rows::load_tail(rows[r], k, width - k, first, second);
-        }
-        low = I::fma(f[r], first, low);
-        high = I::fma(f[r], second, high);
-      }
-      I::store(y + k, low);
-      I::store(y + k + I::kWidth, high);
-    }
-  }
-
   // Rows of neurons[at], ..., the last one repeated where the list ends.
   template <int kCount>
   static void group(const Rows& rows, const int32_t* neurons, int count, int at, Row (&out)[kCount]) {
@@ -132,7 +109,8 @@ struct RowwiseFfn : RowwiseParts<I, Rows> {
       Row rows[kGroup], next[kGroup];
       group(problem.w_out, neurons, kept, n, rows);
       group(problem.w_out, neurons, kept, n + kGroup, next);
-      add_rows(rows, next, values + n, Base::output(part, token));
+      add_rows<I, Rows, kGroup>(rows, next, values + n, problem.ffn.width, 0, problem.ffn.width,
+                                Base::output(part, token), Rows::prefetch_next);
     }
     Base::note(part, token, neurons, values, kept);
   }

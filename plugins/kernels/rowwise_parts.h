@@ -121,7 +121,7 @@ struct RowwiseParts {
         energy[token] += energy[part * tokens + token];
         active[token] += active[part * tokens + token];
       }
-      problem.write_output(token, 0, problem.ffn.width, y);
+      problem.output.write(token, 0, problem.ffn.width, y);
       problem.ffn.active[token] = active[token];
       problem.add_scores(token, h + token * problem.ffn.neurons, 0, problem.ffn.neurons, energy[token]);
     }

@@ -4,6 +4,7 @@
 #include "matrix_ffn.h"
 #include "quantized_ffn.h"
 #include "rowwise_ffn.h"
+#include "workspace.h"
 
 namespace clada {
 
@@ -27,11 +28,6 @@ size_t ffn_workspace(const SparseFfnCall& ffn) {
   return (widened_floats<I>(ffn) + rest) * sizeof(float) + kLine;
 }
 
-// The workspace's first cache line.
-static inline float* first_line(void* workspace) {
-  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(workspace) + kLine - 1) / kLine * kLine);
-}
-
 template <class I, class Rows, class Ffn>
 void run_ffn(const SparseFfnCall& ffn, const Rows& w_in, const Rows& w_up, const Rows& w_out, float* workspace,
              const ParallelFor& parallel) {
@@ -48,7 +44,7 @@ void run_ffn(const SparseFfnCall& ffn, const Rows& w_in, const Rows& w_up, const
                                     ffn.batch * ffn.sequence,
                                     whole_spans<Rows>(ffn.width),
                                     ffn.b_in ? b_in : nullptr,
-                                    ffn.b_out ? b_out : nullptr};
+                                    {ffn.element, ffn.y, ffn.width, ffn.b_out ? b_out : nullptr}};
   float* rest = workspace + widened_floats<I>(ffn);
   if (as_matrices<Ffn>(ffn)) {
     MatrixFfn<I, Rows>(problem, rest).run(parallel);

@@ -6,13 +6,18 @@
 #include <utility>
 
 #include "ffn_kernel.h"
+#include "linear_kernel.h"
 #include "load_signal_kernel.h"
 #include "registration.h"
 
 namespace clada {
 namespace {
 
-using CpuDomain = Domain<FfnKernel, LoadSignalKernel>;
+template <class Table>
+using Ffn = OpBase<Table, FfnKernel<Table>>;
+using CpuDomain = Domain<Ffn<ops::SparseGatedFFN>, Ffn<ops::SparseFFN>, Ffn<ops::QuantizedSparseGatedFFN>,
+                         Ffn<ops::QuantizedSparseFFN>, OpBase<ops::SparseLinear, LinearKernel>,
+                         OpBase<ops::LoadSignal, LoadSignalKernel>>;
 
 // One for each settings that were ever asked for, never freed: a session may outlive everything of ours.
 CpuDomain& domain_for(const Settings& settings) {

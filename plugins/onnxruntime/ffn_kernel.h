@@ -29,10 +29,7 @@ class FfnKernel {
                              ORT_INVALID_ARGUMENT);
       }
       pack(info);
-    } else if (settings.weights == "bfloat16") {
-      if (element != Element::kFloat32) {
-        throw Ort::Exception("clada.weights=bfloat16 is for float32 models, and this one is not", ORT_INVALID_ARGUMENT);
-      }
+    } else if (holds_bfloat16(settings, element)) {
       for (const size_t input : {At::w_in, At::w_up, At::w_out}) {
         if (input != kNone) compact_[input] = compact_input(info, input, In::specs[input].name, kernels_);
       }

@@ -10,19 +10,16 @@
 
 namespace clada {
 
-// The ops of a device with one set of settings, for every element type. ONNX Runtime keeps pointers to them for as long
-// as a session lives.
-template <template <class> class FfnKernel, class LoadSignalKernel>
+// Ops of a device, each an OpBase, with one set of settings and for every element type. ONNX Runtime keeps pointers to
+// them for as long as a session lives.
+template <class... Ops>
 struct Domain {
   Ort::CustomOpDomain domain{kDomain};
 
-  explicit Domain(const typename LoadSignalKernel::Settings& settings) {
+  template <class Settings>
+  explicit Domain(const Settings& settings) {
     for (const Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16}) {
-      add<OpBase<ops::SparseGatedFFN, FfnKernel<ops::SparseGatedFFN>>>(element, settings);
-      add<OpBase<ops::SparseFFN, FfnKernel<ops::SparseFFN>>>(element, settings);
-      add<OpBase<ops::QuantizedSparseGatedFFN, FfnKernel<ops::QuantizedSparseGatedFFN>>>(element, settings);
-      add<OpBase<ops::QuantizedSparseFFN, FfnKernel<ops::QuantizedSparseFFN>>>(element, settings);
-      add<OpBase<ops::LoadSignal, LoadSignalKernel>>(element, settings);
+      (add<Ops>(element, settings), ...);
     }
   }
 

@@ -18,4 +18,12 @@ Settings read_settings(Ort::UnownedSessionOptions& options) {
   return settings;
 }
 
+bool holds_bfloat16(const Settings& settings, Element element) {
+  if (settings.weights != "bfloat16") return false;
+  if (element != Element::kFloat32) {
+    throw Ort::Exception("clada.weights=bfloat16 is for float32 models, and this one is not", ORT_INVALID_ARGUMENT);
+  }
+  return true;
+}
+
 }  // namespace clada

@@ -17,4 +17,7 @@ struct Settings {
 // Throws Ort::Exception when an entry has a value that is not known or that this processor cannot serve.
 Settings read_settings(Ort::UnownedSessionOptions& options);
 
+// Whether a model's weights of a type are to be held as bfloat16; throws Ort::Exception where they cannot be.
+bool holds_bfloat16(const Settings& settings, Element element);
+
 }  // namespace clada

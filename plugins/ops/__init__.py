@@ -6,7 +6,9 @@ from clada.plugins.ops.record import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Op
 from clada.plugins.ops.sparse_ffn import SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.sparse_linear import SPARSE_LINEAR
 
-OPS: dict[str, Op] = {op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values(), SPARSE_LINEAR, LOAD_SIGNAL)}
+OPS: dict[str, Op] = {
+    op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values(), SPARSE_LINEAR, LOAD_SIGNAL)
+}
 
 __all__ = [
     "DOMAIN",

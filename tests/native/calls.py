@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from clada.plugins.ops import LOAD_SIGNAL
+from clada.plugins.ops import LOAD_SIGNAL, SPARSE_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.quantized_ffn import scales_name
 from clada.plugins.ops.record import Array, Op
@@ -28,6 +28,16 @@ class SparseFfnCall(ctypes.Structure):
         [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "neurons")]
         + [(name, ctypes.c_int) for name in ("activation", "element", "weight_element", "bits", "block_size")]
         + [(name, ctypes.c_void_p) for name in ("x", *_FFN_MATRICES, *_FFN_SCALES, *_FFN_OTHERS)]
+    )
+
+
+class SparseLinearCall(ctypes.Structure):
+    """SparseLinearCall of plugins/kernels/calls.h."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "outputs")]
+        + [(name, ctypes.c_int) for name in ("element", "weight_element")]
+        + [(spec.name, ctypes.c_void_p) for spec in (*SPARSE_LINEAR.inputs, *SPARSE_LINEAR.outputs)]
     )
 
 
@@ -151,6 +161,25 @@ def place_ffn_call(
         *(int(attributes.get(name, 0)) for name in ("bits", "block_size")),
         *(_address(placed.get(name)) for name in ("x", *matrices, *map(scales_name, matrices), "b_in", "b_out")),
         *(_address(array) for array in (placed["threshold"], placed["scale"], placed["pool"], *outputs)),
+    )
+    return call, outputs
+
+
+def place_linear_call(
+    memory: GuardedMemory, inputs: Mapping[str, Array], element: str, weight_element: str
+) -> tuple[SparseLinearCall, list[Array]]:
+    """Place SparseLinear's arrays; returns the call, and y (bits where bfloat16) and kept to be written."""
+    types = {"x": element, "w": weight_element}
+    placed = {name: memory.place(to_element(a, types[name]) if name in types else a) for name, a in inputs.items()}
+    batch, sequence, width = inputs["x"].shape
+    outputs = [
+        memory.place_unset((batch, sequence, inputs["w"].shape[1]), "uint16" if element == "bfloat16" else element),
+        memory.place_unset((batch, sequence), "int32"),
+    ]
+    call = SparseLinearCall(
+        *(batch, sequence, width, inputs["w"].shape[1], ELEMENTS.index(element), ELEMENTS.index(weight_element)),
+        *(_address(placed[spec.name]) for spec in SPARSE_LINEAR.inputs),
+        *map(_address, outputs),
     )
     return call, outputs
 

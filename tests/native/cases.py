@@ -11,6 +11,7 @@ from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.block_quantization import dequantize, quantize
 from clada.plugins.ops.quantized_ffn import scales_name
 from clada.plugins.ops.record import Array, Case, Op, evaluate
+from clada.plugins.ops.thresholds import tie_free_threshold
 from tests.native.calls import rounded
 
 FFN_CASES = [
@@ -25,7 +26,7 @@ def rounded_case(case: Case, element: str, weight_element: str) -> Case:
     """The case with the values that are left in the elements' types; quantised weights are as they are."""
     inputs = dict(case.inputs)
     for name, array in inputs.items():
-        if name.startswith("w_") and array.dtype != np.int8:
+        if (name == "w" or name.startswith("w_")) and array.dtype != np.int8:
             inputs[name] = rounded(array, weight_element)
         elif name in ("x", "logits") or name.startswith("b_"):
             inputs[name] = rounded(array, element)
@@ -84,6 +85,24 @@ def large_case(
     return Case("large", inputs, {**attributes, "activation": "silu"})
 
 
+def large_linear_case(
+    batch: int, sequence: int, width: int, outputs: int, seed: int = 0, element: str = "float32"
+) -> Case:
+    """The same of SparseLinear: each token with a scale of its own, 0 and padding among them."""
+    rng = np.random.default_rng([seed, batch, sequence, width, outputs])
+    scale = rng.choice(np.float32([0.0, 0.5, 1.0, -1.0]), (batch, sequence), p=[0.2, 0.3, 0.4, 0.1])
+    scale[:1, :1] = 1.0
+    scale[1:, :1] = -1.0
+    x = rounded(rng.standard_normal((batch, sequence, width)), element)
+    inputs = {
+        "x": x,
+        "w": rounded(rng.standard_normal((width, outputs)) / np.sqrt(max(1, width)), element),
+        "threshold": tie_free_threshold(x, scale, rng),
+        "scale": scale,
+    }
+    return Case("large", inputs, {})
+
+
 def dense_case(case: Case) -> Case:
     """The case with nothing to select by, for where rounding would move activations across thresholds."""
     selection = {"scale": np.minimum(case.inputs["scale"], 0), "threshold": 0 * case.inputs["threshold"]}
@@ -91,7 +110,7 @@ def dense_case(case: Case) -> Case:
 
 
 def check_outputs(op: Op, case: Case, outputs: Sequence[Array], element: str, rounded_products: bool = False) -> None:
-    """Compare a feed-forward op's outputs with the reference: counts exactly, the rest by the op's tolerance.
+    """Compare an op's outputs with the reference: counts exactly, the rest by the op's tolerance.
 
     Sums are in float32 whatever the weights are in. Only y is rounded to the element type, and, where products are made
     by a library, they, on which the score rests.

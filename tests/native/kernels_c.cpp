@@ -22,7 +22,7 @@ void spread(void* pool, size_t count, void (*task)(void*, size_t), void* data) {
 
 }  // namespace
 
-// Both return 0, or -1 where the processor lacks the instructions; load_signal also a bad row's number + 1.
+// All return 0, or -1 where the processor lacks the instructions; load_signal also a bad row's number + 1.
 extern "C" int test_sparse_ffn(const char* instructions, int threads, const clada::SparseFfnCall* call) {
   const clada::Kernels* kernels = clada::find_kernels(instructions);
   if (!kernels) return -1;
@@ -39,6 +39,14 @@ extern "C" int test_sparse_ffn(const char* instructions, int threads, const clad
   packed_call.w_in = packed_call.w_out = packed_call.s_in = packed_call.s_up = packed_call.s_out = nullptr;
   std::vector<char> workspace(quantized.ffn_workspace(packed_call) + 1);
   quantized.ffn(packed_call, packed.get(), workspace.data() + 1, {&threads, spread});
+  return 0;
+}
+
+extern "C" int test_sparse_linear(const char* instructions, int threads, const clada::SparseLinearCall* call) {
+  const clada::Kernels* kernels = clada::find_kernels(instructions);
+  if (!kernels) return -1;
+  std::vector<char> workspace(kernels->sparse_linear_workspace(*call) + 1);
+  kernels->sparse_linear(*call, workspace.data() + 1, {&threads, spread});
   return 0;
 }
 

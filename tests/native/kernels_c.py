@@ -7,7 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from clada.plugins.ops.record import Array, Op
-from tests.native.calls import GuardedMemory, from_element, place_ffn_call, place_load_signal_call
+from tests.native.calls import (
+    GuardedMemory,
+    from_element,
+    place_ffn_call,
+    place_linear_call,
+    place_load_signal_call,
+)
 
 _library = ctypes.CDLL(os.environ["CLADA_KERNELS_LIBRARY"])
 
@@ -43,6 +49,23 @@ def sparse_ffn(
     with memory.watched():
         assert _library.test_sparse_ffn(instructions.encode(), threads, ctypes.byref(call)) == 0
     return from_element(y, element), active, score
+
+
+def sparse_linear(
+    inputs: Mapping[str, Array],
+    *,
+    instructions: str,
+    threads: int = 1,
+    element: str = "float32",
+    weight_element: str = "float32",
+    offset: int = 0,
+) -> tuple[Array, Array]:
+    """Call the kernel of SparseLinear, with arguments as of `sparse_ffn`; returns y in float64, and kept."""
+    memory = GuardedMemory(offset)
+    call, (y, kept) = place_linear_call(memory, inputs, element, weight_element)
+    with memory.watched():
+        assert _library.test_sparse_linear(instructions.encode(), threads, ctypes.byref(call)) == 0
+    return from_element(y, element), kept
 
 
 def load_signal(

@@ -1,0 +1,155 @@
+// y = h . w for many tokens: as matrix products, every row of w.
+//
+// Terms (rows of w) are taken in groups of panels, and for each group y += h times the panel's rows, a task for each
+// strip of columns. Weights are read from memory once for each block of tokens and widened to float32 in pieces.
+#pragma once
+#include "kernels.h"
+#include "token_output.h"
+
+namespace clada {
+
+// sums[r, c] += sum over k < depth of a[r, k] * b[k, c], for I::kTileRows rows and kVectors vectors of columns; rows of
+// b are as wide as a whole tile.
+template <class I, int kVectors>
+void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* sums, int64_t stride) {
+  using V = typename I::V;
+  constexpr int kRows = I::kTileRows, kColumns = I::kTileVectors * I::kWidth;
+  V s[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) s[r][v] = I::load(sums + r * stride + v * I::kWidth);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    V right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) right[v] = I::load(b + k * kColumns + v * I::kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const V left = I::all(a[r * a_stride + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) s[r][v] = I::fma(left, right[v], s[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) I::store(sums + r * stride + v * I::kWidth, s[r][v]);
+  }
+}
+
+static inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Runs `step` of an object for each index below a count.
+template <class Object, void (Object::*step)(int64_t)>
+void run_each(Object& object, const ParallelFor& parallel, int64_t count) {
+  parallel.run(
+      parallel.pool, static_cast<size_t>(count),
+      [](void* data, size_t index) { (static_cast<Object*>(data)->*step)(static_cast<int64_t>(index)); }, &object);
+}
+
+template <class I, class Rows>
+struct OutwardProducts {
+  static constexpr int64_t kRows = I::kTileRows, kColumns = I::kTileVectors * I::kWidth;  // of a tile of products
+  static constexpr int64_t kBlock = 512;                                                  // tokens at a time
+  static constexpr int64_t kPanel = 240;                                                  // terms at a time
+  static constexpr int64_t kStrip = 64;                                                   // columns a task
+  static constexpr int64_t kGroup = 8;                                                    // panels at a time
+  static_assert(kStrip % kColumns == 0, "tiles fill their blocks");
+  // Spans are whole in every piece, or pieces are whole vectors of spans that are put in order at the end.
+  static constexpr bool kScattered = kColumns % Rows::kSpan != 0;
+  static_assert(Rows::kSpan % (2 * I::kWidth) == 0, "spans fill their blocks");
+
+  Rows w;  // [terms, width]
+  int64_t terms;
+  TokenOutput<I, Rows> output;
+  int64_t panels, strips;
+  float* h;                        // [panels][tokens][kPanel]
+  float* y;                        // [strips][tokens][kStrip]
+  int64_t start, count;            // the current block of tokens
+  int64_t rows_up;                 // its size rounded up to whole tiles
+  int64_t first_panel, end_panel;  // the current group of terms
+
+  static int64_t block_of(int64_t tokens) { return tokens < kBlock ? tokens : kBlock; }
+
+  static size_t workspace_floats(int64_t tokens, int64_t terms, int64_t width) {
+    return static_cast<size_t>(round_up(block_of(tokens), kRows) *
+                               (round_up(terms, kPanel) + round_up(whole_spans<Rows>(width), kStrip)));
+  }
+
+  OutwardProducts(const Rows& given_w, int64_t given_terms, const TokenOutput<I, Rows>& given_output, int64_t tokens,
+                  float* workspace)
+      : w(given_w), terms(given_terms), output(given_output) {
+    panels = round_up(terms, kPanel) / kPanel;
+    strips = round_up(whole_spans<Rows>(output.width), kStrip) / kStrip;
+    h = workspace;
+    y = h + round_up(block_of(tokens), kRows) * panels * kPanel;
+  }
+
+  void begin_block(int64_t first_token, int64_t tokens) {
+    start = first_token;
+    count = block_of(tokens - start);
+    rows_up = round_up(count, kRows);
+  }
+
+  void begin_group(int64_t panel) {
+    first_panel = panel;
+    end_panel = panel + kGroup < panels ? panel + kGroup : panels;
+  }
+
+  // h of a token of the block for the terms of a panel.
+  float* panel_of_token(int64_t panel, int64_t token) const { return h + (panel * rows_up + token) * kPanel; }
+
+  // One task: adds the group's part to kStrip columns of y, and writes them after the last group.
+  void multiply_strip(int64_t strip) {
+    alignas(64) float right[kPanel * kStrip];
+    const int64_t first = strip * kStrip, tiles = rows_up / kRows;
+    float* sums = y + strip * rows_up * kStrip;
+    if (first_panel == 0) memset(sums, 0, static_cast<size_t>(rows_up * kStrip) * sizeof(float));
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+      widen_panel(panel, first, right);
+      const float* left = panel_of_token(panel, 0);
+      for (int64_t c = 0; c < kStrip; c += kColumns) {
+        for (int64_t i = 0; i < tiles; ++i) {
+          prefetch_panel(panel + 1, first, c / kColumns * tiles + i, kStrip / kColumns * tiles);
+          multiply_tile<I, I::kTileVectors>(left + i * kRows * kPanel, kPanel, right + c * kPanel, kPanel,
+                                            sums + i * kRows * kStrip + c, kStrip);
+        }
+      }
+    }
+    if (end_panel < panels) return;
+    const int64_t left_over = output.width - first, wide = left_over < kStrip ? left_over : kStrip;
+    for (int64_t t = 0; t < count; ++t) {
+      if (kScattered) {
+        output.scatter(start + t, first, kStrip, sums + t * kStrip);
+      } else {
+        output.write(start + t, first, wide, sums + t * kStrip);
+      }
+    }
+  }
+
+ private:
+  // Widens columns [first, first + kStrip) of a panel's rows to out, [kStrip / kColumns][kPanel][kColumns].
+  void widen_panel(int64_t panel, int64_t first, float* out) const {
+    for (int64_t i = 0; i < kPanel; ++i) {
+      const int64_t term = panel * kPanel + i;
+      for (int64_t c = 0; c < kStrip; c += kColumns) {
+        float* to = out + (c / kColumns * kPanel + i) * kColumns;
+        if (term < terms) {
+          w.widen(w.row(term), first + c, kColumns, to);
+        } else {
+          memset(to, 0, kColumns * sizeof(float));
+        }
+      }
+    }
+  }
+
+  void prefetch_panel(int64_t panel, int64_t first, int64_t step, int64_t steps) const {
+    for (int64_t i = kPanel * step / steps; i < kPanel * (step + 1) / steps; ++i) {
+      const int64_t term = panel * kPanel + i;
+      if (term < terms) Rows::template prefetch<kStrip>(w.row(term), first);
+    }
+  }
+};
+
+}  // namespace clada

@@ -1,0 +1,43 @@
+// SparseLinear on the CPU.
+#pragma once
+#include "held_weights.h"
+#include "linear_node.h"
+#include "op_base.h"
+#include "settings.h"
+#include "threads.h"
+
+namespace clada {
+
+class LinearKernel {
+  using In = ops::SparseLinear::In;
+
+ public:
+  using Settings = clada::Settings;
+  static constexpr const char* kProvider = nullptr;  // the CPU's
+
+  LinearKernel(const Ort::ConstKernelInfo& info, Element element, const Settings& settings)
+      : element_(element), kernels_(*settings.kernels) {
+    if (holds_bfloat16(settings, element)) compact_ = compact_input(info, In::w, In::specs[In::w].name, kernels_);
+  }
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* context) {
+    return as_status([&] { compute(context); });
+  }
+
+ private:
+  void compute(OrtKernelContext* context) {
+    SparseLinearCall call = linear_call(Ort::KernelContext(context), element_);
+    if (compact_) {
+      call.weight_element = Element::kBFloat16;
+      call.w = compact_.get();
+    }
+    const Scratch workspace(context, kernels_.sparse_linear_workspace(call));
+    kernels_.sparse_linear(call, workspace.data, thread_pool(context));
+  }
+
+  Element element_;
+  const Kernels& kernels_;
+  HeldWeights compact_;  // where weights are held as bfloat16
+};
+
+}  // namespace clada
