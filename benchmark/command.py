@@ -32,7 +32,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--what",
         nargs="+",
         choices=WHATS,
-        help="layer and model, where a shape has one, by default; genai decodes a whole int4 model with 40%% of "
+        help="layer and model, where a shape has one, by default; linears are the products of one decoder layer, each "
+        "skipping inputs and not neurons; genai decodes a whole int4 model with 40%% of "
         "neurons active against onnxruntime-genai's generator, and compares how they load",
     )
     parser.add_argument(

@@ -6,7 +6,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from clada.benchmark.storage import initializer, transposed, weight
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, SPARSE_GATED_FFN
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, SPARSE_GATED_FFN, SPARSE_LINEAR
 
 
 def _zero(shape: list[int], dtype: type) -> onnx_ir.Node:
@@ -46,6 +46,8 @@ def make_dense(model: onnx_ir.Model) -> None:
             continue
         if node.op_type == LOAD_SIGNAL.name:
             nodes = [_zero([1], np.float32) for _ in node.outputs]
+        elif node.op_type == SPARSE_LINEAR.name:
+            nodes = [onnx_ir.node("MatMul", node.inputs[:2]), _zero([1, 1], np.int32)]
         else:
             assert node.op_type == SPARSE_GATED_FFN.name
             nodes = _gated(model.graph, node)

@@ -39,9 +39,14 @@ def random_input(hidden: int, tokens: int) -> Array:
     return np.random.default_rng(1).standard_normal((1, tokens, hidden), np.float32)
 
 
+def copies_of_bytes(size: int) -> int:
+    """How many times a graph holds weights of a size: until what it reads is far beyond any cache."""
+    return min(_MOST_COPIES, -(-_BYTES_READ // size))
+
+
 def copies_of(shape: Shape) -> int:
-    """How many times a graph holds the layer: until what it reads is far beyond any cache, even in 16 bits."""
-    return min(_MOST_COPIES, -(-_BYTES_READ // (2 * 3 * shape.neurons * shape.hidden)))
+    """How many times a graph holds the layer, whose weights may be read in 16 bits."""
+    return copies_of_bytes(2 * 3 * shape.neurons * shape.hidden)
 
 
 def numbered(name: str, copies: int) -> list[str]:

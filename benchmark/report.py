@@ -13,6 +13,9 @@ from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.target import Target
 from clada.benchmark.timing import Samples
 
+# What a table is of, where it is not of a whole model.
+_SUBJECTS = {"layer": "one FFN layer", "linears": "one layer's linears by inputs"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -58,7 +61,7 @@ class Table:
 
     Args:
         shape: Name of the shape.
-        what: "layer", "model" or "genai".
+        what: Of WHATS.
         phase: "decode" or "prefill".
         tokens: How many are computed at once.
         context: How many came before them.
@@ -80,7 +83,7 @@ class Table:
     @property
     def title(self) -> str:
         """What it shows, in a line."""
-        subject = "one FFN layer" if self.what == "layer" else "whole model"
+        subject = _SUBJECTS.get(self.what, "whole model")
         context = f", context {self.context}" if self.context else ""
         return f"{self.shape}, {subject}, {self.phase} ({self.tokens} token{'s' * (self.tokens > 1)}{context})"
 

@@ -8,18 +8,20 @@ from pathlib import Path
 from clada.benchmark.footprint import Footprint, footprint_lines
 from clada.benchmark.genai import genai_tables
 from clada.benchmark.genai_files import require_genai
+from clada.benchmark.linears import float_precisions
 from clada.benchmark.machine import machine
 from clada.benchmark.plot import plot
 from clada.benchmark.report import Table, json_text, table_lines
 from clada.benchmark.settings import PLOT_FORMATS, Settings, checked
 from clada.benchmark.shapes import Shape, chosen_shapes
-from clada.benchmark.tables import layer_tables, model_tables
+from clada.benchmark.tables import layer_tables, linears_tables, model_tables
 from clada.benchmark.targets import target_lines, targets
 from clada.exporter.output import check_writable, write
 from clada.plugins.errors import CladaError
 
 _MEASURES: dict[str, Callable[[Shape, Settings], Iterator[Table | list[Footprint]]]] = {
     "layer": layer_tables,
+    "linears": linears_tables,
     "model": model_tables,
     "genai": genai_tables,
 }
@@ -39,6 +41,8 @@ def bench(args: argparse.Namespace) -> None:
     chosen = chosen_shapes(args.shape, args.what)
     if any("genai" in whats for _, whats in chosen):
         require_genai()
+    if any("linears" in whats for _, whats in chosen):
+        float_precisions(settings)
     _check_outputs(args.json, args.plot)
     here = machine()
     versions = f"ONNX Runtime {here['versions']['onnxruntime']}, kernels for {here['kernels']}"

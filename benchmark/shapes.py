@@ -14,39 +14,41 @@ class Shape:
         name: As the user gives it.
         hidden: D.
         neurons: F.
+        heads: Of the queries.
+        key_value_heads: Of the keys and values.
         model: Whether the whole model is measured too; the arguments after it are only for that.
         torch_model: Whether it is small enough to be measured in torch beside all the others.
         family: The configuration's `model_type`.
         layers: How many.
-        heads: Of the queries.
-        key_value_heads: Of the keys and values.
         vocabulary: V.
     """
 
     name: str
     hidden: int
     neurons: int
+    heads: int
+    key_value_heads: int
     model: bool = False
     torch_model: bool = False
     family: str = "llama"
     layers: int = 1
-    heads: int = 1
-    key_value_heads: int = 1
     vocabulary: int = 1
 
 
 # What of a shape can be measured.
-WHATS = ("layer", "model", "genai")
+WHATS = ("layer", "linears", "model", "genai")
+# Those that need no whole model, and those that are measured unless others are asked for.
+_OF_A_LAYER, _USUAL = WHATS[:2], ("layer", "model")
 # Tokens that a whole model could hold.
 MAXIMUM_CONTEXT = 4096
 TINY = "tiny"
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("qwen2.5-0.5b", 896, 4864, True, True, "qwen2", 24, 14, 2, 151_936),
-        Shape("llama-3.2-1b", 2048, 8192, True, False, "llama", 16, 32, 8, 128_256),
-        Shape("llama-3-8b", 4096, 14336),
-        Shape(TINY, 128, 256, True, True, "llama", 2, 4, 2, 512),
+        Shape("qwen2.5-0.5b", 896, 4864, 14, 2, True, True, "qwen2", 24, 151_936),
+        Shape("llama-3.2-1b", 2048, 8192, 32, 8, True, False, "llama", 16, 128_256),
+        Shape("llama-3-8b", 4096, 14336, 32, 8),
+        Shape(TINY, 128, 256, 4, 2, True, True, "llama", 2, 512),
     )
 }
 
@@ -56,7 +58,7 @@ def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tup
 
     Args:
         names: Of SHAPES.
-        whats: Of WHATS; None is all that a shape has but the last, which takes a package more.
+        whats: Of WHATS; None is the layer and, where a shape has one, the whole model.
 
     Raises:
         CladaError: A shape is unknown or has no whole model to measure.
@@ -66,9 +68,9 @@ def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tup
         if name not in SHAPES:
             raise CladaError(f"no shape is called '{name}'; known are: {', '.join(SHAPES)}")
         shape = SHAPES[name]
-        if not shape.model and whats is not None and set(whats) - {"layer"}:
+        if not shape.model and whats is not None and set(whats) - set(_OF_A_LAYER):
             raise CladaError(f"of {name} only a layer is measured: the whole model takes too much memory")
-        available = WHATS if shape.model else WHATS[:1]
-        wanted = ["layer", "model"] if whats is None else whats
+        available = WHATS if shape.model else _OF_A_LAYER
+        wanted = _USUAL if whats is None else whats
         chosen.append((shape, [what for what in available if what in wanted]))
     return chosen

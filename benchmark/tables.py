@@ -6,6 +6,7 @@ from functools import partial
 from clada.benchmark.contender import Contender
 from clada.benchmark.floor import read_bandwidth
 from clada.benchmark.layer import layer_contenders, opened_layer
+from clada.benchmark.linears import linears_contenders, opened_linears
 from clada.benchmark.model import model_contenders, opened_model
 from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import Settings
@@ -36,6 +37,14 @@ def layer_tables(shape: Shape, settings: Settings) -> Iterator[Table]:
         make = partial(layer_contenders, layer)
         yield _decode(shape, "layer", 0, make, settings)
         yield _prefill(shape, "layer", make, settings)
+
+
+def linears_tables(shape: Shape, settings: Settings) -> Iterator[Table]:
+    """Measure the linear layers of one decoder layer."""
+    with opened_linears(shape, settings) as linears:
+        make = partial(linears_contenders, linears)
+        yield _decode(shape, "linears", 0, make, settings)
+        yield _prefill(shape, "linears", make, settings)
 
 
 def model_tables(shape: Shape, settings: Settings) -> Iterator[Table]:

@@ -12,6 +12,7 @@ from clada.benchmark.footprint import Footprint
 from clada.benchmark.layer import layer_contenders, opened_layer
 from clada.benchmark.layer_graph import exact_threshold, random_input
 from clada.benchmark.layer_output import layer_output, weights_of_ours
+from clada.benchmark.linears import linears_contenders, opened_linears
 from clada.benchmark.matmul_nbits import packed
 from clada.benchmark.model import model_contenders, opened_model
 from clada.benchmark.precisions import BLOCKS, PRECISIONS, Blocks
@@ -121,6 +122,48 @@ def test_a_sparse_layer_that_computes_something_else_is_refused(layer, monkeypat
     monkeypatch.setattr("clada.benchmark.layer.layer_output", fewer)
     with pytest.raises(CladaError, match="ours 40% float32 does not compute what it should"):
         layer_contenders(layer, 1, (0.4,))
+
+
+@pytest.fixture(scope="module")
+def linears():
+    with opened_linears(SHAPE, Settings(threads=1)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("tokens", [1, 13])
+def test_linears_agree_and_are_read_whole(linears, tokens):
+    """Attention's products and the feed-forward network's, by float64; what dense ones read is the matrices."""
+    contenders = {c.name: c for c in linears_contenders(linears, tokens, ())}
+    assert set(contenders) == {REFERENCE, ours(None, "float32"), ours(None, "bfloat16")}
+    hidden, neurons = SHAPE.hidden, SHAPE.neurons
+    elements = hidden * (2 * hidden + 2 * hidden // 2) + 3 * hidden * neurons
+    assert contenders[REFERENCE].active_bytes == contenders[ours(None, "float32")].active_bytes == 4 * elements
+    assert contenders[ours(None, "bfloat16")].active_bytes == 2 * elements
+    for name in (REFERENCE, ours(None, "float32")):
+        assert contenders[name].error < 1e-5
+    x = np.random.default_rng(2).standard_normal((1, tokens, hidden)).astype(np.float32)
+    scale = np.zeros((1, tokens), np.float32)
+    others = {f"x.{name}": np.zeros((1, tokens, len(w)), np.float32) for name, w in linears.weights.items()}
+    thresholds = {f"threshold.{name}": np.zeros(len(w), np.float32) for name, w in linears.weights.items()}
+    bound = Bound(linears.ours["float32"], others | thresholds | {"x.o": x, "scale": scale}, ["y.o.0", "y.qkv.0"])
+    bound.run()
+    expected = x.astype(np.float64) @ linears.weights["o"]
+    np.testing.assert_allclose(bound.results()["y.o.0"], expected, atol=1e-5 * np.abs(expected).max())
+    assert not bound.results()["y.qkv.0"].any()
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.6, 0.02])
+def test_share_of_inputs_is_exact(linears, fraction):
+    run = {c.name: c.run for c in linears_contenders(linears, 1, (fraction,))}
+    assert run[ours(fraction, "float32")]() == fraction
+
+
+def test_linears_that_compute_something_else_are_refused(linears, monkeypatch):
+    """Thresholds that keep too many are found by the op's own count, others by its output."""
+    none = lambda magnitude, _: (np.zeros(magnitude.shape[1], np.float32), np.ones(1, np.float32))  # noqa: E731
+    monkeypatch.setattr("clada.benchmark.linears.exact_share", none)
+    with pytest.raises(CladaError, match=r"ours 40% float32 kept 128 inputs of qkv instead of 51"):
+        linears_contenders(linears, 1, (0.4,))
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +349,10 @@ def test_plot_is_an_image(report, tmp_path):
     ("options", "message"),
     [
         (["--shape", "huge"], "no shape is called 'huge'; known are: qwen2.5-0.5b, "),
+        (
+            ["--what", "linears", "--weights", "int4"],
+            "linears are measured in float32 and bfloat16 only",
+        ),
         (["--shape", "llama-3-8b", "--what", "model"], "of llama-3-8b only a layer is measured"),
         (["--active", "0"], "an active fraction is 0.0; it must lie in (0, 1]"),
         (["--active", "1.5"], "an active fraction is 1.5"),
