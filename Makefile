@@ -16,18 +16,21 @@ export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
 MAKEFLAGS += --jobs=2
 STEP := @scripts/step.sh
 
-.PHONY: demo test test-native test-cuda test-cuda-all lint wheels clean
+.PHONY: demo test test-all test-native test-cuda test-cuda-all lint wheels clean
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python scripts/demo.py
 
 # A file at a time in each of two processes: most tests use one core, and what a file makes is made once. In the order
-# of conftest.py, not by the number of a file's tests, which says little of how long it takes.
-test: lint test-native test-cuda
-	CLADA_CUDA_BUILD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# of conftest.py, not by the number of a file's tests, which says little of how long it takes. test-all also runs the
+# cases that multiply what others try: every family in every type, and the like.
+test-all: CASES := -m ""
+test test-all: lint test-native test-cuda
+	CLADA_CUDA_BUILD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+	    --no-loadscope-reorder $(CASES)
 
 # For whoever works on clada; a user's compiler may warn of what ours does not know.
-test lint test-native test-cuda test-cuda-all: export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+test test-all lint test-native test-cuda test-cuda-all: export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 # The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation, and
 # over it, where TENSORRT_INCLUDE_DIR is set, the TensorRT plugins.

@@ -25,6 +25,7 @@ from clada.runtime.building.packed_weights import keep_packed
 from clada.runtime.building.quantization_scales import check_scales_of
 from clada.runtime.onnx_file import nodes_of, without_functions
 from tests.checkpoints import LAYERS, NEURONS, random_model
+from tests.exhaustive import few
 from tests.manifests import describe_graph, vouch_for
 from tests.test_build import StandInLayer, built, fails, parsed
 from tests.test_trace import LOAD_MAP
@@ -35,12 +36,16 @@ SIZES = {
 }
 VARIANTS = pytest.mark.parametrize(
     ("family", "bits", "dtype", "opset"),
-    [
-        ("llama", 4, torch.float32, 21),
-        ("llama", 8, torch.float16, 23),
-        ("opt", 8, torch.float16, 21),
-        ("opt", 4, torch.float32, 21),
-    ],
+    few(
+        [
+            ("llama", 4, torch.float32, 21),
+            ("llama", 8, torch.float16, 23),
+            ("opt", 8, torch.float16, 21),
+            ("opt", 4, torch.float32, 21),
+        ],
+        # Which other tests here trace anyway.
+        [("llama", 4, torch.float32, 21), ("opt", 4, torch.float32, 21)],
+    ),
 )
 
 

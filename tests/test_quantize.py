@@ -41,6 +41,7 @@ from clada.runtime.typed_json import plain
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.conftest import DEMO_MODEL, ROOT
 from tests.demo_model import rows_for
+from tests.exhaustive import few
 from tests.manifests import read_manifest, write_manifest
 from tests.test_bad_input import fails_with, snapshot
 from tests.test_export import batch_dependence
@@ -61,7 +62,7 @@ OPTIONS = {
     "opt": {"quantize": "int4", "quantize_method": "gptq", "opset": 23},
     "gpt_neox": {"quantize": "int8", "block_size": 128},
 }
-FAMILIES = pytest.mark.parametrize("family", OPTIONS)
+FAMILIES = pytest.mark.parametrize("family", few(OPTIONS, ["llama", "opt"]))
 
 
 @pytest.fixture(scope="module")

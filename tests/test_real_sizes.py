@@ -11,11 +11,11 @@ from clada.exporter.policies import POLICIES
 from clada.exporter.verify import Execution
 from clada.exporter.verify_command import verify_artefact
 from tests.checkpoints import write_checkpoint
+from tests.exhaustive import few
 from tests.op_backends import INSTRUCTIONS
 
 SIZES = {
     "vocab_size": 151_936,
-    "num_hidden_layers": 24,
     "hidden_size": 64,
     "head_dim": 16,
     "num_attention_heads": 4,
@@ -28,9 +28,10 @@ SIZES = {
 @pytest.mark.fault(
     "results", "a vocabulary of 151,936 and 24 layers, on two instruction sets", now="exported and verified"
 )
-def test_model_of_real_sizes_is_exported_and_verified(tmp_path, monkeypatch, record_property):
+@pytest.mark.parametrize("layers", few([4, 24], [4]))
+def test_model_of_real_sizes_is_exported_and_verified(tmp_path, monkeypatch, record_property, layers):
     """In int4, whose kernels are the least exact; the load signal is that of a float32 model."""
-    source = str(write_checkpoint(tmp_path / "hf", "qwen2", **SIZES))
+    source = str(write_checkpoint(tmp_path / "hf", "qwen2", **SIZES, num_hidden_layers=layers))
     config = ExportConfig(
         CalibrationConfig(policy=POLICIES["cats"], name="cats"), calibration_tokens=512, quantize="int4"
     )

@@ -20,6 +20,7 @@ from clada.plugins.errors import CladaError
 from clada.runtime import Session
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
 from tests.checkpoints import write_checkpoint
+from tests.exhaustive import few
 from tests.test_trace import LOAD_MAP
 
 ORIGINAL = 64
@@ -114,7 +115,11 @@ def graphs(checkpoints, tmp_path_factory):
 
 @pytest.mark.fault("results", "a rope type, at every length of a text", now="as transformers computes it")
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [*((kind, "float16") for kind in _SETTINGS), ("dynamic", "float32"), ("longrope", "float32")]
+    ("kind", "dtype"),
+    few(
+        [*((kind, "float16") for kind in _SETTINGS), ("dynamic", "float32"), ("longrope", "float32")],
+        [("llama3", "float16"), ("dynamic", "float32"), ("longrope", "float32")],
+    ),
 )
 def test_angles_are_those_of_transformers_to_the_end_of_the_context(checkpoints, graphs, kind, dtype, record_property):
     folder, model = checkpoints(kind), graphs(kind, dtype)

@@ -21,6 +21,7 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, PLUGIN_ATTRIBUTES
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
+from tests.exhaustive import exhaustive, few
 
 LOAD_MAP = LoadMap(
     surprisal_knots=torch.linspace(2, 10, 9),
@@ -42,7 +43,10 @@ VARIANTS = [(family, tracing.DEFAULT_OPSET, "thresholds") for family in FAMILIES
 VARIANTS += [(family, tracing.DEFAULT_OPSET, "everything") for family in ("llama", "opt")]
 VARIANTS += [("llama", tracing.MINIMUM_OPSET, "clada"), ("llama", tracing.MAXIMUM_OPSET, "everything")]
 VARIANTS += [("qwen3", tracing.MAXIMUM_OPSET, "clada")]
-variants = pytest.mark.parametrize(("family", "opset", "parts"), VARIANTS)
+# Those that other tests here trace anyway.
+USUAL = [("llama", tracing.DEFAULT_OPSET, "thresholds"), ("opt", tracing.DEFAULT_OPSET, "everything")]
+USUAL += [("llama", tracing.MINIMUM_OPSET, "clada")]
+variants = pytest.mark.parametrize(("family", "opset", "parts"), few(VARIANTS, USUAL))
 # B, S, P: the past may be empty, and prefill may go on from one.
 SIZES = [(2, 3, 5), (1, 1, 7), (3, 1, 7), (1, 7, 0), (3, 7, 0), (3, 1, 1), (1, 1, 0), (1, 7, 5)]
 
@@ -133,7 +137,7 @@ def test_graph_equals_module(exported, family, opset, parts, batch, sequence, pa
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
-@pytest.mark.parametrize("parts", ["thresholds", "everything"])
+@pytest.mark.parametrize("parts", [pytest.param("thresholds", marks=exhaustive), "everything"])
 def test_prefill_is_dense_and_decode_sparse(exported, family, parts):
     variant = exported(family, parts=parts)
     model = variant[0]
@@ -167,7 +171,7 @@ def test_load_opens_the_pool(exported):
     assert (given[graph.ACTIVE][:, 1] > 0).all()
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("family", few(["llama", "opt"], ["llama"]))
 def test_what_is_added_to_thresholds_leaves_prefill_alone(exported, family):
     """Prompts give the logits of the model as it was; decode gives others than thresholds alone."""
     plain, variant = exported(family), exported(family, parts="everything")
@@ -338,7 +342,7 @@ def test_unsupported_opset_is_refused(opset):
         tracing.check_opset(opset)
 
 
-@pytest.mark.parametrize("in_place_cache", [False, True])
+@pytest.mark.parametrize("in_place_cache", few([False, True], [False]))
 def test_four_layers_are_traced(in_place_cache):
     """As many as would make torch take the thresholds' list for the axes of an input."""
     model = random_model("llama", num_hidden_layers=4)

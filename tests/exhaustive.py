@@ -1,0 +1,18 @@
+"""Cases that multiply what others try: `make test-all` runs them, `make test` does not."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+exhaustive = pytest.mark.exhaustive
+
+
+def few(cases: Iterable[Any], usual: Sequence[Any]) -> list[Any]:
+    """Values for `parametrize`, of which only the usual ones are tried unless all are asked for."""
+    every = list(cases)
+    assert all(case in every for case in usual), usual
+    return [
+        case if case in usual else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=exhaustive)
+        for case in every
+    ]
