@@ -17,6 +17,7 @@ from clada.exporter.calibration_text import sample_file
 from clada.exporter.checkpoint import load_model
 from clada.exporter.patch import sparsify
 from tests.conftest import DEMO_MODEL, ROOT
+from tests.exhaustive import exhaustive
 
 HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 
@@ -32,6 +33,7 @@ def chunks(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@exhaustive
 def test_training_writes_a_checkpoint_and_the_sample_texts(tmp_path):
     """Two steps of a small one; the sample texts are those that ship, where Python is the release that they are of."""
     model, calibration, heldout = tmp_path / "model", tmp_path / "calibration.jsonl", tmp_path / "new" / "heldout.jsonl"
@@ -120,3 +122,30 @@ def test_readme_states_what_was_measured():
     assert clada["kl"]["high"] < 0.75 * cats["kl"]["low"]
     assert clada["kl"]["high"] < 0.5 * griffin["kl"]["low"]
     assert abs(clada["read_fraction"]["value"] - 0.5) < 0.01
+
+
+def test_input_rules_are_compared_at_equal_bytes(checkpoint, tmp_path):
+    out = tmp_path / "rules.json"
+    sizes = ["--calibration-tokens", 512, "--tokens", 256, "--prompt-tokens", 16, "--decode-tokens", 48]
+    text = run_script("compare_input_rules.py", checkpoint("llama"), "--bytes", 0.7, 0.4, *sizes, "--json", out)
+    rules = json.loads(out.read_text(encoding="utf-8"))["rules"]
+    # The feed-forward networks are less than half of it: the rest alone is more than 40%.
+    assert [rule["asked"] for rule in rules].count(0.7) == 6
+    assert [rule["asked"] for rule in rules].count(0.4) == 5
+    assert "price: ffn cannot read 40% of all weights: " in text
+    for rule in rules:
+        assert rule["rule"] in text
+        assert sum(rule["read"]) / len(rule["read"]) == pytest.approx(rule["asked"], abs=0.05), rule["rule"]
+        assert len(rule["divergence"]) == len(rule["changed"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--bytes", 1.5], "a share of bytes is 1.5"), ([], "error: no model at {}: there is no such folder")],
+)
+def test_input_rules_that_cannot_be_compared(tmp_path, options, message):
+    command = [sys.executable, ROOT / "scripts" / "compare_input_rules.py", tmp_path / "none", *options]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert message.format(tmp_path / "none") in result.stderr

@@ -1,0 +1,170 @@
+"""Rules by which a token skips inputs of any of a model's products, compared at equal bytes of the whole model.
+
+A rule weighs an input by factor_i x_i^2 and keeps it where that reaches a level:
+
+price  by what dropping it costs the model's output, for each weight of its row; one level for all products
+wina   Chen et al. 2025: |x_i| * ||w_i||; a level for each product, with which all keep the same share of inputs
+teal   Liu et al. 2024: |x_i|; levels as in wina, without TEAL's search for a share of each block
+
+All in PyTorch: what a rule keeps depends on the token alone, so one pass with the prompt dense computes what decode
+would.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from clada.evaluation.subject import Floats
+from clada.exporter.patch import family_of
+from clada.exporter.price import Worth, by_sensitivity, measure, price_of, read_share, sensitivities
+from clada.exporter.products import Product, input_hooks
+from clada.plugins.errors import UnreachableError
+
+Weighing = Literal["price", "wina", "teal"]
+Part = Literal["ffn", "attention", "output"]
+PARTS: tuple[Part, ...] = ("ffn", "attention", "output")
+_STEPS = 50
+
+
+def part_of(model: Any, product: Product) -> Part:
+    """Where in the model a product is: of its feed-forward networks, its output matrix, or of attention."""
+    if product.linears[0] is model.get_output_embeddings():
+        return "output"
+    paths = tuple(family_of(model).linears.values())
+    return "ffn" if product.names[0].endswith(paths) else "attention"
+
+
+@torch.no_grad()
+def weigh(
+    model: Any, products: Sequence[Product], weighings: Sequence[Weighing], rows: Tensor, prompt_tokens: int
+) -> dict[Weighing, list[Worth]]:
+    """What inputs are worth by each way to weigh them, on calibration rows i64[R, S]."""
+    worths: dict[Weighing, list[Worth]] = {}
+    for weighing in weighings:
+        if weighing == "price":
+            measured = sensitivities(model, products, rows, prompt_tokens)
+            factors = [by_sensitivity(product, value) for product, value in zip(products, measured, strict=True)]
+        elif weighing == "wina":
+            factors = [
+                torch.stack([linear.weight.double().square().sum(0) for linear in product.linears]).sum(0)
+                for product in products
+            ]
+        else:
+            factors = [torch.ones(product.inputs, dtype=torch.float64) for product in products]
+        worths[weighing] = measure(model, products, factors, rows, prompt_tokens)
+    return worths
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What each product's inputs must reach to be read.
+
+    Args:
+        name: Of the rule.
+        share: Of the whole model's weights that it reads, by calibration text.
+        thresholds: f32[D] of each product; None where all are read.
+    """
+
+    name: str
+    share: float
+    thresholds: list[Tensor | None]
+
+
+def _equal_share(worth: Worth, share: float) -> float:
+    """The level at which a product keeps a share of its inputs, in powers of ten."""
+    low, high = -28.0, 30.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if worth.kept(10**middle) > share else (low, middle)
+    return (low + high) / 2
+
+
+def make_rule(model: Any, weighing: Weighing, worths: Sequence[Worth], parts: Sequence[Part], share: float) -> Rule:
+    """The rule that reads a share of all weights when only some parts of the model may be sparse.
+
+    Raises:
+        UnreachableError: The other parts are larger than that.
+    """
+    sparse = [part_of(model, worth.product) in parts for worth in worths]
+    total = sum(worth.product.weights for worth in worths)
+    always = sum(worth.product.weights for worth, may in zip(worths, sparse, strict=True) if not may)
+    chosen = [worth for worth, may in zip(worths, sparse, strict=True) if may]
+    name = f"{weighing}: {' + '.join(parts)}"
+    if share * total <= always:
+        raise UnreachableError(
+            f"{name} cannot read {share:.0%} of all weights: {always / total:.0%} of them are not to be sparse"
+        )
+    left = (share * total - always) / (total - always)  # of the parts that may be sparse
+    if weighing == "price":
+        levels = [price_of(chosen, left)] * len(chosen)
+    else:
+        levels = [10 ** _equal_share(worth, left) for worth in chosen]
+    reads = (read_share(chosen, levels) * (total - always) + always) / total
+    given = iter([worth.thresholds(level) for worth, level in zip(chosen, levels, strict=True)])
+    return Rule(name, reads, [next(given) if may else None for may in sparse])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rule gave on R rows, means over their T decoded tokens.
+
+    Args:
+        divergence: f64[R], KL from the dense model, nats.
+        changed: f64[R], share of tokens whose likeliest successor is not the dense model's.
+        read: f64[R], share of the whole model's weights that a token read.
+        read_of_parts: The same of each part.
+    """
+
+    divergence: Floats
+    changed: Floats
+    read: Floats
+    read_of_parts: dict[Part, float]
+
+
+@torch.no_grad()
+def compare(
+    model: Any, products: Sequence[Product], rules: Sequence[Rule], rows: Tensor, prompt_tokens: int
+) -> list[Outcome]:
+    """Decode rows i64[R, S] by each rule, their prompts dense."""
+    total = sum(product.weights for product in products)
+    parts = [part_of(model, product) for product in products]
+    shape = len(rules), len(rows)
+    divergence, changed = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    kept = torch.ones(*shape, len(products), dtype=torch.float64)
+    for row, ids in enumerate(tqdm(rows, desc="decoding", leave=False, disable=None)):
+        dense = model(input_ids=ids[None], use_cache=False).logits[0, prompt_tokens:].float().log_softmax(-1)
+        for number, rule in enumerate(rules):
+
+            def skip(index: int, x: Tensor, rule: Rule = rule, number: int = number, row: int = row) -> Tensor | None:
+                threshold = rule.thresholds[index]
+                if threshold is None:
+                    return None
+                tokens = x.reshape(len(rows[row]), -1)
+                mask = tokens.abs() >= threshold
+                kept[number, row, index] = mask[prompt_tokens:].double().mean()
+                mask[:prompt_tokens] = True
+                return torch.where(mask, tokens, 0).reshape(x.shape)
+
+            with input_hooks(products, skip):
+                sparse = model(input_ids=ids[None], use_cache=False).logits[0, prompt_tokens:].float().log_softmax(-1)
+            divergence[number, row] = (dense.exp() * (dense - sparse)).sum(-1).mean()
+            changed[number, row] = (dense.argmax(-1) != sparse.argmax(-1)).double().mean()
+    weights = torch.tensor([product.weights for product in products], dtype=torch.float64)
+
+    def of_part(part: Part, number: int) -> float:
+        mine = torch.tensor([here == part for here in parts])
+        return float((kept[number].mean(0) * weights)[mine].sum() / weights[mine].sum())
+
+    return [
+        Outcome(
+            divergence[number].numpy(),
+            changed[number].numpy(),
+            (kept[number] @ weights / total).numpy(),
+            {part: of_part(part, number) for part in PARTS if part in parts},
+        )
+        for number in range(len(rules))
+    ]

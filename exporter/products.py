@@ -1,0 +1,88 @@
+"""The products of a causal LM, found by what they read: linear layers of one input are one product."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Linear layers that read the same input, as an attention's queries, keys and values do.
+
+    Args:
+        names: Paths of the linear layers from the model, in the order in which they run.
+        linears: The layers.
+    """
+
+    names: tuple[str, ...]
+    linears: tuple[nn.Linear, ...]
+
+    @property
+    def inputs(self) -> int:
+        """D, how many inputs there are."""
+        return self.linears[0].in_features
+
+    @property
+    def outputs(self) -> int:
+        """N, how many weights an input has."""
+        return sum(linear.out_features for linear in self.linears)
+
+    @property
+    def weights(self) -> int:
+        """How many weights there are."""
+        return self.inputs * self.outputs
+
+
+@torch.no_grad()
+def find_products(model: Any) -> list[Product]:
+    """The products of a model, in the order in which they run; the output matrix is the last one's.
+
+    A linear layer that does not run is in none.
+    """
+    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    groups: list[tuple[Tensor, list[nn.Linear]]] = []
+
+    def note(linear: Any, args: tuple[Tensor, ...]) -> None:
+        if groups and groups[-1][0] is args[0]:
+            groups[-1][1].append(linear)
+        else:
+            groups.append((args[0], [linear]))
+
+    handles = [linear.register_forward_pre_hook(note) for linear in names]
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [Product(tuple(names[linear] for linear in linears), tuple(linears)) for _, linears in groups]
+
+
+@contextmanager
+def input_hooks(products: Sequence[Product], hook: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+    """Within the context each product's input T[..., D] is shown to a function of the product's index and it.
+
+    What the function returns takes the input's place, for all of the product's layers; None leaves it.
+    """
+    seen: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def show(index: int, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        # Once for all layers of a product.
+        if index not in seen or seen[index][0] is not args[0]:
+            seen[index] = args[0], hook(index, args[0])
+        changed = seen[index][1]
+        return None if changed is None else (changed, *args[1:])
+
+    handles = [
+        linear.register_forward_pre_hook(lambda _linear, args, index=index: show(index, args))
+        for index, product in enumerate(products)
+        for linear in product.linears
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
