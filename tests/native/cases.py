@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.block_quantization import dequantize, quantize
 from clada.plugins.ops.quantized_ffn import scales_name
@@ -19,6 +19,9 @@ FFN_CASES = [
 ]
 QUANTIZED_FFN_CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.name}") for op in QUANTIZED.values() for case in op.cases()
+]
+LINEAR_CASES = [
+    pytest.param(SPARSE_LINEAR, case, id=f"{SPARSE_LINEAR.name}-{case.name}") for case in SPARSE_LINEAR.cases()
 ]
 
 
@@ -101,6 +104,14 @@ def large_linear_case(
         "scale": scale,
     }
     return Case("large", inputs, {})
+
+
+def sized_case(op: Op, batch: int, sequence: int, width: int, rows: int, element: str = "float32") -> Case:
+    """The same for any op with a batch and a sequence; `rows` are neurons, or outputs."""
+    if op is SPARSE_LINEAR:
+        return large_linear_case(batch, sequence, width, rows, element=element)
+    quantization = (4, 32) if op in QUANTIZED.values() else None
+    return large_case(op, batch, sequence, width, rows, element=element, quantization=quantization)
 
 
 def dense_case(case: Case) -> Case:

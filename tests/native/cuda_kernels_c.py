@@ -4,9 +4,16 @@ import ctypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from clada.plugins.ops.record import Array, Op
-from tests.native.calls import GuardedMemory, from_element, place_ffn_call, place_load_signal_call
+from tests.native.calls import (
+    GuardedMemory,
+    from_element,
+    place_ffn_call,
+    place_linear_call,
+    place_load_signal_call,
+)
 
 WORKSPACE_BOUNDARY = 256
 
@@ -14,9 +21,9 @@ WORKSPACE_BOUNDARY = 256
 def load_emulated(path: str) -> ctypes.CDLL:
     """A library of emulated kernels."""
     library = ctypes.CDLL(path)
-    for name in ("clada_cuda_sparse_ffn_workspace", "clada_cuda_load_signal_workspace"):
-        if hasattr(library, name):
-            getattr(library, name).restype = ctypes.c_size_t
+    for op in ("sparse_ffn", "sparse_linear", "load_signal"):
+        if hasattr(library, f"clada_cuda_{op}_workspace"):
+            getattr(library, f"clada_cuda_{op}_workspace").restype = ctypes.c_size_t
     library.cuda_emulation_products.restype = ctypes.c_void_p
     for name in ("cudaGetErrorString", "cuda_emulation_launches"):
         getattr(library, name).restype = ctypes.c_char_p
@@ -48,6 +55,17 @@ def _check(error: int) -> None:
     assert error == 0, _library.cudaGetErrorString(error).decode()
 
 
+def _run_tokens(memory: GuardedMemory, name: str, call: Any, run: Run) -> None:
+    """Call the kernels of an op with a batch and a sequence, with products where there are many tokens."""
+    launcher, size_of = (getattr(_library, f"clada_cuda_{name}{end}") for end in ("", "_workspace"))
+    workspace = memory.place_unset((size_of(ctypes.byref(call)),), "uint8", WORKSPACE_BOUNDARY, run.garbage)
+    rowwise = call.batch * call.sequence <= ROWWISE_TOKENS
+    products = ctypes.c_void_p(None if rowwise else _library.cuda_emulation_products())
+    _library.cuda_emulation_order(run.order)
+    with memory.watched():
+        _check(launcher(ctypes.byref(call), workspace.ctypes, products, None))
+
+
 def sparse_ffn(
     op: Op,
     inputs: Mapping[str, Array],
@@ -72,14 +90,18 @@ def sparse_ffn(
     """
     memory = GuardedMemory(offset)
     call, (y, active, score) = place_ffn_call(memory, op, inputs, attributes, element, element)
-    size = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
-    workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY, run.garbage)
-    rowwise = call.batch * call.sequence <= ROWWISE_TOKENS
-    products = ctypes.c_void_p(None if rowwise else _library.cuda_emulation_products())
-    _library.cuda_emulation_order(run.order)
-    with memory.watched():
-        _check(_library.clada_cuda_sparse_ffn(ctypes.byref(call), workspace.ctypes, products, None))
+    _run_tokens(memory, "sparse_ffn", call, run)
     return from_element(y, element), active, score
+
+
+def sparse_linear(
+    inputs: Mapping[str, Array], *, element: str = "float32", offset: int = 0, run: Run = RUNS[0]
+) -> tuple[Array, Array]:
+    """Call the kernels of SparseLinear, as `sparse_ffn` does; returns y in float64, and kept."""
+    memory = GuardedMemory(offset)
+    call, (y, kept) = place_linear_call(memory, inputs, element, element)
+    _run_tokens(memory, "sparse_linear", call, run)
+    return from_element(y, element), kept
 
 
 def load_signal(
@@ -132,6 +154,20 @@ def sparse_ffn_error(
     workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY)
     with memory.watched():
         return _library.clada_cuda_sparse_ffn(ctypes.byref(call), workspace.ctypes, None, None)
+
+
+def sparse_linear_error(
+    inputs: Mapping[str, Array], weight_element: str = "float32", sizes: Mapping[str, int] | None = None
+) -> int:
+    """The cudaError_t of a float32 call with no products, which may say that it has other sizes than its inputs."""
+    memory = GuardedMemory(0)
+    call, _ = place_linear_call(memory, inputs, "float32", weight_element)
+    for name, size in (sizes or {}).items():
+        setattr(call, name, size)
+    size = _library.clada_cuda_sparse_linear_workspace(ctypes.byref(call))
+    workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY)
+    with memory.watched():
+        return _library.clada_cuda_sparse_linear(ctypes.byref(call), workspace.ctypes, None, None)
 
 
 def load_signal_error(inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None) -> int:

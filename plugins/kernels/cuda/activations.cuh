@@ -22,7 +22,7 @@ __device__ __forceinline__ float activate(Activation activation, float z) {
   return z;
 }
 
-// Whether a neuron of the pool is computed for a token. Not `>=`: a NaN is kept, and shows.
+// Whether a value, a neuron's or an input's, is kept for a token. Not `>=`: a NaN is kept, and shows.
 __device__ __forceinline__ bool is_kept(float a, float scale, float threshold) {
   return scale >= 0.0f && a != 0.0f && !(fabsf(a) < scale * threshold);
 }

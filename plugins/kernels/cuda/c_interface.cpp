@@ -14,6 +14,15 @@ int clada_cuda_sparse_ffn(const clada::SparseFfnCall* call, void* workspace, con
   return clada::cuda::sparse_ffn(*call, workspace, products, stream);
 }
 
+size_t clada_cuda_sparse_linear_workspace(const clada::SparseLinearCall* call) {
+  return clada::cuda::sparse_linear_workspace(*call);
+}
+
+int clada_cuda_sparse_linear(const clada::SparseLinearCall* call, void* workspace,
+                             const clada::cuda::Products* products, cudaStream_t stream) {
+  return clada::cuda::sparse_linear(*call, workspace, products, stream);
+}
+
 size_t clada_cuda_load_signal_workspace(const clada::LoadSignalCall* call) {
   return clada::cuda::load_signal_workspace(*call);
 }

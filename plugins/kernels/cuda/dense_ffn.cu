@@ -1,10 +1,10 @@
-// Tokens are taken a chunk at a time, so that the workspace does not grow with a prompt. The products are rounded to
-// the element type, as in the ops' function bodies. Quantised weights are widened to it a piece at a time, anew for
-// each chunk, and then multiplied like others.
+// The products are rounded to the element type, as in the ops' function bodies. Quantised weights are widened to it a
+// piece at a time, anew for each chunk, and then multiplied like others.
 #include <algorithm>
 #include <launch.cuh>
 
 #include "activations.cuh"
+#include "chunks.h"
 #include "dense_ffn.h"
 #include "dequantize.h"
 #include "elements.cuh"
@@ -13,7 +13,6 @@
 namespace clada::cuda {
 namespace {
 
-constexpr int64_t kChunk = 1024;  // tokens
 // Of a quantised matrix that is widened at a time: large enough to be multiplied at full speed, small enough for larger
 // caches. In whole steps of rows or columns, which blocks divide.
 constexpr int64_t kPieceBytes = int64_t{32} << 20;
@@ -103,10 +102,6 @@ __global__ void __launch_bounds__(kThreads) add_bias(const Chunk chunk) {
   }
 }
 
-size_t padded_bytes(int64_t count, size_t size) { return (static_cast<size_t>(count) * size + 255) / 256 * 256; }
-
-int64_t chunk_tokens(const SparseFfnCall& ffn) { return std::min(kChunk, ffn.batch * ffn.sequence); }
-
 // Rows or columns, `length` long, of a matrix that has `count` of them that a piece has.
 int64_t of_piece(const SparseFfnCall& ffn, int64_t length, int64_t count) {
   const int64_t bytes = std::max<int64_t>(1, length * static_cast<int64_t>(element_size(ffn.element)));
@@ -120,19 +115,13 @@ size_t piece_bytes(const SparseFfnCall& ffn) {
   return padded_bytes(std::max(rows, columns), element_size(ffn.element));
 }
 
-// A product of no terms, which cuBLAS refuses; into c without gaps.
-cudaError_t clear_product(const Product& product, cudaStream_t stream) {
-  const size_t bytes = static_cast<size_t>(product.m * product.n) * element_size(product.element);
-  return bytes == 0 ? cudaSuccess : cudaMemsetAsync(product.c, 0, bytes, stream);
-}
-
 // out[count, F] = x[count, D] . matrix[F, D]^T
 template <class E>
 cudaError_t multiply_inward(const Chunk& chunk, const E* x, const Weights& matrix, void* out, const Products& products,
                             cudaStream_t stream) {
   const SparseFfnCall& ffn = chunk.ffn;
   Product product{chunk.count, ffn.neurons, ffn.width, ffn.element, x, matrix.data, out, ffn.neurons, true};
-  if (product.n == 0 || product.k == 0) return clear_product(product, stream);
+  if (is_empty(product)) return clear_product(product, stream);
   if (ffn.quantization.bits == 0) return products.multiply(products.library, product, stream);
   const int64_t rows = of_piece(ffn, ffn.width, ffn.neurons);
   cudaError_t error = cudaSuccess;
@@ -152,7 +141,7 @@ cudaError_t multiply_outward(const Chunk& chunk, const Weights& matrix, E* y, co
                              cudaStream_t stream) {
   const SparseFfnCall& ffn = chunk.ffn;
   Product product{chunk.count, ffn.width, ffn.neurons, ffn.element, chunk.gates, matrix.data, y, ffn.width, false};
-  if (product.n == 0 || product.k == 0) return clear_product(product, stream);
+  if (is_empty(product)) return clear_product(product, stream);
   if (ffn.quantization.bits == 0) return products.multiply(products.library, product, stream);
   const int64_t columns = of_piece(ffn, ffn.neurons, ffn.width);
   cudaError_t error = cudaSuccess;
@@ -190,13 +179,13 @@ cudaError_t compute_chunk(const Chunk& chunk, const Products& products, cudaStre
 }  // namespace
 
 size_t dense_ffn_workspace(const SparseFfnCall& ffn) {
-  const int64_t tokens = chunk_tokens(ffn);
+  const int64_t tokens = chunk_tokens(ffn.batch * ffn.sequence);
   const size_t matrix = padded_bytes(tokens * ffn.neurons, element_size(ffn.element));
   return (ffn.w_up ? 2 : 1) * matrix + padded_bytes(tokens, sizeof(float)) + piece_bytes(ffn);
 }
 
 cudaError_t dense_ffn(const SparseFfnCall& ffn, void* workspace, const Products& products, cudaStream_t stream) {
-  const int64_t tokens = ffn.batch * ffn.sequence, each = chunk_tokens(ffn);
+  const int64_t tokens = ffn.batch * ffn.sequence, each = chunk_tokens(tokens);
   const size_t matrix = padded_bytes(each * ffn.neurons, element_size(ffn.element));
   char* free = static_cast<char*>(workspace);
   Chunk chunk{ffn, 0, 0, free, ffn.w_up ? free + matrix : nullptr, nullptr, nullptr};

@@ -41,6 +41,14 @@ size_t sparse_ffn_workspace(const SparseFfnCall&);
 // count. Any size may be 0: a token of no neurons gets b_out or zeros.
 cudaError_t sparse_ffn(const SparseFfnCall&, void* workspace, const Products* products, cudaStream_t);
 
+// Bytes that sparse_linear needs beside its inputs and outputs, aligned to 256; from sizes and types alone.
+size_t sparse_linear_workspace(const SparseLinearCall&);
+
+// One call of SparseLinear. w has the element type of x. `products` may be null where there are at most kRowwiseTokens
+// tokens, of which only the rows of w are read whose inputs are kept; cudaErrorInvalidValue where it is needed and
+// null, where weight_element differs, and where a size is negative or larger than the kernels count. Any size may be 0.
+cudaError_t sparse_linear(const SparseLinearCall&, void* workspace, const Products* products, cudaStream_t);
+
 // Bytes that load_signal needs, aligned to 256; from sizes and types alone.
 size_t load_signal_workspace(const LoadSignalCall&);
 

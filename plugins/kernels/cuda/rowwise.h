@@ -1,6 +1,8 @@
-// The feed-forward ops for few tokens: row by row, and only the rows that are kept. Two launches:
+// The ops for few tokens: row by row, and only the rows that are kept. Two launches:
 //
 // gate_up.cu finds what is kept and computes h; down.cu adds the kept rows of w_out, and writes `active` and `score`.
+// SparseLinear is the second half of that: its inputs are the neurons and its outputs the width, w is w_out, and
+// select_inputs.cu puts what is kept of x in the place of h, and writes `kept`.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -16,7 +18,12 @@ constexpr int kBlockNeurons = 16;
 // the blocks in turn.
 constexpr int down_resident(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 3 : 2; }
 constexpr int kMultiprocessors = 128;
-constexpr int kMostSplits = 64;      // the last block of a tile adds that many sums
+constexpr int kMostSplits = 64;  // the last block of a tile adds that many sums
+// Where the tiles alone are more blocks than that, as a vocabulary's are: how often to fill all places, so that the
+// last time, when some stay empty, is little of the whole; but splits of so many rows a token, beside which the sums
+// that they write and that are read again are little.
+constexpr int kRounds = 4;
+constexpr int kSplitRows = 256;
 constexpr int kTileLanes = 16;       // lanes that share a row of a tile: 256 bytes of it in a row
 constexpr int kScoreNeurons = 1024;  // neurons whose scores one block writes
 constexpr int kSmallestBlock = 32;   // of quantised weights; others are this times a power of two
@@ -57,10 +64,19 @@ struct Rowwise {
 // log2 of the block, 0 where there is none.
 int scale_shift(Quantization);
 
-// Sizes, and places in a workspace that starts at `workspace`, which is only computed with; returns its bytes.
-size_t lay_out(const SparseFfnCall&, void* workspace, Rowwise&);
+// Whether it is a multiple of 16 bytes.
+bool is_aligned(const void*);
+
+// Whether these sizes are such as the kernels count in int, and the tokens too.
+bool can_count(int64_t batch, int64_t sequence, int64_t width, int64_t neurons);
+
+// Of a call whose inputs, outputs and sizes are set: how it is cut, and its places in a workspace that starts at
+// `workspace`, which is only computed with; returns its bytes. Without scores there are no blocks for them, nor what
+// those read.
+size_t lay_out(bool scored, void* workspace, Rowwise&);
 
 cudaError_t launch_gate_up(const Rowwise&, cudaStream_t);
+cudaError_t launch_select_inputs(const Rowwise&, cudaStream_t);
 cudaError_t launch_down(const Rowwise&, cudaStream_t);
 
 // Calls `with` with the number of padded tokens as a constant.

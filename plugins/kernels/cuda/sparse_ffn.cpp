@@ -1,24 +1,12 @@
-// The feed-forward ops: chooses how a call is computed, and divides its workspace.
-#include <algorithm>
-#include <cstdint>
-#include <limits>
-
+// The feed-forward ops: chooses how a call is computed.
 #include "dense_ffn.h"
 #include "rowwise.h"
 
 namespace clada::cuda {
 namespace {
 
-int64_t parts(int64_t count, int64_t each) { return (count + each - 1) / each; }
-
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 // Sizes that the kernels count in int.
-bool fits(const SparseFfnCall& ffn) {
-  const int64_t most = std::numeric_limits<int>::max() / 16;
-  return ffn.width >= 0 && ffn.neurons >= 0 && ffn.batch >= 0 && ffn.sequence >= 0 && ffn.width <= most &&
-         ffn.neurons <= most && ffn.batch <= most && ffn.sequence <= most && ffn.batch * ffn.sequence <= most;
-}
+bool fits(const SparseFfnCall& ffn) { return can_count(ffn.batch, ffn.sequence, ffn.width, ffn.neurons); }
 
 bool is_quantized(const SparseFfnCall& ffn) { return ffn.quantization.bits != 0; }
 
@@ -30,16 +18,9 @@ bool are_known(const SparseFfnCall& ffn) {
          ffn.s_in && ffn.s_out && (!ffn.w_up || ffn.s_up);
 }
 
-}  // namespace
-
-int scale_shift(Quantization quantization) {
-  int shift = 0;
-  while (quantization.block_size >> shift > 1) ++shift;
-  return shift;
-}
-
+// The call as its kernels see it; returns the bytes of its workspace.
 size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
-  const int64_t tokens = ffn.batch * ffn.sequence, size = static_cast<int64_t>(element_size(ffn.element));
+  const int64_t size = static_cast<int64_t>(element_size(ffn.element));
   call.x = ffn.x;
   call.w_in = {ffn.w_in, ffn.s_in};
   call.w_up = {ffn.w_up, ffn.s_up};
@@ -52,7 +33,7 @@ size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
   call.y = ffn.y;
   call.active_out = ffn.active;
   call.score = ffn.score;
-  call.tokens = static_cast<int>(tokens);
+  call.tokens = static_cast<int>(ffn.batch * ffn.sequence);
   call.batch = static_cast<int>(ffn.batch);
   call.sequence = static_cast<int>(ffn.sequence);
   call.width = static_cast<int>(ffn.width);
@@ -64,30 +45,15 @@ size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
   // Rows of blocks are always whole vectors.
   call.vectors = ffn.width * size % 16 == 0 && is_aligned(ffn.x) && is_aligned(ffn.w_in) && is_aligned(ffn.w_up) &&
                  is_aligned(ffn.w_out);
-  call.padded = tokens <= 1 ? 1 : tokens <= 2 ? 2 : tokens <= 4 ? 4 : 8;
-  // One block at least, which prepares the workspace.
-  call.blocks = static_cast<int>(std::max<int64_t>(1, parts(ffn.neurons, kBlockNeurons)));
-  call.tile_columns =
-      kTileLanes * (is_quantized(ffn) ? quantized_columns(call.bits, call.padded) : static_cast<int>(16 / size));
-  call.tiles = static_cast<int>(parts(ffn.width, call.tile_columns));
-  const int64_t splits = down_resident(call.padded) * kMultiprocessors / std::max(1, call.tiles);
-  call.splits = static_cast<int>(std::clamp<int64_t>(splits, 1, std::min<int64_t>(kMostSplits, call.blocks)));
-  call.score_blocks = static_cast<int>(std::max<int64_t>(1, parts(ffn.neurons, kScoreNeurons)));
+  return lay_out(true, workspace, call);
+}
 
-  size_t used = 0;
-  const auto place = [&](auto*& pointer, size_t count) {
-    pointer =
-        reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(reinterpret_cast<uintptr_t>(workspace) + used);
-    used += (count * sizeof *pointer + 255) / 256 * 256;
-  };
-  const size_t padded = call.padded, blocks = call.blocks;
-  place(call.tickets, call.tiles);
-  place(call.kept, blocks);
-  place(call.h, padded * blocks * kBlockNeurons);
-  place(call.energy, padded * blocks);
-  place(call.active, padded * blocks);
-  place(call.sums, padded * call.splits * call.tiles * call.tile_columns);
-  return used;
+}  // namespace
+
+int scale_shift(Quantization quantization) {
+  int shift = 0;
+  while (quantization.block_size >> shift > 1) ++shift;
+  return shift;
 }
 
 size_t sparse_ffn_workspace(const SparseFfnCall& ffn) {

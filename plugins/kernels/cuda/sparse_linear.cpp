@@ -1,0 +1,54 @@
+// SparseLinear: chooses how a call is computed.
+#include "dense_linear.h"
+#include "rowwise.h"
+
+namespace clada::cuda {
+namespace {
+
+// Sizes that the kernels count in int.
+bool fits(const SparseLinearCall& linear) {
+  return can_count(linear.batch, linear.sequence, linear.outputs, linear.width);
+}
+
+// The call as its kernels see it; returns the bytes of its workspace.
+size_t lay_out(const SparseLinearCall& linear, void* workspace, Rowwise& call) {
+  call = {};
+  call.x = linear.x;
+  call.w_out.data = linear.w;
+  call.threshold = linear.threshold;
+  call.scale = linear.scale;
+  call.y = linear.y;
+  call.active_out = linear.kept;
+  call.tokens = static_cast<int>(linear.batch * linear.sequence);
+  call.batch = static_cast<int>(linear.batch);
+  call.sequence = static_cast<int>(linear.sequence);
+  call.width = static_cast<int>(linear.outputs);
+  call.neurons = static_cast<int>(linear.width);
+  call.element = linear.element;
+  const size_t row_bytes = static_cast<size_t>(linear.outputs) * element_size(linear.element);
+  call.vectors = row_bytes % 16 == 0 && is_aligned(linear.w);
+  return lay_out(false, workspace, call);
+}
+
+}  // namespace
+
+size_t sparse_linear_workspace(const SparseLinearCall& linear) {
+  if (!fits(linear)) return 0;
+  if (linear.batch * linear.sequence > kRowwiseTokens) return dense_linear_workspace(linear);
+  Rowwise call;
+  return lay_out(linear, nullptr, call);
+}
+
+cudaError_t sparse_linear(const SparseLinearCall& linear, void* workspace, const Products* products,
+                          cudaStream_t stream) {
+  if (linear.weight_element != linear.element || !fits(linear)) return cudaErrorInvalidValue;
+  if (linear.batch * linear.sequence > kRowwiseTokens) {
+    return products ? dense_linear(linear, workspace, *products, stream) : cudaErrorInvalidValue;
+  }
+  Rowwise call;
+  lay_out(linear, workspace, call);
+  const cudaError_t error = launch_select_inputs(call, stream);
+  return error == cudaSuccess && call.tiles > 0 ? launch_down(call, stream) : error;
+}
+
+}  // namespace clada::cuda
