@@ -57,7 +57,8 @@ static void check_names(const Signature& signature, const Specs<PluginField>& fi
     const auto is_name = [&](std::string_view other) { return other == name; };
     if (std::any_of(known.begin(), known.end(), is_name)) continue;
     if (std::any_of(std::begin(kOfTheParser), std::end(kOfTheParser), is_name)) continue;
-    throw std::invalid_argument(quoted(std::string(name)) + " is not known; the fields are " + join(known));
+    throw std::invalid_argument(quoted(std::string(name)) + " is not known; " +
+                                (known.empty() ? "there are none" : "the fields are " + join(known)));
   }
 }
 

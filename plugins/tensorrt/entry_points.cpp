@@ -2,6 +2,7 @@
 #include "creator.h"
 #include "load_signal_plugin.h"
 #include "sparse_ffn_plugin.h"
+#include "sparse_linear_plugin.h"
 
 extern "C" {
 
@@ -17,9 +18,10 @@ nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static trt::Creator<trt::SparseFfnPlugin<ops::SparseFFN>> plain;
   static trt::Creator<trt::SparseFfnPlugin<ops::QuantizedSparseGatedFFN>> quantized_gated;
   static trt::Creator<trt::SparseFfnPlugin<ops::QuantizedSparseFFN>> quantized_plain;
+  static trt::Creator<trt::SparseLinearPlugin> linear;
   static trt::Creator<trt::LoadSignalPlugin> signal;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&gated, &plain, &quantized_gated, &quantized_plain,
-                                                                &signal};
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&gated,           &plain,  &quantized_gated,
+                                                                &quantized_plain, &linear, &signal};
   count = sizeof creators / sizeof *creators;
   return creators;
 }

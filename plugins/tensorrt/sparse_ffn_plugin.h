@@ -1,19 +1,16 @@
 // The feed-forward ops in TensorRT.
 #pragma once
-#include <algorithm>
-#include <cstdint>
 #include <stdexcept>
 
 #include "ffn_inputs.h"
 #include "launchers.h"
-#include "plugin.h"
-#include "products.h"
+#include "products_plugin.h"
 #include "quantization_sizes.h"
 
 namespace clada::trt {
 
 template <class Table>
-class SparseFfnPlugin final : public Plugin {
+class SparseFfnPlugin final : public ProductsPlugin {
   using In = typename Table::In;
   using Out = typename Table::Out;
   using At = FfnInputs<Table>;
@@ -21,7 +18,7 @@ class SparseFfnPlugin final : public Plugin {
  public:
   using Op = Table;
   explicit SparseFfnPlugin(Attributes attributes)
-      : Plugin(kSignature<Table>, std::move(attributes)),
+      : ProductsPlugin(kSignature<Table>, std::move(attributes)),
         activation_(activation_named(attributes_.text(Table::Attr::activation))) {
     if constexpr (is_quantized<Table>) {
       quantization_ = {attributes_.integer(Table::Attr::bits), attributes_.integer(Table::Attr::block_size)};
@@ -40,25 +37,11 @@ class SparseFfnPlugin final : public Plugin {
     }
   }
 
-  void prepare(const Sizes& sizes, const void* context) override {
-    if (needs_products(sizes) && !products_) products_ = matrix_products(context);
-  }
-
   size_t workspace_bytes(const Sizes& sizes, Element element) const override {
     SparseFfnCall largest{};
     set_sizes(largest, sizes, element);
     if (At::w_up != kNone) largest.w_up = &largest;  // that it is not null tells which op the call is of
-    size_t bytes = cuda::sparse_ffn_workspace(largest);
-    // A call of few tokens goes another way, which may need more than the largest call does.
-    for (int64_t batch = 1; batch <= std::min(largest.batch, cuda::kRowwiseTokens); ++batch) {
-      for (int64_t tokens = 1; tokens <= std::min(largest.sequence, cuda::kRowwiseTokens / batch); ++tokens) {
-        SparseFfnCall few = largest;
-        few.batch = batch;
-        few.sequence = tokens;
-        bytes = std::max(bytes, cuda::sparse_ffn_workspace(few));
-      }
-    }
-    return bytes;
+    return most_workspace(cuda::sparse_ffn_workspace, largest);
   }
 
   void launch(const Sizes& sizes, Element element, const void* const* inputs, void* const* outputs, void* workspace,
@@ -81,13 +64,8 @@ class SparseFfnPlugin final : public Plugin {
     call.y = outputs[Out::y];
     call.active = static_cast<int32_t*>(outputs[Out::active]);
     call.score = static_cast<float*>(outputs[Out::score]);
-    if (!needs_products(sizes)) return check_launch(cuda::sparse_ffn(call, workspace, nullptr, stream));
-    if (!products_) throw std::runtime_error("a call of many tokens came before onShapeChange was told of it");
-    const cuda::Products products = products_->products();
-    check_launch(cuda::sparse_ffn(call, workspace, &products, stream), products_->error());
+    launch_call(cuda::sparse_ffn, call, workspace, stream);
   }
-
-  static bool needs_products(const Sizes& sizes) { return sizes.at("B") * sizes.at("S") > cuda::kRowwiseTokens; }
 
   void set_sizes(SparseFfnCall& call, const Sizes& sizes, Element element) const {
     call.batch = sizes.at("B");
@@ -101,7 +79,6 @@ class SparseFfnPlugin final : public Plugin {
 
   Activation activation_;
   Quantization quantization_{};
-  std::shared_ptr<cuda::CublasProducts> products_;
 };
 
 }  // namespace clada::trt

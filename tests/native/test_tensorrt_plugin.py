@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 
 from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, VERSION
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, VERSION
 from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from tests.native.calls import GuardedMemory, from_element, to_element
-from tests.native.cases import FFN_CASES, QUANTIZED_FFN_CASES, check_outputs, dense_case, large_case, rounded_case
+from tests.native.cases import (
+    FFN_CASES,
+    LINEAR_CASES,
+    QUANTIZED_FFN_CASES,
+    check_outputs,
+    dense_case,
+    rounded_case,
+    sized_case,
+)
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS, WORKSPACE_BOUNDARY
 from tests.tensorrt.checks import (
     all_fields,
@@ -29,7 +37,8 @@ _LIBRARIES = [Path(os.environ.get(name, "")) for name in ("CLADA_PLUGIN_PROBE_LI
 if not os.environ.get("TENSORRT_INCLUDE_DIR"):
     pytest.skip("TENSORRT_INCLUDE_DIR is not set: the plugins cannot be compiled", allow_module_level=True)
 
-FFN_OPS = pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values()], ids=lambda op: op.name)
+# Those that multiply matrices where there are many tokens.
+TOKEN_OPS = pytest.mark.parametrize("op", [op for op in OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name)
 QUANTIZED_OPS = pytest.mark.parametrize("op", QUANTIZED.values(), ids=lambda op: op.name)
 ALL_OPS = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 SMALL = {"D": 32, "P": 16, "N": 1, "F": 8}
@@ -84,7 +93,8 @@ def test_text_may_end_with_a_zero(library, op):
 
 def refused(op: Op):
     fields = default_fields(op)
-    yield {**fields, "width": 4.0}, f"field 'width' is not known; the fields are {', '.join(fields)}"
+    known = f"the fields are {', '.join(fields)}" if fields else "there are none"
+    yield {**fields, "width": 4.0}, f"field 'width' is not known; {known}"
     for attribute in op.attributes:
         name, rest = attribute.name, {key: value for key, value in fields.items() if key != attribute.name}
         wanted = f"one of {', '.join(map(str, attribute.choices))}" if attribute.choices else "float"
@@ -197,7 +207,7 @@ def test_format_combinations(library, op, float_type):
     check_formats(library, op, float_type)
 
 
-@FFN_OPS
+@TOKEN_OPS
 @pytest.mark.parametrize("element", FLOAT_TYPES)
 def test_workspace_is_enough_for_every_shape_of_the_profile(library, op, element):
     plugin = default_plugin(library, op)
@@ -278,16 +288,16 @@ def run(library: PluginLibrary, op: Op, case: Case, element: str) -> list[Array]
     return first
 
 
-def check_ffn(op: Op, case: Case, outputs: list[Array], element: str) -> None:
+def check_case(op: Op, case: Case, outputs: list[Array], element: str) -> None:
     many_tokens = case.inputs["scale"].size > ROWWISE_TOKENS
     check_outputs(op, case, outputs, element, rounded_products=many_tokens)
 
 
 @pytest.mark.parametrize("element", FLOAT_TYPES)
-@pytest.mark.parametrize(("op", "case"), [*FFN_CASES, *QUANTIZED_FFN_CASES])
-def test_feed_forward_matches_reference(library, op, case, element):
+@pytest.mark.parametrize(("op", "case"), [*FFN_CASES, *QUANTIZED_FFN_CASES, *LINEAR_CASES])
+def test_matches_reference(library, op, case, element):
     case = rounded_case(case, element, element)
-    check_ffn(op, case, run(library, op, case, element), element)
+    check_case(op, case, run(library, op, case, element), element)
 
 
 @QUANTIZED_OPS
@@ -312,12 +322,10 @@ def test_sizes_that_do_not_fit_the_quantisation_are_refused(library, op, sizes, 
 
 # Both sizes that an element has.
 @pytest.mark.parametrize("element", ["float32", "float16"])
-@FFN_OPS
+@TOKEN_OPS
 def test_one_context_computes_every_shape_of_its_profile(library, op, element):
     """Prompts and steps in turn, in one workspace, which is what TensorRT asked for at the largest sizes."""
-    quantization = (4, 32) if op in QUANTIZED.values() else None
-    shapes = itertools.product((1, 3), (1, 2, 17))
-    cases = [large_case(op, *shape, 96, 37, element=element, quantization=quantization) for shape in shapes]
+    cases = [sized_case(op, *shape, 96, 37, element=element) for shape in itertools.product((1, 3), (1, 2, 17))]
     # Half types round the products that many tokens are selected by.
     cases = [case if case.inputs["scale"].size <= ROWWISE_TOKENS else dense_case(case) for case in cases]
     sizes = [case_sizes(op, case) for case in cases]
@@ -328,7 +336,7 @@ def test_one_context_computes_every_shape_of_its_profile(library, op, element):
     attached = plugin.clone().attach()
     for case in (*cases, *reversed(cases)):
         assert attached.shape_change(tensors_of(op, case_sizes(op, case), element)) == 0
-        check_ffn(op, case, compute(attached, op, case, element, workspace), element)
+        check_case(op, case, compute(attached, op, case, element, workspace), element)
 
 
 @pytest.mark.parametrize("element", FLOAT_TYPES)
@@ -340,7 +348,7 @@ def test_load_signal_matches_reference(library, case, element):
         assert np.abs(out - expected).max() <= LOAD_SIGNAL.tolerance["float32"] * np.abs(expected).max(), spec.name
 
 
-@FFN_OPS
+@TOKEN_OPS
 def test_plugins_of_a_context_share_a_handle_of_cublas(library, op):
     """One is made when many tokens come, one for each context, and none outlives its plugins."""
     alive = ctypes.CDLL(str(_LIBRARIES[1])).cublas_alive
@@ -357,7 +365,7 @@ def test_plugins_of_a_context_share_a_handle_of_cublas(library, op):
     assert alive() == 0
 
 
-@FFN_OPS
+@TOKEN_OPS
 def test_many_tokens_without_a_change_of_shape(library, op):
     plugin = default_plugin(library, op)
     tensors = tensors_of(op, {"B": 3, "S": 5, **SMALL}, "float32")
@@ -365,7 +373,7 @@ def test_many_tokens_without_a_change_of_shape(library, op):
     assert library.log() == [f"error: {op.name}: a call of many tokens came before onShapeChange was told of it"]
 
 
-@FFN_OPS
+@TOKEN_OPS
 def test_what_cuda_refuses_is_reported(library, op):
     plugin = default_plugin(library, op)
     tensors = tensors_of(op, {"B": 1, "S": 1, "D": 2**31, "P": 2**30, "N": 2**26, "F": 8}, "float32")
@@ -374,13 +382,12 @@ def test_what_cuda_refuses_is_reported(library, op):
 
 
 @pytest.mark.fault("native", "a batch, text, width or layer of no size in TensorRT", now="empty outputs, or zeros")
-@FFN_OPS
+@TOKEN_OPS
 def test_every_size_may_be_0(library, op):
-    quantization = (4, 32) if op in QUANTIZED.values() else None
     for shape in itertools.product((0, 2), (0, 1, 12), (0, 32), (0, 19)):
         if 0 in shape:
-            case = large_case(op, *shape, quantization=quantization)
-            check_ffn(op, case, run(library, op, case, "float32"), "float32")
+            case = sized_case(op, *shape)
+            check_case(op, case, run(library, op, case, "float32"), "float32")
 
 
 @pytest.mark.fault("native", "a load signal without knots in TensorRT", now="refused in one line")
