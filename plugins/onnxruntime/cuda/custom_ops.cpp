@@ -2,6 +2,7 @@
 //
 // A library of its own: ONNX Runtime takes a domain once in a session, and the CPU's must load where there is no CUDA.
 #include "ffn_kernel.h"
+#include "linear_kernel.h"
 #include "load_signal_kernel.h"
 #include "registration.h"
 
@@ -11,7 +12,8 @@ namespace {
 template <class Table>
 using Ffn = OpBase<Table, FfnKernel<Table>>;
 using CudaDomain = Domain<Ffn<ops::SparseGatedFFN>, Ffn<ops::SparseFFN>, Ffn<ops::QuantizedSparseGatedFFN>,
-                          Ffn<ops::QuantizedSparseFFN>, OpBase<ops::LoadSignal, LoadSignalKernel>>;
+                          Ffn<ops::QuantizedSparseFFN>, OpBase<ops::SparseLinear, LinearKernel>,
+                          OpBase<ops::LoadSignal, LoadSignalKernel>>;
 
 }  // namespace
 }  // namespace clada::cuda

@@ -1,29 +1,16 @@
 // The feed-forward ops on CUDA.
 #pragma once
-#include <map>
-#include <mutex>
 #include <string>
 #include <vector>
 
-#include "cublas_products.h"
 #include "ffn_node.h"
 #include "launch.h"
 #include "launchers.h"
 #include "op_base.h"
+#include "products.h"
 #include "quantization_scales.h"
 
 namespace clada::cuda {
-
-// cuBLAS on the current device, made when a call of many tokens first needs it and never freed: one for all nodes,
-// since each takes memory of its own. Throws std::runtime_error where there is none.
-inline CublasProducts& cublas() {
-  static std::mutex mutex;
-  static auto& devices = *new std::map<int, CublasProducts>();
-  int device = 0;
-  check("cuBLAS", cudaGetDevice(&device));
-  const std::lock_guard<std::mutex> lock(mutex);
-  return devices[device];
-}
 
 // Throws Ort::Exception where a scale of a constant input cannot be used; they lie on the device, so they are copied.
 inline void check_scales(const Ort::ConstKernelInfo& info, const char* op, size_t index, const char* name) {
@@ -57,12 +44,7 @@ class FfnKernel {
     return as_status([&] {
       const SparseFfnCall call = ffn_call<Table>(Ort::KernelContext(context), element_, attributes_);
       const Launch launch(context, sparse_ffn_workspace(call));
-      if (call.batch * call.sequence <= kRowwiseTokens) {
-        check(Table::name, sparse_ffn(call, launch.workspace, nullptr, launch.stream));
-        return;
-      }
-      const Products products = cublas().products();
-      check(Table::name, sparse_ffn(call, launch.workspace, &products, launch.stream), cublas().error());
+      launch_with_products(Table::name, sparse_ffn, call, launch);
     });
   }
 
