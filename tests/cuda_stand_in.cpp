@@ -1,8 +1,11 @@
 // The C interface of the CUDA kernels over the CPU's, with host pointers, and the faults that checks must find.
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <vector>
 
+#include "convert.h"
 #include "load_signal.h"
 #include "simd_portable.h"
 #include "sparse_ffn.h"
@@ -25,6 +28,29 @@ void compute(const clada::SparseFfnCall& call, void* workspace) {
   kQuantized.ffn(call, packed.get(), workspace, {nullptr, run});
 }
 
+// A row of a tensor in float32.
+std::vector<float> row_of(clada::Element element, const void* tensor, int64_t row, int64_t width) {
+  std::vector<float> values(static_cast<size_t>(clada::padded<clada::Portable>(width)));
+  clada::widen<clada::Portable>(element, tensor, row * width, values.data(), width);
+  return values;
+}
+
+void compute(const clada::SparseLinearCall& call) {
+  for (int64_t token = 0; token < call.batch * call.sequence; ++token) {
+    const std::vector<float> x = row_of(call.element, call.x, token, call.width);
+    std::vector<float> y(static_cast<size_t>(clada::padded<clada::Portable>(call.outputs)));
+    call.kept[token] = 0;
+    for (int64_t i = 0; i < call.width; ++i) {
+      const float scale = call.scale[token];
+      if (!(scale >= 0) || x[i] == 0 || std::fabs(x[i]) < scale * call.threshold[i]) continue;
+      ++call.kept[token];
+      const std::vector<float> w = row_of(call.weight_element, call.w, i, call.outputs);
+      for (int64_t k = 0; k < call.outputs; ++k) y[k] += x[i] * w[k];
+    }
+    clada::narrow<clada::Portable>(y.data(), call.element, call.y, token * call.outputs, call.outputs);
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -32,23 +58,21 @@ extern "C" {
 // What goes wrong: nothing, or one of the cases below.
 int clada_fault = 0;
 
-size_t clada_cuda_sparse_ffn_workspace(const clada::SparseFfnCall* call) {
-  if (call->quantization.bits != 0) return kQuantized.ffn_workspace(*call);
-  return clada::sparse_ffn_workspace<clada::Portable>(*call);
-}
+}  // extern "C"
 
-int clada_cuda_sparse_ffn(const clada::SparseFfnCall* call, void* workspace, const void* products, void*) {
-  if ((call->batch * call->sequence > 8) != (products != nullptr)) return 1;
-  compute(*call, workspace);
-  const size_t element = element_size(call->element);
-  char* y = static_cast<char*>(call->y);
-  char* end = y + static_cast<size_t>(call->batch * call->sequence * call->width) * element;
+namespace {
+
+// What a call of many values y of an element type, and of counts, returns, with the fault that there is.
+int with_fault(clada::Element type, void* values, int64_t count, int32_t* counts) {
+  const size_t element = element_size(type);
+  char* y = static_cast<char*>(values);
+  char* end = y + static_cast<size_t>(count) * element;
   switch (clada_fault) {
     case 1:  // a wrong value
       memcpy(y, y + element, element);
       break;
-    case 2:  // one neuron too many
-      ++call->active[0];
+    case 2:  // one too many
+      ++counts[0];
       break;
     case 3:  // written past the end
       *end = 0;
@@ -65,6 +89,32 @@ int clada_cuda_sparse_ffn(const clada::SparseFfnCall* call, void* workspace, con
       return 209;
   }
   return 0;
+}
+
+// Few tokens are computed row by row, and many with products.
+bool fits(int64_t tokens, const void* products) { return (tokens > 8) == (products != nullptr); }
+
+}  // namespace
+
+extern "C" {
+
+size_t clada_cuda_sparse_ffn_workspace(const clada::SparseFfnCall* call) {
+  if (call->quantization.bits != 0) return kQuantized.ffn_workspace(*call);
+  return clada::sparse_ffn_workspace<clada::Portable>(*call);
+}
+
+int clada_cuda_sparse_ffn(const clada::SparseFfnCall* call, void* workspace, const void* products, void*) {
+  if (!fits(call->batch * call->sequence, products)) return 1;
+  compute(*call, workspace);
+  return with_fault(call->element, call->y, call->batch * call->sequence * call->width, call->active);
+}
+
+size_t clada_cuda_sparse_linear_workspace(const clada::SparseLinearCall*) { return 0; }
+
+int clada_cuda_sparse_linear(const clada::SparseLinearCall* call, void*, const void* products, void*) {
+  if (!fits(call->batch * call->sequence, products)) return 1;
+  compute(*call);
+  return with_fault(call->element, call->y, call->batch * call->sequence * call->outputs, call->kept);
 }
 
 size_t clada_cuda_load_signal_workspace(const clada::LoadSignalCall*) { return 0; }

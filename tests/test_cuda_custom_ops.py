@@ -13,13 +13,13 @@ import pytest
 
 from clada.benchmark.gpu.build import write_op_table
 from clada.benchmark.gpu.model_needs import headers
-from clada.plugins.ops import OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_GATED_FFN
 from clada.plugins.ops.record import Array, Case, Op, evaluate
 from tests.conftest import ROOT
-from tests.native.cases import check_outputs, large_case
+from tests.native.cases import check_outputs, sized_case
 from tests.op_backends import body_model, make_constant
 
-FFN_OPS = [SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values()]
+TOKEN_OPS = pytest.mark.parametrize("op", [op for op in OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name)
 GATED = QUANTIZED[SPARSE_GATED_FFN.name]
 PLUGINS = ROOT / "plugins"
 pytestmark = pytest.mark.skipif(
@@ -68,7 +68,7 @@ def given(op: Op, case: Case) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("constant", [True, False])
-@pytest.mark.parametrize("op", FFN_OPS, ids=lambda op: op.name)
+@TOKEN_OPS
 def test_sample_cases(library, op, constant):
     for case in list(op.cases())[::3]:
         ready, inputs = session(library, op, case, constant), given(op, case)
@@ -81,11 +81,10 @@ def test_sample_cases(library, op, constant):
 @pytest.mark.fault(
     "native", "a batch, text, width or layer of no size in the custom ops for CUDA", now="no outputs, or zeros"
 )
-@pytest.mark.parametrize("op", FFN_OPS, ids=lambda op: op.name)
+@TOKEN_OPS
 def test_every_size_may_be_0(library, op):
-    quantization = (4, 32) if op in QUANTIZED.values() else None
     for shape in ((0, 2, 32, 5), (2, 0, 32, 5), (2, 2, 0, 5), (2, 2, 32, 0), (2, 9, 0, 5), (2, 9, 32, 0), (0, 0, 0, 0)):
-        case = large_case(op, *shape, quantization=quantization)
+        case = sized_case(op, *shape)
         inputs = given(op, case)
         check_outputs(op, case, session(library, op, case, False).run(None, inputs), "float32")
 

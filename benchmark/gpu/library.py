@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from clada.benchmark.gpu.calls import ELEMENTS, FFN_NAMES, LoadSignalCall, SparseFfnCall
+from clada.benchmark.gpu.calls import ELEMENTS, FFN_NAMES, LoadSignalCall, SparseFfnCall, SparseLinearCall
 from clada.benchmark.gpu.device import Device
 from clada.benchmark.gpu.guarded import Guarded
 from clada.benchmark.gpu.products import torch_products
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL
+from clada.plugins.ops import LOAD_SIGNAL, SPARSE_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.record import Op
 
@@ -47,7 +47,7 @@ def load(path: Path, device: Device) -> Kernels:
     """
     try:
         library = ctypes.CDLL(str(path))
-        for name in ("sparse_ffn", "load_signal"):
+        for name in ("sparse_ffn", "sparse_linear", "load_signal"):
             getattr(library, f"clada_cuda_{name}_workspace").restype = ctypes.c_size_t
             getattr(library, f"clada_cuda_{name}").restype = ctypes.c_int
         library.clada_cuda_error_text.restype = ctypes.c_char_p
@@ -87,12 +87,17 @@ class Call:
             FFN_NAMES.get(name, name): tensor.data_ptr() for name, tensor in (self._inputs | self.outputs).items()
         }
         library = kernels.library
-        products: list[Any] = []
+        many = "S" in sizes and sizes["B"] * sizes["S"] > kernels.rowwise_tokens
+        products = [ctypes.byref(kernels.products) if many else None]
         if op is LOAD_SIGNAL:
             self._call: Any = LoadSignalCall(
                 *(sizes[axis] for axis in "BVKM"), float(attributes["surprisal_weight"]), element, **addresses
             )
             size_of, self._launch = library.clada_cuda_load_signal_workspace, library.clada_cuda_load_signal
+            products = []
+        elif op is SPARSE_LINEAR:
+            self._call = SparseLinearCall(*(sizes[axis] for axis in "BSDN"), element, element, **addresses)
+            size_of, self._launch = library.clada_cuda_sparse_linear_workspace, library.clada_cuda_sparse_linear
         else:
             activation = list(ACTIVATIONS).index(str(attributes["activation"]))
             quantization = (int(attributes.get(name, 0)) for name in ("bits", "block_size"))
@@ -100,8 +105,6 @@ class Call:
                 *(sizes[axis] for axis in "BSDF"), activation, element, element, *quantization, **addresses
             )
             size_of, self._launch = library.clada_cuda_sparse_ffn_workspace, library.clada_cuda_sparse_ffn
-            many = sizes["B"] * sizes["S"] > kernels.rowwise_tokens
-            products.append(ctypes.byref(kernels.products) if many else None)
         self._workspace = self._memory.tensor([size_of(ctypes.byref(self._call))], torch.uint8)
         self._arguments = (
             *(ctypes.byref(self._call), ctypes.c_void_p(self._workspace.data_ptr())),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from clada.benchmark.gpu.widened import float_op, widened
-from clada.plugins.ops import LOAD_SIGNAL
+from clada.plugins.ops import LOAD_SIGNAL, SPARSE_LINEAR
 from clada.plugins.ops.record import Array, Case, Op, evaluate
 from clada.plugins.torch import torch_op
 
@@ -56,7 +56,7 @@ class Expected:
 
     Args:
         outputs: Of the reference.
-        plain: Of plain torch in the case's own types, with exactly the neurons that the reference keeps.
+        plain: Of plain torch in the case's own types, with exactly the neurons or inputs that the reference keeps.
     """
 
     outputs: dict[str, Array]
@@ -95,7 +95,7 @@ def _kept(op: Op, case: Case, outputs: Mapping[str, Array]) -> Array:
 def _plain(op: Op, given: Rounded, reference: Mapping[str, Array]) -> dict[str, Array]:
     attributes = given.case.attributes
     names = [spec.name for spec in op.outputs]
-    if op is LOAD_SIGNAL:
+    if op in (LOAD_SIGNAL, SPARSE_LINEAR):
         outputs = torch_op(op)(*given.tensors.values(), *attributes.values())
         return {name: output.double().cpu().numpy() for name, output in zip(names, outputs, strict=True)}
     # Quantised weights are rounded to the type that products are made in, as in the function body.

@@ -19,7 +19,7 @@ from clada.benchmark.gpu.library import Kernels
 from clada.benchmark.gpu.parity import Check, Expected, Rounded, expected, rounded
 from clada.benchmark.shapes import Shape
 from clada.benchmark.thresholds import exact_share
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op
 
 MOST_SEQUENCES = 8
@@ -87,6 +87,33 @@ def prompt_checks(kernels: Kernels, layer: Layer) -> Iterator[Check]:
     yield from checked_call(kernels, layer.op, label, given.tensors, layer.attributes, expected(layer.op, given))
 
 
+def _linear_case(w: Array, batch: int, tokens: int) -> Case:
+    """A matrix [D, N], of whose inputs each token keeps others; some tokens are dense, or padding."""
+    width, outputs = w.shape
+    rng = np.random.default_rng([batch, tokens])
+    scale = np.ones(batch * tokens, np.float32)
+    scale[_DENSE::MOST_SEQUENCES], scale[_PADDING::MOST_SEQUENCES] = 0, -1
+    inputs: dict[str, Array] = {
+        "x": rng.standard_normal((batch, tokens, width)),
+        "w": w,
+        "threshold": rng.uniform(0.5, 1.2, width).astype(np.float32),
+        "scale": scale.reshape(batch, tokens),
+    }
+    return Case(f"{width}x{outputs} B{batch}-S{tokens}", inputs, {})
+
+
+def linear_checks(kernels: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Check]:
+    """A wide and a narrow matrix: row by row for one sequence and for the most, and as a product."""
+    for size in ((shape.hidden, shape.neurons), (shape.neurons, shape.hidden)):
+        w = np.random.default_rng(size).standard_normal(size) / np.sqrt(size[0])
+        for batch, tokens in ((1, 1), (MOST_SEQUENCES, 1), _PROMPT):
+            case = _linear_case(w, batch, tokens)
+            given = rounded(SPARSE_LINEAR, case, dtype, kernels.device.name)
+            subject = f"{SPARSE_LINEAR.name} {name_of(dtype)} {shape.name} {case.name}"
+            wanted = expected(SPARSE_LINEAR, given)
+            yield from checked_call(kernels, SPARSE_LINEAR, subject, given.tensors, case.attributes, wanted)
+
+
 def _load_case(vocabulary: int) -> Case:
     rng = np.random.default_rng(vocabulary)
     inputs: dict[str, Array] = {
@@ -115,6 +142,7 @@ def real_checks(kernels: Kernels, shapes: Sequence[Shape]) -> Iterator[Check]:
                 for layer in layers(op, shape, dtype, kernels.device.name):
                     yield from decode_checks(kernels, layer)
                     yield from prompt_checks(kernels, layer)
+            yield from linear_checks(kernels, shape, dtype)
         for vocabulary in sorted({shape.vocabulary for shape in shapes if shape.model}):
             case = _load_case(vocabulary)
             given = rounded(LOAD_SIGNAL, case, dtype, kernels.device.name)

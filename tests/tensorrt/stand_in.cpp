@@ -8,6 +8,8 @@ extern "C" {
 
 size_t clada_cuda_sparse_ffn_workspace(const clada::SparseFfnCall*);
 int clada_cuda_sparse_ffn(const clada::SparseFfnCall*, void*, const void*, void*);
+size_t clada_cuda_sparse_linear_workspace(const clada::SparseLinearCall*);
+int clada_cuda_sparse_linear(const clada::SparseLinearCall*, void*, const void*, void*);
 size_t clada_cuda_load_signal_workspace(const clada::LoadSignalCall*);
 int clada_cuda_load_signal(const clada::LoadSignalCall*, void*, void*);
 
@@ -35,6 +37,13 @@ size_t sparse_ffn_workspace(const SparseFfnCall& call) { return clada_cuda_spars
 
 cudaError_t sparse_ffn(const SparseFfnCall& call, void* workspace, const Products* products, cudaStream_t stream) {
   return static_cast<cudaError_t>(clada_cuda_sparse_ffn(&call, workspace, products, stream));
+}
+
+size_t sparse_linear_workspace(const SparseLinearCall& call) { return clada_cuda_sparse_linear_workspace(&call); }
+
+cudaError_t sparse_linear(const SparseLinearCall& call, void* workspace, const Products* products,
+                          cudaStream_t stream) {
+  return static_cast<cudaError_t>(clada_cuda_sparse_linear(&call, workspace, products, stream));
 }
 
 size_t load_signal_workspace(const LoadSignalCall& call) { return clada_cuda_load_signal_workspace(&call); }
