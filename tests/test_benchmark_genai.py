@@ -15,6 +15,7 @@ from clada.benchmark.shapes import SHAPES
 from clada.benchmark.tokens import random_tokens
 from clada.plugins.errors import CladaError
 from clada.runtime.cli import main as clada_main
+from tests.exhaustive import exhaustive
 from tests.test_bad_input import fails_with
 
 SHAPE = SHAPES["tiny"]
@@ -101,6 +102,7 @@ def test_a_footprint_is_that_of_what_was_loaded(tmp_path):
 
 
 @pytest.mark.usefixtures("files")
+@exhaustive
 def test_command_compares_decode_and_loading(tmp_path, capsys):
     path = tmp_path / "out.json"
     options = ["--shape", "tiny", "--what", "genai", "--rounds", 2, "--threads", 1, "--json", path]

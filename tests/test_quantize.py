@@ -41,7 +41,7 @@ from clada.runtime.typed_json import plain
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.conftest import DEMO_MODEL, ROOT
 from tests.demo_model import rows_for
-from tests.exhaustive import few
+from tests.exhaustive import exhaustive, few
 from tests.manifests import read_manifest, write_manifest
 from tests.test_bad_input import fails_with, snapshot
 from tests.test_export import batch_dependence
@@ -353,6 +353,7 @@ def demo_evaluation(tmp_path_factory):
     return evaluate_artefact(path, str(DEMO_MODEL), HELDOUT, Settings(2, 40, 48, 2), threads=1)
 
 
+@exhaustive
 def test_evaluation_tells_quantisation_and_sparsity_apart(demo_evaluation, tmp_path):
     whole, (dense, sparse) = demo_evaluation, demo_evaluation.parts
     assert [e.subject.name for e in (whole, dense, sparse)] == ["clada, int4", "dense, int4", "clada"]
