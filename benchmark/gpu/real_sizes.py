@@ -96,7 +96,7 @@ def _linear_case(w: Array, batch: int, tokens: int) -> Case:
     inputs: dict[str, Array] = {
         "x": rng.standard_normal((batch, tokens, width)),
         "w": w,
-        "threshold": rng.uniform(0.5, 1.2, width).astype(np.float32),
+        "threshold": np.asarray(rng.uniform(0.5, 1.2, width), np.float32),
         "scale": scale.reshape(batch, tokens),
     }
     return Case(f"{width}x{outputs} B{batch}-S{tokens}", inputs, {})
