@@ -425,11 +425,13 @@ def small_checkout(folder: Path) -> Path:
 #include "launchers.h"
 namespace clada::cuda {
 size_t sparse_ffn_workspace(const SparseFfnCall&) { return 0; }
+size_t sparse_linear_workspace(const SparseLinearCall&) { return 0; }
 size_t load_signal_workspace(const LoadSignalCall&) { return 0; }
 cudaError_t sparse_ffn(const SparseFfnCall&, void*, const Products*, cudaStream_t stream) {
   nothing<<<1, 1, 0, stream>>>();
   return cudaGetLastError();
 }
+cudaError_t sparse_linear(const SparseLinearCall&, void*, const Products*, cudaStream_t) { return cudaSuccess; }
 cudaError_t load_signal(const LoadSignalCall&, void*, cudaStream_t) { return cudaSuccess; }
 }  // namespace clada::cuda
 """)
