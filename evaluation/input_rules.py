@@ -76,7 +76,7 @@ class Rule:
 
 def _equal_share(worth: Worth, share: float) -> float:
     """The level at which a product keeps a share of its inputs, in powers of ten."""
-    low, high = -28.0, 30.0
+    low, high = -30.0, 20.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if worth.kept(10**middle) > share else (low, middle)

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from clada.exporter.products import Product, input_hooks
 
 _DRAWS = 2
-# Bins of the worth of an input, in powers of ten of nats a weight; beyond them everything is kept or dropped.
-_EDGES = torch.linspace(-28, 2, 1201, dtype=torch.float64)
+# Bins of the worth of an input, in powers of ten; beyond them everything is kept or dropped. Nats a weight are small,
+# but what others weigh inputs by is not: the norm of a row of an output matrix is a vocabulary's.
+_EDGES = torch.linspace(-30, 20, 2001, dtype=torch.float64)
 _LARGEST = torch.finfo(torch.float32).max
 
 

@@ -83,6 +83,17 @@ def test_thresholds_of_a_price_read_the_share_asked_for(measured, share):
     assert read / sum(p.weights for p in products) == pytest.approx(share, abs=5e-3)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_shares_do_not_depend_on_what_inputs_are_weighed_in(measured, size):
+    model, products, worths = measured
+    others = measure(model, products, [worth.factor * size for worth in worths], ROWS, PROMPT)
+    for worth, other in zip(worths, others, strict=True):
+        for share in (0.8, 0.4):
+            level, same = price_of([worth], share), price_of([other], share)
+            assert other.kept(same) == pytest.approx(share, abs=5e-3)
+            torch.testing.assert_close(worth.thresholds(level), other.thresholds(same), rtol=0.1, atol=0)
+
+
 def test_inputs_that_are_worth_nothing_are_never_read(measured):
     worth = measured[2][0]
     factor = worth.factor.clone()
