@@ -13,11 +13,7 @@
 namespace clada {
 namespace {
 
-template <class Table>
-using Ffn = OpBase<Table, FfnKernel<Table>>;
-using CpuDomain = Domain<Ffn<ops::SparseGatedFFN>, Ffn<ops::SparseFFN>, Ffn<ops::QuantizedSparseGatedFFN>,
-                         Ffn<ops::QuantizedSparseFFN>, OpBase<ops::SparseLinear, LinearKernel>,
-                         OpBase<ops::LoadSignal, LoadSignalKernel>>;
+using CpuDomain = Domain<FfnKernel, LinearKernel, LoadSignalKernel>;
 
 // One for each settings that were ever asked for, never freed: a session may outlive everything of ours.
 CpuDomain& domain_for(const Settings& settings) {

@@ -10,16 +10,20 @@
 
 namespace clada {
 
-// Ops of a device, each an OpBase, with one set of settings and for every element type. ONNX Runtime keeps pointers to
-// them for as long as a session lives.
-template <class... Ops>
+// The ops of a device with one set of settings, for every element type. ONNX Runtime keeps pointers to them for as long
+// as a session lives.
+template <template <class> class FfnKernel, class LinearKernel, class LoadSignalKernel>
 struct Domain {
   Ort::CustomOpDomain domain{kDomain};
 
-  template <class Settings>
-  explicit Domain(const Settings& settings) {
+  explicit Domain(const typename LoadSignalKernel::Settings& settings) {
     for (const Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16}) {
-      (add<Ops>(element, settings), ...);
+      add<OpBase<ops::SparseGatedFFN, FfnKernel<ops::SparseGatedFFN>>>(element, settings);
+      add<OpBase<ops::SparseFFN, FfnKernel<ops::SparseFFN>>>(element, settings);
+      add<OpBase<ops::QuantizedSparseGatedFFN, FfnKernel<ops::QuantizedSparseGatedFFN>>>(element, settings);
+      add<OpBase<ops::QuantizedSparseFFN, FfnKernel<ops::QuantizedSparseFFN>>>(element, settings);
+      add<OpBase<ops::SparseLinear, LinearKernel>>(element, settings);
+      add<OpBase<ops::LoadSignal, LoadSignalKernel>>(element, settings);
     }
   }
 
