@@ -25,16 +25,23 @@ void widen(const E* from, float* to, int64_t count) {
   }
 }
 
-template <class I>
-void widen(Element element, const void* from, int64_t offset, float* to, int64_t count) {
+// Calls f with a value of an element's type.
+template <class F>
+auto with_element(Element element, F f) {
   switch (element) {
     case Element::kFloat32:
-      return widen<I>(static_cast<const float*>(from) + offset, to, count);
+      return f(float());
     case Element::kFloat16:
-      return widen<I>(static_cast<const Float16*>(from) + offset, to, count);
+      return f(Float16());
     case Element::kBFloat16:
-      return widen<I>(static_cast<const BFloat16*>(from) + offset, to, count);
+      break;
   }
+  return f(BFloat16());
+}
+
+template <class I>
+void widen(Element element, const void* from, int64_t offset, float* to, int64_t count) {
+  with_element(element, [&](auto value) { widen<I>(static_cast<const decltype(value)*>(from) + offset, to, count); });
 }
 
 template <class I>

@@ -69,14 +69,7 @@ size_t sparse_ffn_workspace(const SparseFfnCall& ffn) {
 template <class I>
 void sparse_ffn(const SparseFfnCall& ffn, void* workspace, const ParallelFor& parallel) {
   float* aligned = first_line(workspace);
-  switch (ffn.weight_element) {
-    case Element::kFloat32:
-      return run_plain_ffn<I, float>(ffn, aligned, parallel);
-    case Element::kFloat16:
-      return run_plain_ffn<I, Float16>(ffn, aligned, parallel);
-    case Element::kBFloat16:
-      return run_plain_ffn<I, BFloat16>(ffn, aligned, parallel);
-  }
+  with_element(ffn.weight_element, [&](auto value) { run_plain_ffn<I, decltype(value)>(ffn, aligned, parallel); });
 }
 
 // Calls f<kBits>.

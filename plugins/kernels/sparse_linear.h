@@ -237,28 +237,18 @@ void run_plain_linear(const SparseLinearCall& call, float* workspace, const Para
 
 template <class I>
 size_t sparse_linear_workspace(const SparseLinearCall& call) {
-  const auto floats = [&](auto element) {
-    using Rows = PlainRows<I, decltype(element)>;
+  const size_t count = with_element(call.weight_element, [&](auto value) {
+    using Rows = PlainRows<I, decltype(value)>;
     return as_matrices(call) ? MatrixLinear<I, Rows>::workspace_floats(call)
                              : RowwiseLinear<I, Rows>::workspace_floats(call);
-  };
-  const size_t count = call.weight_element == Element::kFloat32   ? floats(float())
-                       : call.weight_element == Element::kFloat16 ? floats(Float16())
-                                                                  : floats(BFloat16());
+  });
   return count * sizeof(float) + kLine;
 }
 
 template <class I>
 void sparse_linear(const SparseLinearCall& call, void* workspace, const ParallelFor& parallel) {
   float* aligned = first_line(workspace);
-  switch (call.weight_element) {
-    case Element::kFloat32:
-      return run_plain_linear<I, float>(call, aligned, parallel);
-    case Element::kFloat16:
-      return run_plain_linear<I, Float16>(call, aligned, parallel);
-    case Element::kBFloat16:
-      return run_plain_linear<I, BFloat16>(call, aligned, parallel);
-  }
+  with_element(call.weight_element, [&](auto value) { run_plain_linear<I, decltype(value)>(call, aligned, parallel); });
 }
 
 }  // namespace clada
