@@ -54,6 +54,12 @@ class Contender:
     prepare: Callable[[], object] | None = None
 
 
+def always(run: Callable[[], object], share: float) -> float:
+    """Run what computes a share that is known beforehand, and return that."""
+    run()
+    return share
+
+
 def ours(fraction: float | None, precision: str, sampled: bool = False) -> str:
     """Name of one of our contenders; None is dense, sampled one that also draws the next token."""
     share = "dense" if fraction is None else f"{100 * fraction:g}%"

@@ -1,6 +1,6 @@
 """What is timed for one feed-forward layer."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch.nn import functional
 
-from clada.benchmark.contender import FARTHEST_OF_OWN, TORCH, Contender, checked_error, dense, ours
+from clada.benchmark.contender import FARTHEST_OF_OWN, TORCH, Contender, always, checked_error, dense, ours
 from clada.benchmark.layer_graph import (
     copies_of,
     exact_threshold,
@@ -80,11 +80,6 @@ def _inputs(x: Array, threshold: Array, scale: float, copies: int) -> dict[str, 
     }
 
 
-def _always(run: Callable[[], object], active: float) -> float:
-    run()
-    return active
-
-
 def _dense_torch(layers: list[dict[str, torch.Tensor]], x: torch.Tensor) -> torch.Tensor:
     """Every copy of the layer; the output of the last."""
     with torch.inference_mode():
@@ -122,7 +117,7 @@ def _ours(layer: Layer, precision: str, own: Mapping[str, Array], x: Array, frac
     output = layer_output(own, x, threshold)
     return Contender(
         name,
-        partial(_always, bound.run, expected / neurons),
+        partial(always, bound.run, expected / neurons),
         always_bytes=size / 3,
         active_bytes=2 * size / 3,
         target=fraction,
@@ -145,7 +140,7 @@ def _dense(layer: Layer, precision: str, x: Array) -> Contender:
     output = layer_output(weights_of_products(layer.weights, precision), x, threshold)
     return Contender(
         name,
-        partial(_always, bound.run, 1.0),
+        partial(always, bound.run, 1.0),
         always_bytes=layer.variants.dense[precision].other_bytes / layer.copies,
         error=checked_error(name, y, output, FARTHEST_OF_OWN),
         repeats=layer.copies,
@@ -166,7 +161,7 @@ def _torch(layer: Layer, x: Array) -> Contender:
     output = layer_output(layer.weights, x, np.zeros(len(layer.weights["w_gate"]), np.float32))
     return Contender(
         TORCH,
-        partial(_always, call, 1.0),
+        partial(always, call, 1.0),
         always_bytes=layer.variants.dense["float32"].other_bytes / layer.copies,
         error=checked_error(TORCH, call().numpy(), output, FARTHEST_OF_OWN),
         repeats=layer.copies,

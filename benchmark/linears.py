@@ -1,6 +1,6 @@
 """What is timed for the linear layers of one decoder layer, each a product that skips the inputs of a token."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir
 import onnxruntime
 
-from clada.benchmark.contender import FARTHEST_OF_OWN, Contender, checked_error, dense, ours
-from clada.benchmark.layer_graph import copies_of_bytes, numbered, reordered
+from clada.benchmark.contender import FARTHEST_OF_OWN, Contender, always, checked_error, dense, ours
+from clada.benchmark.layer_graph import copies_of_bytes, numbered
 from clada.benchmark.precisions import FLOATS
 from clada.benchmark.sessions import Bound, execution
 from clada.benchmark.settings import Settings
@@ -61,21 +61,21 @@ class Linears:
         return sum(matrix.nbytes for matrix in self.weights.values())
 
 
-def _value(name: str, shape: list[int | str], dtype: onnx_ir.DataType = onnx_ir.DataType.FLOAT) -> onnx_ir.Value:
-    return onnx_ir.Value(name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(dtype))
+def _input(name: str, shape: list[int | str]) -> onnx_ir.Value:
+    return onnx_ir.Value(name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT))
 
 
 def linears_model(weights: Mapping[str, Array], copies: int) -> onnx_ir.Model:
     """Our op for each product and copy, batch 1; thresholds are inputs, so that one session serves all shares."""
-    scale = _value("scale", [1, "sequence_length"])
+    scale = _input("scale", [1, "sequence_length"])
     inputs, nodes, held = [scale], [], []
     for name, matrix in weights.items():
         width = len(matrix)
-        x, threshold = _value(f"x.{name}", [1, "sequence_length", width]), _value(f"threshold.{name}", [width])
+        x, threshold = _input(f"x.{name}", [1, "sequence_length", width]), _input(f"threshold.{name}", [width])
         inputs += [x, threshold]
         for copy in range(copies):
             # The same outputs in another order, as equal weights would be stored once.
-            own = initializer(f"w.{name}.{copy}", onnx_ir.tensor(reordered(matrix.T, copy).T))
+            own = initializer(f"w.{name}.{copy}", onnx_ir.tensor(np.roll(matrix, copy, axis=1)))
             node = onnx_ir.node(
                 SPARSE_LINEAR.name, [x, own, threshold, scale], PLUGIN_ATTRIBUTES, domain=DOMAIN, num_outputs=2
             )
@@ -127,11 +127,6 @@ def opened_linears(shape: Shape, settings: Settings) -> Iterator[Linears]:
         yield Linears(weights, copies, without, sessions)
 
 
-def _always(run: Callable[[], object], share: float) -> float:
-    run()
-    return share
-
-
 def _inputs(linears: Linears, tokens: int) -> dict[str, Array]:
     generator = np.random.default_rng(1)
     return {
@@ -147,7 +142,7 @@ def _contender(
     bound.run()
     results = bound.results()
     error = max(checked_error(name, results[f"y.{product}.0"], y, FARTHEST_OF_OWN) for product, y in expected.items())
-    return Contender(name, partial(_always, bound.run, share), active_bytes=size, error=error, repeats=linears.copies)
+    return Contender(name, partial(always, bound.run, share), active_bytes=size, error=error, repeats=linears.copies)
 
 
 def linears_contenders(linears: Linears, tokens: int, fractions: tuple[float, ...]) -> list[Contender]:

@@ -160,8 +160,11 @@ def test_share_of_inputs_is_exact(linears, fraction):
 
 def test_linears_that_compute_something_else_are_refused(linears, monkeypatch):
     """Thresholds that keep too many are found by the op's own count, others by its output."""
-    none = lambda magnitude, _: (np.zeros(magnitude.shape[1], np.float32), np.ones(1, np.float32))  # noqa: E731
-    monkeypatch.setattr("clada.benchmark.linears.exact_share", none)
+
+    def nothing_dropped(magnitude, _):
+        return np.zeros(magnitude.shape[1], np.float32), np.ones(1, np.float32)
+
+    monkeypatch.setattr("clada.benchmark.linears.exact_share", nothing_dropped)
     with pytest.raises(CladaError, match=r"ours 40% float32 kept 128 inputs of qkv instead of 51"):
         linears_contenders(linears, 1, (0.4,))
 
