@@ -27,7 +27,6 @@ from clada.plugins.errors import UnreachableError
 Weighing = Literal["price", "wina", "teal"]
 Part = Literal["ffn", "attention", "output"]
 PARTS: tuple[Part, ...] = ("ffn", "attention", "output")
-_STEPS = 50
 
 
 def part_of(model: Any, product: Product) -> Part:
@@ -74,15 +73,6 @@ class Rule:
     thresholds: list[Tensor | None]
 
 
-def _equal_share(worth: Worth, share: float) -> float:
-    """The level at which a product keeps a share of its inputs, in powers of ten."""
-    low, high = -30.0, 20.0
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if worth.kept(10**middle) > share else (low, middle)
-    return (low + high) / 2
-
-
 def make_rule(model: Any, weighing: Weighing, worths: Sequence[Worth], parts: Sequence[Part], share: float) -> Rule:
     """The rule that reads a share of all weights when only some parts of the model may be sparse.
 
@@ -102,7 +92,7 @@ def make_rule(model: Any, weighing: Weighing, worths: Sequence[Worth], parts: Se
     if weighing == "price":
         levels = [price_of(chosen, left)] * len(chosen)
     else:
-        levels = [10 ** _equal_share(worth, left) for worth in chosen]
+        levels = [price_of([worth], left) for worth in chosen]
     reads = (read_share(chosen, levels) * (total - always) + always) / total
     given = iter([worth.thresholds(level) for worth, level in zip(chosen, levels, strict=True)])
     return Rule(name, reads, [next(given) if may else None for may in sparse])

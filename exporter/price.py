@@ -129,7 +129,7 @@ def read_share(worths: Sequence[Worth], prices: Sequence[float]) -> float:
 
 
 def price_of(worths: Sequence[Worth], share: float) -> float:
-    """The one price at which a token reads a share of the weights."""
+    """The one price at which a token reads a share of these products' weights."""
     low, high = float(_EDGES[0]), float(_EDGES[-1])
     for _ in range(60):
         middle = (low + high) / 2
