@@ -42,7 +42,7 @@ from clada.runtime.onnx_file import (
 from clada.runtime.pieces import file_hash
 from clada.runtime.sealed_json import SEAL, sealed
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
-from tests.exhaustive import few
+from tests.exhaustive import exhaustive, few
 from tests.manifests import describe_graph, vouch_for
 from tests.test_trace import LOAD_MAP
 
@@ -135,7 +135,8 @@ def test_every_family_builds(artefact, family):
     assert record.kv_cache == (COPIED if family == "mistral" else IN_PLACE)
 
 
-@pytest.mark.parametrize("opset", few([tracing.MINIMUM_OPSET, tracing.MAXIMUM_OPSET], []))
+@exhaustive
+@pytest.mark.parametrize("opset", [tracing.MINIMUM_OPSET, tracing.MAXIMUM_OPSET])
 def test_every_opset_builds(artefact, opset):
     model = artefact(opset=opset)
     assert opset_of(model.read_bytes()) == opset
