@@ -16,7 +16,7 @@ from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace
 from clada.exporter.quantization import Packed, Quantized, linear_modules
 from clada.plugins.ops import QUANTIZED
 from clada.plugins.ops.block_quantization import pack, unpack
-from clada.plugins.ops.quantized_ffn import matrix_names, scales_name
+from clada.plugins.ops.quantized_matrices import matrix_names, scales_name
 from clada.runtime.artefact import data_name
 
 # Around a module's path in the name of its codes, as the tracer names what a module of Decoder.model holds.

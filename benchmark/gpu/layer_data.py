@@ -12,7 +12,7 @@ from clada.benchmark.shapes import Shape
 from clada.benchmark.thresholds import exact_share
 from clada.plugins.ops import QUANTIZED
 from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.quantized_ffn import scales_name
+from clada.plugins.ops.quantized_matrices import scales_name
 from clada.plugins.ops.record import Array, Op
 
 # What each op is measured with; a ReLU is zero for half of the neurons, so that no larger share could be kept.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from clada.plugins.ops import OPS, QUANTIZED
-from clada.plugins.ops.quantized_ffn import scales_name
+from clada.plugins.ops.quantized_matrices import is_matrix, scales_name
 from clada.plugins.ops.record import Op
 from clada.plugins.torch import dequantized
 
@@ -36,7 +36,7 @@ def widened(
         if spec.name not in tensors:
             continue
         tensor = tensors[spec.name]
-        if spec.name.startswith("w_"):
+        if is_matrix(spec.name):
             tensor = dequantized(tensor, tensors[scales_name(spec.name)], int(attributes["bits"])).to(dtype)
         wide[spec.name] = tensor
     return wide

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clada.plugins.ops import Op
+from clada.plugins.ops.quantized_matrices import is_matrix, matrix_names
 
 Result = tuple[Tensor, ...]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -81,23 +82,25 @@ def dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
     codes = packed
     if bits == 4:
         codes = torch.stack([packed << 4, packed & ~0xF], dim=-1) >> 4
-    blocks = codes.reshape(*scales.shape, -1).float() * scales.float().unsqueeze(-1)
-    return blocks.reshape(len(packed), -1)
+    of_block = packed.shape[1] * 8 // bits // max(1, scales.shape[1])
+    blocks = codes.reshape(*scales.shape, of_block).float() * scales.float().unsqueeze(-1)
+    return blocks.flatten(1)
 
 
 def dequantizing(op: Op, kernel: Callable[..., Result]) -> Callable[..., Result]:
-    """The kernel of the quantised variant of a feed-forward op, made of that of the op itself; products in float32."""
+    """The kernel of the quantised variant of an op, made of that of the op itself; products in float32."""
+    tensor_count = len(op.inputs) - 1 + len(matrix_names(op))
 
     def call(x: Tensor, *args: Any) -> Result:
-        *rest, bits, _block_size, activation = args
-        given = iter(rest)
+        given = iter(args[:tensor_count])
+        bits, _block_size, *attributes = args[tensor_count:]
         tensors = []
         for spec in op.inputs[1:]:
             tensor = next(given)
-            if spec.name.startswith("w_"):
+            if is_matrix(spec.name):
                 tensor = dequantized(tensor, next(given), bits)
             tensors.append(tensor.float() if spec.dtype == "T" else tensor)
-        y, *others = kernel(x.float(), *tensors, activation)
+        y, *others = kernel(x.float(), *tensors, *attributes)
         return y.to(x.dtype), *others
 
     return call

@@ -7,7 +7,7 @@ import numpy as np
 from clada.plugins.errors import CladaError
 from clada.plugins.ops import QUANTIZED
 from clada.plugins.ops.block_quantization import check_scales
-from clada.plugins.ops.quantized_ffn import matrix_names, scales_name
+from clada.plugins.ops.quantized_matrices import matrix_names, scales_name
 from clada.plugins.ops.record import Array
 from clada.runtime.artefact import data_name
 from clada.runtime.onnx_file import Constant, Node, constants_of

@@ -8,7 +8,7 @@ import numpy as np
 
 from clada.plugins.ops import LOAD_SIGNAL, SPARSE_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.quantized_ffn import scales_name
+from clada.plugins.ops.quantized_matrices import scales_name
 from clada.plugins.ops.record import Array, Op
 
 ELEMENTS = ("float32", "float16", "bfloat16")

@@ -9,7 +9,7 @@ import pytest
 from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.block_quantization import dequantize, quantize
-from clada.plugins.ops.quantized_ffn import scales_name
+from clada.plugins.ops.quantized_matrices import scales_name
 from clada.plugins.ops.record import Array, Case, Op, evaluate
 from clada.plugins.ops.thresholds import tie_free_threshold
 from tests.native.calls import rounded

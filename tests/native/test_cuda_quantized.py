@@ -5,7 +5,7 @@ import pytest
 
 from clada.plugins.ops import QUANTIZED
 from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES, dequantize, pack
-from clada.plugins.ops.quantized_ffn import scales_name
+from clada.plugins.ops.quantized_matrices import scales_name
 from clada.plugins.ops.record import Array
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS
