@@ -5,6 +5,7 @@
 #pragma once
 #include "packed_rows.h"
 #include "quantized_input.h"
+#include "quantized_row_sums.h"
 #include "row_schedule.h"
 #include "rowwise_parts.h"
 
@@ -21,9 +22,8 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
   // From this many tokens on, products of matrices in float32 are faster.
   static constexpr int64_t kMatrixTokens = 28;
   static constexpr int64_t kPartNeurons = 512, kMostParts = 16;
-  static constexpr int kChunk = 128;  // neurons of a token whose activations are known before their rows are read
-  static constexpr int kGroup = 8;    // rows added at a time
-  static constexpr int kOutputs = 8;  // vectors of outputs that are summed in registers
+  static constexpr int kChunk = 128;       // neurons of a token whose activations are known before their rows are read
+  static constexpr int kGroup = kSumRows;  // rows added at a time
   // Rows are asked for so many rows before they are read.
   static constexpr int kAhead = 16;
   static_assert(4 * kChunk < static_cast<int>(RowSchedule<I>::kMost), "all rows of two chunks wait at most");
@@ -115,73 +115,13 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
     }
   }
 
-  // Adds a stripe of a group of rows times their factors to y.
-  //
-  // Factors times scales are taken in 16 bits, as x is, and rows two at a time, so that codes need not be converted.
-  template <bool kWhole>
-  void add_stripe(const Row* some, const Row* next, int pairs, const float* factors, int64_t stripe, float* y) const {
-    constexpr int kVectors = kOutputs / static_cast<int>(Rows::kSteps), kPairs = kGroup / 2;
-    const Rows& rows = problem.w_out;
-    const int lanes = rows.lanes(stripe);
-    V scaled[kGroup], top = I::zero(), zeros = I::zero();
-    for (int r = 0; r < 2 * pairs; ++r) {
-      scaled[r] = I::mul(I::all(factors[r]), rows.template scales<kWhole>(some[r], next[r], stripe, lanes));
-      top = I::max(top, I::abs(scaled[r]));
-      zeros = I::fma(I::zero(), scaled[r], zeros);
-    }
-    const V inverse = I::select(I::less(I::all(0x1p-100f), top), I::div(I::all(32767.0f), top), I::zero());
-    // What is not finite shows.
-    const V unit = I::fma(top, I::all(1.0f / 32767), zeros);
-    Ints coefficients[kPairs], start = I::zero_ints();
-    for (int p = 0; p < pairs; ++p) {
-      coefficients[p] = I::pair(I::mul(scaled[2 * p], inverse), I::mul(scaled[2 * p + 1], inverse));
-      if (kBits == 4) start = I::dot_pairs(start, coefficients[p], I::all_pairs(-8));
-    }
-    for (int64_t k = 0; k < kGroupWeights; k += kOutputs) {
-      Ints sums[kOutputs];
-      for (Ints& sum : sums) sum = start;
-      for (int p = 0; p < pairs; ++p) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-          const int64_t at = k / Rows::kSteps + v;
-          const Ints even = Rows::template vector<kWhole>(some[2 * p], next[2 * p], stripe, at, lanes);
-          const Ints odd = Rows::template vector<kWhole>(some[2 * p + 1], next[2 * p + 1], stripe, at, lanes);
-          add_pairs(I::low_halves(even, odd), coefficients[p], sums + v * Rows::kSteps);
-          add_pairs(I::high_halves(even, odd), coefficients[p], sums + v * Rows::kSteps + 2);
-        }
-      }
-      float* out = y + stripe * Rows::kSpan + k * I::kWidth;
-#pragma GCC unroll 8
-      for (int i = 0; i < kOutputs; ++i) {
-        I::store(out + i * I::kWidth, I::fma(I::to_float(sums[i]), unit, I::load(out + i * I::kWidth)));
-      }
-    }
-  }
-
-  // Adds the products of coefficients with two bytes of two rows: codes of 8 bits, or each two of 4 bits, the second
-  // kSteps / 2 sums after the first.
-  static void add_pairs(Ints halves, Ints coefficients, Ints* sums) {
-    if constexpr (kBits == 4) {
-      sums[0] = I::dot_pairs(sums[0], coefficients, I::template nibbles<0>(halves));
-      sums[4] = I::dot_pairs(sums[4], coefficients, I::template nibbles<4>(halves));
-      sums[1] = I::dot_pairs(sums[1], coefficients, I::template nibbles<8>(halves));
-      sums[5] = I::dot_pairs(sums[5], coefficients, I::template nibbles<12>(halves));
-    } else {
-      sums[0] = I::dot_pairs(sums[0], coefficients, I::low_bytes(halves));
-      sums[1] = I::dot_pairs(sums[1], coefficients, I::high_bytes(halves));
-    }
-  }
-
   // Adds the next `count` rows times their factors, at most kGroup, to y.
   void add_rows(int count, const float* values, float* y, RowSchedule<I>& schedule) const {
-    const int64_t whole = problem.w_out.width / Rows::kSpan;
-    const int pairs = (count + 1) / 2;
     Row some[kGroup], next[kGroup];
     schedule.take(count, some, next);
     float factors[kGroup] = {};
     for (int r = 0; r < count; ++r) factors[r] = values[r];
-    for (int64_t stripe = 0; stripe < whole; ++stripe) add_stripe<true>(some, next, pairs, factors, stripe, y);
-    if (whole < problem.w_out.stripes) add_stripe<false>(some, next, pairs, factors, whole, y);
+    add_stripes<I, kBits>(problem.w_out, some, next, count, factors, 0, problem.w_out.stripes, y);
   }
 
   // Appends the rows of neurons [first, first + count) of an item to the schedule.

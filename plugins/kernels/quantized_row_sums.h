@@ -1,0 +1,88 @@
+// Sums of quantised rows, each times a factor: what row_sums.h is for plain ones.
+//
+// Factors times scales are taken in 16 bits, and rows two at a time, so that codes need not be converted.
+#pragma once
+#include "packed_rows.h"
+
+namespace clada {
+
+constexpr int kSumRows = 8;  // rows added at a time, at most
+
+// Adds the products of coefficients with two bytes of two rows: codes of 8 bits, or each two of 4 bits, the second
+// kSteps / 2 sums after the first.
+template <class I, int kBits>
+void add_pairs(typename I::Ints halves, typename I::Ints coefficients, typename I::Ints* sums) {
+  if constexpr (kBits == 4) {
+    sums[0] = I::dot_pairs(sums[0], coefficients, I::template nibbles<0>(halves));
+    sums[4] = I::dot_pairs(sums[4], coefficients, I::template nibbles<4>(halves));
+    sums[1] = I::dot_pairs(sums[1], coefficients, I::template nibbles<8>(halves));
+    sums[5] = I::dot_pairs(sums[5], coefficients, I::template nibbles<12>(halves));
+  } else {
+    sums[0] = I::dot_pairs(sums[0], coefficients, I::low_bytes(halves));
+    sums[1] = I::dot_pairs(sums[1], coefficients, I::high_bytes(halves));
+  }
+}
+
+// Adds a stripe, kWhole where all its lanes are there, of pairs of rows times their factors to y; the same place of
+// `next` is asked for.
+template <class I, int kBits, bool kWhole>
+void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, const uint8_t* const* next, int pairs,
+                const float* factors, int64_t stripe, float* y) {
+  using Rows = PackedRows<I, kBits>;
+  using V = typename I::V;
+  using Ints = typename I::Ints;
+  constexpr int kOutputs = 8;  // vectors of outputs that are summed in registers
+  constexpr int kVectors = kOutputs / static_cast<int>(Rows::kSteps), kPairs = kSumRows / 2;
+  const int lanes = rows.lanes(stripe);
+  V scaled[kSumRows], top = I::zero(), zeros = I::zero();
+  for (int r = 0; r < 2 * pairs; ++r) {
+    scaled[r] = I::mul(I::all(factors[r]), rows.template scales<kWhole>(some[r], next[r], stripe, lanes));
+    top = I::max(top, I::abs(scaled[r]));
+    zeros = I::fma(I::zero(), scaled[r], zeros);
+  }
+  const V inverse = I::select(I::less(I::all(0x1p-100f), top), I::div(I::all(32767.0f), top), I::zero());
+  // What is not finite shows.
+  const V unit = I::fma(top, I::all(1.0f / 32767), zeros);
+  Ints coefficients[kPairs], start = I::zero_ints();
+  for (int p = 0; p < pairs; ++p) {
+    coefficients[p] = I::pair(I::mul(scaled[2 * p], inverse), I::mul(scaled[2 * p + 1], inverse));
+    if (kBits == 4) start = I::dot_pairs(start, coefficients[p], I::all_pairs(-8));
+  }
+  for (int64_t k = 0; k < kGroupWeights; k += kOutputs) {
+    Ints sums[kOutputs];
+    for (Ints& sum : sums) sum = start;
+    for (int p = 0; p < pairs; ++p) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = k / Rows::kSteps + v;
+        const Ints even = Rows::template vector<kWhole>(some[2 * p], next[2 * p], stripe, at, lanes);
+        const Ints odd = Rows::template vector<kWhole>(some[2 * p + 1], next[2 * p + 1], stripe, at, lanes);
+        add_pairs<I, kBits>(I::low_halves(even, odd), coefficients[p], sums + v * Rows::kSteps);
+        add_pairs<I, kBits>(I::high_halves(even, odd), coefficients[p], sums + v * Rows::kSteps + 2);
+      }
+    }
+    float* out = y + stripe * Rows::kSpan + k * I::kWidth;
+#pragma GCC unroll 8
+    for (int i = 0; i < kOutputs; ++i) {
+      I::store(out + i * I::kWidth, I::fma(I::to_float(sums[i]), unit, I::load(out + i * I::kWidth)));
+    }
+  }
+}
+
+// y += sum over r of factors[r] * rows[r] in stripes [first, last), of at most kSumRows rows; where their number is odd
+// there is one row more, whose factor is 0.
+template <class I, int kBits>
+void add_stripes(const PackedRows<I, kBits>& rows, const uint8_t* const* some, const uint8_t* const* next, int count,
+                 const float* factors, int64_t first, int64_t last, float* y) {
+  const int64_t whole = rows.width / PackedRows<I, kBits>::kSpan;
+  const int pairs = (count + 1) / 2;
+  for (int64_t stripe = first; stripe < last; ++stripe) {
+    if (stripe < whole) {
+      add_stripe<I, kBits, true>(rows, some, next, pairs, factors, stripe, y);
+    } else {
+      add_stripe<I, kBits, false>(rows, some, next, pairs, factors, stripe, y);
+    }
+  }
+}
+
+}  // namespace clada
