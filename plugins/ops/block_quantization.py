@@ -16,23 +16,26 @@ BLOCK_SIZES = (32, 128)
 _SMALLEST_SCALE = 2.0**-24
 
 
-def check_sizes(name: str, width: int, bits: int, block_size: int, packed: int, scales: int) -> None:
+def check_sizes(
+    name: str, width: int, bits: int, block_size: int, packed: int, scales: int, *, axis: str = "D"
+) -> None:
     """Raise CladaError where sizes of a packed matrix do not fit.
 
     Args:
         name: What is packed, for the message.
-        width: D, weights a row.
+        width: Weights a row.
         bits: One of BITS.
         block_size: Weights a scale.
-        packed: P, bytes a row.
-        scales: N, scales a row.
+        packed: Bytes a row.
+        scales: Scales a row.
+        axis: Name of the width, for the message.
     """
     if width % block_size:
-        raise CladaError(f"{name}: block_size {block_size} does not divide the width D={width}")
+        raise CladaError(f"{name}: block_size {block_size} does not divide the width {axis}={width}")
     if packed * 8 != width * bits:
-        raise CladaError(f"{name}: {packed} bytes a row do not fit D={width} weights of {bits} bits")
+        raise CladaError(f"{name}: {packed} bytes a row do not fit {axis}={width} weights of {bits} bits")
     if scales * block_size != width:
-        raise CladaError(f"{name}: {scales} scales a row do not fit D={width} in blocks of {block_size}")
+        raise CladaError(f"{name}: {scales} scales a row do not fit {axis}={width} in blocks of {block_size}")
 
 
 def check_scales(name: str, scales: Array) -> None:

@@ -72,6 +72,8 @@ class Op:
             magnitude of the output.
         check_sizes: Raises CladaError, given the size of every axis by name and the attributes, where sizes that
             depend on others do not fit them.
+        output_sizes: Of the same, the sizes by name of axes that no input has.
+        on_gpu: Whether there are CUDA kernels and a TensorRT plugin of it; else a GPU runs its function body.
     """
 
     name: str
@@ -84,6 +86,10 @@ class Op:
     cases: Callable[[], Iterator[Case]]
     tolerance: Mapping[str, float] = field(default_factory=lambda: {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2})
     check_sizes: Callable[[Mapping[str, int], Mapping[str, str | float]], None] = lambda _sizes, _attributes: None
+    output_sizes: Callable[[Mapping[str, int], Mapping[str, str | float]], Mapping[str, int]] = (
+        lambda _sizes, _attributes: {}
+    )
+    on_gpu: bool = True
 
 
 def check_attributes(op: Op, attributes: Mapping[str, str | float]) -> None:
@@ -130,7 +136,7 @@ def check_inputs(
         if any(size < spec.least for size in shape):
             raise CladaError(f"{op.name}: {spec.name} has shape {list(shape)}, needs {spec.least} values or more")
     op.check_sizes(sizes, attributes)
-    return sizes
+    return {**sizes, **op.output_sizes(sizes, attributes)}
 
 
 def evaluate(op: Op, case: Case) -> tuple[Array, ...]:

@@ -25,8 +25,8 @@ def _body(_attributes: Mapping[str, str | float]) -> str:
     """
 
 
-# Both fill no vector of any instruction set.
-_D, _N = 37, 45
+# Neither this nor the outputs of the cases fill vectors of any instruction set.
+_D = 37
 # For each kind of case: the scales of its tokens, in turn.
 _KINDS = {
     "mixed": (1.0, -1.0, 0.0, 0.5, 1.25),
@@ -36,8 +36,12 @@ _KINDS = {
 }
 
 
-def linear_cases() -> Iterator[Case]:
-    """Sample cases, whose thresholds no rounding of x moves an input across."""
+def linear_cases(outputs: int = 45) -> Iterator[Case]:
+    """Sample cases, whose thresholds no rounding of x moves an input across.
+
+    Args:
+        outputs: N.
+    """
     settings = [("mixed", b, s) for b in (1, 3) for s in (1, 2, 17)]
     settings += [(kind, 3, 2) for kind in _KINDS if kind != "mixed"]
     for kind, b, s in settings:
@@ -46,7 +50,7 @@ def linear_cases() -> Iterator[Case]:
         scale = np.resize(np.array(_KINDS[kind], np.float32), b * s).reshape(b, s)
         inputs = {
             "x": x,
-            "w": rng.standard_normal((_D, _N)) / np.sqrt(_D),
+            "w": rng.standard_normal((_D, outputs)) / np.sqrt(_D),
             "threshold": tie_free_threshold(x, np.minimum(scale, 2), rng),
             "scale": scale,
         }

@@ -42,6 +42,8 @@ def _fake(op: Op) -> Callable[..., tuple[torch.Tensor, ...]]:
         for spec, tensor in zip(op.inputs, args, strict=False):
             for axis, size in zip(spec.axes, tensor.shape, strict=True):
                 sizes.setdefault(axis, size)
+        attributes = dict(zip((a.name for a in op.attributes), args[len(op.inputs) :], strict=True))
+        sizes |= op.output_sizes(sizes, attributes)
         first = args[0]
         return tuple(
             first.new_empty(
