@@ -14,7 +14,6 @@ namespace clada {
 template <class I, class E>
 struct PlainRows {
   using Row = const E*;
-  using Weight = E;
   using V = typename I::V;
   static constexpr int64_t kSpan = 2 * I::kWidth;
   static constexpr bool kEvenOdd = std::is_same<E, BFloat16>::value;

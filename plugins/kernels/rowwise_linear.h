@@ -1,0 +1,121 @@
+// SparseLinear for few tokens: row by row, and only the rows of kept inputs.
+//
+// Inputs are cut into parts and columns into strips: a task sums a part's kept rows over a strip. How they are cut
+// depends on sizes alone, so that sums are the same for any number of threads.
+#pragma once
+#include <cstring>
+
+#include "linear_problem.h"
+#include "outward_products.h"
+
+namespace clada {
+
+// Sums says what rows there are (Rows), adds some of them (add), and of how many bytes (bytes) a strip is to be
+// (kStripBytes).
+template <class I, class Sums>
+struct RowwiseLinear {
+  using Rows = typename Sums::Rows;
+  static constexpr int64_t kTasks = 16;        // about
+  static constexpr int64_t kLeastInputs = 64;  // of a part
+  // Inputs at a time where there are several tokens: their rows stay in the cache from one to the next.
+  static constexpr int64_t kSharedInputs = 64;
+
+  struct Cut {
+    int64_t strips, parts, chunk, chunks;  // a part is of whole chunks of inputs
+
+    explicit Cut(const SparseLinearCall& call) {
+      strips = at_least(1, Sums::bytes(call.outputs) / Sums::kStripBytes);
+      const int64_t wanted = at_least(1, kTasks / strips), most = at_least(1, call.width / kLeastInputs);
+      parts = wanted < most ? wanted : most;
+      chunk = call.batch * call.sequence > 1 ? kSharedInputs : at_least(1, (call.width + parts - 1) / parts);
+      chunks = (call.width + chunk - 1) / chunk;
+    }
+    static int64_t at_least(int64_t least, int64_t value) { return value < least ? least : value; }
+  };
+
+  const LinearProblem<I, Rows>& problem;
+  Cut cut;
+  int64_t padded_outputs;
+  float* y;         // [parts, tokens, padded outputs]
+  float* values;    // [tokens, D in whole vectors], the kept inputs of each token
+  int32_t* inputs;  // [tokens, D], their numbers
+  int32_t* ends;    // [tokens, chunks], where each chunk of inputs ends in them
+
+  static size_t workspace_floats(const SparseLinearCall& call) {
+    const Cut cut(call);
+    return static_cast<size_t>(
+        call.batch * call.sequence *
+        (cut.parts * whole_spans<Rows>(call.outputs) + padded<I>(call.width) + call.width + cut.chunks));
+  }
+
+  RowwiseLinear(const LinearProblem<I, Rows>& given, float* workspace) : problem(given), cut(given.call) {
+    const int64_t tokens = given.tokens, width = given.call.width;
+    padded_outputs = whole_spans<Rows>(given.call.outputs);
+    y = workspace;
+    values = y + cut.parts * tokens * padded_outputs;
+    inputs = reinterpret_cast<int32_t*>(values + tokens * padded<I>(width));
+    ends = inputs + tokens * width;
+  }
+
+  // Lists a token's kept inputs.
+  void select(int64_t token) const {
+    const int64_t width = problem.call.width;
+    const float scale = problem.call.scale[token];
+    float* kept_values = values + token * padded<I>(width);
+    int32_t* kept_inputs = inputs + token * width;
+    problem.read_input(token, 0, width, kept_values);
+    int32_t kept = 0;
+    for (int64_t c = 0; c < cut.chunks; ++c) {
+      for (int64_t i = c * cut.chunk; i < width && i < (c + 1) * cut.chunk; ++i) {
+        const float x = kept_values[i], limit = scale * problem.call.threshold[i];
+        kept_inputs[kept] = static_cast<int32_t>(i);
+        kept_values[kept] = x;
+        // Not `>=`: a NaN is kept, and shows.
+        kept += scale >= 0 && x != 0 && !(__builtin_fabsf(x) < limit);
+      }
+      ends[token * cut.chunks + c] = kept;
+    }
+    problem.call.kept[token] = kept;
+  }
+
+  // The column at which a strip begins, at a whole span.
+  int64_t first_column(int64_t strip) const { return padded_outputs / Rows::kSpan * strip / cut.strips * Rows::kSpan; }
+
+  float* output(int64_t part, int64_t token) const { return y + (part * problem.tokens + token) * padded_outputs; }
+
+  void work_task(int64_t task) {
+    const int64_t part = task / cut.strips, strip = task % cut.strips;
+    const int64_t first = first_column(strip), last = first_column(strip + 1);
+    const size_t bytes = static_cast<size_t>(last - first) * sizeof(float);
+    for (int64_t token = 0; token < problem.tokens; ++token) memset(output(part, token) + first, 0, bytes);
+    for (int64_t c = cut.chunks * part / cut.parts; c < cut.chunks * (part + 1) / cut.parts; ++c) {
+      for (int64_t token = 0; token < problem.tokens; ++token) {
+        const int32_t* token_ends = ends + token * cut.chunks;
+        const int begin = c == 0 ? 0 : token_ends[c - 1];
+        Sums::add(problem.w, inputs + token * problem.call.width + begin, token_ends[c] - begin,
+                  values + token * padded<I>(problem.call.width) + begin, first, last, output(part, token));
+      }
+    }
+  }
+
+  // Adds up what the parts left.
+  void finish(int64_t token) const {
+    float* sums = output(0, token);
+    for (int64_t part = 1; part < cut.parts; ++part) {
+      const float* more = output(part, token);
+      for (int64_t k = 0; k < padded_outputs; k += I::kWidth) {
+        I::store(sums + k, I::add(I::load(sums + k), I::load(more + k)));
+      }
+    }
+    problem.output().write(token, 0, problem.call.outputs, sums);
+  }
+
+  void run(const ParallelFor& parallel) {
+    for (int64_t token = 0; token < problem.tokens; ++token) select(token);
+    if (problem.call.outputs == 0) return;
+    run_each<RowwiseLinear, &RowwiseLinear::work_task>(*this, parallel, cut.parts * cut.strips);
+    for (int64_t token = 0; token < problem.tokens; ++token) finish(token);
+  }
+};
+
+}  // namespace clada
