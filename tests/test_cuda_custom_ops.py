@@ -13,13 +13,15 @@ import pytest
 
 from clada.benchmark.gpu.build import write_op_table
 from clada.benchmark.gpu.model_needs import headers
-from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_GATED_FFN
+from clada.plugins.ops import GPU_OPS, LOAD_SIGNAL, QUANTIZED, SPARSE_GATED_FFN
 from clada.plugins.ops.record import Array, Case, Op, evaluate
 from tests.conftest import ROOT
 from tests.native.cases import check_outputs, sized_case
 from tests.op_backends import body_model, make_constant
 
-TOKEN_OPS = pytest.mark.parametrize("op", [op for op in OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name)
+TOKEN_OPS = pytest.mark.parametrize(
+    "op", [op for op in GPU_OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name
+)
 GATED = QUANTIZED[SPARSE_GATED_FFN.name]
 PLUGINS = ROOT / "plugins"
 pytestmark = pytest.mark.skipif(
@@ -109,5 +111,5 @@ def test_sizes_that_do_not_fit_are_named(library):
 
 
 def test_every_op_is_there(library):
-    for op in OPS.values():
+    for op in GPU_OPS.values():
         session(library, op, next(op.cases()), False)

@@ -1,21 +1,29 @@
 """The ops of the `clada` domain, each defined once."""
 
 from clada.plugins.ops.load_signal import LOAD_SIGNAL
-from clada.plugins.ops.quantized_ffn import QUANTIZED
+from clada.plugins.ops.quantized_ffn import QUANTIZED_FFN
+from clada.plugins.ops.quantized_linear import QUANTIZED_LINEAR
 from clada.plugins.ops.record import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, Op
 from clada.plugins.ops.sparse_ffn import SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.sparse_linear import SPARSE_LINEAR
 
+# By name of the op with weights in floating point.
+QUANTIZED: dict[str, Op] = {**QUANTIZED_FFN}
 OPS: dict[str, Op] = {
     op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values(), SPARSE_LINEAR, LOAD_SIGNAL)
 }
+# Those with CUDA kernels and a TensorRT plugin.
+GPU_OPS: dict[str, Op] = {op.name: op for op in OPS.values() if op.on_gpu}
 
 __all__ = [
     "DOMAIN",
+    "GPU_OPS",
     "LOAD_SIGNAL",
     "OPS",
     "PLUGIN_ATTRIBUTES",
     "QUANTIZED",
+    "QUANTIZED_FFN",
+    "QUANTIZED_LINEAR",
     "SPARSE_FFN",
     "SPARSE_GATED_FFN",
     "SPARSE_LINEAR",

@@ -78,4 +78,4 @@ def quantized(op: Op) -> Op:
 
 
 # By name of the op with weights in floating point.
-QUANTIZED: dict[str, Op] = {op.name: quantized(op) for op in (SPARSE_GATED_FFN, SPARSE_FFN)}
+QUANTIZED_FFN: dict[str, Op] = {op.name: quantized(op) for op in (SPARSE_GATED_FFN, SPARSE_FFN)}

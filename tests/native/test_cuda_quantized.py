@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED
+from clada.plugins.ops import QUANTIZED_FFN
 from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES, dequantize, pack
 from clada.plugins.ops.quantized_matrices import scales_name
 from clada.plugins.ops.record import Array
@@ -14,7 +14,7 @@ from tests.native.cuda_kernels_c import ROWWISE_TOKENS, RUNS
 from tests.native.test_cuda_kernels import check_ffn, elements, run_ffn, sequences
 
 FORMATS = [(bits, block) for bits in BITS for block in BLOCK_SIZES]
-GATED, PLAIN = QUANTIZED.values()
+GATED, PLAIN = QUANTIZED_FFN.values()
 formats = pytest.mark.parametrize("quantization", FORMATS, ids=lambda q: f"int{q[0]}-block{q[1]}")
 every_bits = pytest.mark.parametrize("bits", BITS)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, VERSION
+from clada.plugins.ops import DOMAIN, GPU_OPS, LOAD_SIGNAL, QUANTIZED_FFN, VERSION
 from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from tests.native.calls import GuardedMemory, from_element, to_element
 from tests.native.cases import (
@@ -38,9 +38,11 @@ if not os.environ.get("TENSORRT_INCLUDE_DIR"):
     pytest.skip("TENSORRT_INCLUDE_DIR is not set: the plugins cannot be compiled", allow_module_level=True)
 
 # Those that multiply matrices where there are many tokens.
-TOKEN_OPS = pytest.mark.parametrize("op", [op for op in OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name)
-QUANTIZED_OPS = pytest.mark.parametrize("op", QUANTIZED.values(), ids=lambda op: op.name)
-ALL_OPS = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+TOKEN_OPS = pytest.mark.parametrize(
+    "op", [op for op in GPU_OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name
+)
+QUANTIZED_OPS = pytest.mark.parametrize("op", QUANTIZED_FFN.values(), ids=lambda op: op.name)
+ALL_OPS = pytest.mark.parametrize("op", GPU_OPS.values(), ids=lambda op: op.name)
 SMALL = {"D": 32, "P": 16, "N": 1, "F": 8}
 NODE = "node '/model/node'"
 LINE = f"LoadSignal: {NODE}: field 'surprisal_weight' is missing; it must be float"
@@ -65,16 +67,16 @@ def default_fields(op: Op) -> dict[str, str | float]:
 
 def test_creators(library):
     creators = list(library.creators())
-    assert {creator.identity for creator in creators} == {(name, str(VERSION), DOMAIN) for name in OPS}
+    assert {creator.identity for creator in creators} == {(name, str(VERSION), DOMAIN) for name in GPU_OPS}
     for creator in creators:
-        assert creator.field_names() == [attribute.name for attribute in OPS[creator.name].attributes]
+        assert creator.field_names() == [attribute.name for attribute in GPU_OPS[creator.name].attributes]
 
 
 @pytest.mark.parametrize(
     ("op", "fields"),
     [
         pytest.param(op, fields, id="-".join(map(str, (op.name, *fields.values()))))
-        for op in OPS.values()
+        for op in GPU_OPS.values()
         for fields in all_fields(op)
     ],
 )
@@ -114,7 +116,7 @@ def refused(op: Op):
 
 @pytest.mark.parametrize(
     ("op", "fields", "reason"),
-    [pytest.param(op, *case, id=f"{op.name}-{n}") for op in OPS.values() for n, case in enumerate(refused(op))],
+    [pytest.param(op, *case, id=f"{op.name}-{n}") for op in GPU_OPS.values() for n, case in enumerate(refused(op))],
 )
 def test_wrong_fields_are_refused(library, op, fields, reason):
     assert library.create(op, fields) is None
