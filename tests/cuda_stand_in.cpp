@@ -7,8 +7,8 @@
 
 #include "convert.h"
 #include "load_signal.h"
+#include "quantized_kernels.h"
 #include "simd_portable.h"
-#include "sparse_ffn.h"
 
 namespace {
 
@@ -23,8 +23,8 @@ constexpr clada::QuantizedKernels kQuantized = clada::quantized_kernels_for<clad
 // The CPU's kernels want quantised weights packed.
 void compute(const clada::SparseFfnCall& call, void* workspace) {
   if (call.quantization.bits == 0) return clada::sparse_ffn<clada::Portable>(call, workspace, {nullptr, run});
-  const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, kQuantized.packed_bytes(call)), free);
-  kQuantized.pack(call, packed.get(), {nullptr, run});
+  const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, kQuantized.packed_ffn_bytes(call)), free);
+  kQuantized.pack_ffn(call, packed.get(), {nullptr, run});
   kQuantized.ffn(call, packed.get(), workspace, {nullptr, run});
 }
 

@@ -14,7 +14,15 @@ import onnxruntime
 
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import register
-from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.plugins.ops import (
+    LOAD_SIGNAL,
+    OPS,
+    QUANTIZED,
+    QUANTIZED_LINEAR,
+    SPARSE_FFN,
+    SPARSE_GATED_FFN,
+    SPARSE_LINEAR,
+)
 from clada.plugins.ops.record import Array, Case, Op, check_inputs
 from tests.native.cases import check_outputs, large_case, large_linear_case, rounded_case
 from tests.op_backends import body_model, make_constant
@@ -41,17 +49,20 @@ def random_case(op: Op, rng: np.random.Generator, element: str) -> Case:
     """A case with sizes that are 0 as often as not."""
     if op is LOAD_SIGNAL:
         return signal_case(rng, element)
-    if op is SPARSE_LINEAR:
-        sizes = (int(rng.choice(SIZES)) for _ in range(4))
-        return large_linear_case(*sizes, seed=int(rng.integers(1000)), element=element)
-    plain = SPARSE_GATED_FFN if op.name.endswith("GatedFFN") else SPARSE_FFN
-    batch, sequence, width, neurons = (int(rng.choice(SIZES)) for _ in range(4))
-    quantization = None
+    batch, sequence, width, rows = (int(rng.choice(SIZES)) for _ in range(4))
+    quantization, of_blocks = None, 0
     if op in QUANTIZED.values():
         quantization = int(rng.choice((4, 8))), int(rng.choice((32, 128)))
-        width = int(rng.choice((0, 1, 3))) * quantization[1]
+        of_blocks = int(rng.choice((0, 1, 3))) * quantization[1]
     seed = int(rng.integers(1000))
-    case = large_case(plain, batch, sequence, width, neurons, seed, element=element, quantization=quantization)
+    if op in (SPARSE_LINEAR, QUANTIZED_LINEAR):
+        outputs = of_blocks if quantization else rows
+        return large_linear_case(batch, sequence, width, outputs, seed, element, quantization)
+    plain = SPARSE_GATED_FFN if op.name.endswith("GatedFFN") else SPARSE_FFN
+    if quantization:
+        # Of more tokens none of the thresholds tried may be far from all, as those of quantised weights have to be.
+        width, sequence = of_blocks, min(sequence, 17)
+    case = large_case(plain, batch, sequence, width, rows, seed, element=element, quantization=quantization)
     # Booleans are true by any byte but 0.
     pool = case.inputs["pool"]
     odd = (pool * rng.integers(1, 256, pool.shape)).astype(np.uint8).view(np.bool_)

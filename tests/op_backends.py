@@ -61,7 +61,7 @@ def body_model(op: Op, dtype: str, attributes: Mapping[str, str | float], opset:
 def make_constant(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> None:
     """Turn the inputs that are codes or scales into initializers, as kernels want them that pack at load."""
     for value in list(model.graph.input):
-        if value.name.startswith(("w_", "s_")):
+        if value.name.partition("_")[0] in ("w", "s"):
             model.graph.input.remove(value)
             model.graph.initializer.append(onnx.numpy_helper.from_array(inputs[value.name], value.name))
 

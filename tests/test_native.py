@@ -22,7 +22,7 @@ from clada.exporter.verify import load_constants
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import library_path, register
-from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, SPARSE_GATED_FFN
+from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
 from tests.op_backends import INSTRUCTIONS, body_model, make_constant
@@ -297,6 +297,58 @@ def scales_with(value: float) -> np.ndarray:
 def test_quantised_weights_that_do_not_fit_are_named(changes, message):
     with pytest.raises(Exception, match=message):
         load_native(quantized_model(**changes))
+
+
+def quantized_linear_model(**changes: np.ndarray) -> onnx.ModelProto:
+    """The linear op with 4-bit weights of 96 outputs as constants, some of them others."""
+    case, inputs = cast(QUANTIZED_LINEAR, case_of(QUANTIZED_LINEAR, "int4-block32-mixed-B1-S1"), "float32")
+    model = body_model(QUANTIZED_LINEAR, "float32", case.attributes, 20)
+    make_constant(model, dict(zip((spec.name for spec in QUANTIZED_LINEAR.inputs), inputs, strict=True)) | changes)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"s": scales_with(0)}, "QuantizedSparseLinear: s has a scale that is zero, in row 5; export the"),
+        ({"s": scales_with(np.inf)}, "s has a scale that is infinite, in row 5"),
+        ({"s": scales_with(np.nan)}, "s has a scale that is NaN, in row 5"),
+        ({"w": np.zeros((37, 40), np.int8)}, "w: block_size 32 does not divide the width N=80"),
+        ({"w": np.zeros((37, 64), np.int8)}, "3 scales a row do not fit N=128 in blocks of 32"),
+        ({"w": np.zeros((36, 48), np.int8)}, "w and s are not matrices of the same rows"),
+        ({"w": np.zeros((37, 2, 24), np.int8)}, "w and s are not matrices of the same rows"),
+    ],
+)
+def test_quantised_matrices_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(Exception, match=message):
+        load_native(quantized_linear_model(**changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("x", (1, 1, 36), r"w has shape \[37, 48\], expected \[D=36, P\]"),
+        ("x", (1, 37), r"x has shape \[1, 37\], expected \[B, S, D\]"),
+        ("threshold", (36,), r"threshold has shape \[36\], expected \[D=37\]"),
+        ("scale", (1, 2), r"scale has shape \[1, 2\], expected \[B=1, S=1\]"),
+    ],
+)
+def test_inputs_that_do_not_fit_quantised_matrices_are_named(name, shape, message):
+    model = quantized_linear_model()
+    for value in model.graph.input:
+        value.type.tensor_type.ClearField("shape")
+    session = load_native(model)
+    shapes = {"x": (1, 1, 37), "threshold": (37,), "scale": (1, 1), name: shape}
+    with pytest.raises(Exception, match=f"QuantizedSparseLinear: {message}"):
+        session.run(None, {key: np.zeros(sizes, np.float32) for key, sizes in shapes.items()})
+
+
+def test_a_quantised_matrix_is_constant_and_stays_quantised():
+    model = body_model(QUANTIZED_LINEAR, "float32", {"bits": 4, "block_size": 32}, 20)
+    with pytest.raises(Exception, match="needs constant weights, and w is not constant"):
+        load_native(model)
+    with pytest.raises(Exception, match="weights=bfloat16 is for float32 models, and this one is quantised"):
+        load_native(quantized_linear_model(), weights="bfloat16")
 
 
 def test_quantised_weights_are_constant_and_stay_quantised():

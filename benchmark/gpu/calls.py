@@ -2,14 +2,14 @@
 
 import ctypes
 
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_LINEAR
+from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED_LINEAR
 from clada.plugins.ops.record import FLOAT_TYPES
 
 # In the order of C++'s enum Element.
 ELEMENTS = FLOAT_TYPES
 _FFN_INPUTS = ("x", "w_in", "w_up", "w_out", "s_in", "s_up", "s_out", "b_in", "b_out", "threshold", "scale", "pool")
 _FFN_POINTERS = (*_FFN_INPUTS, "y", "active", "score")
-_LINEAR_POINTERS = [spec.name for spec in (*SPARSE_LINEAR.inputs, *SPARSE_LINEAR.outputs)]
+_LINEAR_POINTERS = [spec.name for spec in (*QUANTIZED_LINEAR.inputs, *QUANTIZED_LINEAR.outputs)]
 _LOAD_SIGNAL_POINTERS = [spec.name for spec in (*LOAD_SIGNAL.inputs, *LOAD_SIGNAL.outputs)]
 # The names that a feed-forward call has for inputs of the gated op.
 FFN_NAMES = {"w_gate": "w_in", "w_down": "w_out", "s_gate": "s_in", "s_down": "s_out"}
@@ -30,7 +30,7 @@ class SparseLinearCall(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "outputs")]
-        + [(name, ctypes.c_int) for name in ("element", "weight_element")]
+        + [(name, ctypes.c_int) for name in ("element", "weight_element", "bits", "block_size")]
         + [(name, ctypes.c_void_p) for name in _LINEAR_POINTERS]
     )
 

@@ -41,17 +41,20 @@ struct SparseFfnCall {
   float* score;            // [B, F]
 };
 
-// One call of SparseLinear; names and formulas as in plugins/ops/sparse_linear.py.
+// One call of SparseLinear or of its quantised variant; names and formulas as in plugins/ops/sparse_linear.py and
+// plugins/ops/quantized_linear.py.
 struct SparseLinearCall {
   int64_t batch, sequence, width, outputs;  // B, S, D, N
   Element element;                          // of x and y
-  Element weight_element;                   // of w
-  const void* x;                            // [B, S, D]
-  const void* w;                            // [D, N]
-  const float* threshold;                   // [D]
-  const float* scale;                       // [B, S]
-  void* y;                                  // [B, S, N]
-  int32_t* kept;                            // [B, S]
+  Element weight_element;                   // of w, where it is not quantised
+  Quantization quantization;
+  const void* x;           // [B, S, D]
+  const void* w;           // [D, N]; [D, N * bits / 8] bytes where quantised
+  const void* s;           // [D, N / block_size] in float16, null where not quantised: the scales of w
+  const float* threshold;  // [D]
+  const float* scale;      // [B, S]
+  void* y;                 // [B, S, N]
+  int32_t* kept;           // [B, S]
 };
 
 // One call of LoadSignal; names and formulas as in plugins/ops/load_signal.py.

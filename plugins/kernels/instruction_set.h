@@ -1,8 +1,7 @@
 // All kernels for one instruction set; included once, by the file that is compiled for it.
 #pragma once
 #include "load_signal.h"
-#include "sparse_ffn.h"
-#include "sparse_linear.h"
+#include "quantized_kernels.h"
 
 namespace clada {
 

@@ -16,12 +16,17 @@ struct ParallelFor {
 // The kernels for quantised weights, which each instruction set wants in an order of its own.
 struct QuantizedKernels {
   // Bytes of a call's packed weights, to lie at a multiple of 64.
-  size_t (*packed_bytes)(const SparseFfnCall&);
+  size_t (*packed_ffn_bytes)(const SparseFfnCall&);
   // Packs a call's weights and scales.
-  void (*pack)(const SparseFfnCall&, void* packed, const ParallelFor&);
+  void (*pack_ffn)(const SparseFfnCall&, void* packed, const ParallelFor&);
   // As Kernels::sparse_ffn_workspace and Kernels::sparse_ffn; of w_up is read only whether there is one.
   size_t (*ffn_workspace)(const SparseFfnCall&);
   void (*ffn)(const SparseFfnCall&, const void* packed, void* workspace, const ParallelFor&);
+  // The same for SparseLinear; packed, w and s of a call are not read.
+  size_t (*packed_linear_bytes)(const SparseLinearCall&);
+  void (*pack_linear)(const SparseLinearCall&, void* packed, const ParallelFor&);
+  size_t (*linear_workspace)(const SparseLinearCall&);
+  void (*linear)(const SparseLinearCall&, const void* packed, void* workspace, const ParallelFor&);
 };
 
 // The kernels for one instruction set.

@@ -1,5 +1,5 @@
+#include "quantized_kernels.h"
 #include "simd_vnni.h"
-#include "sparse_ffn.h"
 
 namespace clada {
 

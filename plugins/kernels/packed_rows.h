@@ -6,6 +6,7 @@
 // scales follow its codes.
 #pragma once
 #include <cstring>
+#include <type_traits>
 
 #include "elements.h"
 #include "kernels.h"
@@ -14,6 +15,12 @@
 namespace clada {
 
 constexpr int64_t kGroupWeights = 32;
+
+// Calls f<kBits>.
+template <class F>
+auto with_bits(int32_t bits, F f) {
+  return bits == 4 ? f(std::integral_constant<int, 4>()) : f(std::integral_constant<int, 8>());
+}
 
 template <class I, int kBits>
 struct PackedRows {

@@ -6,10 +6,11 @@
 
 namespace clada {
 
-// Why they do not, or nothing; `packed` bytes and `scales` are of a row of `width` weights.
-inline std::string size_misfit(Quantization quantization, int64_t width, int64_t packed, int64_t scales) {
+// Why they do not, or nothing; `packed` bytes and `scales` are of a row of `width` weights, which the op calls `axis`.
+inline std::string size_misfit(Quantization quantization, int64_t width, int64_t packed, int64_t scales,
+                               const char* axis = "D") {
   const std::string bits = std::to_string(quantization.bits), block_size = std::to_string(quantization.block_size),
-                    of_width = "D=" + std::to_string(width);
+                    of_width = std::string(axis) + "=" + std::to_string(width);
   if (width % quantization.block_size != 0)
     return "block_size " + block_size + " does not divide the width " + of_width;
   // The other way round: a product might be more than an integer holds.

@@ -72,12 +72,6 @@ void sparse_ffn(const SparseFfnCall& ffn, void* workspace, const ParallelFor& pa
   with_element(ffn.weight_element, [&](auto value) { run_plain_ffn<I, decltype(value)>(ffn, aligned, parallel); });
 }
 
-// Calls f<kBits>.
-template <class F>
-auto with_bits(int32_t bits, F f) {
-  return bits == 4 ? f(std::integral_constant<int, 4>()) : f(std::integral_constant<int, 8>());
-}
-
 template <class I>
 size_t quantized_ffn_workspace(const SparseFfnCall& ffn) {
   return with_bits(ffn.quantization.bits,
@@ -94,18 +88,13 @@ void quantized_ffn(const SparseFfnCall& ffn, const void* packed, void* workspace
 }
 
 template <class I>
-size_t packed_bytes(const SparseFfnCall& ffn) {
+size_t packed_ffn_bytes(const SparseFfnCall& ffn) {
   return with_bits(ffn.quantization.bits, [&](auto bits) { return PackedFfn<I, bits>::bytes(ffn); });
 }
 
 template <class I>
-void pack(const SparseFfnCall& ffn, void* packed, const ParallelFor& parallel) {
+void pack_ffn(const SparseFfnCall& ffn, void* packed, const ParallelFor& parallel) {
   with_bits(ffn.quantization.bits, [&](auto bits) { PackedFfn<I, bits>::pack(ffn, packed, parallel); });
-}
-
-template <class I>
-constexpr QuantizedKernels quantized_kernels_for() {
-  return {packed_bytes<I>, pack<I>, quantized_ffn_workspace<I>, quantized_ffn<I>};
 }
 
 }  // namespace clada

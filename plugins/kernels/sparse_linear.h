@@ -1,6 +1,7 @@
 // SparseLinear: chooses how a call is computed and for which type of rows.
 #pragma once
 #include "matrix_linear.h"
+#include "quantized_linear.h"
 #include "row_sums.h"
 #include "rowwise_linear.h"
 #include "workspace.h"
@@ -79,6 +80,29 @@ void sparse_linear(const SparseLinearCall& call, void* workspace, const Parallel
     const typename Sums::Rows w{static_cast<const decltype(value)*>(call.w), call.outputs};
     run_linear<I, Sums>(call, w, workspace, parallel);
   });
+}
+
+template <class I>
+size_t quantized_linear_workspace(const SparseLinearCall& call) {
+  return with_bits(call.quantization.bits,
+                   [&](auto bits) { return linear_workspace<I, QuantizedSums<I, bits>>(call); });
+}
+
+template <class I>
+void quantized_linear(const SparseLinearCall& call, const void* packed, void* workspace, const ParallelFor& parallel) {
+  with_bits(call.quantization.bits, [&](auto bits) {
+    run_linear<I, QuantizedSums<I, bits>>(call, PackedLinear<I, bits>::rows(call, packed), workspace, parallel);
+  });
+}
+
+template <class I>
+size_t packed_linear_bytes(const SparseLinearCall& call) {
+  return with_bits(call.quantization.bits, [&](auto bits) { return PackedLinear<I, bits>::bytes(call); });
+}
+
+template <class I>
+void pack_linear(const SparseLinearCall& call, void* packed, const ParallelFor& parallel) {
+  with_bits(call.quantization.bits, [&](auto bits) { PackedLinear<I, bits>::pack(call, packed, parallel); });
 }
 
 }  // namespace clada

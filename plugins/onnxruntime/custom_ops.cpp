@@ -8,12 +8,14 @@
 #include "ffn_kernel.h"
 #include "linear_kernel.h"
 #include "load_signal_kernel.h"
+#include "quantized_linear_kernel.h"
 #include "registration.h"
 
 namespace clada {
 namespace {
 
-using CpuDomain = Domain<FfnKernel, LinearKernel, LoadSignalKernel>;
+using CpuDomain =
+    Domain<FfnKernel, LinearKernel, LoadSignalKernel, OpBase<ops::QuantizedSparseLinear, QuantizedLinearKernel>>;
 
 // One for each settings that were ever asked for, never freed: a session may outlive everything of ours.
 CpuDomain& domain_for(const Settings& settings) {

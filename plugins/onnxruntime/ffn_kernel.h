@@ -24,10 +24,7 @@ class FfnKernel {
   FfnKernel(const Ort::ConstKernelInfo& info, Element element, const Settings& settings)
       : element_(element), kernels_(*settings.kernels), attributes_(ffn_attributes<Table>(info)) {
     if constexpr (is_quantized<Table>) {
-      if (!settings.weights.empty()) {
-        throw Ort::Exception("clada.weights=" + settings.weights + " is for float32 models, and this one is quantised",
-                             ORT_INVALID_ARGUMENT);
-      }
+      check_quantized(settings);
       pack(info);
     } else if (holds_bfloat16(settings, element)) {
       for (const size_t input : {At::w_in, At::w_up, At::w_out}) {
@@ -47,7 +44,7 @@ class FfnKernel {
     for (const auto& [codes, scales] : kAll) {
       if (codes != kNone) matrices.push_back({codes, scales, In::specs[codes].name, In::specs[scales].name});
     }
-    packed_ = pack_inputs(info, Table::name, matrices, attributes_.quantization, kernels_.quantized);
+    packed_ = pack_ffn_inputs(info, Table::name, matrices, attributes_.quantization, kernels_.quantized);
   }
 
   void compute(OrtKernelContext* context) {

@@ -8,22 +8,11 @@
 #include "calls.h"
 #include "ffn_inputs.h"
 #include "ort.h"
+#include "quantization_attributes.h"
 #include "quantization_sizes.h"
 #include "shapes.h"
 
 namespace clada {
-
-// An attribute that is a whole number; throws Ort::Exception where it is not one of the attribute's choices.
-template <class Table>
-int32_t int_attribute(const Ort::ConstKernelInfo& info, size_t index) {
-  const AttributeSpec& spec = Table::Attr::specs[index];
-  const std::string value = std::to_string(info.GetAttribute<int64_t>(spec.name));
-  if (("," + std::string(spec.choices) + ",").find("," + value + ",") == std::string::npos) {
-    throw Ort::Exception(std::string(Table::name) + ": " + spec.name + " is " + value + "; it may be " + spec.choices,
-                         ORT_INVALID_ARGUMENT);
-  }
-  return std::stoi(value);
-}
 
 // What a node's attributes say.
 struct FfnAttributes {
@@ -41,8 +30,7 @@ FfnAttributes ffn_attributes(const Ort::ConstKernelInfo& info) {
   }
   FfnAttributes attributes{static_cast<Activation>(known - std::begin(kActivations)), {}};
   if constexpr (is_quantized<Table>) {
-    using Attr = typename Table::Attr;
-    attributes.quantization = {int_attribute<Table>(info, Attr::bits), int_attribute<Table>(info, Attr::block_size)};
+    attributes.quantization = quantization_attributes<Table>(info);
   }
   return attributes;
 }

@@ -22,8 +22,9 @@ constexpr int64_t kMost = int64_t{1} << 30;
 
 }  // namespace
 
+// `axis` is what the op calls the width.
 static Matrix read_matrix(const Ort::ConstKernelInfo& info, const char* op, const QuantizedMatrix& given,
-                          Quantization quantization) {
+                          Quantization quantization, const char* axis) {
   Matrix matrix{constant_input(info, given.codes, given.name, 1, op),
                 constant_input(info, given.scales, given.scales_name, 2, op), 0, 0};
   const std::vector<int64_t>&codes = matrix.codes.shape, &scales = matrix.scales.shape;
@@ -34,7 +35,7 @@ static Matrix read_matrix(const Ort::ConstKernelInfo& info, const char* op, cons
     refuse(op, std::string(given.name) + " is larger than any matrix of a model");
   matrix.rows = codes[0];
   matrix.width = codes[1] * 8 / quantization.bits;
-  const std::string misfit = size_misfit(quantization, matrix.width, codes[1], scales[1]);
+  const std::string misfit = size_misfit(quantization, matrix.width, codes[1], scales[1], axis);
   if (!misfit.empty()) refuse(op, std::string(given.name) + ": " + misfit);
   const std::string fault = scale_fault(static_cast<const uint16_t*>(matrix.scales.data), matrix.scales.count,
                                         static_cast<size_t>(scales[1]));
@@ -42,11 +43,11 @@ static Matrix read_matrix(const Ort::ConstKernelInfo& info, const char* op, cons
   return matrix;
 }
 
-HeldWeights pack_inputs(const Ort::ConstKernelInfo& info, const char* op, const std::vector<QuantizedMatrix>& given,
-                        Quantization quantization, const QuantizedKernels& kernels) {
+HeldWeights pack_ffn_inputs(const Ort::ConstKernelInfo& info, const char* op, const std::vector<QuantizedMatrix>& given,
+                            Quantization quantization, const QuantizedKernels& kernels) {
   std::vector<Matrix> matrices;
   for (const QuantizedMatrix& matrix : given) {
-    matrices.push_back(read_matrix(info, op, matrix, quantization));
+    matrices.push_back(read_matrix(info, op, matrix, quantization, "D"));
     if (matrices.back().rows != matrices[0].rows || matrices.back().width != matrices[0].width) {
       refuse(op, std::string(matrix.name) + " has not the size of " + given[0].name);
     }
@@ -63,12 +64,28 @@ HeldWeights pack_inputs(const Ort::ConstKernelInfo& info, const char* op, const 
   }
   ffn.w_out = matrices.back().codes.data;
   ffn.s_out = matrices.back().scales.data;
-  HeldWeights packed = hold(kernels.packed_bytes(ffn));
-  kernels.pack(ffn, packed.get(), own_threads());
+  HeldWeights packed = hold(kernels.packed_ffn_bytes(ffn));
+  kernels.pack_ffn(ffn, packed.get(), own_threads());
   for (const Matrix& matrix : matrices) {
     release(matrix.codes);
     release(matrix.scales);
   }
+  return packed;
+}
+
+HeldWeights pack_linear_input(const Ort::ConstKernelInfo& info, const char* op, const QuantizedMatrix& given,
+                              Quantization quantization, const QuantizedKernels& kernels) {
+  const Matrix matrix = read_matrix(info, op, given, quantization, "N");
+  SparseLinearCall linear{};
+  linear.width = matrix.rows;
+  linear.outputs = matrix.width;
+  linear.quantization = quantization;
+  linear.w = matrix.codes.data;
+  linear.s = matrix.scales.data;
+  HeldWeights packed = hold(kernels.packed_linear_bytes(linear));
+  kernels.pack_linear(linear, packed.get(), own_threads());
+  release(matrix.codes);
+  release(matrix.scales);
   return packed;
 }
 

@@ -12,9 +12,15 @@ struct QuantizedMatrix {
   const char *name, *scales_name;
 };
 
-// Packs the matrices of a node, one after the other w_in, w_up where there is one, and w_out, and releases the
-// original. Throws Ort::Exception when an input is not constant, sizes do not fit, or a scale is zero or not finite.
-HeldWeights pack_inputs(const Ort::ConstKernelInfo& info, const char* op, const std::vector<QuantizedMatrix>& matrices,
-                        Quantization quantization, const QuantizedKernels& kernels);
+// Packs the matrices of a node of a feed-forward op, one after the other w_in, w_up where there is one, and w_out, and
+// releases the original. Throws Ort::Exception when an input is not constant, sizes do not fit, or a scale is zero or
+// not finite.
+HeldWeights pack_ffn_inputs(const Ort::ConstKernelInfo& info, const char* op,
+                            const std::vector<QuantizedMatrix>& matrices, Quantization quantization,
+                            const QuantizedKernels& kernels);
+
+// The same of the matrix of SparseLinear.
+HeldWeights pack_linear_input(const Ort::ConstKernelInfo& info, const char* op, const QuantizedMatrix& matrix,
+                              Quantization quantization, const QuantizedKernels& kernels);
 
 }  // namespace clada

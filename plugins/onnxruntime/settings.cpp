@@ -26,4 +26,10 @@ bool holds_bfloat16(const Settings& settings, Element element) {
   return true;
 }
 
+void check_quantized(const Settings& settings) {
+  if (settings.weights.empty()) return;
+  throw Ort::Exception("clada.weights=" + settings.weights + " is for float32 models, and this one is quantised",
+                       ORT_INVALID_ARGUMENT);
+}
+
 }  // namespace clada

@@ -8,7 +8,7 @@ from clada.plugins.ops.sparse_ffn import SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.sparse_linear import SPARSE_LINEAR
 
 # By name of the op with weights in floating point.
-QUANTIZED: dict[str, Op] = {**QUANTIZED_FFN}
+QUANTIZED: dict[str, Op] = {**QUANTIZED_FFN, SPARSE_LINEAR.name: QUANTIZED_LINEAR}
 OPS: dict[str, Op] = {
     op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values(), SPARSE_LINEAR, LOAD_SIGNAL)
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_LINEAR
+from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.quantized_matrices import scales_name
 from clada.plugins.ops.record import Array, Op
@@ -36,8 +36,8 @@ class SparseLinearCall(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "outputs")]
-        + [(name, ctypes.c_int) for name in ("element", "weight_element")]
-        + [(spec.name, ctypes.c_void_p) for spec in (*SPARSE_LINEAR.inputs, *SPARSE_LINEAR.outputs)]
+        + [(name, ctypes.c_int) for name in ("element", "weight_element", "bits", "block_size")]
+        + [(spec.name, ctypes.c_void_p) for spec in (*QUANTIZED_LINEAR.inputs, *QUANTIZED_LINEAR.outputs)]
     )
 
 
@@ -166,19 +166,36 @@ def place_ffn_call(
 
 
 def place_linear_call(
-    memory: GuardedMemory, inputs: Mapping[str, Array], element: str, weight_element: str
+    memory: GuardedMemory,
+    inputs: Mapping[str, Array],
+    element: str,
+    weight_element: str,
+    quantization: tuple[int, int] | None = None,
 ) -> tuple[SparseLinearCall, list[Array]]:
-    """Place SparseLinear's arrays; returns the call, and y (bits where bfloat16) and kept to be written."""
-    types = {"x": element, "w": weight_element}
+    """Place the arrays of SparseLinear, or of its quantised variant.
+
+    Args:
+        memory: Where to.
+        inputs: As of a case of the op.
+        element: Type of x and y.
+        weight_element: Type of w, where it is not quantised.
+        quantization: Bits and block size.
+
+    Returns:
+        The call, and y (bits where bfloat16) and kept to be written.
+    """
+    types = {"x": element} if quantization else {"x": element, "w": weight_element}
     placed = {name: memory.place(to_element(a, types[name]) if name in types else a) for name, a in inputs.items()}
     batch, sequence, width = inputs["x"].shape
+    columns = inputs["w"].shape[1] * 8 // quantization[0] if quantization else inputs["w"].shape[1]
     outputs = [
-        memory.place_unset((batch, sequence, inputs["w"].shape[1]), "uint16" if element == "bfloat16" else element),
+        memory.place_unset((batch, sequence, columns), "uint16" if element == "bfloat16" else element),
         memory.place_unset((batch, sequence), "int32"),
     ]
     call = SparseLinearCall(
-        *(batch, sequence, width, inputs["w"].shape[1], ELEMENTS.index(element), ELEMENTS.index(weight_element)),
-        *(_address(placed[spec.name]) for spec in SPARSE_LINEAR.inputs),
+        *(batch, sequence, width, columns, ELEMENTS.index(element), ELEMENTS.index(weight_element)),
+        *(quantization or (0, 0)),
+        *(_address(placed.get(spec.name)) for spec in QUANTIZED_LINEAR.inputs),
         *map(_address, outputs),
     )
     return call, outputs

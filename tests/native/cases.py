@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.plugins.ops import QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.block_quantization import dequantize, quantize
 from clada.plugins.ops.quantized_matrices import scales_name
@@ -18,7 +18,7 @@ FFN_CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.name}") for op in (SPARSE_GATED_FFN, SPARSE_FFN) for case in op.cases()
 ]
 QUANTIZED_FFN_CASES = [
-    pytest.param(op, case, id=f"{op.name}-{case.name}") for op in QUANTIZED.values() for case in op.cases()
+    pytest.param(op, case, id=f"{op.name}-{case.name}") for op in QUANTIZED_FFN.values() for case in op.cases()
 ]
 LINEAR_CASES = [
     pytest.param(SPARSE_LINEAR, case, id=f"{SPARSE_LINEAR.name}-{case.name}") for case in SPARSE_LINEAR.cases()
@@ -89,7 +89,13 @@ def large_case(
 
 
 def large_linear_case(
-    batch: int, sequence: int, width: int, outputs: int, seed: int = 0, element: str = "float32"
+    batch: int,
+    sequence: int,
+    width: int,
+    outputs: int,
+    seed: int = 0,
+    element: str = "float32",
+    quantization: tuple[int, int] | None = None,
 ) -> Case:
     """The same of SparseLinear: each token with a scale of its own, 0 and padding among them."""
     rng = np.random.default_rng([seed, batch, sequence, width, outputs])
@@ -97,20 +103,18 @@ def large_linear_case(
     scale[:1, :1] = 1.0
     scale[1:, :1] = -1.0
     x = rounded(rng.standard_normal((batch, sequence, width)), element)
-    inputs = {
-        "x": x,
-        "w": rounded(rng.standard_normal((width, outputs)) / np.sqrt(max(1, width)), element),
-        "threshold": tie_free_threshold(x, scale, rng),
-        "scale": scale,
-    }
-    return Case("large", inputs, {})
+    w = rounded(rng.standard_normal((width, outputs)) / np.sqrt(max(1, width)), element)
+    weights = dict(zip("ws", quantize(w, *quantization), strict=True)) if quantization else {"w": w}
+    inputs = {"x": x, **weights, "threshold": tie_free_threshold(x, scale, rng), "scale": scale}
+    return Case("large", inputs, dict(zip(("bits", "block_size"), quantization or (), strict=False)))
 
 
 def sized_case(op: Op, batch: int, sequence: int, width: int, rows: int, element: str = "float32") -> Case:
     """The same for any op with a batch and a sequence; `rows` are neurons, or outputs."""
-    if op is SPARSE_LINEAR:
-        return large_linear_case(batch, sequence, width, rows, element=element)
-    quantization = (4, 32) if op in QUANTIZED.values() else None
+    if op in (SPARSE_LINEAR, QUANTIZED_LINEAR):
+        quantization = (4, 32) if op is QUANTIZED_LINEAR else None
+        return large_linear_case(batch, sequence, width, rows, element=element, quantization=quantization)
+    quantization = (4, 32) if op in QUANTIZED_FFN.values() else None
     return large_case(op, batch, sequence, width, rows, element=element, quantization=quantization)
 
 

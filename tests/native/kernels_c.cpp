@@ -33,8 +33,8 @@ extern "C" int test_sparse_ffn(const char* instructions, int threads, const clad
     return 0;
   }
   const clada::QuantizedKernels& quantized = kernels->quantized;
-  const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, quantized.packed_bytes(*call)), free);
-  quantized.pack(*call, packed.get(), {&threads, spread});
+  const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, quantized.packed_ffn_bytes(*call)), free);
+  quantized.pack_ffn(*call, packed.get(), {&threads, spread});
   clada::SparseFfnCall packed_call = *call;
   packed_call.w_in = packed_call.w_out = packed_call.s_in = packed_call.s_up = packed_call.s_out = nullptr;
   std::vector<char> workspace(quantized.ffn_workspace(packed_call) + 1);
@@ -45,8 +45,18 @@ extern "C" int test_sparse_ffn(const char* instructions, int threads, const clad
 extern "C" int test_sparse_linear(const char* instructions, int threads, const clada::SparseLinearCall* call) {
   const clada::Kernels* kernels = clada::find_kernels(instructions);
   if (!kernels) return -1;
-  std::vector<char> workspace(kernels->sparse_linear_workspace(*call) + 1);
-  kernels->sparse_linear(*call, workspace.data() + 1, {&threads, spread});
+  if (call->quantization.bits == 0) {
+    std::vector<char> workspace(kernels->sparse_linear_workspace(*call) + 1);
+    kernels->sparse_linear(*call, workspace.data() + 1, {&threads, spread});
+    return 0;
+  }
+  const clada::QuantizedKernels& quantized = kernels->quantized;
+  const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, quantized.packed_linear_bytes(*call)), free);
+  quantized.pack_linear(*call, packed.get(), {&threads, spread});
+  clada::SparseLinearCall packed_call = *call;
+  packed_call.w = packed_call.s = nullptr;
+  std::vector<char> workspace(quantized.linear_workspace(packed_call) + 1);
+  quantized.linear(packed_call, packed.get(), workspace.data() + 1, {&threads, spread});
   return 0;
 }
 

@@ -58,11 +58,15 @@ def sparse_linear(
     threads: int = 1,
     element: str = "float32",
     weight_element: str = "float32",
+    quantization: tuple[int, int] | None = None,
     offset: int = 0,
 ) -> tuple[Array, Array]:
-    """Call the kernel of SparseLinear, with arguments as of `sparse_ffn`; returns y in float64, and kept."""
+    """Call the kernel of SparseLinear, or, with bits and a block size, of its quantised variant.
+
+    Other arguments are those of `sparse_ffn`; returns y in float64, and kept.
+    """
     memory = GuardedMemory(offset)
-    call, (y, kept) = place_linear_call(memory, inputs, element, weight_element)
+    call, (y, kept) = place_linear_call(memory, inputs, element, weight_element, quantization)
     with memory.watched():
         assert _library.test_sparse_linear(instructions.encode(), threads, ctypes.byref(call)) == 0
     return from_element(y, element), kept

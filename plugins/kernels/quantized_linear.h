@@ -1,0 +1,73 @@
+// The matrix of the quantised SparseLinear as the CPU kernels hold it, and how its rows are summed.
+#pragma once
+#include <cstring>
+
+#include "kernels.h"
+#include "quantized_row_sums.h"
+
+namespace clada {
+
+template <class I, int kBits>
+struct PackedLinear {
+  using Rows = PackedRows<I, kBits>;
+
+  static Rows rows(const SparseLinearCall& call, const void* packed) {
+    return {packed, call.outputs, call.quantization.block_size, 1};
+  }
+
+  // What is past the last row is read, not used.
+  static size_t bytes(const SparseLinearCall& call) {
+    return static_cast<size_t>(call.width * Rows::row_bytes(call.outputs, call.quantization.block_size) + kLine);
+  }
+
+  static void pack(const SparseLinearCall& call, void* packed, const ParallelFor& parallel) {
+    struct Work {
+      const SparseLinearCall& call;
+      Rows to;
+    } work{call, rows(call, packed)};
+    memset(static_cast<uint8_t*>(packed) + bytes(call) - kLine, 0, kLine);
+    parallel.run(
+        parallel.pool, kPackTasks,
+        [](void* data, size_t index) {
+          const auto& [call, to] = *static_cast<Work*>(data);
+          const int64_t task = static_cast<int64_t>(index);
+          Rows::pack(to, call.width * task / kPackTasks, call.width * (task + 1) / kPackTasks,
+                     call.quantization.block_size, call.w, call.s);
+        },
+        &work);
+  }
+
+ private:
+  static constexpr int64_t kPackTasks = 16;
+};
+
+// How packed rows are summed, and into what sizes the work is cut for that.
+template <class I, int kBits>
+struct QuantizedSums {
+  using Rows = PackedRows<I, kBits>;
+  // From this many tokens on, products of matrices in float32 are faster.
+  static constexpr int64_t kMatrixTokens = 28;
+  static constexpr int64_t kStripBytes = 4096;  // of a row: y of a strip has eight times as many, and is to stay near
+  static constexpr int kAhead = 8;              // rows are asked for so many before they are read
+
+  static int64_t bytes(int64_t columns) { return columns * kBits / 8; }
+
+  // Adds the rows of `count` inputs times their factors to columns [first, last) of y.
+  static void add(const Rows& w, const int32_t* inputs, int count, const float* factors, int64_t first, int64_t last,
+                  float* y) {
+    for (int n = 0; n < count; n += kSumRows) {
+      const int there = count - n < kSumRows ? count - n : kSumRows;
+      typename Rows::Row some[kSumRows], next[kSumRows];
+      float group[kSumRows] = {};
+      for (int r = 0; r < kSumRows; ++r) {
+        const int at = n + (r < there ? r : there - 1);
+        some[r] = w.row(inputs[at]);
+        next[r] = w.row(inputs[at + kAhead < count ? at + kAhead : at]);
+        if (r < there) group[r] = factors[at];
+      }
+      add_stripes<I, kBits>(w, some, next, there, group, first / Rows::kSpan, last / Rows::kSpan, y);
+    }
+  }
+};
+
+}  // namespace clada
