@@ -13,13 +13,15 @@ import onnxruntime
 
 from clada.benchmark.contender import FARTHEST_OF_OWN, Contender, always, checked_error, dense, ours
 from clada.benchmark.layer_graph import copies_of_bytes, numbered
-from clada.benchmark.precisions import FLOATS
+from clada.benchmark.layer_output import weights_of_ours
+from clada.benchmark.precisions import BLOCKS
+from clada.benchmark.rounding import restored
 from clada.benchmark.sessions import Bound, execution
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import Shape
 from clada.benchmark.storage import initializer
 from clada.benchmark.thresholds import exact_share
-from clada.benchmark.variants import write_pair
+from clada.benchmark.variants import Variants, write_variants
 from clada.exporter.settings import DEFAULT_OPSET
 from clada.plugins.errors import CladaError
 from clada.plugins.onnx import function_proto
@@ -46,19 +48,16 @@ class Linears:
     Args:
         weights: f32[D, N] of each by name.
         copies: How many times each graph holds them.
-        dense: The session of ONNX Runtime's own products.
+        variants: Their graphs.
+        dense: Sessions of ONNX Runtime's own products by the precision of their weights.
         ours: Sessions of our op by the precision its weights are held in.
     """
 
     weights: dict[str, Array]
     copies: int
-    dense: onnxruntime.InferenceSession
+    variants: Variants
+    dense: dict[str, onnxruntime.InferenceSession]
     ours: dict[str, onnxruntime.InferenceSession]
-
-    @property
-    def bytes(self) -> int:
-        """Of all weights of one copy, in float32."""
-        return sum(matrix.nbytes for matrix in self.weights.values())
 
 
 def _input(name: str, shape: list[int | str]) -> onnx_ir.Value:
@@ -96,18 +95,6 @@ def linears_model(weights: Mapping[str, Array], copies: int) -> onnx_ir.Model:
     return onnx_ir.Model(graph, ir_version=10, functions=[function])
 
 
-def float_precisions(settings: Settings) -> list[str]:
-    """The precisions asked for that the op has.
-
-    Raises:
-        CladaError: There is none.
-    """
-    precisions = [precision for precision in settings.weights if precision in FLOATS]
-    if not precisions:
-        raise CladaError(f"linears are measured in {' and '.join(FLOATS)} only; add one of them to --weights")
-    return precisions
-
-
 @contextmanager
 def opened_linears(shape: Shape, settings: Settings) -> Iterator[Linears]:
     """Make the products; their files are gone when the context ends."""
@@ -118,13 +105,16 @@ def opened_linears(shape: Shape, settings: Settings) -> Iterator[Linears]:
     }
     copies = copies_of_bytes(sum(matrix.nbytes for matrix in weights.values()) // 2)
     with TemporaryDirectory(prefix="clada-bench-") as folder:
-        sparse, products_of_onnx = write_pair(linears_model(weights, copies), Path(folder))
-        without = create_session(products_of_onnx.path, execution(settings.threads, None))[0]
-        sessions = {
-            precision: create_session(sparse.path, execution(settings.threads, precision))[0]
-            for precision in float_precisions(settings)
+        variants = write_variants(linears_model(weights, copies), Path(folder), settings.weights)
+        without = {
+            precision: create_session(graph.path, execution(settings.threads, None))[0]
+            for precision, graph in variants.dense.items()
         }
-        yield Linears(weights, copies, without, sessions)
+        sessions = {
+            precision: create_session(variants.of(precision).path, execution(settings.threads, precision))[0]
+            for precision in settings.weights
+        }
+        yield Linears(weights, copies, variants, without, sessions)
 
 
 def _inputs(linears: Linears, tokens: int) -> dict[str, Array]:
@@ -145,6 +135,51 @@ def _contender(
     return Contender(name, partial(always, bound.run, share), active_bytes=size, error=error, repeats=linears.copies)
 
 
+def _dense(linears: Linears, precision: str, x: Mapping[str, Array]) -> Contender:
+    """ONNX Runtime's own products, whose blocks lie along what they sum over."""
+    names = [value for name in linears.weights for value in numbered(f"y.{name}", linears.copies)]
+    expected = {
+        name: array @ (w if precision not in BLOCKS else restored(w.T, BLOCKS[precision]).T)
+        for (name, array), w in zip(x.items(), linears.weights.values(), strict=True)
+    }
+    bound = Bound(linears.dense[precision], {f"x.{name}": array for name, array in x.items()}, names)
+    size = linears.variants.dense[precision].other_bytes / linears.copies
+    return _contender(linears, dense(precision), bound, expected, 1.0, size)
+
+
+def _ours(
+    linears: Linears, precision: str, own: Mapping[str, Array], x: Mapping[str, Array], fraction: float | None
+) -> Contender:
+    """Our op, dense or at an exact share of inputs.
+
+    Args:
+        linears: The products.
+        precision: Of its weights.
+        own: The weights f32[D, N] in that precision.
+        x: Tokens f32[1, S, D] of each.
+        fraction: The share; None is dense.
+
+    Raises:
+        CladaError: Another number of inputs was kept than was asked for, or the output is not that of the products.
+    """
+    given, expected = {f"x.{name}": array for name, array in x.items()}, {}
+    for name, array in x.items():
+        limit = np.zeros(array.shape[2], np.float32)
+        if fraction is not None:
+            threshold, scale = exact_share(np.abs(array[0]).astype(np.float64), fraction)
+            limit = threshold * scale[0]
+        given[f"threshold.{name}"] = limit
+        expected[name] = np.where(np.abs(array) >= limit, array, 0) @ own[name]
+    tokens = next(iter(x.values())).shape[1]
+    given["scale"] = np.full((1, tokens), fraction is not None, np.float32)
+    names = [value for name in x for output in ("y", "kept") for value in numbered(f"{output}.{name}", linears.copies)]
+    name, bound = ours(fraction, precision), Bound(linears.ours[precision], given, names)
+    size = linears.variants.neuron_bytes(precision) / linears.copies
+    contender = _contender(linears, name, bound, expected, fraction or 1.0, size)
+    _check_counts(name, bound.results(), linears, fraction or 1.0)
+    return contender
+
+
 def linears_contenders(linears: Linears, tokens: int, fractions: tuple[float, ...]) -> list[Contender]:
     """All contenders for a number of tokens at once; ours with these shares of inputs beside dense.
 
@@ -152,27 +187,10 @@ def linears_contenders(linears: Linears, tokens: int, fractions: tuple[float, ..
         CladaError: One of them does not compute what it should.
     """
     x = _inputs(linears, tokens)
-    given = {f"x.{name}": array for name, array in x.items()}
-    names = [value for name in linears.weights for value in numbered(f"y.{name}", linears.copies)]
-    whole = {name: array @ linears.weights[name] for name, array in x.items()}
-    contenders = [_contender(linears, dense("float32"), Bound(linears.dense, given, names), whole, 1.0, linears.bytes)]
-    counts = [value for name in linears.weights for value in numbered(f"kept.{name}", linears.copies)]
-    for precision, session in linears.ours.items():
-        size = linears.bytes / (2 if precision == "bfloat16" else 1)
-        for fraction in (None, *fractions):
-            thresholds = {f"threshold.{name}": np.zeros(len(w), np.float32) for name, w in linears.weights.items()}
-            expected = whole
-            if fraction is not None:
-                expected = {}
-                for name, array in x.items():
-                    threshold, scale = exact_share(np.abs(array[0]).astype(np.float64), fraction)
-                    thresholds[f"threshold.{name}"] = threshold * scale[0]
-                    kept = np.where(np.abs(array) >= threshold * scale[0], array, 0)
-                    expected[name] = kept @ linears.weights[name]
-            steering = thresholds | {"scale": np.full((1, tokens), fraction is not None, np.float32)}
-            name, bound = ours(fraction, precision), Bound(session, given | steering, [*names, *counts])
-            contenders.append(_contender(linears, name, bound, expected, fraction or 1.0, size))
-            _check_counts(name, bound.results(), linears, fraction or 1.0)
+    contenders = [_dense(linears, precision, x) for precision in linears.dense]
+    for precision in linears.ours:
+        own = weights_of_ours(linears.weights, precision)
+        contenders += [_ours(linears, precision, own, x, fraction) for fraction in (None, *fractions)]
     return contenders
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from clada.benchmark.footprint import Footprint, footprint_lines
 from clada.benchmark.genai import genai_tables
 from clada.benchmark.genai_files import require_genai
-from clada.benchmark.linears import float_precisions
 from clada.benchmark.machine import machine
 from clada.benchmark.plot import plot
 from clada.benchmark.report import Table, json_text, table_lines
@@ -41,8 +40,6 @@ def bench(args: argparse.Namespace) -> None:
     chosen = chosen_shapes(args.shape, args.what)
     if any("genai" in whats for _, whats in chosen):
         require_genai()
-    if any("linears" in whats for _, whats in chosen):
-        float_precisions(settings)
     _check_outputs(args.json, args.plot)
     here = machine()
     versions = f"ONNX Runtime {here['versions']['onnxruntime']}, kernels for {here['kernels']}"

@@ -134,11 +134,14 @@ def linears():
 def test_linears_agree_and_are_read_whole(linears, tokens):
     """Attention's products and the feed-forward network's, by float64; what dense ones read is the matrices."""
     contenders = {c.name: c for c in linears_contenders(linears, tokens, ())}
-    assert set(contenders) == {REFERENCE, ours(None, "float32"), ours(None, "bfloat16")}
+    assert set(contenders) == {dense(p) for p in ("float32", *BLOCKS)} | {ours(None, p) for p in PRECISIONS}
     hidden, neurons = SHAPE.hidden, SHAPE.neurons
     elements = hidden * (2 * hidden + 2 * hidden // 2) + 3 * hidden * neurons
     assert contenders[REFERENCE].active_bytes == contenders[ours(None, "float32")].active_bytes == 4 * elements
     assert contenders[ours(None, "bfloat16")].active_bytes == 2 * elements
+    # Codes and, for each 32 of them, a scale, in 16 bits; the dense graph's are in 32.
+    assert contenders[ours(None, "int4")].active_bytes == elements * (4 / 8 + 2 / 32)
+    assert contenders[dense("int4")].active_bytes == elements * (4 / 8 + 4 / 32)
     for name in (REFERENCE, ours(None, "float32")):
         assert contenders[name].error < 1e-5
     x = np.random.default_rng(2).standard_normal((1, tokens, hidden)).astype(np.float32)
@@ -155,7 +158,8 @@ def test_linears_agree_and_are_read_whole(linears, tokens):
 @pytest.mark.parametrize("fraction", [1.0, 0.6, 0.02])
 def test_share_of_inputs_is_exact(linears, fraction):
     run = {c.name: c.run for c in linears_contenders(linears, 1, (fraction,))}
-    assert run[ours(fraction, "float32")]() == fraction
+    for precision in PRECISIONS:
+        assert run[ours(fraction, precision)]() == fraction
 
 
 def test_linears_that_compute_something_else_are_refused(linears, monkeypatch):
@@ -352,10 +356,6 @@ def test_plot_is_an_image(report, tmp_path):
     ("options", "message"),
     [
         (["--shape", "huge"], "no shape is called 'huge'; known are: qwen2.5-0.5b, "),
-        (
-            ["--what", "linears", "--weights", "int4"],
-            "linears are measured in float32 and bfloat16 only",
-        ),
         (["--shape", "llama-3-8b", "--what", "model"], "of llama-3-8b only a layer is measured"),
         (["--active", "0"], "an active fraction is 0.0; it must lie in (0, 1]"),
         (["--active", "1.5"], "an active fraction is 1.5"),
