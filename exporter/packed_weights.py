@@ -14,7 +14,7 @@ from torch.nn import functional
 from clada.exporter.merged_products import AND, BLOCK_AXIS, UNPACKING, widths
 from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
 from clada.exporter.quantization import Packed, Quantized, linear_modules
-from clada.plugins.ops import QUANTIZED
+from clada.plugins.ops import QUANTIZED_FFN
 from clada.plugins.ops.block_quantization import pack, unpack
 from clada.plugins.ops.quantized_matrices import matrix_names, scales_name
 from clada.runtime.artefact import data_name
@@ -68,7 +68,7 @@ def _packed_layer(layer: SparseLayer, matrices: dict[str, Packed], block_size: i
         else:
             weights[name] = layer.get_parameter(name).data
     formats = {"bits": next(iter(matrices.values())).bits, "block_size": block_size}
-    return SparseLayer(QUANTIZED[layer.op.name], layer.index, weights, layer.activation, layer.sparsity, formats)
+    return SparseLayer(QUANTIZED_FFN[layer.op.name], layer.index, weights, layer.activation, layer.sparsity, formats)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def _initializer(value: onnx_ir.Value | None) -> tuple[str, Tensor]:
 
 
 def _read_layer(node: onnx_ir.Node, bits: int) -> dict[str, Packed]:
-    op = next(op for op in QUANTIZED.values() if op.name == node.op_type)
+    op = next(op for op in QUANTIZED_FFN.values() if op.name == node.op_type)
     given = dict(zip((spec.name for spec in op.inputs), node.inputs, strict=True))
     return {
         name: Packed(_initializer(given[name])[1], _initializer(given[scales_name(name)])[1], bits)
@@ -158,7 +158,7 @@ def _load(path: Path) -> onnx_ir.Model:
 def read_packed(path: Path) -> Quantized:
     """The packed weights of an exported graph whose weights are quantised."""
     nodes = list(_load(path).graph)
-    names = {op.name for op in QUANTIZED.values()}
+    names = {op.name for op in QUANTIZED_FFN.values()}
     layers = [node for node in nodes if node.op_type in names]
     bits, block_size = (layers[0].attributes[name].as_int() for name in ("bits", "block_size"))
     linears = [linear for node in nodes if node.op_type == UNPACKING for linear in _read_linears(node, bits)]

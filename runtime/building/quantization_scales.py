@@ -30,7 +30,7 @@ def check_scales_of(model: Path, content: bytes, nodes: list[Node]) -> None:
     constants = constants_of(content) if quantized else {}
     for node in quantized:
         given = dict(zip((spec.name for spec in ops[node.op].inputs), node.inputs, strict=True))
-        # Each neuron has a threshold, and a row of each matrix.
+        # Each neuron, or input of a linear op, has a threshold, and a row of each matrix.
         neurons = len(np.frombuffer(_content(model, constants, given["threshold"]), np.float32))
         for name in map(scales_name, matrix_names(ops[node.op])):
             what = f"{node.op} node {node.name}: {name}"
