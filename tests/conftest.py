@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from clada.exporter.export import ExportConfig, export
 from clada.runtime import Session
 from tests.checkpoints import write_checkpoint
 from tests.fault_marker import write_markers
+from tests.traced_once import traced_once
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = ROOT / "models" / "demo"
@@ -48,6 +50,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     write_markers(items)
 
 
+def folder_of_run(factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of a run share."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_traced_once(tmp_path_factory):
+    folder = folder_of_run(tmp_path_factory) / "traced"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", traced_once(torch.onnx.export, folder))
+        yield
+
+
+@pytest.fixture
+def traced_anew(tmp_path, monkeypatch):
+    """What this test exports is traced in it, whatever the run has traced before."""
+    monkeypatch.setattr(torch.onnx, "export", traced_once(torch.onnx.export.__wrapped__, tmp_path))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A function from a family to the folder of its tiny checkpoint."""
@@ -63,9 +86,7 @@ def checkpoint(tmp_path_factory):
 
 def exported_once(factory: pytest.TempPathFactory, name: str, source: Path, config: ExportConfig) -> Path:
     """The ONNX file of a checkpoint, exported by whichever process of a run asks first; the others wait for it."""
-    folder = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of the run, not of the process
+    folder = folder_of_run(factory)
     path = folder / "exported" / name / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "exported" / f"{name}.lock"):

@@ -204,7 +204,7 @@ def test_output_in_the_current_folder(checkpoint, tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == FILES
 
 
-def test_same_seed_same_artefact(tiny_artefact, checkpoint, tmp_path):
+def test_same_seed_same_artefact(tiny_artefact, checkpoint, tmp_path, traced_anew):
     """To the byte, though another process may have made the first."""
     export(tmp_path / "model.onnx", str(checkpoint("llama")), ExportConfig(calibration_tokens=600), str)
     first, second = (

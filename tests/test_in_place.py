@@ -235,7 +235,7 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
 
 
 @pytest.mark.parametrize("family", few(FAMILIES, ["qwen3", "opt"]))
-def test_tracing_leaves_the_model_as_it_was(family):
+def test_tracing_leaves_the_model_as_it_was(traced_anew, family):
     model = random_model(family, num_hidden_layers=1)
     sparsity = sparsify(model)
     ids = torch.arange(8).reshape(2, 4)

@@ -298,7 +298,7 @@ def test_file_holds_no_paths_of_this_machine(exported):
     assert b"stack_trace" not in content
 
 
-def test_equal_constants_keep_their_names(tmp_path):
+def test_equal_constants_keep_their_names(tmp_path, traced_anew):
     """The exporter merges initializers of equal value; the calibrated ones must not go."""
     model = random_model("llama")
     sparsity = sparsify(model)
@@ -323,9 +323,11 @@ def test_all_logits_on_request(exported):
     np.testing.assert_allclose(logits, expected, atol=2e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("parts", ["thresholds", "everything"])
-def test_tracing_leaves_the_model_as_it_was(exported, parts):
-    model, sparsity, *_ = exported("llama", parts=parts)
+@pytest.mark.parametrize("parts", few(["thresholds", "everything"], ["everything"]))
+def test_tracing_leaves_the_model_as_it_was(traced_anew, parts):
+    model = random_model("llama")
+    sparsity = sparsify(model)
+    tracing.trace(model, sparsity, with_parts(sparsity, parts))
     ids = torch.ones(1, 4, dtype=torch.int64)
     with torch.no_grad():
         assert model(ids).logits.shape == (1, 4, VOCABULARY)
