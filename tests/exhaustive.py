@@ -1,5 +1,6 @@
 """Cases that multiply what others try: `make test-all` runs them, `make test` does not."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,3 +17,9 @@ def few(cases: Iterable[Any], usual: Sequence[Any]) -> list[Any]:
         case if case in usual else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=exhaustive)
         for case in every
     ]
+
+
+def in_turn(first: Iterable[Any], second: Sequence[Any]) -> list[Any]:
+    """All pairs for `parametrize`; usual are each of the first with one of the second, which take turns."""
+    ones = list(first)
+    return few(itertools.product(ones, second), list(zip(ones, itertools.cycle(second))))

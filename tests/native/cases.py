@@ -1,12 +1,13 @@
 """Cases for the kernels, and how near to the float64 reference their outputs have to be."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.plugins.ops import OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.block_quantization import dequantize, quantize
 from clada.plugins.ops.quantized_matrices import scales_name
@@ -49,8 +50,24 @@ def large_case(
     """Sizes past every block of the kernels, or 0, each sequence with a pool and an active set of its own, no ties.
 
     Values are such that `element` holds them exactly. Bits and block size of the weights make it a case of the op's
-    quantised variant.
+    quantised variant. Its arrays are the caller's own.
     """
+    made = _large_case(op.name, batch, sequence, width, neurons, seed, element, quantization)
+    return dataclasses.replace(made, inputs={name: array.copy() for name, array in made.inputs.items()})
+
+
+@functools.lru_cache(maxsize=16)  # one after another, the instruction sets are given the same case
+def _large_case(
+    name: str,
+    batch: int,
+    sequence: int,
+    width: int,
+    neurons: int,
+    seed: int,
+    element: str,
+    quantization: tuple[int, int] | None,
+) -> Case:
+    op = OPS[name]
     rng = np.random.default_rng([seed, batch, sequence, width, neurons])
     x = rng.standard_normal((batch, sequence, width)).astype(np.float32)
     weights = [

@@ -11,6 +11,7 @@ import pytest
 
 from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.record import Array, Case, Op, evaluate
+from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS
 from tests.native.cases import FFN_CASES, check_outputs, dense_case, large_case, rounded_case
@@ -49,18 +50,18 @@ def test_matches_reference(op, case, element):
 
 # Widths that are and are not whole vectors; one tile, one window and one staged part of x, and more than one of each.
 LARGE = [(1, 1, 4160, 20), (1, 1, 72, 4200), (8, 1, 520, 70), (5, 1, 129, 515), (2, 3, 136, 300), (3, 1, 64, 48)]
+PLACED = [*((sizes, 0) for sizes in LARGE), (LARGE[0], 4), (LARGE[2], 4)]
 
 
-@elements
-@pytest.mark.parametrize(("sizes", "offset"), [*((sizes, 0) for sizes in LARGE), (LARGE[0], 4), (LARGE[2], 4)], ids=str)
+@pytest.mark.parametrize(("placed", "element"), in_turn(PLACED, ELEMENTS), ids=str)
 @FFN_OPS
-def test_sizes_past_every_block(op, sizes, offset, element):
+def test_sizes_past_every_block(op, placed, element):
+    sizes, offset = placed
     check_ffn(op, large_case(op, *sizes, element=element), element, offset=offset)
 
 
-@elements
 @FFN_OPS
-@pytest.mark.parametrize("batch", range(1, 9))
+@pytest.mark.parametrize(("batch", "element"), in_turn(range(1, 9), ELEMENTS))
 def test_every_batch_has_pools_of_its_own(op, batch, element):
     check_ffn(op, large_case(op, batch, 1, 40, 100, element=element), element)
 
@@ -80,9 +81,8 @@ def test_more_tokens_than_fit_a_chunk(op, sizes):
     check_ffn(op, large_case(op, *sizes), "float32")
 
 
-@elements
 @FFN_OPS
-@pytest.mark.parametrize("element_offset", range(1, 9))
+@pytest.mark.parametrize(("element_offset", "element"), in_turn(range(1, 9), ELEMENTS))
 def test_every_misalignment(op, element_offset, element):
     size = 4 if element == "float32" else 2
     check_ffn(op, large_case(op, 1, 2, 64, 33, element=element), element, offset=size * element_offset)

@@ -8,7 +8,9 @@ import pytest
 
 from clada.plugins.ops import SPARSE_LINEAR
 from clada.plugins.ops.record import Array, Case, evaluate
+from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
+from tests.native.calls import ELEMENTS
 from tests.native.cases import check_outputs, large_linear_case, rounded_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS
 from tests.native.test_cuda_kernels import elements, same_in_all_runs, sequences
@@ -39,11 +41,12 @@ def test_matches_reference(case, element):
 
 # Rows that are and are not whole vectors; one tile, and more than one; products.
 LARGE = [(1, 1, 70, 264), (8, 1, 70, 136), (5, 1, 70, 65), (2, 3, 17, 136), (2, 7, 300, 100)]
+PLACED = [*((sizes, 0) for sizes in LARGE), (LARGE[0], 4)]
 
 
-@elements
-@pytest.mark.parametrize(("sizes", "offset"), [*((sizes, 0) for sizes in LARGE), (LARGE[0], 4)], ids=str)
-def test_sizes_past_every_block(sizes, offset, element):
+@pytest.mark.parametrize(("placed", "element"), in_turn(PLACED, ELEMENTS), ids=str)
+def test_sizes_past_every_block(placed, element):
+    sizes, offset = placed
     check(large_linear_case(*sizes), element, offset=offset)
 
 
@@ -64,8 +67,7 @@ def test_a_vocabulary_whose_tiles_are_more_than_a_card_has_places():
     assert f"<<<({2 * tiles}, 1, 1), (256, 1, 1)>>>" in cuda_kernels_c.launches()[-1]
 
 
-@elements
-@pytest.mark.parametrize("batch", range(1, 9))
+@pytest.mark.parametrize(("batch", "element"), in_turn(range(1, 9), ELEMENTS))
 def test_every_batch(batch, element):
     check(large_linear_case(batch, 1, 40, 100), element)
 

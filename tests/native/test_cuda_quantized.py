@@ -7,11 +7,12 @@ from clada.plugins.ops import QUANTIZED_FFN
 from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES, dequantize, pack
 from clada.plugins.ops.quantized_matrices import scales_name
 from clada.plugins.ops.record import Array
+from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS
 from tests.native.cases import QUANTIZED_FFN_CASES, dense_case, large_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS, RUNS
-from tests.native.test_cuda_kernels import check_ffn, elements, run_ffn, sequences
+from tests.native.test_cuda_kernels import check_ffn, run_ffn, sequences
 
 FORMATS = [(bits, block) for bits in BITS for block in BLOCK_SIZES]
 GATED, PLAIN = QUANTIZED_FFN.values()
@@ -48,22 +49,21 @@ def test_every_batch_has_pools_of_its_own(batch, bits):
         check_ffn(op, case, element, offset=offset)
 
 
-@elements
 @formats
-@pytest.mark.parametrize("element_offset", [1, 4, 7])
+@pytest.mark.parametrize(("element_offset", "element"), in_turn([1, 4, 7], ELEMENTS))
 def test_every_misalignment(element_offset, quantization, element):
     """Of x, codes and scales alike."""
     case = large_case(GATED, 1, 2, 256, 33, element=element, quantization=quantization)
     check_ffn(GATED, case, element, offset=2 * element_offset)
 
 
-@formats
 @pytest.mark.parametrize(
-    ("op", "element"),
-    [(PLAIN, "float32"), *((GATED, element) for element in ELEMENTS)],
-    ids=lambda value: getattr(value, "name", value),
+    ("quantization", "called"),
+    in_turn(FORMATS, [(PLAIN, "float32"), *((GATED, element) for element in ELEMENTS)]),
+    ids=lambda pair: "-".join(str(getattr(value, "name", value)) for value in pair),
 )
-def test_many_tokens_are_products_of_matrices(op, quantization, element):
+def test_many_tokens_are_products_of_matrices(quantization, called):
+    op, element = called
     case = large_case(op, 2, 7, 384, 60, element=element, quantization=quantization)
     # Half types round the weights and products that are selected by.
     check_ffn(op, case if element == "float32" else dense_case(case), element, offset=2)

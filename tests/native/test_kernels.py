@@ -8,6 +8,7 @@ import pytest
 from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.record import Case, Op, evaluate
+from tests.exhaustive import few
 from tests.native import kernels_c
 from tests.native.calls import ELEMENTS, from_element, to_element
 from tests.native.cases import FFN_CASES, check_outputs, dense_case, large_case, rounded_case
@@ -46,7 +47,7 @@ LARGE = [(1, 1, 300, 1000), (3, 2, 129, 515), (2, 7, 200, 531), (2, 270, 140, 30
 
 @instructions
 @weight_element
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", few([1, 2], [2]))
 @pytest.mark.parametrize("sizes", LARGE, ids=str)
 @pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
 def test_sizes_past_every_block(op, sizes, threads, weight_element, instructions):

@@ -7,6 +7,7 @@ import pytest
 
 from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.record import Case, Op
+from tests.exhaustive import few
 from tests.native import kernels_c
 from tests.native.cases import QUANTIZED_FFN_CASES, check_outputs, large_case, rounded_case
 from tests.native.test_kernels import ALL_INSTRUCTIONS
@@ -37,7 +38,7 @@ LARGE = [(1, 1, 128, 1000), (1, 1, 896, 700), (3, 2, 1152, 215), (1, 1, 640, 500
 
 @instructions
 @quantization
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", few([1, 2], [2]))
 @pytest.mark.parametrize("sizes", LARGE, ids=str)
 @FFN_OPS
 def test_sizes_past_every_block(op, sizes, threads, quantization, instructions):
