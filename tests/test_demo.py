@@ -1,13 +1,20 @@
-"""`make demo`, on the demo model as it is."""
+"""`make demo`: on the demo model's first layers, as tracing takes time by the layer, and on the model as it is."""
 
 import re
 import subprocess
 
+import pytest
+
+from tests.checkpoints import keep_layers
+from tests.conftest import DEMO_MODEL, ROOT
+from tests.exhaustive import few
 from tests.project_copy import copy_project
 
 
-def test_the_demo_agrees_with_pytorch_and_runs_beside_the_dense_model(tmp_path):
+@pytest.mark.parametrize("layers", few([2, 6], [2]))
+def test_the_demo_agrees_with_pytorch_and_runs_beside_the_dense_model(tmp_path, layers):
     environment = copy_project(tmp_path / "clada")
+    keep_layers(tmp_path / "clada" / DEMO_MODEL.relative_to(ROOT), layers)
     result = subprocess.run(
         ["make", "demo"], cwd=tmp_path / "clada", env=environment, capture_output=True, text=True, check=False
     )
