@@ -36,10 +36,12 @@ def built_for_cuda(name: str) -> Path:
 # The files that take longest, the longest first: begun last, one would keep a process busy long after the other's end.
 LONGEST = [
     "test_readme.py",
+    "test_build.py",
     "test_export.py",
-    "test_real_sizes.py",
+    "test_install.py",
     "test_demo.py",
     "test_quantize.py",
+    "test_real_sizes.py",
     "test_scripts.py",
 ]
 
