@@ -32,8 +32,10 @@ def _described(value: Any) -> Any:
     """What of an object a graph may follow from, as something whose repr is the same in every process."""
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, (list, tuple, set)):
+    if isinstance(value, (list, tuple)):
         return [_described(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_described(item) for item in value), key=repr)
     if isinstance(value, dict):
         return [(name, _described(item)) for name, item in value.items()]
     if isinstance(value, Tensor):
