@@ -17,11 +17,10 @@ from clada.evaluation.subject import SubjectInfo, with_weights
 from clada.evaluation.suite import prepare
 from clada.evaluation.torch_session import TorchSession
 from clada.exporter.checkpoint import load_model
-from clada.exporter.packed_weights import read_packed
-from clada.exporter.patch import sparsify
-from clada.exporter.quantization import hold
+from clada.exporter.sparse_sites import sparsified
 from clada.plugins.errors import CladaError
 from clada.runtime import Session
+from clada.runtime.artefact import Artefact
 
 # Largest difference of a dense logit allowed, as a share of their range: float16 needs a tenth of it.
 _TOLERANCE = 2e-2
@@ -81,7 +80,7 @@ def evaluate_artefact(
     if session.manifest.quantization is None:
         _check_same_weights(session, model, prompt, source)
         return _named(evaluate(SessionSubject(session), suite), source)
-    quantized = _with_weights_of(artefact, source, **trust)
+    quantized = _with_weights_of(session.artefact, source, **trust)
     _check_same_weights(session, quantized, prompt, source)
     # Of the parts the tasks are left out, which take most of the time.
     text = replace(suite, tasks=[])
@@ -99,11 +98,10 @@ def _named(evaluation: Evaluation, source: str) -> Evaluation:
     return replace(evaluation, subject=subject, parts=[_named(part, source) for part in evaluation.parts])
 
 
-def _with_weights_of(artefact: Path, source: str, **trust: Any) -> Any:
+def _with_weights_of(artefact: Artefact, source: str, **trust: Any) -> Any:
     """A checkpoint's model in PyTorch, patched and dense, that computes with an artefact's quantised weights."""
     model, _ = load_model(source, torch.float32, **trust)
-    sparsify(model)
-    hold(model, read_packed(artefact))
+    sparsified(model, artefact)
     return model
 
 

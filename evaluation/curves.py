@@ -112,7 +112,7 @@ def curves_figure(results: Sequence[Measured]) -> Figure:
         if axis.share:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes.set_xlabel("FFN bytes read (% of all)")
+        axes.set_xlabel("bytes read (% of those that may be skipped)")
         axes.set_title(axis.label, fontsize=10, loc="left")
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)

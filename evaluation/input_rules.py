@@ -6,8 +6,7 @@ price  by what dropping it costs the model's output, for each weight of its row;
 wina   Chen et al. 2025: |x_i| * ||w_i||; a level for each product, with which all keep the same share of inputs
 teal   Liu et al. 2024: |x_i|; levels as in wina, without TEAL's search for a share of each block
 
-All in PyTorch: what a rule keeps depends on the token alone, so one pass with the prompt dense computes what decode
-would.
+All in PyTorch.
 """
 
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from clada.evaluation.subject import Floats
+from clada.exporter.input_pass import Run, decode_each, share_by_part
 from clada.exporter.patch import family_of
 from clada.exporter.price import Worth, by_sensitivity, measure, price_of, read_share, sensitivities
-from clada.exporter.products import Product, input_hooks
+from clada.exporter.products import Product
 from clada.plugins.errors import UnreachableError
 
 Weighing = Literal["price", "wina", "teal"]
@@ -115,46 +114,15 @@ class Outcome:
     read_of_parts: dict[Part, float]
 
 
-@torch.no_grad()
 def compare(
     model: Any, products: Sequence[Product], rules: Sequence[Rule], rows: Tensor, prompt_tokens: int
 ) -> list[Outcome]:
     """Decode rows i64[R, S] by each rule, their prompts dense."""
-    total = sum(product.weights for product in products)
     parts = [part_of(model, product) for product in products]
-    shape = len(rules), len(rows)
-    divergence, changed = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    kept = torch.ones(*shape, len(products), dtype=torch.float64)
-    for row, ids in enumerate(tqdm(rows, desc="decoding", leave=False, disable=None)):
-        dense = model(input_ids=ids[None], use_cache=False).logits[0, prompt_tokens:].float().log_softmax(-1)
-        for number, rule in enumerate(rules):
-
-            def skip(index: int, x: Tensor, rule: Rule = rule, number: int = number, row: int = row) -> Tensor | None:
-                threshold = rule.thresholds[index]
-                if threshold is None:
-                    return None
-                tokens = x.reshape(len(rows[row]), -1)
-                mask = tokens.abs() >= threshold
-                kept[number, row, index] = mask[prompt_tokens:].double().mean()
-                mask[:prompt_tokens] = True
-                return torch.where(mask, tokens, 0).reshape(x.shape)
-
-            with input_hooks(products, skip):
-                sparse = model(input_ids=ids[None], use_cache=False).logits[0, prompt_tokens:].float().log_softmax(-1)
-            divergence[number, row] = (dense.exp() * (dense - sparse)).sum(-1).mean()
-            changed[number, row] = (dense.argmax(-1) != sparse.argmax(-1)).double().mean()
-    weights = torch.tensor([product.weights for product in products], dtype=torch.float64)
-
-    def of_part(part: Part, number: int) -> float:
-        mine = torch.tensor([here == part for here in parts])
-        return float((kept[number].mean(0) * weights)[mine].sum() / weights[mine].sum())
-
-    return [
-        Outcome(
-            divergence[number].numpy(),
-            changed[number].numpy(),
-            (kept[number] @ weights / total).numpy(),
-            {part: of_part(part, number) for part in PARTS if part in parts},
-        )
-        for number in range(len(rules))
-    ]
+    runs = [Run(rule.thresholds) for rule in rules]
+    outcomes = []
+    for decoded in decode_each(model, products, runs, rows, prompt_tokens):
+        figures = (decoded.divergence, ~decoded.agrees, decoded.read)
+        divergence, changed, read = (values.double().mean(1).numpy() for values in figures)
+        outcomes.append(Outcome(divergence, changed, read, dict(share_by_part(decoded, products, parts))))
+    return outcomes

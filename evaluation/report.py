@@ -20,8 +20,8 @@ from clada.evaluation.token_table import TokenTable
 
 # Of the table: the metric, its heading, its unit, how it is written, and what it is multiplied with.
 _COLUMNS = (
-    ("read_fraction", "FFN bytes read", "%", ".1f", 100),
-    ("ffn_bytes", "FFN bytes", "MB a token", ".3g", 1e-6),
+    ("read_fraction", "bytes read", "%", ".1f", 100),
+    ("ffn_bytes", "bytes", "MB a token", ".3g", 1e-6),
     ("sparsity", "sparsity", "%", ".1f", 100),
     ("kl", "KL", "nats a token", ".4f", 1),
     ("perplexity_ratio", "perplexity", "times dense", ".4f", 1),

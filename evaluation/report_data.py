@@ -136,7 +136,7 @@ def _verdict(results: Sequence[Measured]) -> str:
         best = min(measured, key=lambda result: result.metrics["perplexity_ratio"].value)
     metrics = best.metrics
     text = (
-        f"{best.name} reads {metrics['read_fraction'].value:.0%} of the feed-forward networks' bytes, and changes "
+        f"{best.name} reads {metrics['read_fraction'].value:.0%} of the bytes that it may skip, and changes "
         f"perplexity by {_change(metrics['perplexity_ratio'])}"
     )
     if "disagreement" in metrics:

@@ -6,6 +6,7 @@ import numpy as np
 
 from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo, with_weights
 from clada.plugins.ops import OPS
+from clada.plugins.ops.quantized_matrices import matrix_names
 from clada.runtime import Session, TokenStats
 from clada.runtime.manifest import Manifest, QuantizationSection
 from clada.runtime.session import State
@@ -13,13 +14,18 @@ from clada.runtime.typed_json import plain
 
 
 def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> int:
-    """Size of all feed-forward matrices, scales included where they are quantised."""
+    """Size of all matrices that are skipped in, scales included where they are quantised.
+
+    Those of the feed-forward networks where neurons are skipped, and all that a token reads where inputs are.
+    """
     model = manifest.model
-    matrices = sum(spec.name.startswith("w_") for spec in OPS[manifest.ffn_op].inputs)
     if quantization is None:
         of_weight: float = np.dtype(model.dtype).itemsize
     else:
         of_weight = quantization.bits / 8 + np.dtype(np.float16).itemsize / quantization.block_size
+    if manifest.inputs is not None:
+        return round(sum(product.inputs * product.outputs for product in manifest.inputs.products) * of_weight)
+    matrices = len(matrix_names(OPS[manifest.sparse_op]))
     return round(matrices * sum(model.neurons) * model.hidden_size * of_weight)
 
 
@@ -30,7 +36,7 @@ def _info(session: Session, name: str) -> SubjectInfo:
     return SubjectInfo(
         name=name or with_weights(manifest.policy.name, quantization),
         family=model.family,
-        neurons=model.neurons,
+        neurons=manifest.widths,
         parameters=model.parameters,
         ffn_bytes=ffn_bytes(manifest, manifest.quantization),
         context_length=model.context_length,

@@ -22,7 +22,7 @@ class Reading:
         load: f32[T], the load signal of each token, in [0, 1].
         surprisal: f32[T], -log p of each token, in nats.
         entropy: f32[T], of the distribution it was drawn from, in nats.
-        read_fraction: f32[T], share of the feed-forward weights' bytes that were read for it.
+        read_fraction: f32[T], share of those bytes, see SubjectInfo, that were read for it.
         active: i32[T, L], neurons that were computed in each layer.
         pool: i32[T, L], neurons that each layer was allowed.
     """
@@ -43,9 +43,9 @@ class SubjectInfo:
     Args:
         name: What tables call it.
         family: The model's type, as its configuration names it.
-        neurons: Of each layer.
+        neurons: Of each layer; the inputs of each product where inputs are skipped.
         parameters: Of the whole model.
-        ffn_bytes: Size of all feed-forward weight matrices.
+        ffn_bytes: Size of all feed-forward weight matrices; of all that a token reads where inputs are skipped.
         context_length: The most tokens it reads.
         vocabulary: How many tokens its logits are of.
         policy: How it was made sparse, as of a manifest.

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from clada.exporter.decoder import Decoder
-from clada.exporter.patch import sparse_layers, sparsify
+from clada.exporter.sparse_sites import sparsified
 from clada.exporter.steps import cache_shapes, constants
 from clada.exporter.verify import load_constants
 from clada.plugins import graph
 from clada.runtime import Session
+from clada.runtime.artefact import Artefact
 from clada.runtime.backends.model import Array, Model
 
 
@@ -22,18 +23,23 @@ class TorchModel(Model):
     Args:
         model: A causal LM in float32, not patched yet.
         path: The ONNX file.
+        artefact: That it is of.
     """
 
-    def __init__(self, model: Any, path: Path) -> None:
-        sparsity = sparsify(model)
+    def __init__(self, model: Any, path: Path, artefact: Artefact) -> None:
+        sparsity = sparsified(model, artefact, quantized=False)
+        manifest = artefact.manifest
         load_map = load_constants(path, sparsity)
         self._decoder = Decoder(model, sparsity, load_map.surprisal_weight)
         self._constants = constants(sparsity, load_map)
         inputs: dict[str, tuple[Sequence[Any], type]] = {
             graph.PAST_LOGITS: ((None, model.config.vocab_size), np.float32)
         }
-        for n, (layer, cache) in enumerate(zip(sparse_layers(model), cache_shapes(model), strict=True)):
-            inputs[graph.pool(n)] = ((None, layer.neurons), np.bool_)
+        if manifest.inputs is not None:
+            inputs[graph.EFFORT] = ((None,), np.float32)
+        for n, neurons in enumerate(manifest.model.neurons):
+            inputs[graph.pool(n)] = ((None, neurons), np.bool_)
+        for n, cache in enumerate(cache_shapes(model)):
             for name, width in zip(graph.past(n), (cache.key_width, cache.value_width), strict=True):
                 inputs[name] = ((None, cache.heads, None, width), np.float32)
         super().__init__(inputs, "PyTorch")
@@ -50,13 +56,15 @@ class TorchModel(Model):
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
         """See Model."""
         names = (graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS)
-        logits, present, score, load, surprisal, entropy, active = self._decoder(
+        logits, present, score, load, surprisal, entropy, active, read = self._decoder(
             **{name: torch.from_numpy(inputs[name]) for name in names},
-            pools=[torch.from_numpy(inputs[graph.pool(n)]) for n in range(self.layers)],
+            effort=[torch.from_numpy(inputs[graph.EFFORT])] if self.by_input else [],
+            pools=[torch.from_numpy(inputs[graph.pool(n)]) for n in range(len(self.neurons))],
             past=list(zip(cache[::2], cache[1::2], strict=True)),
             **self._constants,
         )
         outputs = {graph.LOGITS: logits, graph.LOAD: load, graph.SURPRISAL: surprisal, graph.ENTROPY: entropy}
+        outputs |= {graph.READ: share for share in read}  # noqa: B035 - there is one, or none
         outputs |= {graph.ACTIVE: active} | {graph.score(n): of_layer for n, of_layer in enumerate(score)}
         return {name: outputs[name].numpy() for name in fetch}, present
 
@@ -71,4 +79,4 @@ class TorchSession(Session):
 
     def __init__(self, path: Path, model: Any) -> None:
         super().__init__(path)
-        self._portable = self._single = self._load(path.name, lambda found: TorchModel(model, found))
+        self._portable = self._single = self._load(path.name, lambda found: TorchModel(model, found, self.artefact))

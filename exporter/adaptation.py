@@ -8,17 +8,14 @@ from torch import Tensor
 
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.decode_pass import Decoded, Texts
-from clada.exporter.decoder import LoadMap
+from clada.exporter.decoder import NO_POOL, LoadMap
+from clada.exporter.load_fit import LOAD_KNOTS, fit_load, loads_of, to_float
 from clada.exporter.probe import fit_probe, fit_table, knots_of, log_divergence
-from clada.exporter.scale_map import FACTORS, Floats, fit_scale_map
+from clada.exporter.scale_map import FACTORS, fit_scale_map
 from clada.runtime.manifest import Policy
 
-_KNOTS = 33
-_LOAD_KNOTS = 9
-_SURPRISAL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Shares of tokens whose load opens the pool. The least is not 0: a pool that never opens never learns.
 _REANALYSIS_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
-_NEVER = 2.0  # no load is as high
 # Rows from which on a fit can be checked on rows it was not made on.
 _FEWEST_ROWS = 4
 
@@ -48,52 +45,37 @@ class Adaptation:
         return texts.decode(self.scale, pools, self.opened, self.load)
 
 
-def _ranks(values: Tensor, knots: Floats) -> Floats:
-    return np.interp(values.double().numpy(), knots, np.linspace(0, 1, len(knots)))
-
-
-def _quantiles(values: Tensor) -> Floats:
-    return np.quantile(values.double().numpy(), np.linspace(0, 1, _KNOTS))
-
-
-def _float(values: Floats) -> Tensor:
-    return torch.from_numpy(np.asarray(values)).float()
-
-
 def adapt(texts: Texts, policy: Policy, pools: list[Tensor] | None) -> Adaptation:
     """Fit what a policy adapts by; the thresholds, compensation and pools are as they will be, up to a factor."""
     base = texts.decode(pools=pools)
-    surprisal, entropy = _quantiles(base.surprisal), _quantiles(base.entropy)
-    ranks = _ranks(base.surprisal, surprisal), _ranks(base.entropy, entropy)
-    weight, flat = 0.5, np.ones(_LOAD_KNOTS)
-    loads = {w: w * ranks[0] + (1 - w) * ranks[1] for w in _SURPRISAL_WEIGHTS}
-    factors, gains, table = flat, {}, None
+    loads = loads_of(base)
+    weight, factors = 0.5, np.ones(LOAD_KNOTS)
+    gains: dict[str, float] = {}
+    table: Tensor | None = None
     runs = _runs(texts, base, pools) if policy.scale or policy.reanalysis else []
-    at = np.linspace(0, 1, _LOAD_KNOTS)
     scale = torch.ones(base.read.shape)
     if policy.scale == "load":
-        fits = {w: fit_scale_map(load, at, runs) for w, load in loads.items()}
-        weight = max(fits, key=lambda w: fits[w].gain)
-        factors, gains["load"] = fits[weight].factors, fits[weight].gain
-        scale = _float(np.interp(loads[weight], at, factors))
+        weight, fit = fit_load(loads, runs)
+        factors, gains["load"] = fit.factors, fit.gain
+        scale = to_float(np.interp(loads.by_weight[weight], fit.knots, factors))
     elif policy.scale == "token":
         tokens = texts.rows[:, texts.prompt_tokens :]
         means, predicted = fit_table(tokens, log_divergence(base.divergence), texts.model.config.vocab_size)
         fit = fit_scale_map(predicted.numpy(), knots_of(predicted), runs)
-        table, gains["token"] = _float(np.interp(means.numpy(), fit.knots, fit.factors)), fit.gain
+        table, gains["token"] = to_float(np.interp(means.numpy(), fit.knots, fit.factors)), fit.gain
         scale = table[tokens]
-    load = loads[weight]
+    load = loads.by_weight[weight]
     adaptation = Adaptation(
         load_map=LoadMap(
-            surprisal_knots=_float(surprisal),
-            entropy_knots=_float(entropy),
-            scale_knots=_float(factors),
-            reanalysis_load=torch.tensor(_NEVER),
+            surprisal_knots=to_float(loads.surprisal_knots),
+            entropy_knots=to_float(loads.entropy_knots),
+            scale_knots=to_float(factors),
+            reanalysis_load=torch.tensor(NO_POOL),
             surprisal_weight=weight,
             token_scale=table,
         ),
         scale=scale,
-        load=_float(load),
+        load=to_float(load),
         opened=torch.zeros(scale.shape, dtype=torch.bool),
         gains=gains,
     )
@@ -158,8 +140,8 @@ def _fit_anticipation(texts: Texts, adaptation: Adaptation, pools: list[Tensor] 
                 weight[:-1].float(),
                 weight[-1].float(),
                 bias.float(),
-                _float(fit.knots),
-                _float(fit.factors),
+                to_float(fit.knots),
+                to_float(fit.factors),
             )
     sparsity.anticipation = best
     adaptation.gains["anticipation"] = best_gain

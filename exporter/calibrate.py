@@ -30,12 +30,13 @@ _LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """What to calibrate for; the goal is one of the three, the last that is given.
+    """What to calibrate for; the goal is one of the four, the last that is given.
 
     Args:
         target_sparsity: Mean share of neurons that a token does not compute, in (0, 1).
         ffn_cost: Share of the feed-forward weights' bytes that a token reads, in (0, 1).
         error_budget: Highest KL divergence from the dense model, nats a token.
+        bytes: Share of all weights' bytes that a token reads, in (0, 1): the goal of the policy "price", and only that.
         policy: How the model is made sparse.
         name: What the policy is called.
     """
@@ -43,19 +44,32 @@ class CalibrationConfig:
     target_sparsity: float = TARGET_SPARSITY
     ffn_cost: float | None = None
     error_budget: float | None = None
+    bytes: float | None = None
     policy: Policy = field(default_factory=lambda: POLICIES["clada"])
     name: str = "clada"
 
     def __post_init__(self) -> None:
-        for name, share in (("target sparsity", self.target_sparsity), ("FFN cost", self.ffn_cost)):
+        for name, share in (
+            ("target sparsity", self.target_sparsity),
+            ("FFN cost", self.ffn_cost),
+            ("share of bytes", self.bytes),
+        ):
             if share is not None and not 0 < share < 1:
                 raise CladaError(f"the {name} is {share}; it must lie between 0 and 1, exclusive")
         if self.error_budget is not None and not 0 < self.error_budget < float("inf"):
             raise CladaError(f"the error budget is {self.error_budget}; it must be a positive number of nats")
 
+        if (self.bytes is not None) != (self.policy.thresholds == "price"):
+            raise CladaError(
+                f"the policy is {self.name}, and bytes is {self.bytes}: a share of all weights' bytes is the goal of "
+                "the policy price, and of no other"
+            )
+
     @property
     def goal(self) -> Goal:
         """What is asked for."""
+        if self.bytes is not None:
+            return Goal("bytes", self.bytes)
         if self.error_budget is not None:
             return Goal("error_budget", self.error_budget)
         if self.ffn_cost is not None:

@@ -7,6 +7,7 @@ from clada.exporter.families import FAMILIES
 from clada.exporter.policies import POLICIES, SUMMARIES, without
 from clada.exporter.settings import (
     BLOCK_SIZE,
+    BYTES_POLICY,
     CALIBRATION_TOKENS,
     DEFAULT_OPSET,
     DEFAULT_QUANTIZED_OPSET,
@@ -14,6 +15,7 @@ from clada.exporter.settings import (
     FORMATS,
     METHOD,
     METHODS,
+    POLICY,
     TARGET_SPARSITY,
 )
 from clada.plugins.command_line import add_progress_options, progress
@@ -57,11 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ffn-cost", type=float, help="instead: the share of the feed-forward weights' bytes that a token reads"
     )
     goal.add_argument("--error-budget", type=float, help="instead: the most KL divergence, in nats a token")
+    goal.add_argument(
+        "--bytes",
+        type=float,
+        metavar="SHARE",
+        help="instead: the share of all weights' bytes that a token reads; inputs of every matrix are skipped then, "
+        "and not neurons",
+    )
     parser.add_argument(
         "--policy",
         choices=POLICIES,
-        default="clada",
-        help="what decides which neurons are computed, see below (default: %(default)s)",
+        help=f"what decides what is skipped, see below (default: {POLICY}; with --bytes {BYTES_POLICY})",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="with --bytes: what clada calibrate wrote of the model"
     )
     parser.add_argument(
         "--no-anticipation", action="store_true", help="leave out the probe of the hidden state: the paper's method"
@@ -99,12 +110,15 @@ def _run(args: argparse.Namespace) -> None:
     from clada.exporter.calibrate import CalibrationConfig
     from clada.exporter.export import ExportConfig, export
 
-    policy = POLICIES[args.policy]
+    name = args.policy or (POLICY if args.bytes is None else BYTES_POLICY)
+    policy = POLICIES[name]
     if args.no_anticipation:
         policy = without(policy, "anticipation")
     goal = {"target_sparsity": args.target_sparsity, "ffn_cost": args.ffn_cost, "error_budget": args.error_budget}
+    goal["bytes"] = args.bytes
     config = ExportConfig(
-        calibration=CalibrationConfig(**goal, policy=policy, name=args.policy),
+        calibration=CalibrationConfig(**goal, policy=policy, name=name),
+        calibration_file=args.calibration,
         calibration_data=args.calibration_data,
         calibration_tokens=args.calibration_tokens,
         seed=args.seed,

@@ -13,6 +13,9 @@ from clada.exporter.patch import Sparsity
 from clada.plugins.ops import LOAD_SIGNAL
 from clada.plugins.torch import torch_op
 
+# A load that none reaches: where there is no pool to open.
+NO_POOL = 2.0
+
 
 @dataclass
 class LoadMap:
@@ -22,7 +25,7 @@ class LoadMap:
         surprisal_knots: f32[K], quantiles of surprisal in nats.
         entropy_knots: f32[K], quantiles of entropy in nats.
         scale_knots: f32[M], the factor on the thresholds at load 0, 1/(M-1), ..., 1; non-increasing.
-        reanalysis_load: f32 scalar, the load from which the pool opens.
+        reanalysis_load: f32 scalar, the load from which the pool opens; there is none where inputs are skipped.
         surprisal_weight: Share of surprisal in the load; the rest is entropy.
         token_scale: f32[V], the factor on the thresholds by token id, in the place of that by load; None for load.
     """
@@ -60,17 +63,19 @@ class Decoder(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor,
         past_logits: Tensor,
+        effort: list[Tensor],
         pools: list[Tensor],
         past: list[tuple[Tensor, Tensor]],
         thresholds: list[Tensor],
         surprisal_knots: Tensor,
         entropy_knots: Tensor,
         scale_knots: Tensor,
-        reanalysis_load: Tensor,
+        reanalysis_load: list[Tensor],
         compensation: list[Tensor],
         anticipation: list[Tensor],
         token_scale: list[Tensor],
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+        row_share: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """One step, prefill or decode.
 
         Args:
@@ -78,26 +83,31 @@ class Decoder(nn.Module):
             attention_mask: i64[B, P + S], 0 where padded.
             position_ids: i64[B, S].
             past_logits: T[B, V], the logits that predicted the last of input_ids; unused in prefill.
-            pools: bool[B, F] for each layer.
+            effort: f32[B], the factor on a text's thresholds; none where neurons are skipped.
+            pools: bool[B, F] for each layer; none where inputs are skipped.
             past: Keys and values T[B, H, P, d] for each layer.
-            thresholds: f32[F] for each layer.
+            thresholds: See Sparsity.
             surprisal_knots: See LoadMap, as are the following.
             entropy_knots: See LoadMap.
             scale_knots: See LoadMap.
-            reanalysis_load: See LoadMap.
+            reanalysis_load: That of LoadMap, or none.
             compensation: See Sparsity.
             anticipation: Its tensors, or none.
             token_scale: The table of LoadMap, or none.
+            row_share: That of Sparsity, or none.
 
         Returns:
-            Logits T[B, 1, V] (or [B, S, V]), keys and values for each layer, scores f32[B, F] for each layer, and
-            load, surprisal, entropy f32[B] and active i32[L, B] of the last position.
+            Logits T[B, 1, V] (or [B, S, V]), keys and values for each layer, scores f32[B, F] for each layer that skips
+            neurons, and of the last position load, surprisal, entropy f32[B], active i32[L, B] by site, and, where
+            inputs are skipped, the share f32[B] of all weights that was read.
         """
         scale, load, surprisal, entropy = torch_op(LOAD_SIGNAL)(
             past_logits, input_ids[:, -1], surprisal_knots, entropy_knots, scale_knots, self.surprisal_weight
         )
         for table in token_scale:
             scale = table[input_ids[:, -1]]
+        for factor in effort:
+            scale = scale * factor
         if self.in_place_cache:
             # From the positions: the mask may be longer than the text, so that its shape need not change.
             is_prefill = (position_ids[:, -1:] > position_ids[:, :1]) | (position_ids[:, :1] == 0)
@@ -110,7 +120,9 @@ class Decoder(nn.Module):
         if not self.in_place_cache:
             is_padding = attention_mask[:, -input_ids.shape[1] :] == 0
             scales = torch.where(is_padding, -1.0, scales)
-        pool_open = is_prefill | (load >= reanalysis_load).unsqueeze(1)
+        pool_open = is_prefill
+        for least in reanalysis_load:
+            pool_open = is_prefill | (load >= least).unsqueeze(1)
 
         logits, present = self.run(
             input_ids,
@@ -118,15 +130,24 @@ class Decoder(nn.Module):
             position_ids,
             past,
             scale=scales,
-            pools=[pool | pool_open for pool in pools],
+            pools=[pool | pool_open for pool in pools] or None,
             thresholds=thresholds,
             compensation=compensation,
             anticipation=self._anticipation(anticipation),
             load=load.unsqueeze(1).expand(input_ids.shape),
         )
-        # One slice for all layers, not one each.
-        active = torch.cat(self.sparsity.active)[:, -1].unflatten(0, (len(pools), -1))
-        return logits, present, list(self.sparsity.score), load, surprisal, entropy, active
+        active = self._active_of_last()
+        read = [share @ active.float() for share in row_share]
+        return logits, present, list(self.sparsity.score), load, surprisal, entropy, active, read
+
+    def _active_of_last(self) -> Tensor:
+        """i32[L, B], what each site kept of the last position."""
+        sites = self.sparsity.active
+        # One slice for all sites of as many tokens, not one each; the output matrix may have been given one alone.
+        apart = sites[-1:] if self.sparsity.row_share is not None else []
+        together = sites[: len(sites) - len(apart)]
+        groups = [torch.cat(group)[:, -1].unflatten(0, (len(group), -1)) for group in (together, apart) if group]
+        return torch.cat(groups) if apart else groups[0]
 
     def _anticipation(self, tensors: list[Tensor]) -> Anticipation | None:
         if not tensors:
@@ -144,7 +165,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """The model alone: arguments and results as of `forward`, and what `Sparsity.steered` takes."""
         cache: Any = BufferCache(past, attention_mask, position_ids) if self.in_place_cache else DynamicCache(past)
-        with self.sparsity.steered(**steering):
+        with self.sparsity.steered(last_only=not self.all_logits, **steering):
             logits: Tensor = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

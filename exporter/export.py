@@ -11,29 +11,17 @@ import onnx_ir
 import torch
 from torch import Tensor
 
-from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
-from clada.exporter.calibration_text import (
-    digest,
-    has_chat_template,
-    is_chat,
-    read_documents,
-    row_length,
-    sample_file,
-    texts_of,
-    token_rows,
-)
+from clada.exporter.calibrate import CalibrationConfig
+from clada.exporter.calibrated import Calibrated
+from clada.exporter.calibration_rows import calibration_rows, read_calibration_text
+from clada.exporter.calibration_text import texts_of
 from clada.exporter.checkpoint import load_config, load_model
 from clada.exporter.in_place import minimum_onnxruntime
-from clada.exporter.kept_calibration import calibration_key, keep_calibration, kept_path, take_calibration
-from clada.exporter.manifest import (
-    calibration_section,
-    model_section,
-    policy_section,
-    quantization_section,
-    write_manifest,
-)
-from clada.exporter.patch import Sparsity, sparsify
-from clada.exporter.quantization import QuantizationConfig, Quantized, hold, quantize_model
+from clada.exporter.kept_calibration import kept_path
+from clada.exporter.manifest import model_section, policy_section, quantization_section, write_manifest
+from clada.exporter.neuron_export import calibrate_neurons
+from clada.exporter.price_export import calibrate_inputs, take_inputs
+from clada.exporter.quantization import QuantizationConfig
 from clada.exporter.settings import CALIBRATION_TOKENS, DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, DTYPES, FORMATS
 from clada.exporter.staging import staged
 from clada.exporter.trace import check_opset, save, save_in_place, trace
@@ -41,6 +29,7 @@ from clada.exporter.verify import check_lines, require_passed, verification_rows
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 from clada.runtime.backends.onnxruntime import older_than
+from clada.runtime.manifest import CalibrationSection
 
 
 @dataclass(frozen=True)
@@ -49,6 +38,7 @@ class ExportConfig:
 
     Args:
         calibration: What to calibrate for.
+        calibration_file: What `clada calibrate` wrote of the model, for a goal of bytes; measured anew where None.
         calibration_data: See read_documents; the sample that ships with the project where not given.
         calibration_tokens: How many tokens of it to use.
         seed: Decides which parts of the text are used.
@@ -64,6 +54,7 @@ class ExportConfig:
     """
 
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    calibration_file: Path | None = None
     calibration_data: Path | None = None
     calibration_tokens: int = CALIBRATION_TOKENS
     seed: int = 0
@@ -87,6 +78,11 @@ class ExportConfig:
         elif self.quantize not in FORMATS:
             raise CladaError(f"quantize is '{self.quantize}'; it must be one of {', '.join(FORMATS)}")
         _ = self.quantization  # checks the others
+        if self.calibration_file is not None:
+            if self.calibration.bytes is None:
+                raise CladaError("a calibration file is for a goal of bytes: pass bytes too")
+            if self.calibration_data is not None:
+                raise CladaError("a calibration file is given, and text to calibrate on too: leave one of them out")
         if self.dtype not in DTYPES:
             raise CladaError(f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}")
         if self.calibration_tokens < 1:
@@ -134,40 +130,6 @@ def _write_in_place(traced: Callable[[], onnx_ir.Model], model: Path, report: Ca
     return needed
 
 
-def _calibrated(
-    model: Any, rows: Tensor, config: ExportConfig, kept: Path, report: Callable[[str], None]
-) -> tuple[Calibration, Sparsity, Quantized | None]:
-    """Quantise and calibrate a model, in place, or take what an export kept that failed after it."""
-    key = calibration_key(model, rows, config.calibration, config.quantization)
-    sparsity = sparsify(model)
-    taken = take_calibration(kept, key, sparsity)
-    if taken is not None:
-        report(f"taking the calibration of an earlier run from {kept}")
-        calibration, quantized = taken
-        if quantized is not None:
-            hold(model, quantized)
-        return calibration, sparsity, quantized
-    quantized = None
-    if config.quantization is not None:
-        report(f"quantising to {config.quantize}, a scale for each {config.block_size} weights")
-        quantized = quantize_model(model, sparsity, rows, config.quantization, report)
-    calibration = calibrate(model, sparsity, rows, config.calibration)
-    keep_calibration(kept, key, calibration, sparsity, quantized)
-    return calibration, sparsity, quantized
-
-
-def _in_type(
-    source: str, dtype: torch.dtype, sparsity: Sparsity, quantized: Quantized | None, trust: dict[str, bool]
-) -> tuple[Any, Sparsity]:
-    """The calibrated model in another type, read anew: transformers keeps some of it in float32, unlike a cast."""
-    model, _ = load_model(source, dtype, **trust)
-    calibrated = sparsify(model, sparsity.thresholds)
-    calibrated.compensation, calibrated.anticipation = sparsity.compensation, sparsity.anticipation
-    if quantized is not None:
-        hold(model, quantized)
-    return model, calibrated
-
-
 @contextmanager
 def _names_what_is_kept() -> Iterator[list[Path]]:
     """An error within the context says of each file in the list that it is kept; without one they are removed."""
@@ -186,7 +148,7 @@ def _names_what_is_kept() -> Iterator[list[Path]]:
 
 def export(
     output: Path, source: str, config: ExportConfig | None = None, report: Callable[[str], None] = print
-) -> Calibration:
+) -> CalibrationSection:
     """Export a Hugging Face causal LM as an artefact.
 
     Args:
@@ -196,7 +158,7 @@ def export(
         report: Called with each line of progress.
 
     Returns:
-        What calibration chose and measured.
+        What was calibrated on, and what it gave.
 
     Raises:
         CladaError: Anything given cannot be used, or the exported graph disagrees with the model; nothing is
@@ -206,43 +168,29 @@ def export(
     trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
     with _names_what_is_kept() as kept, staged(output, config.overwrite) as folder:
         hf_config = load_config(source, **trust)
-        length = row_length(hf_config.max_position_embeddings)
-        data = config.calibration_data or sample_file()
-        documents = read_documents(data)
+        text = read_calibration_text(config.calibration_data)
         model, tokenizer = load_model(source, torch.float32, **trust)
-        texts = texts_of(documents, tokenizer)
-        rows = token_rows(
-            texts,
-            tokenizer,
-            vocabulary=hf_config.vocab_size,
-            tokens=config.calibration_tokens,
-            length=length,
-            seed=config.seed,
-        )
-        report(
-            f"{hf_config.model_type}, {model.num_parameters():,} parameters; calibrating on {rows.numel():,} tokens of "
-            + (str(data) if config.calibration_data else "Python sources, which come with clada")
-        )
-        if has_chat_template(tokenizer) and not is_chat(documents):
-            report(
-                "note: the model has a chat template, and this text is no conversation: --calibration-data takes a "
-                "JSONL file of messages"
-            )
-
         parameters = model.num_parameters()
-        calibration, sparsity, quantized = _calibrated(model, rows, config, kept_path(output), report)
-        kept.append(kept_path(output))
-        for index, layer in enumerate(calibration.layers):
-            report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
-        report(
-            f"  {calibration.ffn_cost:.1%} of the FFN bytes read; KL {calibration.divergence:.4f} nats a token, "
-            f"{calibration.agreement:.1%} of next tokens unchanged"
-        )
+        report(f"{hf_config.model_type}, {parameters:,} parameters")
+        if config.calibration_file is None:
+            rows = calibration_rows(text, tokenizer, hf_config, config.calibration_tokens, config.seed, report)
+            calibrated = _calibrated(model, rows, config, (text.name, text.sha256), kept_path(output), report)
+            kept.append(kept_path(output))
+        else:
+            report(f"calibrated by {config.calibration_file}")
+            assert config.calibration.bytes is not None
+            calibrated = take_inputs(
+                model, config.calibration_file, config.calibration.bytes, config.quantization, report
+            )
 
         dtype = getattr(torch, config.dtype)
         if dtype != model.dtype:
             del model  # one at a time is in memory
-            model, sparsity = _in_type(source, dtype, sparsity, quantized, trust)
+            # Read anew: transformers keeps some of it in float32, unlike a cast.
+            model, _ = load_model(source, dtype, **trust)
+            sparsity = calibrated.patch(model)
+        else:
+            sparsity = calibrated.sparsity or calibrated.patch(model)
         opset = config.graph_opset
         report(f"tracing, opset {opset}, {config.dtype}")
         staged_model = folder / output.name
@@ -250,17 +198,17 @@ def export(
             trace,
             model,
             sparsity,
-            calibration.load_map,
+            calibrated.load_map,
             opset=opset,
             all_logits=config.all_logits,
-            quantized=quantized,
+            quantized=calibrated.quantized,
         )
         save(traced(), staged_model)
         in_place_needs = _write_in_place(functools.partial(traced, in_place_cache=True), staged_model, report)
         report("verifying against PyTorch")
-        verify_rows = verification_rows(texts, tokenizer, hf_config.vocab_size)
+        verify_rows = verification_rows(texts_of(text.documents, tokenizer), tokenizer, hf_config.vocab_size)
         in_place = None if in_place_needs is None else staged_model.with_name(in_place_name(staged_model))
-        checks = verify(staged_model, model, sparsity, calibration.load_map, verify_rows, in_place)
+        checks = verify(staged_model, model, sparsity, calibrated.load_map, verify_rows, in_place)
         for line in check_lines(checks):
             report(f"  {line}")
         require_passed(checks)
@@ -271,11 +219,28 @@ def export(
             model,
             model_info=model_section(model, parameters, config.dtype, opset),
             policy=policy_section(config.calibration, config.seed),
-            calibration=calibration_section(calibration, sparsity.anticipation, data.name, digest(data)),
+            calibration=calibrated.section,
             checks=checks,
-            quantization=quantization_section(config.quantization, quantized),
+            quantization=quantization_section(config.quantization, calibrated.quantized),
             in_place_onnxruntime=in_place_needs,
-            pools=calibration.pools,
+            pools=calibrated.pools,
+            inputs=calibrated.inputs,
         )
     report(f"wrote {output} and its companions")
-    return calibration
+    return calibrated.section
+
+
+def _calibrated(
+    model: Any,
+    rows: Tensor,
+    config: ExportConfig,
+    data: tuple[str, str],
+    kept: Path,
+    report: Callable[[str], None],
+) -> Calibrated:
+    calibration = config.calibration
+    if calibration.bytes is None:
+        return calibrate_neurons(model, rows, calibration, config.quantization, data, kept, report)
+    return calibrate_inputs(
+        model, rows, calibration.bytes, config.quantization, data, kept, report, load=calibration.policy.scale == "load"
+    )

@@ -26,7 +26,7 @@ class Goal:
     """A figure to meet.
 
     Args:
-        name: "target_sparsity", "ffn_cost" or "error_budget".
+        name: One of GOALS.
         value: What was asked for.
     """
 

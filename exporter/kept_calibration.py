@@ -1,6 +1,5 @@
 """Keeps a calibration beside the output until the artefact is there, so that what fails after it need not repeat it."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from clada.exporter.calibrate import Calibration, CalibrationConfig
 from clada.exporter.decoder import LoadMap
 from clada.exporter.output import write
 from clada.exporter.patch import Sparsity
+from clada.exporter.price_file import tensors_hash
 from clada.exporter.quantization import Packed, QuantizationConfig, Quantized
 from clada.runtime.manifest import LayerCalibration
 from clada.runtime.pool import PoolPolicy
@@ -47,15 +47,7 @@ def calibration_key(
         quantization: How weights are quantised first; None where they are not.
     """
     settings = [version("clada"), asdict(config), None if quantization is None else asdict(quantization)]
-    return _digest(json.dumps(settings, sort_keys=True), {"rows": rows, **model.state_dict()})
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tensors_hash(json.dumps(settings, sort_keys=True), {"rows": rows, **model.state_dict()})
 
 
 def _indexed(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:
@@ -119,7 +111,7 @@ def keep_calibration(
         for n, layer in enumerate(quantized.layers):
             tensors |= _packed_tensors(f"layer {n}", layer)
     text = json.dumps(values)
-    metadata = {_KEY: key, _VALUES: text, _CONTENT: _digest(text, tensors)}
+    metadata = {_KEY: key, _VALUES: text, _CONTENT: tensors_hash(text, tensors)}
     write(path, safetensors.torch.save({name: t.clone().contiguous() for name, t in tensors.items()}, metadata))
 
 
@@ -144,7 +136,7 @@ def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibrat
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, safetensors.SafetensorError):
         return None
-    if _digest(metadata.get(_VALUES, ""), tensors) != metadata.get(_CONTENT):
+    if tensors_hash(metadata.get(_VALUES, ""), tensors) != metadata.get(_CONTENT):
         return None
     values = json.loads(metadata[_VALUES])
     sparsity.thresholds[:] = _listed("threshold", tensors)

@@ -9,9 +9,11 @@ from safetensors.numpy import save
 
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.calibrate import Calibration, CalibrationConfig
-from clada.exporter.patch import family_of, sparse_layers
+from clada.exporter.patch import sparse_layers
+from clada.exporter.price_calibration import PriceCalibration, PriceChoice
 from clada.exporter.quantization import QuantizationConfig, Quantized
 from clada.exporter.rope import context_length
+from clada.exporter.sparse_sites import sparse_sites
 from clada.exporter.verify import Check
 from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, VERSION
 from clada.runtime.artefact import POOLS_NAME
@@ -21,11 +23,13 @@ from clada.runtime.manifest import (
     CalibrationSection,
     CheckSection,
     InPlaceSection,
+    InputsSection,
     Manifest,
     ModelSection,
     PiecesSection,
     PolicySection,
     PoolSection,
+    ProductSection,
     QuantizationSection,
     manifest_bytes,
     parse_manifest,
@@ -48,13 +52,12 @@ def policy_section(config: CalibrationConfig, seed: int) -> PolicySection:
 
 def model_section(model: Any, parameters: int, dtype: str, opset: int) -> ModelSection:
     """What was exported; `parameters` as the checkpoint has them."""
-    layers = sparse_layers(model)
     values: dict[str, Any] = {"dtype": dtype}
     return ModelSection(
         family=model.config.model_type,
-        layers=len(layers),
+        layers=model.config.num_hidden_layers,
         hidden_size=model.config.hidden_size,
-        neurons=tuple(layer.neurons for layer in layers),
+        neurons=tuple(layer.neurons for layer in sparse_layers(model)),
         vocabulary_size=model.config.vocab_size,
         context_length=context_length(model.config),
         parameters=parameters,
@@ -71,8 +74,8 @@ def quantization_section(config: QuantizationConfig | None, quantized: Quantized
     return QuantizationSection(
         bits=config.bits,
         block_size=config.block_size,
-        feed_forward=tuple(quantized.layers[0]),
-        linears=tuple(quantized.linears),
+        feed_forward=tuple(quantized.layers[0]) if quantized.layers else (),
+        linears=(*quantized.linears, *quantized.products),
         **values,
     )
 
@@ -104,6 +107,41 @@ def calibration_section(
     )
 
 
+def price_section(
+    calibration: PriceCalibration, choice: PriceChoice, data: str, data_sha256: str
+) -> CalibrationSection:
+    """What was calibrated on, and what the price that was chosen gives."""
+    load_map = calibration.load_map
+    return CalibrationSection(
+        data=_printable(data),
+        data_sha256=data_sha256,
+        tokens=calibration.tokens,
+        prompt_tokens=calibration.prompt_tokens,
+        divergence_nats=choice.chosen.divergence_nats,
+        agreement=choice.chosen.agreement,
+        ffn_cost=None,
+        layers=(),
+        scale_knots=tuple(load_map.scale_knots.tolist()),
+        reanalysis_load=load_map.reanalysis_load.item(),
+        surprisal_weight=load_map.surprisal_weight,
+        anticipation=None,
+        gains=calibration.gains,
+    )
+
+
+def inputs_section(calibration: PriceCalibration, choice: PriceChoice) -> InputsSection:
+    """How inputs are skipped."""
+    products = [worth.product for worth in calibration.worths]
+    return InputsSection(
+        price=choice.price,
+        products=tuple(
+            ProductSection(product.name, product.inputs, product.outputs, kept, float(threshold.median()))
+            for product, kept, threshold in zip(products, choice.kept, choice.thresholds, strict=True)
+        ),
+        dial=tuple(choice.dial),
+    )
+
+
 def write_pools(folder: Path, pools: PoolPolicy) -> PoolSection:
     """Write the tensors of a pool policy; returns its section of the manifest."""
     tensors = {prior_name(n): np.ascontiguousarray(prior) for n, prior in enumerate(pools.prior)}
@@ -123,7 +161,8 @@ def write_manifest(
     checks: list[Check],
     quantization: QuantizationSection | None,
     in_place_onnxruntime: str | None,
-    pools: PoolPolicy | None,
+    pools: PoolPolicy | None = None,
+    inputs: InputsSection | None = None,
 ) -> None:
     """Write clada.json into a folder that holds all other files of the artefact.
 
@@ -137,12 +176,13 @@ def write_manifest(
         quantization: See `quantization_section`.
         in_place_onnxruntime: The ONNX Runtime that the graph with an in-place cache needs; None where there is none.
         pools: How pools are chosen; None where every neuron may be used.
+        inputs: How inputs are skipped; None where neurons are.
 
     Raises:
         CladaError: A value is not what a manifest may hold; nothing is written then.
     """
     pool_section = None if pools is None else write_pools(folder, pools)
-    op = family_of(model).op
+    op = sparse_sites(model)[0].op
     op_names = sorted({(op if quantization is None else QUANTIZED[op.name]).name, LOAD_SIGNAL.name})
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     large = {path.name: tuple(piece_hashes(path)) for path in files if path.stat().st_size > PIECE_BYTES}
@@ -158,6 +198,7 @@ def write_manifest(
         quantization=quantization,
         pool=pool_section,
         in_place_cache=None if in_place_onnxruntime is None else InPlaceSection(in_place_onnxruntime, True),
+        inputs=inputs,
     )
     content, path = manifest_bytes(manifest), folder / MANIFEST_NAME
     parse_manifest(content, path)  # what cannot be read must not be written

@@ -1,6 +1,6 @@
 """Packed weights in the traced graph: in our ops, and in DequantizeLinear before the other products."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from torch.nn import functional
 from clada.exporter.merged_products import AND, BLOCK_AXIS, UNPACKING, widths
 from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
 from clada.exporter.quantization import Packed, Quantized, linear_modules
-from clada.plugins.ops import QUANTIZED_FFN
+from clada.exporter.sparse_products import sparse_products
+from clada.plugins import graph
+from clada.plugins.ops import QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_LINEAR
 from clada.plugins.ops.block_quantization import pack, unpack
 from clada.plugins.ops.quantized_matrices import matrix_names, scales_name
 from clada.runtime.artefact import data_name
@@ -77,19 +79,42 @@ def packed_weights(model: Any, quantized: Quantized | None) -> Iterator[None]:
     if quantized is None:
         yield
         return
-    linears = linear_modules(model)
-    site = family_of(model).site
-    layers = sparse_layers(model)
     embedding = model.get_input_embeddings()
     try:
         model.set_input_embeddings(HalfEmbedding(embedding))
+        with _packed_products(model, quantized) if quantized.products else _packed_layers(model, quantized):
+            yield
+    finally:
+        model.set_input_embeddings(embedding)
+
+
+@contextmanager
+def _packed_products(model: Any, quantized: Quantized) -> Iterator[None]:
+    formats = {"bits": quantized.bits, "block_size": quantized.block_size}
+    products = sparse_products(model)
+    wide = [product.get_parameter("w").data for product in products]
+    try:
+        for product in products:
+            packed = quantized.products[product.name]
+            product.set_weights(QUANTIZED_LINEAR, {"w": packed.codes, "s": packed.scales}, formats)
+        yield
+    finally:
+        for product, weights in zip(products, wide, strict=True):
+            product.set_weights(SPARSE_LINEAR, {"w": weights})
+
+
+@contextmanager
+def _packed_layers(model: Any, quantized: Quantized) -> Iterator[None]:
+    linears = linear_modules(model)
+    site = family_of(model).site
+    layers = sparse_layers(model)
+    try:
         for path, packed in quantized.linears.items():
             replace(model, path, PackedLinear(packed, quantized.block_size, linears[path]))
         for layer, matrices in zip(layers, quantized.layers, strict=True):
             replace(decoder_layers(model)[layer.index], site, _packed_layer(layer, matrices, quantized.block_size))
         yield
     finally:
-        model.set_input_embeddings(embedding)
         for path, linear in linears.items():
             replace(model, path, linear)
         for layer in layers:
@@ -155,11 +180,32 @@ def _load(path: Path) -> onnx_ir.Model:
     return model
 
 
-def read_packed(path: Path) -> Quantized:
-    """The packed weights of an exported graph whose weights are quantised."""
+def read_packed(path: Path, products: Sequence[str] = ()) -> Quantized:
+    """The packed weights of an exported graph whose weights are quantised.
+
+    Args:
+        path: Of the graph.
+        products: Names of those whose inputs are skipped, in the order of their thresholds.
+    """
     nodes = list(_load(path).graph)
+    if products:
+        return _read_products(nodes, products)
     names = {op.name for op in QUANTIZED_FFN.values()}
     layers = [node for node in nodes if node.op_type in names]
     bits, block_size = (layers[0].attributes[name].as_int() for name in ("bits", "block_size"))
     linears = [linear for node in nodes if node.op_type == UNPACKING for linear in _read_linears(node, bits)]
     return Quantized(bits, block_size, [_read_layer(node, bits) for node in layers], dict(linears))
+
+
+def _read_products(nodes: Sequence[onnx_ir.Node], names: Sequence[str]) -> Quantized:
+    spec = [given.name for given in QUANTIZED_LINEAR.inputs]
+    by_threshold = {
+        str(node.inputs[spec.index("threshold")].name): node  # type: ignore[union-attr]
+        for node in nodes
+        if node.op_type == QUANTIZED_LINEAR.name
+    }
+    ours = [by_threshold[graph.threshold(index)] for index in range(len(names))]
+    bits, block_size = (ours[0].attributes[name].as_int() for name in ("bits", "block_size"))
+    codes, scales = ([_initializer(node.inputs[spec.index(name)])[1] for node in ours] for name in ("w", "s"))
+    packed = [Packed(*of_product, bits) for of_product in zip(codes, scales, strict=True)]
+    return Quantized(bits, block_size, products=dict(zip(names, packed, strict=True)))

@@ -1,4 +1,4 @@
-"""Swaps the feed-forward networks of a Hugging Face causal LM, in place, for modules that call the sparse ops."""
+"""Swaps the feed-forward networks of a Hugging Face causal LM, in place, for modules that skip neurons."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,27 +18,33 @@ from clada.plugins.torch import torch_op
 
 @dataclass
 class Sparsity:
-    """What the sparse layers of one model read before a forward pass and leave behind after it.
+    """What the sparse sites of one model read before a forward pass and leave behind after it.
+
+    A site is a layer's feed-forward network, which skips neurons, or a product, which skips inputs.
 
     Args:
-        thresholds: f32[F] for each layer.
+        thresholds: f32[F] for each layer, or f32[D] for each product.
         compensation: f32[D] for each layer, added to its output where it is sparse; empty for none.
         anticipation: What refines the scale, if anything does.
+        row_share: f32[P], the share of all products' weights that is in a row of each; None where neurons are skipped.
         scale: Factor on the thresholds, one for all tokens or f32[B, S]; 0 is dense, negative is padding.
-        pools: bool[B, F] for each layer, or None for all neurons.
+        pools: bool[B, F] or bool[B, D] for each site, the neurons or inputs it may use, or None for all.
         load: f32[B, S], which anticipation reads; None where there is none.
         sparse: bool[B, S], the tokens whose outputs are compensated; None for those whose scale is above 0.
-        active: After a pass: i32[B, S] for each layer, how many neurons were kept.
+        last_only: Whether the output matrix is given each text's last token alone.
+        active: After a pass: i32[B, S] for each site, how many neurons or inputs were kept.
         score: After a pass: f32[B, F] for each layer, how much each neuron contributed.
     """
 
     thresholds: list[Tensor]
     compensation: list[Tensor] = field(default_factory=list)
     anticipation: Anticipation | None = None
+    row_share: Tensor | None = None
     scale: float | Tensor = 0.0
     pools: list[Tensor] | None = None
     load: Tensor | None = None
     sparse: Tensor | None = None
+    last_only: bool = False
     active: list[Tensor] = field(default_factory=list)
     score: list[Tensor] = field(default_factory=list)
 
@@ -49,9 +55,10 @@ class Sparsity:
         Args:
             scale: See the class.
             pools: See the class.
-            others: Other fields by name; what is not given stays as set, but for `load` and `sparse`: None.
+            others: Other fields by name; what is not given stays as set, but for `load` and `sparse`, which are None,
+                and `last_only`, which is False.
         """
-        values = {"load": None, "sparse": None, **others, "scale": scale, "pools": pools}
+        values = {"load": None, "sparse": None, "last_only": False, **others, "scale": scale, "pools": pools}
         before = {name: getattr(self, name) for name in values}
         try:
             for name, value in values.items():
@@ -60,6 +67,13 @@ class Sparsity:
         finally:
             for name, value in before.items():
                 setattr(self, name, value)
+
+    def scale_of(self, x: Tensor) -> Tensor:
+        """The scale f32[B, S] of the tokens of x [B, S, D], or [B * S, D] as some families flatten it."""
+        if isinstance(self.scale, Tensor):
+            return self.scale
+        tokens = x.shape[:-1] if x.ndim == 3 else (1, x.shape[0])
+        return torch.full(tokens, self.scale, dtype=torch.float32, device=x.device)
 
 
 class SparseLayer(nn.Module):
@@ -98,10 +112,7 @@ class SparseLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x [B, S, D], or [B * S, D] as some families flatten it."""
         shared = self.sparsity
-        scale = shared.scale
-        if not isinstance(scale, Tensor):
-            tokens = x.shape[:-1] if x.ndim == 3 else (1, x.shape[0])
-            scale = torch.full(tokens, scale, dtype=torch.float32, device=x.device)
+        scale = shared.scale_of(x)
         tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
         if shared.anticipation is not None and shared.load is not None and shared.anticipation.layer == self.index:
             # Kept for the layers above; what steered the pass puts back its own afterwards.
@@ -147,7 +158,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 def sparse_layers(model: nn.Module) -> list[SparseLayer]:
     """The sparse feed-forward networks of a patched model, in order."""
-    return [module for layer in decoder_layers(model) for module in layer.modules() if isinstance(module, SparseLayer)]
+    return [module for module in model.modules() if isinstance(module, SparseLayer)]
 
 
 def _activation(model: Any, family: Family) -> str:

@@ -17,6 +17,7 @@ _CLADA = Policy(
 
 POLICIES: dict[str, Policy] = {
     "clada": _CLADA,
+    "price": Policy(thresholds="price", scale="load"),
     "dense": Policy(),
     # Lee et al. 2024: |act(gate)| against one quantile a layer.
     "cats": Policy(thresholds="activation"),
@@ -29,6 +30,7 @@ POLICIES: dict[str, Policy] = {
 # Each in a line, for help.
 SUMMARIES = {
     "clada": "thresholds by what neurons are worth, in a pool that the prompt chooses, loosened where text is hard",
+    "price": "not neurons, but inputs of every matrix, all at one price of a byte: what --bytes asks for",
     "dense": "every neuron: nothing is skipped",
     "cats": "one threshold a layer on the gate's activation (Lee et al. 2024)",
     "griffin": "the neurons that the prompt used most (Dong et al. 2024)",

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from clada.exporter.products import Product, input_hooks
+from clada.exporter.progress import tracked
 
 _DRAWS = 2
 # Bins of the worth of an input, in powers of ten; beyond them everything is kept or dropped. Nats a weight are small,
@@ -51,7 +51,7 @@ def sensitivities(
 
     try:
         with torch.enable_grad(), input_hooks(products, keep):
-            for row in tqdm(rows, desc="gradients", leave=False, disable=None):
+            for row in tracked(rows.unbind(), "gradients"):
                 inputs.clear()
                 logits = model(input_ids=row[None], use_cache=False).logits[0]
                 log_p = torch.log_softmax(logits.float(), dim=-1)  # [S, V]
@@ -89,6 +89,10 @@ class Worth:
         above = self.counts.flip(0).cumsum(0).flip(0)[1:] / self.counts.sum()
         return float(np.interp(np.log10(price), _EDGES.numpy(), above.numpy()))
 
+    def unskipped(self) -> float:
+        """The share of inputs that are not 0, which no product reads."""
+        return float(1 - self.counts[0] / self.counts.sum())
+
     def thresholds(self, price: float) -> Tensor:
         """f32[D], the |x_i| from which on an input is worth a price; of those worth nothing the largest there is."""
         least = (price / self.factor).sqrt()
@@ -117,7 +121,7 @@ def measure(
         worths[index].counts += torch.bincount(bins, minlength=len(_EDGES) + 1)
 
     with input_hooks(products, count):
-        for row in tqdm(rows, desc="inputs", leave=False, disable=None):
+        for row in tracked(rows.unbind(), "inputs"):
             model(input_ids=row[None], use_cache=False)
     return worths
 

@@ -22,6 +22,11 @@ class Product:
     linears: tuple[nn.Linear, ...]
 
     @property
+    def name(self) -> str:
+        """Of all its layers, as a person reads it: the path of the first, and how each is called."""
+        return "+".join([self.names[0], *(name.rpartition(".")[2] for name in self.names[1:])])
+
+    @property
     def inputs(self) -> int:
         """D, how many inputs there are."""
         return self.linears[0].in_features
@@ -35,6 +40,11 @@ class Product:
     def weights(self) -> int:
         """How many weights there are."""
         return self.inputs * self.outputs
+
+
+def joined_weights(product: Product) -> Tensor:
+    """T[D, N], the weights of all layers of a product, a row an input."""
+    return torch.cat([linear.weight.data.t() for linear in product.linears], dim=1).contiguous()
 
 
 @torch.no_grad()

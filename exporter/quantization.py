@@ -75,12 +75,14 @@ class Quantized:
         block_size: Weights a scale.
         layers: By input name of the op, of each feed-forward network.
         linears: By path from the model, of attention's projections and of the output matrix; rows are outputs.
+        products: Where inputs are skipped, by name, in the place of the others; rows are inputs.
     """
 
     bits: int
     block_size: int
     layers: list[dict[str, Packed]] = field(default_factory=list)
     linears: dict[str, Packed] = field(default_factory=dict)
+    products: dict[str, Packed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def check_can_be_quantized(model: Any, config: QuantizationConfig) -> None:
             raise CladaError(f"{matrix.name} cannot be quantised: it holds NaN or infinite weights")
 
 
-def _round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
+def round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """Codes i8[F, P] and scales f16[F, N] of a matrix f32[F, D], each weight as near as it gets."""
     parts = [quantize_rows(part.numpy(), bits, block_size) for part in matrix.split(_ROWS)]
     codes, scales = (torch.from_numpy(np.concatenate(of)) for of in zip(*parts, strict=True))
     return codes, scales
@@ -153,14 +156,14 @@ def _packed(matrix: _Matrix, config: QuantizationConfig, moments: dict[tuple[nn.
     form = config.bits, config.block_size
     try:
         if config.method == "rtn":
-            return Packed(*_round_to_nearest(matrix.weight, *form), config.bits)
+            return Packed(*round_to_nearest(matrix.weight, *form), config.bits)
         rounding = round_outward if matrix.outward else round_inward
         return Packed(*rounding(matrix.weight, moments[matrix.owner, matrix.outward], *form), config.bits)
     except CladaError as error:
         raise CladaError(f"{matrix.name} cannot be quantised: {error}") from error
 
 
-def _untie(model: Any) -> None:
+def untie(model: Any) -> None:
     """Give the output matrix values of its own, where it has the embedding's: that stays as it is."""
     head = model.get_output_embeddings()
     if head.weight is model.get_input_embeddings().weight:
@@ -168,7 +171,7 @@ def _untie(model: Any) -> None:
         model.config.tie_word_embeddings = False
 
 
-def _round_embedding(model: Any) -> None:
+def round_embedding(model: Any) -> None:
     """Round the embedding to float16, in which the graph holds it: a table that tokens pick rows of costs no time."""
     weight = model.get_input_embeddings().weight.data
     weight.copy_(weight.half())
@@ -191,8 +194,8 @@ def quantize_model(
         CladaError: Names the first matrix that cannot be quantised.
     """
     check_can_be_quantized(model, config)
-    _untie(model)
-    _round_embedding(model)
+    untie(model)
+    round_embedding(model)
     paths = {id(linear): path for path, linear in linear_modules(model).items()}
     quantized = Quantized(config.bits, config.block_size, [{} for _ in sparse_layers(model)])
     wrong = total = 0.0
@@ -220,8 +223,8 @@ def hold(model: Any, quantized: Quantized) -> None:
     Raises:
         CladaError: They were made of another model.
     """
-    _untie(model)
-    _round_embedding(model)
+    untie(model)
+    round_embedding(model)
     paths = {id(linear): path for path, linear in linear_modules(model).items()}
     for matrix in (matrix for group in _groups(model) for matrix in group):
         if isinstance(matrix.owner, SparseLayer):
@@ -235,9 +238,12 @@ def hold(model: Any, quantized: Quantized) -> None:
             raise CladaError(
                 f"{matrix.name} is {list(matrix.weight.shape)} in the checkpoint, {list(values.shape)} in the artefact"
             )
-        distance = torch.linalg.vector_norm(matrix.weight.float() - values)
-        if not bool(distance <= _FARTHEST * torch.linalg.vector_norm(matrix.weight.float())):
-            raise CladaError(
-                f"{matrix.name} of the artefact was not quantised from the checkpoint's: they are far apart"
-            )
+        check_is_near(matrix.name, matrix.weight, values)
         matrix.weight.copy_(values)
+
+
+def check_is_near(name: str, weight: Tensor, values: Tensor) -> None:
+    """Raise CladaError for values that were not rounded from a matrix of a checkpoint."""
+    distance = torch.linalg.vector_norm(weight.float() - values)
+    if not bool(distance <= _FARTHEST * torch.linalg.vector_norm(weight.float())):
+        raise CladaError(f"{name} of the artefact was not quantised from the checkpoint's: they are far apart")

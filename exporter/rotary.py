@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from clada.exporter.onnxruntime_graph import DOMAIN
-from clada.exporter.patch import decoder_layers
 
 OP = "RotaryEmbedding"
 # What transformers' attention layers call, in the module that defines them.
@@ -43,7 +42,7 @@ def _apply(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 @contextmanager
 def rotary_ops(model: Any) -> Iterator[None]:
     """Within the context a model of one text can be traced with the op, and not run."""
-    modules = {sys.modules[type(part).__module__] for part in decoder_layers(model)[0].modules()}
+    modules = {sys.modules[type(part).__module__] for part in model.modules()}
     before = {module: getattr(module, _FUNCTION) for module in modules if hasattr(module, _FUNCTION)}
     for module in before:
         setattr(module, _FUNCTION, _apply)

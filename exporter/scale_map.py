@@ -12,6 +12,7 @@ Floats = npt.NDArray[np.float64]
 
 # Uniform factors on the thresholds that are tried; the one in the middle is 1.
 FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0)
+# Of the factors between the first and the last, the logarithms; the one in the middle is 0.
 _FINE = np.linspace(np.log(FACTORS[0]), np.log(FACTORS[-1]), 61)
 
 
@@ -46,14 +47,16 @@ def _monotone(costs: Floats) -> npt.NDArray[np.int64]:
     return np.array(path[::-1])
 
 
-def _curves(bins: npt.NDArray[np.int64], count: int, runs: Sequence[Decoded], rows: slice) -> tuple[Floats, Floats]:
+def _curves(
+    bins: npt.NDArray[np.int64], count: int, runs: Sequence[Decoded], factors: Sequence[float], rows: slice
+) -> tuple[Floats, Floats]:
     """Summed divergence and bytes f64[bins, fine factors] by bin, interpolated between the factors that were run."""
 
     def summed(name: str) -> Floats:
         values = [getattr(run, name)[rows].double().numpy().ravel() for run in runs]
         return np.stack([np.bincount(bins[rows].ravel(), value, count) for value in values], axis=1)
 
-    at = np.log(FACTORS)
+    at = np.log(factors)
     divergence = np.maximum(summed("divergence"), 1e-12)
     fine = np.array([np.exp(np.interp(_FINE, at, np.log(curve))) for curve in divergence])
     return fine, np.array([np.interp(_FINE, at, curve) for curve in summed("read")])
@@ -71,20 +74,21 @@ def _choose(divergence: Floats, read: Floats) -> npt.NDArray[np.int64]:
     return _monotone(divergence + np.exp(high) * read)
 
 
-def fit_scale_map(signal: Floats, knots: Floats, runs: Sequence[Decoded]) -> Fit:
+def fit_scale_map(signal: Floats, knots: Floats, runs: Sequence[Decoded], factors: Sequence[float] = FACTORS) -> Fit:
     """Fit a map of a signal.
 
     Args:
         signal: f64[N, T], of each decoded token.
         knots: f64[M], where the map has its knots, ascending; each token counts for the nearest.
-        runs: What decoding gave at each of FACTORS throughout.
+        runs: What decoding gave at each of the factors throughout.
+        factors: Those; from the first to the last of FACTORS, 1 among them.
 
     Returns:
         The map fitted on all rows, or a flat one where maps fitted on half of the rows save nothing on the others.
     """
     bins = np.abs(signal[..., None] - knots).argmin(-1)
     halves = [slice(0, None, 2), slice(1, None, 2)]
-    curves = [_curves(bins, len(knots), runs, half) for half in halves]
+    curves = [_curves(bins, len(knots), runs, factors, half) for half in halves]
     flat, each = len(_FINE) // 2, np.arange(len(knots))
     before = after = 0.0
     for fitted, other in ((0, 1), (1, 0)):

@@ -11,6 +11,9 @@ BLOCK_SIZE = 32
 METHOD = "rtn"
 CALIBRATION_TOKENS = 2048
 TARGET_SPARSITY = 0.5
+# The policies, without and with a goal of bytes.
+POLICY = "clada"
+BYTES_POLICY = "price"
 # Versions of ONNX's standard ops: the first whose DequantizeLinear knows blocks and 4 bits, and what is written.
 MINIMUM_QUANTIZED_OPSET = 21
 DEFAULT_OPSET = 20

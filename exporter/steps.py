@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from clada.exporter.decoder import LoadMap
 from clada.exporter.patch import Sparsity, sparse_layers
+from clada.exporter.sparse_products import sparse_products
 from clada.plugins import graph
 
 
@@ -38,6 +39,7 @@ def _step(model: Any, ids: Tensor, mask: Tensor, make: Callable[..., Tensor]) ->
         "attention_mask": mask,
         "position_ids": (mask.cumsum(1) - 1).clamp_min(0)[:, past:],
         "past_logits": make(batch, model.config.vocab_size),
+        "effort": [torch.ones(batch)] if sparse_products(model) else [],
         "pools": [torch.ones(batch, layer.neurons, dtype=torch.bool) for layer in sparse_layers(model)],
         "past": [
             (make(batch, c.heads, past, c.key_width), make(batch, c.heads, past, c.value_width))
@@ -78,17 +80,20 @@ def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
         graph.SURPRISAL_KNOTS: load_map.surprisal_knots,
         graph.ENTROPY_KNOTS: load_map.entropy_knots,
         graph.SCALE_KNOTS: load_map.scale_knots,
-        graph.REANALYSIS_LOAD: load_map.reanalysis_load,
+        graph.REANALYSIS_LOAD: [load_map.reanalysis_load] if sparsity.row_share is None else [],
         "compensation": list(sparsity.compensation),
         "anticipation": [] if sparsity.anticipation is None else sparsity.anticipation.tensors(),
         graph.TOKEN_SCALE: [] if load_map.token_scale is None else [load_map.token_scale],
+        graph.ROW_SHARE: [] if sparsity.row_share is None else [sparsity.row_share],
     }
 
 
 def constant_names(sparsity: Sparsity, load_map: LoadMap) -> list[str]:
     """Names of the calibrated initializers, in the order of the tensors in `constants`."""
     names = [graph.threshold(n) for n in range(len(sparsity.thresholds))]
-    names += [graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS, graph.REANALYSIS_LOAD]
+    names += [graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS]
+    names += [graph.REANALYSIS_LOAD] if sparsity.row_share is None else []
     names += [graph.compensation(n) for n in range(len(sparsity.compensation))]
     names += [] if sparsity.anticipation is None else graph.anticipation(sparsity.anticipation.layer)
-    return names + ([] if load_map.token_scale is None else [graph.TOKEN_SCALE])
+    names += [] if load_map.token_scale is None else [graph.TOKEN_SCALE]
+    return names + ([] if sparsity.row_share is None else [graph.ROW_SHARE])

@@ -36,7 +36,7 @@ from clada.runtime.artefact import data_name, in_place_name
 MAXIMUM_OPSET = 23
 
 
-def _dynamic_shapes(layers: int, in_place_cache: bool) -> dict[str, Any]:
+def _dynamic_shapes(layers: int, in_place_cache: bool, by_input: bool) -> dict[str, Any]:
     here = {1: graph.SEQUENCE_LENGTH}
     batch = {} if in_place_cache else {0: graph.BATCH_SIZE}
     cache = batch | {2: graph.CACHE_CAPACITY if in_place_cache else graph.PAST_SEQUENCE_LENGTH}
@@ -45,15 +45,16 @@ def _dynamic_shapes(layers: int, in_place_cache: bool) -> dict[str, Any]:
         "attention_mask": batch | {1: graph.TOTAL_SEQUENCE_LENGTH},
         "position_ids": batch | here,
         "past_logits": batch,
-        "pools": [batch] * layers,
+        "effort": [batch] if by_input else [],
+        "pools": [] if by_input else [batch] * layers,
         "past": [(cache, cache)] * layers,
     }
 
 
 def _contract_dims(name: str, in_place_cache: bool) -> tuple[str | None, ...]:
     """Names of an input's dimensions by the contract, None where the size is fixed."""
-    shapes = _dynamic_shapes(1, in_place_cache)
-    for prefix, key in (("pool.", "pools"), ("past_key_values.", "past")):
+    shapes = _dynamic_shapes(1, in_place_cache, name == graph.EFFORT)
+    for prefix, key in (("pool.", "pools"), ("past_key_values.", "past"), (graph.EFFORT, "effort")):
         if name.startswith(prefix):
             spec = shapes[key][0][0] if key == "past" else shapes[key][0]
             break
@@ -62,17 +63,19 @@ def _contract_dims(name: str, in_place_cache: bool) -> tuple[str | None, ...]:
     return tuple(spec.get(axis) for axis in range(max(spec) + 1)) if spec else ()
 
 
-def input_names(layers: int) -> list[str]:
-    """Names of the graph's inputs, in order."""
+def input_names(layers: int, by_input: bool = False) -> list[str]:
+    """Names of the graph's inputs, in order; those of a graph that skips inputs, or neurons."""
     step = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
-    return step + [graph.pool(n) for n in range(layers)] + [name for n in range(layers) for name in graph.past(n)]
+    steering = [graph.EFFORT] if by_input else [graph.pool(n) for n in range(layers)]
+    return step + steering + [name for n in range(layers) for name in graph.past(n)]
 
 
-def output_names(layers: int) -> list[str]:
-    """Names of the graph's outputs, in order."""
+def output_names(layers: int, by_input: bool = False) -> list[str]:
+    """Names of the graph's outputs, in order; those of a graph that skips inputs, or neurons."""
     present = [name for n in range(layers) for name in graph.present(n)]
-    scores = [graph.score(n) for n in range(layers)]
-    return [graph.LOGITS, *present, *scores, graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE]
+    scores = [] if by_input else [graph.score(n) for n in range(layers)]
+    signals = [graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE]
+    return [graph.LOGITS, *present, *scores, *signals] + ([graph.READ] if by_input else [])
 
 
 @contextmanager
@@ -164,7 +167,7 @@ def trace(
     """Trace a patched model.
 
     Args:
-        model: A causal LM after `sparsify`, in the dtype to export.
+        model: A causal LM after `sparsify` or `sparsify_products`, in the dtype to export.
         sparsity: Its state, with the calibrated thresholds.
         load_map: The load signal's calibrated constants.
         opset: Version of the standard ops.
@@ -179,10 +182,11 @@ def trace(
         CladaError: The opset is not supported, or the model's attention cannot keep its cache in place.
     """
     check_opset(opset, quantized is not None)
-    layers = len(sparsity.thresholds)
+    by_input = sparsity.row_share is not None
     decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits, in_place_cache).eval()
     # Sizes of 0 and 1 would be taken for constants: right for the batch where it is to be 1, and only there.
     step = random_step(model, batch=1 if in_place_cache else 2, sequence=3, past=5)
+    layers = len(step["past"])
     calibrated = constants(sparsity, load_map)
     # No list of None: torch takes one for the axes of a single input, and with four layers' for another input's.
     fixed: dict[str, Any] = {
@@ -199,9 +203,9 @@ def trace(
             (),
             kwargs=arguments,
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(layers, in_place_cache) | fixed,
-            input_names=input_names(layers) + names,
-            output_names=output_names(layers),
+            dynamic_shapes=_dynamic_shapes(layers, in_place_cache, by_input) | fixed,
+            input_names=input_names(layers, by_input) + names,
+            output_names=output_names(layers, by_input),
             custom_translation_table={torch_op(op): translation(op) for op in OPS.values()},
             opset_version=opset,
             verbose=False,

@@ -1,7 +1,7 @@
 """Compares an exported graph, as ONNX Runtime runs it, with the patched PyTorch model."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,21 @@ from torch import Tensor
 
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.calibration_text import token_rows
-from clada.exporter.decoder import Decoder, LoadMap
+from clada.exporter.decoder import NO_POOL, Decoder, LoadMap
 from clada.exporter.neurons import activations
-from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
+from clada.exporter.patch import Sparsity
 from clada.exporter.rope import context_length
+from clada.exporter.sparse_products import SparseProduct, sparse_products
+from clada.exporter.sparse_sites import Site, sparse_sites
 from clada.exporter.steps import cache_shapes, constants, first_step, next_step, random_step
+from clada.exporter.watched_graph import Watched, watched
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, QUANTIZED_LINEAR
 from clada.plugins.torch import torch_op
 from clada.runtime.artefact import data_name
 from clada.runtime.backends.in_place import InPlaceModel
-from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
+from clada.runtime.backends.onnxruntime import BODIES, Execution, OnnxRuntimeModel
 from clada.runtime.graph_constants import GraphConstants
 from clada.runtime.onnx_file import nodes_of
 from clada.runtime.pool import PoolPolicy, choose_pools, overdue, update_pools
@@ -35,17 +38,15 @@ TOLERANCES = {torch.float32: 4e-5, torch.float16: 4e-3}
 # Largest difference of surprisal and entropy allowed, as a share of what they are or of a nat: both sides read the same
 # logits, and compute in float32 at least, summed so that the vocabulary's size does not matter.
 SIGNAL_TOLERANCE = 1e-5
+# Largest difference allowed of what follows from a few numbers that both sides have alike: the scale from the load, and
+# the share of the weights' bytes from what was kept.
+FOLLOWING_TOLERANCE = 1e-5
 # Largest difference of the load allowed: it is steep where calibrated knots lie close together.
 LOAD_TOLERANCES = {torch.float32: 5e-2, torch.float16: 2e-1}
 # The largest cache that is made to look at the end of a context.
 _CACHE_BYTES = 2**29
 PROMPT_TOKENS = 48
 DECODE_STEPS = 4
-
-
-def tolerance_of(model: Any) -> float:
-    """How far logits may be off for a patched model's type and depth, as a share of their range."""
-    return TOLERANCES[model.dtype] * math.sqrt(len(sparse_layers(model)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def load_constants(path: Path, sparsity: Sparsity, data: Path | None = None) -> 
         surprisal_knots=constant(graph.SURPRISAL_KNOTS),
         entropy_knots=constant(graph.ENTROPY_KNOTS),
         scale_knots=constant(graph.SCALE_KNOTS),
-        reanalysis_load=constant(graph.REANALYSIS_LOAD),
+        reanalysis_load=constant(graph.REANALYSIS_LOAD) if graph.REANALYSIS_LOAD in values else torch.tensor(NO_POOL),
         surprisal_weight=weight,
         token_scale=constant(graph.TOKEN_SCALE) if graph.TOKEN_SCALE in values else None,
     )
@@ -143,6 +144,8 @@ def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str
     names = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
     inputs = {name: step[name].numpy() for name in names}
     inputs |= {graph.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])}
+    if step["effort"]:
+        inputs[graph.EFFORT] = step["effort"][0].numpy()
     cache = model.load_cache([tensor.contiguous().numpy() for keys_values in step["past"] for tensor in keys_values])
     outputs, _ = model.step(inputs, cache, fetch)
     return outputs | {graph.LOGITS: outputs[graph.LOGITS][:, -1:]}
@@ -155,10 +158,14 @@ def scale_of_load(load: Any, scale_knots: Tensor) -> Tensor:
 
 
 @contextmanager
-def _layer_inputs(layers: Sequence[SparseLayer]) -> Iterator[list[Tensor]]:
-    """Within the context each pass leaves the layers' inputs [B, S, D] in the list, in order."""
-    inputs: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _layer, args: inputs.append(args[0])) for layer in layers]
+def _site_inputs(sites: Sequence[Site]) -> Iterator[list[Tensor]]:
+    """Within the context each pass leaves the sites' inputs T[..., D] in the list, in order."""
+    inputs: list[Tensor] = [torch.empty(0)] * len(sites)
+
+    def note(site: Any, args: tuple[Any, ...]) -> None:
+        inputs[site.index] = args[0]
+
+    hooks = [site.register_forward_pre_hook(note) for site in sites]
     try:
         yield inputs
     finally:
@@ -166,19 +173,26 @@ def _layer_inputs(layers: Sequence[SparseLayer]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _decision_gap(
-    layer: SparseLayer, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor, kept: Tensor
-) -> tuple[int, float]:
-    """How many neurons PyTorch decides otherwise than `kept` [B, F], and how far from the threshold the farthest is.
+def _decided(site: Site, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What PyTorch keeps of a token a text for x [B, D], bool[B, F] or bool[B, D], and the magnitudes it goes by."""
+    if isinstance(site, SparseProduct):
+        magnitude = x.float().abs()
+        return (magnitude != 0) & ~(magnitude < scale * threshold), magnitude
+    weights = [site.get_parameter(name) for name in site.weight_names]
+    score = torch_op(site.op)(x.unsqueeze(1), *weights, threshold, scale, pool, site.activation)[2]
+    return score > 0, activations(site, x)[0].float().abs()
 
-    The distance is a share of the token's largest activation: what rounding moves an activation by is.
+
+def _decision_gap(
+    site: Site, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor | None, kept: Tensor
+) -> tuple[int, float]:
+    """How many neurons or inputs PyTorch decides otherwise, and how far from the threshold the farthest is.
+
+    The distance is a share of the token's largest magnitude: what rounding moves one by is.
     """
-    weights = [layer.get_parameter(name) for name in layer.weight_names]
-    x = x.reshape(len(kept), 1, -1)
-    score = torch_op(layer.op)(x, *weights, threshold, scale, pool, layer.activation)[2]
-    magnitude = activations(layer, x)[0].float().abs().squeeze(1)
+    decided, magnitude = _decided(site, x.reshape(len(kept), -1), threshold, scale, pool)
     distance = (magnitude - scale * threshold).abs() / magnitude.amax(-1, keepdim=True)
-    otherwise = (score > 0) != kept
+    otherwise = decided != kept
     return int(otherwise.sum()), float(distance[otherwise].max()) if otherwise.any() else 0.0
 
 
@@ -196,36 +210,65 @@ class _Worst:
     surprisal: float = 0.0
     entropy: float = 0.0
     gap: float = 0.0
+    following: float = 0.0
     otherwise: int = 0
-    neurons: int = 0
+    decided: int = 0
 
-    def checks(self, label: str, model: Any) -> list[Check]:
-        """What was found, and what is allowed."""
-        tolerance = tolerance_of(model)
-        decisions = f"{self.otherwise} of {self.neurons} neurons decided otherwise"
+    def checks(self, label: str, model: Any, tolerance: float) -> list[Check]:
+        """What was found, and what is allowed; the tolerance is that of logits."""
+        by_input = bool(sparse_products(model))
+        what = "inputs" if by_input else "neurons"
+        decisions = f"{self.otherwise} of {self.decided} {what} decided otherwise"
+        following = Check(f"decode, {label}: scale, kept, {graph.READ}", self.following, FOLLOWING_TOLERANCE)
         return [
             Check(f"decode, {label}", self.logits, tolerance),
             Check(f"decode, {label}: {graph.LOAD}", self.load, LOAD_TOLERANCES[model.dtype]),
             Check(f"decode, {label}: {graph.SURPRISAL}", self.surprisal, SIGNAL_TOLERANCE),
             Check(f"decode, {label}: {graph.ENTROPY}", self.entropy, SIGNAL_TOLERANCE),
             Check(f"decode, {label}: {decisions}", self.gap, tolerance),
+            *([following] if by_input else []),
         ]
 
 
+@dataclass(frozen=True)
+class _Exported:
+    """A loaded graph, and the outputs that tell what it keeps."""
+
+    model: OnnxRuntimeModel
+    watched: Watched
+
+    def tolerance(self, model: Any) -> float:
+        """How far logits may be off for a patched model's type and depth, as a share of their range."""
+        of_a_layer = TOLERANCES[model.dtype]
+        if self.watched.quantized and not self.model.kernels.startswith(BODIES):
+            # Our kernels take what quantised rows are multiplied with in 16 bits, in every product.
+            of_a_layer = max(of_a_layer, QUANTIZED_LINEAR.tolerance["float32"])
+        return of_a_layer * math.sqrt(model.config.num_hidden_layers)
+
+
+@contextmanager
+def _loaded(path: Path, load: Callable[[Path], OnnxRuntimeModel]) -> Iterator[_Exported]:
+    with watched(path) as found:
+        yield _Exported(load(found.path), found)
+
+
 def _compare_step(
-    exported: OnnxRuntimeModel, decoder: Decoder, values: dict[str, Any], step: dict[str, Any], worst: _Worst
+    exported: _Exported, decoder: Decoder, values: dict[str, Any], step: dict[str, Any], worst: _Worst
 ) -> tuple[Tensor, list[Tensor]]:
     """Compare a step of decode, and note the differences; returns logits, keys and values of PyTorch.
 
-    Rounding may move an activation across its threshold, and then the two sides rightly differ. So PyTorch computes
-    with the neurons that ONNX Runtime kept, which must give the same logits, and the decisions are compared by
-    themselves: the sides may only disagree about a neuron that is near its threshold.
+    Rounding may move a value across its threshold, and then the two sides rightly differ. So PyTorch computes with
+    what ONNX Runtime kept, which must give the same logits, and the decisions are compared by themselves: the sides
+    may only disagree about a neuron or an input that is near its threshold.
     """
-    layers, sparsity = sparse_layers(decoder.model), decoder.sparsity
+    sparsity = decoder.sparsity
+    sites = sparse_sites(decoder.model)
     batch = len(step["input_ids"])
     signal_names = [graph.LOAD, graph.SURPRISAL, graph.ENTROPY]
-    scores = [graph.score(n) for n in range(len(layers))]
-    outputs = _run_onnx(exported, step, [graph.LOGITS, *signal_names, *scores])
+    telling = [graph.ACTIVE, graph.READ, *exported.watched.x, *dict.fromkeys(exported.watched.scale)]
+    if not exported.watched.x:
+        telling = [graph.score(n) for n in range(len(sites))]
+    outputs = _run_onnx(exported.model, step, [graph.LOGITS, *signal_names, *telling])
     knots = [values[name] for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS)]
     signals = torch_op(LOAD_SIGNAL)(step["past_logits"], step["input_ids"][:, -1], *knots, decoder.surprisal_weight)[1:]
     for name, signal in zip(signal_names, signals, strict=True):
@@ -234,9 +277,14 @@ def _compare_step(
     scale = scale_of_load(outputs[graph.LOAD], values[graph.SCALE_KNOTS])[:, None]
     for table in values[graph.TOKEN_SCALE]:
         scale = table[step["input_ids"]]
+    for effort in step["effort"]:
+        scale = scale * effort[:, None]
     load = torch.from_numpy(outputs[graph.LOAD]).float()[:, None]
-    kept = [torch.from_numpy(outputs[name]) > 0 for name in scores]
-    with _layer_inputs(layers) as inputs:
+    if exported.watched.x:
+        kept, scale = _kept_inputs(exported.watched, outputs, values, scale, worst)
+    else:
+        kept = [torch.from_numpy(outputs[name]) > 0 for name in telling]
+    with _site_inputs(sites) as inputs:
         logits, present = decoder.run(
             **{name: step[name] for name in ("input_ids", "attention_mask", "position_ids", "past")},
             scale=torch.zeros(batch, 1),
@@ -244,37 +292,64 @@ def _compare_step(
             sparse=torch.ones(batch, 1, dtype=torch.bool),
         )
     worst.logits = _worse(worst.logits, _relative(outputs[graph.LOGITS], logits))
-    for n, layer in enumerate(layers):
+    for n, site in enumerate(sites):
         if sparsity.anticipation is not None and sparsity.anticipation.layer == n:
             scale = sparsity.anticipation.refined(scale, inputs[n].reshape(batch, 1, -1), load)
-        count, gap = _decision_gap(layer, inputs[n], values["thresholds"][n], scale, step["pools"][n], kept[n])
+        pool = step["pools"][n] if step["pools"] else None
+        count, gap = _decision_gap(site, inputs[n], values["thresholds"][n], scale, pool, kept[n])
         worst.otherwise, worst.gap = worst.otherwise + count, _worse(worst.gap, gap)
-    worst.neurons += batch * sum(layer.neurons for layer in layers)
+    worst.decided += sum(mask.numel() for mask in kept)
     return logits, present
+
+
+def _kept_inputs(
+    watched_graph: Watched, outputs: dict[str, Any], values: dict[str, Any], expected_scale: Tensor, worst: _Worst
+) -> tuple[list[Tensor], Tensor]:
+    """What ONNX Runtime kept of each product's inputs, bool[B, D], and the scale f32[B, 1] that it went by.
+
+    By the op's own rule from what the op was given, so that it is exact; what the graph says of it must agree.
+    """
+    batch = len(expected_scale)
+    scales = [torch.from_numpy(outputs[name]).reshape(batch, -1) for name in watched_graph.scale]
+    kept = []
+    for name, scale, threshold in zip(watched_graph.x, scales, values["thresholds"], strict=True):
+        magnitude = torch.from_numpy(outputs[name]).float().abs().reshape(batch, -1)
+        kept.append((magnitude != 0) & ~(magnitude < scale * threshold))
+    counts = torch.stack([mask.sum(-1) for mask in kept])
+    read = values[graph.ROW_SHARE][0].double() @ counts.double()
+    for ours, theirs in (
+        (torch.cat(scales, 1).double(), expected_scale.double()),
+        (torch.from_numpy(outputs[graph.ACTIVE]).double(), counts.double()),
+        (torch.from_numpy(outputs[graph.READ]).double(), read),
+    ):
+        worst.following = _worse(worst.following, float(((ours - theirs).abs() / theirs.abs().clamp_min(1e-3)).max()))
+    return kept, scales[0]
 
 
 @torch.no_grad()
 def _verify_batch(
-    exported: OnnxRuntimeModel, decoder: Decoder, values: dict[str, Any], rows: Tensor, batch: int, label: str
+    exported: _Exported, decoder: Decoder, values: dict[str, Any], rows: Tensor, batch: int, label: str
 ) -> list[Check]:
     """Prefill and decode of a batch of prompts, the second and later ones padded on the left."""
     model = decoder.model
     mask = torch.ones(batch, PROMPT_TOKENS, dtype=torch.int64)
     mask[1:, : PROMPT_TOKENS // 3] = 0
     step = first_step(model, rows[:batch, :PROMPT_TOKENS], mask)
+    # Of each text its own, where there is one.
+    step["effort"] = [torch.linspace(1, 0.5, len(effort)) for effort in step["effort"]]
     logits, present, *_ = decoder(**step, **values)
-    outputs = _run_onnx(exported, step, [graph.LOGITS])
-    prefill = Check(f"prefill, {label}", _relative(outputs[graph.LOGITS], logits), tolerance_of(model))
+    outputs = _run_onnx(exported.model, step, [graph.LOGITS])
+    prefill = Check(f"prefill, {label}", _relative(outputs[graph.LOGITS], logits), exported.tolerance(model))
     worst = _Worst()
     for at in range(PROMPT_TOKENS, PROMPT_TOKENS + DECODE_STEPS):
         step = next_step(step, rows[:batch, at : at + 1], logits, present)
         logits, present = _compare_step(exported, decoder, values, step, worst)
-    return [prefill, *worst.checks(label, model)]
+    return [prefill, *worst.checks(label, model, exported.tolerance(model))]
 
 
 @torch.no_grad()
 def _verify_end(
-    exported: OnnxRuntimeModel,
+    exported: _Exported,
     decoder: Decoder,
     values: dict[str, Any],
     token: Tensor,
@@ -291,7 +366,7 @@ def _verify_end(
     step |= {"input_ids": token, "position_ids": torch.full((1, 1), place)}
     worst = _Worst()
     _compare_step(exported, decoder, values, step, worst)
-    return [Check(f"decode at place {place:,}, {label}", worst.logits, tolerance_of(model))]
+    return [Check(f"decode at place {place:,}, {label}", worst.logits, exported.tolerance(model))]
 
 
 def _longest_past(model: Any) -> int:
@@ -324,21 +399,25 @@ def verify(
     """
     decoder = Decoder(model, sparsity, load_map.surprisal_weight)
     values = constants(sparsity, load_map)
-    exported = OnnxRuntimeModel(path, Execution(kernels="bodies", exact=True))
-    checks = [
-        check for batch in (1, 2) for check in _verify_batch(exported, decoder, values, rows, batch, f"batch {batch}")
-    ]
     end = context_length(model.config) - 1
-    checks += _verify_end(exported, decoder, values, rows[:1, :1], PROMPT_TOKENS, end, "batch 1")
-    del exported  # one graph at a time holds its weights
+
+    with _loaded(path, lambda file: OnnxRuntimeModel(file, Execution(kernels="bodies", exact=True))) as exported:
+        checks = [
+            check
+            for batch in (1, 2)
+            for check in _verify_batch(exported, decoder, values, rows, batch, f"batch {batch}")
+        ]
+        checks += _verify_end(exported, decoder, values, rows[:1, :1], PROMPT_TOKENS, end, "batch 1")
+        del exported  # one graph at a time holds its weights
     # And as a session runs it, on the native kernels where they are installed.
     if in_place is None:
-        exported = OnnxRuntimeModel(path, Execution(exact=True))
-        return checks + _verify_batch(exported, decoder, values, rows, 2, f"batch 2, {exported.kernels}")
-    exported = InPlaceModel(in_place, end + 1, Execution(exact=True))
-    label, past = f"in-place cache, {exported.kernels}", _longest_past(model)
-    checks += _verify_batch(exported, decoder, values, rows, 1, label)
-    return checks + _verify_end(exported, decoder, values, rows[:1, :1], past, past, label)
+        with _loaded(path, lambda file: OnnxRuntimeModel(file, Execution(exact=True))) as exported:
+            label = f"batch 2, {exported.model.kernels}"
+            return checks + _verify_batch(exported, decoder, values, rows, 2, label)
+    with _loaded(in_place, lambda file: InPlaceModel(file, end + 1, Execution(exact=True))) as exported:
+        label, past = f"in-place cache, {exported.model.kernels}", _longest_past(model)
+        checks += _verify_batch(exported, decoder, values, rows, 1, label)
+        return checks + _verify_end(exported, decoder, values, rows[:1, :1], past, past, label)
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:

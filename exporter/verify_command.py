@@ -18,9 +18,7 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
 
     from clada.exporter.calibration_text import read_texts, sample_file
     from clada.exporter.checkpoint import load_model
-    from clada.exporter.packed_weights import read_packed
-    from clada.exporter.patch import sparsify
-    from clada.exporter.quantization import hold
+    from clada.exporter.sparse_sites import sparsified
     from clada.exporter.verify import check_lines, load_constants, require_passed, verification_rows, verify
     from clada.plugins.errors import CladaError
     from clada.runtime.artefact import open_artefact
@@ -33,9 +31,7 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
         ours = getattr(manifest.model, name)
         if ours != theirs:
             raise CladaError(f"{artefact_model} has {name} {ours}, but {source} has {theirs}")
-    sparsity = sparsify(model)
-    if artefact.quantization is not None:
-        hold(model, read_packed(artefact.model))
+    sparsity = sparsified(model, artefact)
     load_map = load_constants(artefact.model, sparsity)
     rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
     in_place = artefact.in_place_model

@@ -9,12 +9,15 @@ LOAD = "load"
 SURPRISAL = "surprisal"
 ENTROPY = "entropy"
 ACTIVE = "active"
+EFFORT = "effort"
+READ = "read"
 
 SURPRISAL_KNOTS = "surprisal_knots"
 ENTROPY_KNOTS = "entropy_knots"
 SCALE_KNOTS = "scale_knots"
 REANALYSIS_LOAD = "reanalysis_load"
 TOKEN_SCALE = "token_scale"
+ROW_SHARE = "row_share"
 ANTICIPATION = ("weight", "load_weight", "bias", "knots", "factors")
 
 BATCH_SIZE = "batch_size"
@@ -34,9 +37,9 @@ def score(layer: int) -> str:
     return f"score.{layer}"
 
 
-def threshold(layer: int) -> str:
-    """Initializer f32[F]: a layer's calibrated thresholds."""
-    return f"threshold.{layer}"
+def threshold(site: int) -> str:
+    """Initializer f32[F] or f32[D]: calibrated thresholds of a layer's neurons or of a product's inputs."""
+    return f"threshold.{site}"
 
 
 def compensation(layer: int) -> str:

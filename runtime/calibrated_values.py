@@ -55,13 +55,13 @@ def _check(content: bytes, data: Path, manifest: Manifest) -> None:
 
 def _check_nodes(nodes: list[Node], manifest: Manifest) -> None:
     found = {name: sum(node.op == name for node in nodes) for name in {node.op for node in nodes}}
-    expected = {manifest.ffn_op: manifest.model.layers, LOAD_SIGNAL.name: 1}
+    expected = {manifest.sparse_op: len(manifest.widths), LOAD_SIGNAL.name: 1}
     if found != expected:
         raise _WrongError(f"has the ops {found}, and its manifest tells of {expected}")
     # What is checked by name below is what the ops read.
-    thresholds = {graph.threshold(layer) for layer in range(manifest.model.layers)}
-    if {_given(node, "threshold") for node in nodes if node.op == manifest.ffn_op} != thresholds:
-        raise _WrongError("has feed-forward networks without thresholds of their own")
+    thresholds = {graph.threshold(site) for site in range(len(manifest.widths))}
+    if {_given(node, "threshold") for node in nodes if node.op == manifest.sparse_op} != thresholds:
+        raise _WrongError(f"has nodes of {manifest.sparse_op} without thresholds of their own")
     signal = next(node for node in nodes if node.op == LOAD_SIGNAL.name)
     for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS):
         if _given(signal, name) != name:
@@ -75,14 +75,21 @@ def _given(node: Node, name: str) -> str:
 
 
 def _check_inputs(inputs: dict[str, tuple[int | None, ...]], manifest: Manifest) -> None:
-    expected = {graph.pool(layer): neurons for layer, neurons in enumerate(manifest.model.neurons)}
-    expected[graph.PAST_LOGITS] = manifest.model.vocabulary_size
-    for name, size in expected.items():
+    expected: dict[str, tuple[int, ...]] = {
+        graph.pool(layer): (neurons,) for layer, neurons in enumerate(manifest.model.neurons)
+    }
+    expected[graph.PAST_LOGITS] = (manifest.model.vocabulary_size,)
+    if manifest.inputs is not None:
+        expected[graph.EFFORT] = ()
+    for name, sizes in expected.items():
         shape = inputs.get(name)
-        if shape is None or len(shape) != 2 or shape[1] != size:
-            raise _WrongError(f"has the input {name} of sizes {shape}, and its manifest tells of {size}")
-    if graph.pool(manifest.model.layers) in inputs:
-        raise _WrongError(f"has more layers than the {manifest.model.layers} that its manifest tells of")
+        if shape is None or shape[1:] != sizes or len(shape) != 1 + len(sizes):
+            raise _WrongError(f"has the input {name} of sizes {shape}, and its manifest tells of {list(sizes)} a text")
+    layers = manifest.model.layers
+    if graph.past(layers)[0] in inputs or graph.past(layers - 1)[0] not in inputs:
+        raise _WrongError(f"has not the {layers} layers that its manifest tells of")
+    if graph.pool(len(manifest.model.neurons)) in inputs:
+        raise _WrongError(f"has pools of other layers than the {len(manifest.model.neurons)} of its manifest")
 
 
 def _read(values: GraphConstants, name: str, *shape: int | None) -> Floats:
@@ -100,9 +107,10 @@ def _read(values: GraphConstants, name: str, *shape: int | None) -> Floats:
 def _problems(values: GraphConstants, nodes: list[Node], manifest: Manifest) -> Iterator[tuple[str, str]]:
     """What makes no sense, and why; one after the other."""
     model, calibration = manifest.model, manifest.calibration
-    for layer, neurons in enumerate(model.neurons):
-        name = graph.threshold(layer)
-        yield from _unless(name, _numbers(_read(values, name, neurons), at_least=0))
+    for site, width in enumerate(manifest.widths):
+        name = graph.threshold(site)
+        yield from _unless(name, _numbers(_read(values, name, width), at_least=0))
+    for layer in range(model.layers):
         if (name := graph.compensation(layer)) in values:
             yield from _unless(name, _numbers(_read(values, name, model.hidden_size)))
     for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS):
@@ -111,10 +119,15 @@ def _problems(values: GraphConstants, nodes: list[Node], manifest: Manifest) -> 
     yield from _unless(graph.SCALE_KNOTS, _falling(knots))
     if not np.array_equal(knots, np.array(calibration.scale_knots, np.float32)):
         yield graph.SCALE_KNOTS, "are not those of its manifest"
-    load = _read(values, graph.REANALYSIS_LOAD)
-    yield from _unless(graph.REANALYSIS_LOAD, _numbers(load, at_least=0, at_most=_HIGHEST_LOAD))
-    if load != np.float32(calibration.reanalysis_load):
-        yield f"{graph.REANALYSIS_LOAD} {load}", f"is not its manifest's {calibration.reanalysis_load}"
+    if manifest.inputs is None:
+        load = _read(values, graph.REANALYSIS_LOAD)
+        yield from _unless(graph.REANALYSIS_LOAD, _numbers(load, at_least=0, at_most=_HIGHEST_LOAD))
+        if load != np.float32(calibration.reanalysis_load):
+            yield f"{graph.REANALYSIS_LOAD} {load}", f"is not its manifest's {calibration.reanalysis_load}"
+    else:
+        shares = _read(values, graph.ROW_SHARE, len(manifest.widths))
+        if not np.allclose(shares, manifest.inputs.row_shares, rtol=1e-5):
+            yield graph.ROW_SHARE, "does not follow from the products of its manifest"
     if graph.TOKEN_SCALE in values:
         table = _read(values, graph.TOKEN_SCALE, model.vocabulary_size)
         yield from _unless(graph.TOKEN_SCALE, _numbers(table, at_least=0))

@@ -44,6 +44,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="what to hold a float32 model's feed-forward weights as; as they are where not given",
     )
+    parser.add_argument(
+        "--bytes",
+        type=float,
+        metavar="SHARE",
+        help="the share of the weights' bytes that a token reads, of a model exported with --bytes; 1 is dense",
+    )
     parser.add_argument("--device", choices=DEVICES, help="where to run an .onnx file (default: cpu)")
     parser.add_argument(
         "--cuda-graph", action="store_true", help="capture decode in CUDA graphs (with --device cuda, of float16)"
@@ -157,6 +163,7 @@ def _session(args: argparse.Namespace) -> "Session":
         find_model(args.path),
         threads=args.threads,
         weights=args.weights,
+        bytes=args.bytes,
         device=args.device,
         cuda_graph=args.cuda_graph,
     )

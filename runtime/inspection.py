@@ -6,7 +6,7 @@ from typing import Any
 from clada.runtime.artefact import Artefact
 from clada.runtime.backends.onnxruntime import kernels_here
 from clada.runtime.engine_record import EngineRecord
-from clada.runtime.manifest import Manifest
+from clada.runtime.manifest import InputsSection, Manifest
 from clada.runtime.typed_json import plain
 
 _Row = tuple[str, ...]
@@ -16,6 +16,26 @@ def _table(rows: list[_Row]) -> list[str]:
     """Columns aligned: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def _site_rows(manifest: Manifest) -> list[_Row]:
+    """What each layer, or each product, was given."""
+    return _layer_rows(manifest) if manifest.inputs is None else _product_rows(manifest.inputs)
+
+
+def _product_rows(inputs: InputsSection) -> list[_Row]:
+    rows: list[_Row] = [("product", "inputs", "weights of each", "kept", "median threshold")]
+    return rows + [
+        (p.name, f"{p.inputs:,}", f"{p.outputs:,}", f"{p.kept:.1%}", f"{p.median_threshold:.4g}")
+        for p in inputs.products
+    ]
+
+
+def _dial_rows(inputs: InputsSection) -> list[_Row]:
+    rows: list[_Row] = [("bytes", "effort", "KL, nats", "unchanged")]
+    return rows + [
+        (f"{p.bytes:.1%}", f"{p.effort:.3f}", f"{p.divergence_nats:.4f}", f"{p.agreement:.1%}") for p in inputs.dial
+    ]
 
 
 def _layer_rows(manifest: Manifest) -> list[_Row]:
@@ -48,6 +68,14 @@ def _quantization_lines(artefact: Artefact) -> list[str]:
     ]
 
 
+def bytes_read(manifest: Manifest) -> str:
+    """How much a token reads, by calibration, and of what."""
+    inputs, cost = manifest.inputs, manifest.calibration.ffn_cost
+    if inputs is None:
+        return f"{cost:.1%} of the feed-forward bytes"
+    return f"{next(point.bytes for point in inputs.dial if point.effort == 1):.1%} of all weights' bytes"
+
+
 def _model_lines(artefact: Artefact) -> list[str]:
     manifest = artefact.manifest
     model, policy, calibration = manifest.model, manifest.policy, manifest.calibration
@@ -60,8 +88,8 @@ def _model_lines(artefact: Artefact) -> list[str]:
         *_quantization_lines(artefact),
         f"policy: {policy.name}, {goal} {value}; "
         + ", ".join(part if how is True else f"{part} {how}" for part, how in parts if how),
-        f"calibration: {calibration.tokens:,} tokens of {calibration.data}: {calibration.ffn_cost:.1%} of the "
-        f"feed-forward bytes read, KL {calibration.divergence_nats:.4f} nats a token, "
+        f"calibration: {calibration.tokens:,} tokens of {calibration.data}: {bytes_read(manifest)} read, "
+        f"KL {calibration.divergence_nats:.4f} nats a token, "
         f"{calibration.agreement:.1%} of next tokens unchanged",
     ]
 
@@ -90,7 +118,8 @@ def inspection_lines(artefact: Artefact) -> list[str]:
         _in_place_line(artefact),
         f"on this machine: {kernels_here()}",
         "",
-        *_table(_layer_rows(manifest)),
+        *_table(_site_rows(manifest)),
+        *(["", *_table(_dial_rows(manifest.inputs))] if manifest.inputs is not None else []),
         "",
         *_table(files),
         "",
@@ -108,5 +137,5 @@ def engine_lines(artefact: Artefact, record: EngineRecord) -> list[str]:
         f"{record.kv_cache.replace('_', ' ')}",
         *_model_lines(artefact),
         "",
-        *_table(_layer_rows(artefact.manifest)),
+        *_table(_site_rows(artefact.manifest)),
     ]

@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal
 
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, VERSION
+from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, QUANTIZED_LINEAR, SPARSE_LINEAR, VERSION
 from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES
+from clada.runtime.dial import DialPoint
 from clada.runtime.sealed_json import sealed, unsealed
 from clada.runtime.typed_json import Within, WrongValueError, parse, plain, shown
 
@@ -28,7 +29,7 @@ _PieceBytes = Annotated[int, Within(1 << 20, 1 << 30)]
 _HASH = re.compile("[0-9a-f]{64}")
 _RELEASE = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 _LONGEST_NAME = 255
-GOALS = ("target_sparsity", "ffn_cost", "error_budget")
+GOALS = ("target_sparsity", "ffn_cost", "error_budget", "bytes")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ModelSection:
         family: The model's type, as its configuration names it.
         layers: How many.
         hidden_size: Width of the hidden state.
-        neurons: Of each layer.
+        neurons: Of each layer; none where inputs are skipped.
         vocabulary_size: How many tokens its logits are of.
         context_length: The most tokens it reads.
         parameters: As the checkpoint has them.
@@ -58,17 +59,18 @@ class ModelSection:
     opset: _Size
 
     def __post_init__(self) -> None:
-        if len(self.neurons) != self.layers:
+        if self.neurons and len(self.neurons) != self.layers:
             raise WrongValueError(f"neurons is of {len(self.neurons)} layers, and layers is {self.layers}")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What decides, in decode, which neurons a token computes.
+    """What decides, in decode, which neurons a token computes, or which inputs of every matrix it reads.
 
     Args:
         thresholds: What a neuron's activation is weighed by before it is compared: "sensitivity" (what losing it costs
-            the model's output), "activation" (1: the plain activation), or empty: no thresholds.
+            the model's output), "activation" (1: the plain activation), or empty: no thresholds. "price": not neurons,
+            but the inputs of all matrices are skipped, those whose loss costs the output less than their bytes do.
         allocation: Share the sparsity out among the layers by what it costs there; otherwise all have the same.
         pool: Whose use of each neuron decides what a layer may use: "blended" (the prompt's and the calibration
             text's), "prompt", "calibration", or empty: every neuron may be used.
@@ -78,7 +80,7 @@ class Policy:
         anticipation: Refine the scale by a linear probe of an early layer's input.
     """
 
-    thresholds: Literal["", "activation", "sensitivity"] = ""
+    thresholds: Literal["", "activation", "sensitivity", "price"] = ""
     allocation: bool = False
     pool: Literal["", "prompt", "calibration", "blended"] = ""
     compensation: bool = False
@@ -89,7 +91,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class PolicySection:
-    """How the model was made sparse; one of the three goals is given.
+    """How the model was made sparse; one of the goals is given.
 
     Args:
         name: What the policy is called.
@@ -98,6 +100,7 @@ class PolicySection:
         target_sparsity: See CalibrationConfig, as are the following.
         ffn_cost: See CalibrationConfig.
         error_budget: See CalibrationConfig.
+        bytes: See CalibrationConfig.
     """
 
     name: str
@@ -106,6 +109,7 @@ class PolicySection:
     target_sparsity: _Share | None = None
     ffn_cost: _Share | None = None
     error_budget: _Positive | None = None
+    bytes: _Share | None = None
 
     def __post_init__(self) -> None:
         if sum(getattr(self, name) is not None for name in GOALS) != 1:
@@ -158,8 +162,8 @@ class CalibrationSection:
         prompt_tokens: Of each row, that were read densely.
         divergence_nats: KL divergence from the dense model, a token.
         agreement: Share of tokens whose most likely successor is the dense model's.
-        ffn_cost: Share of the feed-forward weights' bytes that were read.
-        layers: What each layer was given.
+        ffn_cost: Share of the feed-forward weights' bytes that were read; None where inputs are skipped.
+        layers: What each layer was given; none where inputs are skipped.
         scale_knots: The factor on the thresholds at load 0, ..., 1.
         reanalysis_load: The load from which the pool opens; above 1 where none does.
         surprisal_weight: Share of surprisal in the load.
@@ -173,7 +177,7 @@ class CalibrationSection:
     prompt_tokens: _Count
     divergence_nats: _Number
     agreement: _Share
-    ffn_cost: _Share
+    ffn_cost: _Share | None
     layers: tuple[LayerCalibration, ...]
     scale_knots: tuple[_Positive, ...]
     reanalysis_load: Annotated[float, Within(0, 2)]
@@ -185,6 +189,60 @@ class CalibrationSection:
         knots = self.scale_knots
         if len(knots) < 2 or any(later > earlier for earlier, later in pairwise(knots)):
             raise WrongValueError(f"scale_knots is {shown(list(knots))}, and must be two or more that do not rise")
+
+
+@dataclass(frozen=True)
+class ProductSection:
+    """One product, on the calibration tokens.
+
+    Args:
+        name: Its layers, by their paths in the model.
+        inputs: D.
+        outputs: N, the weights of a row.
+        kept: Share of its inputs that were not skipped.
+        median_threshold: Of its inputs.
+    """
+
+    name: str
+    inputs: _Size
+    outputs: _Size
+    kept: _Share
+    median_threshold: Annotated[float, Within(0, 3.5e38)]
+
+
+@dataclass(frozen=True)
+class InputsSection:
+    """How inputs are skipped.
+
+    Args:
+        price: What a weight had to be worth to be read, nats.
+        products: All that a token is multiplied with, in the order of the graph.
+        dial: What other efforts give, from the lowest.
+    """
+
+    price: Annotated[float, Within(0, 1e30)]
+    products: tuple[ProductSection, ...]
+    dial: tuple[DialPoint, ...]
+
+    def __post_init__(self) -> None:
+        if not self.products:
+            raise WrongValueError("products is empty")
+        efforts, shares = ([getattr(point, name) for point in self.dial] for name in ("effort", "bytes"))
+        if 1 not in efforts or efforts[0] != 0 or any(b <= a for a, b in pairwise(efforts)):
+            raise WrongValueError(f"dial has the efforts {shown(efforts)}, and must rise from 0, with 1 among them")
+        if any(b >= a for a, b in pairwise(shares)):
+            raise WrongValueError(f"dial reads the shares {shown(shares)}, and they must fall")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The inputs of each product."""
+        return tuple(product.inputs for product in self.products)
+
+    @property
+    def row_shares(self) -> list[float]:
+        """The share of all products' weights that is in a row of each."""
+        total = sum(product.inputs * product.outputs for product in self.products)
+        return [product.outputs / total for product in self.products]
 
 
 @dataclass(frozen=True)
@@ -292,6 +350,7 @@ class Manifest:
         quantization: None where weights are not quantised.
         pool: None where every neuron may be used.
         in_place_cache: None where there is no graph with an in-place cache.
+        inputs: None where neurons are skipped.
         format_version: Of this file.
     """
 
@@ -307,12 +366,17 @@ class Manifest:
     quantization: QuantizationSection | None = None
     pool: PoolSection | None = None
     in_place_cache: InPlaceSection | None = None
+    inputs: InputsSection | None = None
 
     def __post_init__(self) -> None:
         self._check_ops()
         neurons, layers = self.model.neurons, len(self.calibration.layers)
-        if layers != self.model.layers:
-            raise WrongValueError(f"calibration.layers has {layers} layers, and model.layers is {self.model.layers}")
+        if bool(neurons) == (self.inputs is not None):
+            raise WrongValueError("model.neurons and inputs: one of them must be given, and not both")
+        if layers != len(neurons):
+            raise WrongValueError(f"calibration.layers has {layers} layers, and model.neurons {len(neurons)}")
+        if (self.calibration.ffn_cost is None) != (self.inputs is not None):
+            raise WrongValueError("calibration.ffn_cost does not go with what is skipped")
         probe = self.calibration.anticipation
         if probe is not None and probe.layer >= layers:
             raise WrongValueError(f"calibration.anticipation.layer is {probe.layer}, and there are {layers} layers")
@@ -337,14 +401,21 @@ class Manifest:
                 )
         if LOAD_SIGNAL.name not in self.ops or len(self.ops) != 2:
             raise WrongValueError(
-                f"ops is {shown(list(self.ops))}, and must name {LOAD_SIGNAL.name} and one op of feed-forward networks"
+                f"ops is {shown(list(self.ops))}, and must name {LOAD_SIGNAL.name} and one op that skips"
             )
+        if any(op.name in self.ops for op in (SPARSE_LINEAR, QUANTIZED_LINEAR)) != (self.inputs is not None):
+            raise WrongValueError("inputs does not go with the ops it names")
         if any(op.name in self.ops for op in QUANTIZED.values()) != (self.quantization is not None):
             raise WrongValueError("quantization does not go with the ops it names")
 
     @property
-    def ffn_op(self) -> str:
-        """Name of the op that computes the feed-forward networks."""
+    def widths(self) -> tuple[int, ...]:
+        """Of each site that skips, how many neurons or inputs it has."""
+        return self.model.neurons if self.inputs is None else self.inputs.widths
+
+    @property
+    def sparse_op(self) -> str:
+        """Name of the op that skips neurons of the feed-forward networks, or inputs of the products."""
         return next(name for name in self.ops if name != LOAD_SIGNAL.name)
 
 

@@ -36,8 +36,10 @@ from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, olde
 from clada.runtime.backends.resident import ResidentModel
 from clada.runtime.backends.tensorrt import load_engine
 from clada.runtime.chat_template import Message, render_chat
+from clada.runtime.dial import effort_of_bytes
 from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
+from clada.runtime.manifest import Manifest
 from clada.runtime.model_settings import default_sampling, end_tokens
 from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
 from clada.runtime.sampling import SamplingConfig
@@ -56,10 +58,11 @@ class State:
     Args:
         model: The graph that reads it.
         cache: Keys and values, as the model holds them.
-        masks: bool[B, F] for each layer, the neurons it may use.
+        masks: bool[B, F] for each layer, the neurons it may use; none where inputs are skipped.
         mask: i64[B, T], 0 where padded.
         logits: T[B, V], the distribution of the next token; copy it to keep it, a later step may overwrite it.
         pools: What the pools are chosen by; None where every neuron may be used.
+        effort: f32[B], the factor on each text's thresholds, where inputs are skipped; replaced, never written to.
         turn: Held by the thread that reads on.
         broken: Whether a device failed half-way through a step, so that nobody knows where the texts stand.
     """
@@ -70,6 +73,7 @@ class State:
     mask: npt.NDArray[np.int64]
     logits: npt.NDArray[Any]
     pools: Pools | None = None
+    effort: npt.NDArray[np.float32] | None = None
     turn: Any = field(default_factory=threading.Lock, repr=False, compare=False)
     broken: bool = False
 
@@ -162,6 +166,8 @@ class Session:
         device: "cpu", where None, or "cuda": keys, values, logits, pools and scores stay on the GPU.
         cuda_graph: Whether to capture decode in CUDA graphs: for one text at a time, in one thread, of a float16
             artefact.
+        bytes: The share of the weights' bytes that a token is to read, of an artefact exported with a goal of bytes;
+            as exported where None, and dense at 1.
 
     Raises:
         CladaError: The artefact is missing, damaged or not ours, an option has a value that is not known, or the
@@ -183,6 +189,7 @@ class Session:
         weights: str = "",
         device: str | None = None,
         cuda_graph: bool = False,
+        bytes: float | None = None,
     ) -> None:
         self._unusable = ""
         self._lock = threading.RLock()
@@ -211,8 +218,9 @@ class Session:
         self.end_tokens = end_tokens(artefact, self._generation_config, self.tokenizer)
         self.artefact, self._record = artefact, record
         self._vocabulary = self.manifest.model.vocabulary_size
-        self._neurons = np.array(self.manifest.model.neurons)
-        self._op = OPS[self.manifest.ffn_op]
+        self._widths = np.array(self.manifest.widths)
+        self._op = OPS[self.manifest.sparse_op]
+        self.effort = _effort(self.manifest, bytes)
         self._reanalysis_load = np.float32(self.manifest.calibration.reanalysis_load)
         self.pool_policy = artefact.pool_policy()
         if record is not None:
@@ -361,6 +369,8 @@ class Session:
         nothing_read = np.zeros((len(prompts), model.vocabulary), model.dtype)
         with model.turn:
             state = State(model, model.empty_cache(len(prompts)), everything, mask[:, :0], nothing_read)
+            if model.by_input:
+                state.effort = np.full(len(prompts), self.effort, np.float32)
             step = self._step(state, ids, mask, everything, [graph.LOGITS, *self._scores])
             state.cache, state.mask, state.logits = step.cache, step.mask, step.logits
             if self.pool_policy is not None:
@@ -376,7 +386,7 @@ class Session:
     @cached_property
     def _scores(self) -> list[str]:
         """Outputs that the pools are chosen by."""
-        return [] if self.pool_policy is None else [graph.score(n) for n in range(len(self._neurons))]
+        return [] if self.pool_policy is None else [graph.score(n) for n in range(len(self._widths))]
 
     def decode(self, state: State, tokens: Sequence[int], alive: Sequence[bool] | None = None) -> list[TokenStats]:
         """Read one token a text, sparsely.
@@ -406,6 +416,7 @@ class Session:
         if not len(ids) == len(mask) == texts:
             raise CladaError(f"the state has {texts} texts; {len(ids)} tokens and {len(mask)} flags were given")
         fetch = [graph.LOGITS, graph.SURPRISAL, graph.ENTROPY, graph.LOAD, graph.ACTIVE, *self._scores]
+        fetch += [graph.READ] if state.model.by_input else []
         due = np.zeros(texts, np.bool_)
         masks = state.masks
         if state.pools is not None:
@@ -415,8 +426,10 @@ class Session:
         step = self._step(state, ids, mask, masks, fetch)
         outputs = step.outputs
         opened = due | (outputs[graph.LOAD] >= self._reanalysis_load)
-        allowed = np.stack([mask.sum(axis=1) for mask in masks], axis=1)
-        allowed[opened] = self._neurons
+        allowed = np.tile(self._widths, (texts, 1))
+        if masks:
+            closed = ~opened
+            allowed[closed] = np.stack([mask.sum(axis=1) for mask in masks], axis=1)[closed]
         # From here on only a device can fail: what it keeps of the text has gone on, what is here has not.
         state.broken = True
         if self.pool_policy is not None and state.pools is not None:
@@ -425,13 +438,16 @@ class Session:
         state.cache, state.mask, state.logits = step.cache, step.mask, step.logits
         state.broken = False
         active = outputs[graph.ACTIVE].T
-        read = read_fraction(self._op, allowed, active, self._neurons) @ (self._neurons / self._neurons.sum())
+        if state.model.by_input:
+            read = outputs[graph.READ]
+        else:
+            read = read_fraction(self._op, allowed, active, self._widths) @ (self._widths / self._widths.sum())
         return [
             TokenStats(
                 surprisal=float(outputs[graph.SURPRISAL][row]),
                 entropy=float(outputs[graph.ENTROPY][row]),
                 load=float(outputs[graph.LOAD][row]),
-                active_fraction=float(active[row].sum() / self._neurons.sum()),
+                active_fraction=float(active[row].sum() / self._widths.sum()),
                 read_fraction=float(read[row]),
                 active=tuple(active[row].tolist()),
                 pool=tuple(allowed[row].tolist()),
@@ -461,6 +477,8 @@ class Session:
             graph.PAST_LOGITS: state.logits,
         }
         inputs |= {graph.pool(layer): pool for layer, pool in enumerate(masks)}
+        if state.effort is not None:
+            inputs[graph.EFFORT] = state.effort
         outputs, cache = state.model.step(inputs, state.cache, fetch)
         return _Step(outputs, cache, whole, outputs[graph.LOGITS][:, -1])
 
@@ -526,6 +544,17 @@ def _refuse_options(engine: Path, given: dict[str, Any]) -> None:
                 f"{name} is {value!r}, which is for ONNX graphs, and {engine} runs on the GPU it was built for: leave "
                 "it out"
             )
+
+
+def _effort(manifest: Manifest, share: float | None) -> float:
+    """The factor on an artefact's thresholds with which it reads a share of the weights' bytes."""
+    if share is None:
+        return 1.0
+    if manifest.inputs is None:
+        raise CladaError(
+            f"bytes is {share}, and the artefact skips neurons as it was calibrated to: export it with --bytes"
+        )
+    return effort_of_bytes(share, manifest.inputs.dial)
 
 
 def _dtype(artefact: Artefact) -> str:

@@ -15,10 +15,12 @@ class TokenStats:
             before temperature, penalties and what sampling leaves out.
         entropy: Of that distribution, in nats.
         load: The load signal, in [0, 1].
-        active_fraction: Share of all layers' neurons that were computed.
-        read_fraction: Share of the feed-forward weights' bytes that were read.
-        active: Neurons computed, by layer.
-        pool: Neurons the layer was allowed, by layer.
+        active_fraction: Share of all layers' neurons that were computed; of an artefact that skips inputs, the share of
+            all products' inputs that were kept.
+        read_fraction: Share of the feed-forward weights' bytes that were read; of an artefact that skips inputs, the
+            share of all weights' bytes.
+        active: Neurons computed by layer, or inputs kept by product.
+        pool: Neurons that a layer was allowed, or the inputs of a product.
     """
 
     surprisal: float

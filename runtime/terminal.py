@@ -58,7 +58,8 @@ class Shown:
 
 
 def _stats_row(label: str, stats: TokenStats | MeanStats) -> str:
-    return f"{label:<20} {stats.surprisal:9.3f} {stats.entropy:9.3f} {stats.load:6.2f} {stats.active_fraction:8.1%}"
+    signals = f"{stats.surprisal:9.3f} {stats.entropy:9.3f} {stats.load:6.2f}"
+    return f"{label:<20} {signals} {stats.active_fraction:8.1%} {stats.read_fraction:8.1%}"
 
 
 def show(pieces: Iterable[Piece], show_stats: bool, *, interruptible: bool = False) -> Shown:
@@ -86,7 +87,7 @@ def show(pieces: Iterable[Piece], show_stats: bool, *, interruptible: bool = Fal
     seconds = time.perf_counter() - started
     print()
     if show_stats and shown.rows:
-        header = f"{'token':<20} {'surprisal':>9} {'entropy':>9} {'load':>6} {'active':>8}"
+        header = f"{'token':<20} {'surprisal':>9} {'entropy':>9} {'load':>6} {'active':>8} {'read':>8}"
         lines = [header, *(_stats_row(label, stats) for label, stats in shown.rows)]
         lines.append(_stats_row("mean", mean_stats([stats for _, stats in shown.rows])))
         lines.append(

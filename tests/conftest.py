@@ -7,7 +7,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
+from clada.exporter.policies import POLICIES
 from clada.runtime import Session
 from tests.checkpoints import write_checkpoint
 from tests.fault_marker import write_markers
@@ -108,6 +110,15 @@ def tiny_half_artefact(checkpoint, tmp_path_factory) -> Path:
     """The same in float16."""
     config = ExportConfig(calibration_tokens=600, dtype="float16")
     return exported_once(tmp_path_factory, "tiny-half", checkpoint("llama"), config)
+
+
+@pytest.fixture(scope="session")
+def inputs_artefact(checkpoint, tmp_path_factory) -> Path:
+    """The ONNX file of a tiny Llama that skips inputs of every matrix."""
+    calibration = CalibrationConfig(bytes=0.6, policy=POLICIES["price"], name="price")
+    return exported_once(
+        tmp_path_factory, "inputs", checkpoint("llama"), ExportConfig(calibration, calibration_tokens=600)
+    )
 
 
 @pytest.fixture(scope="session")

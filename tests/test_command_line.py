@@ -21,6 +21,7 @@ NOT_TEXT = os.fsdecode(b"a\xffb")
 # Words of a command line; {artefact}, {folder}, {file} and {text} stand for what there is.
 RUN = ["run", "{artefact}", "--prompt", "x"]
 EXPORT = ["export", "{folder}/out/model.onnx", "--model", "{folder}"]
+CALIBRATE = ["calibrate", "{folder}/c.safetensors", "--model", "{folder}"]
 EVAL = ["eval", "{artefact}", "--reference", "{folder}", "--data", "{text}", "--json", "{folder}/out.json"]
 VERIFY = ["verify", "{artefact}", "--model", "{folder}"]
 BENCH = ["bench", "--shape", "tiny"]
@@ -82,6 +83,13 @@ MISTAKES = {
     "export: a negative seed": ([*EXPORT, "--seed", "-1"], "seed is -1"),
     "export: no tokens": ([*EXPORT, "--calibration-tokens", "-1"], "calibration_tokens is -1"),
     "export: an old opset": ([*EXPORT, "--opset", "-20"], "opset -20 is not supported"),
+    "calibrate: no model": (["calibrate", "{folder}/c.safetensors"], "arguments are required: --model"),
+    "calibrate: an output of another kind": (["calibrate", "{dotted}", "--model", "x"], "ends in .safetensors"),
+    "calibrate: an output in a file": (["calibrate", "{text}/c.safetensors", "--model", "x"], "cannot write"),
+    "calibrate: an output of a long name": ([*CALIBRATE[:1], f"{LONG}.safetensors", *CALIBRATE[2:]], "name too long"),
+    "calibrate: an empty checkpoint": (CALIBRATE, "holds no config.json"),
+    "calibrate: twice all bytes": ([*CALIBRATE, "--bytes", "2"], "a share of bytes is 2.0"),
+    "calibrate: a text that is not there": ([*CALIBRATE, "--calibration-data", "{folder}/no"], "cannot read"),
     "verify: no model": (["verify", "{artefact}"], "arguments are required: --model"),
     "verify: a model that is not there": (["verify", "{folder}/no.onnx", "--model", "x"], "there is no file"),
     "verify: an empty checkpoint": (VERIFY, "holds no config.json"),
@@ -150,7 +158,7 @@ def test_a_mistake_is_one_line(places, capsys, monkeypatch, name):
 
 def test_every_verb_has_mistakes():
     verbs = {name.split(":")[0] for name in MISTAKES if ":" in name}
-    assert verbs == {"run", "chat", "inspect", "build", "export", "verify", "eval", "report", "bench"}
+    assert verbs == {"run", "chat", "inspect", "build", "calibrate", "export", "verify", "eval", "report", "bench"}
 
 
 def test_clada_export_says_the_same(places, capsys):

@@ -99,7 +99,7 @@ def run_steps(variant, lengths, all_logits=False):
     model, sparsity, load_map, path = variant
     exported = InPlaceModel(path, CONTEXT)
     cache = exported.empty_cache(1)
-    decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits)
+    decoder, values = Decoder(model, sparsity, load_map.surprisal_weight, all_logits), constants(sparsity, load_map)
     tokens = torch.randint(0, VOCABULARY, (1, sum(lengths)), generator=torch.Generator().manual_seed(5))
     fetch = [graph.LOGITS, graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE]
     fetch += [graph.score(n) for n in range(LAYERS)]
@@ -109,7 +109,7 @@ def run_steps(variant, lengths, all_logits=False):
     for length in [*lengths[1:], 0]:
         given, cache = exported.step(inputs, cache, fetch)
         with torch.no_grad():
-            logits, present, score, load, surprisal, entropy, active = decoder(**step, **constants(sparsity, load_map))
+            logits, present, score, load, surprisal, entropy, active, _ = decoder(**step, **values)
         expected = dict(zip(fetch, [logits, load, surprisal, entropy, active, *score], strict=True))
         yield given, {name: tensor.numpy() for name, tensor in expected.items()}, cache, present
         step = next_step(step, tokens[:, at : at + length], logits, present)

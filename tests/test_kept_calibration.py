@@ -7,11 +7,13 @@ import onnx
 import pytest
 
 from clada.exporter import export as exporting
+from clada.exporter import neuron_export
 from clada.exporter.calibrate import CalibrationConfig, calibrate
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.kept_calibration import kept_path
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
+from clada.runtime.artefact import open_artefact
 from tests.checkpoints import LAYERS, write_checkpoint
 
 CONFIG = ExportConfig(calibration_tokens=512, quantize="int4", dtype="float16")
@@ -31,7 +33,7 @@ def failed_export(path, source, config, monkeypatch):
         return calibration
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporting, "calibrate", recorded)
+        patch.setattr(neuron_export, "calibrate", recorded)
         patch.setattr(exporting, "require_passed", fail)
         with pytest.raises(CladaError, match=r"they disagree; the calibration is kept in \S*calibration\.safetensors"):
             export(path, source, config, report=lambda _: None)
@@ -51,15 +53,17 @@ def test_rerun_takes_the_calibration_of_a_failed_export(source, tmp_path, monkey
     calibration, tensors = failed_export(path, source, CONFIG, monkeypatch)
     assert [file.name for file in path.parent.iterdir()] == [kept_path(path).name]
     for part in ("calibrate", "quantize_model"):
-        monkeypatch.setattr(exporting, part, fail)
+        monkeypatch.setattr(neuron_export, part, fail)
     lines: list[str] = []
     taken = export(path, source, CONFIG, report=lines.append)
     assert any(str(kept_path(path)) in line for line in lines)
     assert not kept_path(path).exists()
-    for field in ("layers", "divergence", "agreement", "ffn_cost", "tokens", "prompt_tokens", "gains"):
+    for field in ("agreement", "ffn_cost", "tokens", "prompt_tokens", "gains"):
         assert getattr(taken, field) == getattr(calibration, field), field
-    assert taken.pools.sizes == calibration.pools.sizes
-    np.testing.assert_array_equal(taken.pools.prior, calibration.pools.prior)
+    assert (list(taken.layers), taken.divergence_nats) == (calibration.layers, calibration.divergence)
+    pools = open_artefact(path).pool_policy()
+    assert pools.sizes == calibration.pools.sizes
+    np.testing.assert_array_equal(pools.prior, calibration.pools.prior)
     in_file = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
     names = [*map(graph.threshold, range(LAYERS)), *map(graph.compensation, range(LAYERS))]
     probed = next(n for n in range(LAYERS) if graph.anticipation(n)[0] in in_file)
@@ -70,7 +74,7 @@ def test_rerun_takes_the_calibration_of_a_failed_export(source, tmp_path, monkey
 def test_calibration_for_something_else_is_not_taken(source, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     failed_export(path, source, CONFIG, monkeypatch)
-    monkeypatch.setattr(exporting, "calibrate", fail)
+    monkeypatch.setattr(neuron_export, "calibrate", fail)
     for change in ({"calibration": CalibrationConfig(target_sparsity=0.6)}, {"quantize": None}, {"seed": 1}):
         with pytest.raises(CladaError, match="they disagree"):
             export(path, source, dataclasses.replace(CONFIG, **change), report=lambda _: None)

@@ -173,7 +173,7 @@ def test_one_result_is_shown_as_one(tmp_path, capsys):
     text = one_result(tmp_path, model="Some-1B")
     shown = "".join(References(text).texts)
     assert "Some-1B: llama, 5.4 M parameters, 6 layers" in shown
-    assert "clada 50% reads 50% of the feed-forward networks' bytes, and changes perplexity by +1.22% (" in shown
+    assert "clada 50% reads 50% of the bytes that it may skip, and changes perplexity by +1.22% (" in shown
     assert len(References(text).targets) == 1
     assert "One line a policy" not in shown
     assert report(tmp_path / "out.html", "--results", tmp_path / "one.json") == 0

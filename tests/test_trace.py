@@ -105,7 +105,7 @@ def run_both(model, sparsity, load_map, path, step):
     given = session.run(None, flat_inputs(step))
     own = {**step, "past": [tuple(t.clone() for t in pair) for pair in step["past"]]}
     with torch.no_grad():
-        logits, present, score, *rest = Decoder(model, sparsity, load_map.surprisal_weight)(
+        logits, present, score, *rest, _ = Decoder(model, sparsity, load_map.surprisal_weight)(
             **own, **constants(sparsity, load_map)
         )
     names = tracing.output_names(LAYERS)

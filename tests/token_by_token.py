@@ -83,7 +83,7 @@ def read_rows(
             due = overdue(chosen, load_map.reanalysis_load.item())
             pools = [torch.from_numpy(mask | due[:, None]) for mask in chosen.masks]
         step["pools"] = pools or step["pools"]
-        logits, present, score, load, surprisal, entropy, active = decoder(**step, **values)
+        logits, present, score, load, surprisal, entropy, active, _ = decoder(**step, **values)
         scale = scale_of_load(load.numpy(), load_map.scale_knots)
         if load_map.token_scale is not None:
             scale = load_map.token_scale[rows[:, at]]

@@ -32,9 +32,10 @@ class DeviceModel(ResidentModel):
         self._execution = execution
         self._session, kernels = create_session(path, execution)
         inputs = {value.name: (value.shape, NUMPY_TYPES[value.type]) for value in self._session.get_inputs()}
-        logits = next(value for value in self._session.get_outputs() if value.name == graph.LOGITS)
+        outputs = {value.name: value.shape for value in self._session.get_outputs()}
         place = partial(put, device=execution.device)
-        super().__init__(inputs, kernels, execution.device, place, logits.shape[1] != 1)
+        sites, all_logits = int(outputs[graph.ACTIVE][0]), outputs[graph.LOGITS][1] != 1
+        super().__init__(inputs, kernels, execution.device, place, sites, all_logits)
 
     def _binding(self) -> Any:
         return self._session.io_binding()

@@ -66,7 +66,7 @@ class DeviceInPlaceModel(DeviceModel):
             buffers, values = spare.pop()
             for value, array in zip(values, arrays, strict=True):
                 value.update_inplace(array)
-            buffers.latest, buffers.masks = None, []
+            buffers.latest, buffers.steered = None, []
             return buffers, values
         buffers, values = self._buffers(1, capacity), [put(array, self._device) for array in arrays]
         buffers.graph_id, self._graphs = self._graphs, self._graphs + len(buffers.bindings)

@@ -54,7 +54,7 @@ class EngineModel(ResidentModel):
         kernels: str,
         accumulation: Callable[[int, int], EngineSession],
     ) -> None:
-        super().__init__(session.inputs, kernels, "cuda", memory.place)
+        super().__init__(session.inputs, kernels, "cuda", memory.place, session.sites)
         self._session, self._record, self._memory = session, record, memory
         self._make_accumulation = accumulation
         # Of the text that ended last: the next of as many takes it.
@@ -76,7 +76,7 @@ class EngineModel(ResidentModel):
             buffers = keys_values = None  # gives the memory back before more is asked for
             keys_values = self._sets(texts)
             buffers = self._buffers(texts, self._record.capacity + 1)
-        buffers.latest, buffers.masks = None, []
+        buffers.latest, buffers.steered = None, []
         cache = EngineCache(buffers, keys_values, texts)
         weakref.finalize(cache, self._take_back, texts, buffers, keys_values).atexit = False
         return cache

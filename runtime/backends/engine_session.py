@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clada.plugins import graph
 from clada.plugins.errors import CladaError
 
 # By the names of TensorRT's types.
@@ -131,6 +132,9 @@ class EngineSession:
             if engine.get_tensor_mode(name).name == "INPUT":
                 dtype = _NUMPY_TYPES[engine.get_tensor_dtype(name).name]
                 self.inputs[name] = tuple(engine.get_tensor_shape(name)), dtype
+        # The accumulation of a running score has no such output.
+        named = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        self.sites = int(engine.get_tensor_shape(graph.ACTIVE)[0]) if graph.ACTIVE in named else 0
         self._engine = engine  # contexts refer to it
 
     def io_binding(self) -> EngineBinding:

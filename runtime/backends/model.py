@@ -15,6 +15,7 @@ from clada.plugins import graph
 from clada.runtime.pool import Floats, HostScore, RunningScore
 
 Array = npt.NDArray[Any]
+_PAST = graph.past(0)[0].partition("0")[0]
 
 
 class Model(ABC):
@@ -25,6 +26,11 @@ class Model(ABC):
     Args:
         inputs: Shape and type of each input by name; sizes that change are not numbers, or negative.
         kernels: What runs the ops.
+
+    Attributes:
+        layers: How many have a cache.
+        by_input: Whether inputs of all products are skipped, as much as the input `effort` says; otherwise neurons are.
+        neurons: Of each layer that skips them.
     """
 
     def __init__(self, inputs: Mapping[str, tuple[Sequence[Any], npt.DTypeLike]], kernels: str) -> None:
@@ -32,8 +38,9 @@ class Model(ABC):
         self.process = os.getpid()
         _LOADED.add(self)
         self.turn: AbstractContextManager[Any] = nullcontext()
-        self.layers = sum(name.startswith(graph.pool(0).rstrip("0")) for name in inputs)
-        self.neurons = [int(inputs[graph.pool(n)][0][1]) for n in range(self.layers)]
+        self.layers = sum(name.startswith(_PAST) for name in inputs) // len(graph.past(0))
+        self.by_input = graph.EFFORT in inputs
+        self.neurons = [] if self.by_input else [int(inputs[graph.pool(n)][0][1]) for n in range(self.layers)]
         logits_shape, logits_type = inputs[graph.PAST_LOGITS]
         self.vocabulary, self.dtype = int(logits_shape[1]), np.dtype(logits_type)
         self._past = [name for n in range(self.layers) for name in graph.past(n)]
@@ -54,7 +61,7 @@ class Model(ABC):
 
     def scores(self, outputs: Mapping[str, Any]) -> Any:
         """Of the outputs of a decode step, the scores of all layers, as `running_score` takes them."""
-        return [outputs[graph.score(layer)] for layer in range(self.layers)]
+        return [outputs[graph.score(layer)] for layer in range(len(self.neurons))]
 
     def running_score(self, score: list[Floats]) -> RunningScore:
         """A running score that takes in what `scores` gives, and begins at f32[B, F] for each layer."""

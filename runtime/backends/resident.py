@@ -15,7 +15,7 @@ from clada.plugins.errors import CladaError
 from clada.runtime.backends.device_score import DeviceScore
 from clada.runtime.backends.memory import Array, Placed, Put, Slab, read
 from clada.runtime.backends.model import Model
-from clada.runtime.pool import Floats, Masks, RunningScore
+from clada.runtime.pool import Floats, RunningScore
 
 # Of a step's outputs: the Slab that holds all scores of a decode step, which stay on the device.
 _SCORES = "scores"
@@ -28,34 +28,36 @@ class Buffers:
     Args:
         tokens: i64[B, 1] each, ids and positions of a decode step.
         mask: i64[B · C], with room for masks of up to C tokens.
-        pools: bool[B, F] for each layer.
+        steering: What chooses neurons or inputs: pools, bool[B, F] for each layer, or effort, f32[B].
         logits: T[B, 1, V], two, so that a step does not overwrite the logits it reads.
         telemetry: What a step tells of itself.
-        scores: f32[B, F] for each layer.
+        scores: f32[B, F] for each layer; None where inputs are skipped.
         bindings: Two: each reads the logits of its index and writes the others.
         reads: Which of the logits the next step reads.
         latest: Those logits as they were given out; None where they are not on the device.
-        masks: The pools that are on the device.
+        steered: What of `steering` is on the device.
         graph_id: Of the CUDA graph of the steps that read the first logits; the next is of those that read the others.
     """
 
     tokens: Slab
     mask: Slab
-    pools: Slab
+    steering: Slab
     logits: tuple[Placed, Placed]
     telemetry: Slab
-    scores: Slab
+    scores: Slab | None
     bindings: tuple[Any, Any]
     reads: int = 0
     latest: Array | None = None
-    masks: Masks = field(default_factory=list)
+    steered: list[Array] = field(default_factory=list)
     graph_id: int = 0
 
-    def write_pools(self, masks: Masks) -> None:
-        """Bring the pools to the device, if they are not those that are there."""
-        if len(masks) != len(self.masks) or any(new is not old for new, old in zip(masks, self.masks, strict=True)):
-            self.pools.write({graph.pool(layer): mask for layer, mask in enumerate(masks)})
-            self.masks = list(masks)
+    def write_steering(self, inputs: Mapping[str, Array]) -> None:
+        """Bring pools or effort to the device, if they are not those that are there."""
+        given = {name: inputs[name] for name in self.steering.layout}
+        there = len(self.steered) == len(given)
+        if not there or any(new is not old for new, old in zip(given.values(), self.steered, strict=True)):
+            self.steering.write(given)
+            self.steered = list(given.values())
 
     def write_logits(self, logits: Array) -> None:
         """Bring logits T[B, V] to the device, if they are not those that a step left there."""
@@ -90,6 +92,7 @@ class ResidentModel(Model):
         kernels: See Model.
         device: Where, as ONNX Runtime names it.
         place: Puts an array there.
+        sites: How many layers skip neurons, or products inputs.
         logits_of_all: Whether the graph gives the logits of every position, not of the last one alone.
     """
 
@@ -99,10 +102,11 @@ class ResidentModel(Model):
         kernels: str,
         device: str,
         place: Put,
+        sites: int,
         logits_of_all: bool = False,
     ) -> None:
         super().__init__(inputs, kernels)
-        self._device, self._place, self._logits_of_all = device, place, logits_of_all
+        self._device, self._place, self._sites, self._logits_of_all = device, place, sites, logits_of_all
         # What a step binds, and memory that ended texts leave to the next, is one at a time.
         self.turn = threading.RLock()
 
@@ -115,27 +119,30 @@ class ResidentModel(Model):
 
     def _buffers(self, texts: int, room: int = 64) -> Buffers:
         """Memory for so many texts, what lasts already bound."""
-        scalars = dict.fromkeys((graph.SURPRISAL, graph.ENTROPY, graph.LOAD), ((texts,), np.float32))
-        layers = range(self.layers)
+        names = (graph.SURPRISAL, graph.ENTROPY, graph.LOAD, *([graph.READ] if self.by_input else []))
+        scalars = dict.fromkeys(names, ((texts,), np.float32))
+        sizes = list(enumerate(self.neurons))
+        pools = {graph.pool(n): ((texts, neurons), np.bool_) for n, neurons in sizes}
+        scores = {graph.score(n): ((texts, neurons), np.float32) for n, neurons in sizes}
         nothing = np.zeros((texts, 1, self.vocabulary), self.dtype)
         buffers = Buffers(
             self._slab(dict.fromkeys((graph.INPUT_IDS, graph.POSITION_IDS), ((texts, 1), np.int64))),
             self._mask_slab(texts, room),
-            self._slab({graph.pool(n): ((texts, self.neurons[n]), np.bool_) for n in layers}),
+            self._slab({graph.EFFORT: ((texts,), np.float32)} if self.by_input else pools),
             (self._place(nothing), self._place(nothing)),
-            self._slab(scalars | {graph.ACTIVE: ((self.layers, texts), np.int32)}),
-            self._slab({graph.score(n): ((texts, self.neurons[n]), np.float32) for n in layers}),
+            self._slab(scalars | {graph.ACTIVE: ((self._sites, texts), np.int32)}),
+            self._slab(scores) if scores else None,
             (self._binding(), self._binding()),
         )
         for reads, binding in enumerate(buffers.bindings):
             shape, address = [texts, self.vocabulary], buffers.logits[reads].data_ptr()
             binding.bind_input(graph.PAST_LOGITS, self._device, 0, self.dtype.type, shape, address)
             self._bind_logits(binding, buffers.logits[1 - reads], texts)
-            for slab in (buffers.telemetry, buffers.scores):
+            for slab in filter(None, (buffers.telemetry, buffers.scores)):
                 for name in slab.layout:
                     slab.bind_output(binding, name)
-            for name in buffers.pools.layout:
-                buffers.pools.bind_input(binding, name)
+            for name in buffers.steering.layout:
+                buffers.steering.bind_input(binding, name)
         return buffers
 
     def _bind_logits(self, binding: Any, logits: Placed, texts: int) -> None:
@@ -157,8 +164,8 @@ class ResidentModel(Model):
         """Run the graph once.
 
         Args:
-            inputs: Every input but the cache, by name. Pools that are the same arrays as in the step before, and
-                past logits that are the last step's, are on the device already.
+            inputs: Every input but the cache, by name. Pools or effort that are the same arrays as in the step before,
+                and past logits that are the last step's, are on the device already.
             cache: From `empty_cache`, `copy_cache` or the step before; brought up to date.
             fetch: Names of the outputs wanted.
 
@@ -176,7 +183,7 @@ class ResidentModel(Model):
         with self._errors():
             self._prepare_cache(cache, total)
             buffers: Buffers = cache.buffers
-            buffers.write_pools([inputs[graph.pool(n)] for n in range(self.layers)])
+            buffers.write_steering(inputs)
             buffers.write_logits(inputs[graph.PAST_LOGITS])
             binding = buffers.bindings[buffers.reads]
             tokens = self._bind_tokens(binding, buffers.tokens if decodes else None, inputs)
@@ -203,6 +210,8 @@ class ResidentModel(Model):
         outputs: dict[str, Any] = {graph.LOGITS: logits}
         if any(name in buffers.telemetry.layout for name in fetch):
             outputs |= buffers.telemetry.read()
+        if buffers.scores is None:
+            return outputs
         if decodes:
             outputs[_SCORES] = buffers.scores
         elif any(name in buffers.scores.layout for name in fetch):

@@ -1,0 +1,34 @@
+"""What any way of calibrating hands on: to the tracing, the verification and the manifest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from clada.exporter.decoder import LoadMap
+from clada.exporter.patch import Sparsity
+from clada.exporter.quantization import Quantized
+from clada.runtime.manifest import CalibrationSection, InputsSection
+from clada.runtime.pool import PoolPolicy
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibration, whatever is skipped.
+
+    Args:
+        load_map: Constants of the load signal.
+        section: What the manifest says of it.
+        patch: Makes another copy of the model sparse, in place, in whatever type it is.
+        sparsity: Of the model that was calibrated; None where that is not patched.
+        quantized: The packed weights; None where nothing is quantised.
+        pools: How pools are chosen; None where every neuron may be used.
+        inputs: How inputs are skipped; None where neurons are.
+    """
+
+    load_map: LoadMap
+    section: CalibrationSection
+    patch: Callable[[Any], Sparsity]
+    sparsity: Sparsity | None = None
+    quantized: Quantized | None = None
+    pools: PoolPolicy | None = None
+    inputs: InputsSection | None = None

@@ -1,0 +1,84 @@
+"""The tokens that a model is calibrated on, and what is said of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clada.exporter.calibration_text import (
+    Document,
+    digest,
+    has_chat_template,
+    is_chat,
+    read_documents,
+    row_length,
+    sample_file,
+    texts_of,
+    token_rows,
+)
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """What to calibrate on.
+
+    Args:
+        path: Of the text; the sample that ships with the project where None.
+        documents: What it holds.
+    """
+
+    path: Path | None
+    documents: Sequence[Document]
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return (self.path or sample_file()).name
+
+    @property
+    def sha256(self) -> str:
+        """Of its file."""
+        return digest(self.path or sample_file())
+
+
+def read_calibration_text(path: Path | None) -> CalibrationText:
+    """Read a text to calibrate on; see `read_documents`."""
+    return CalibrationText(path, read_documents(path or sample_file()))
+
+
+def calibration_rows(
+    text: CalibrationText, tokenizer: Any, hf_config: Any, tokens: int, seed: int, report: Callable[[str], None]
+) -> Tensor:
+    """Tokens of a text, i64[N, S], for a model of this configuration.
+
+    Args:
+        text: The text.
+        tokenizer: Of the model.
+        hf_config: Of the model.
+        tokens: How many to use.
+        seed: Decides which parts of the text are used.
+        report: Called with lines that say what is calibrated on.
+
+    Raises:
+        CladaError: The text is too short.
+    """
+    rows = token_rows(
+        texts_of(text.documents, tokenizer),
+        tokenizer,
+        vocabulary=hf_config.vocab_size,
+        tokens=tokens,
+        length=row_length(hf_config.max_position_embeddings),
+        seed=seed,
+    )
+    report(
+        f"calibrating on {rows.numel():,} tokens of "
+        + (str(text.path) if text.path else "Python sources, which come with clada")
+    )
+    if has_chat_template(tokenizer) and not is_chat(text.documents):
+        report(
+            "note: the model has a chat template, and this text is no conversation: --calibration-data takes a JSONL "
+            "file of messages"
+        )
+    return rows

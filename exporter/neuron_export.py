@@ -1,0 +1,79 @@
+"""Calibrates a model to skip neurons, or takes what an export kept that failed after it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
+from clada.exporter.calibrated import Calibrated
+from clada.exporter.kept_calibration import calibration_key, keep_calibration, take_calibration
+from clada.exporter.manifest import calibration_section
+from clada.exporter.patch import Sparsity, sparsify
+from clada.exporter.quantization import QuantizationConfig, Quantized, hold, quantize_model
+
+
+def calibrate_neurons(
+    model: Any,
+    rows: Tensor,
+    config: CalibrationConfig,
+    quantization: QuantizationConfig | None,
+    data: tuple[str, str],
+    kept: Path,
+    report: Callable[[str], None],
+) -> Calibrated:
+    """Quantise and calibrate a model, in place.
+
+    Args:
+        model: A causal LM of one of FAMILIES, in float32.
+        rows: i64[N, S] calibration tokens.
+        config: What to calibrate for.
+        quantization: How weights are quantised first; None where they are not.
+        data: Name and SHA-256 of the text.
+        kept: Where the calibration is kept, and taken from where it is there.
+        report: Called with each line of progress.
+    """
+    calibration, sparsity, quantized = _calibrated(model, rows, config, quantization, kept, report)
+    for index, layer in enumerate(calibration.layers):
+        report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
+    report(
+        f"  {calibration.ffn_cost:.1%} of the FFN bytes read; KL {calibration.divergence:.4f} nats a token, "
+        f"{calibration.agreement:.1%} of next tokens unchanged"
+    )
+
+    def patch(other: Any) -> Sparsity:
+        patched = sparsify(other, sparsity.thresholds)
+        patched.compensation, patched.anticipation = sparsity.compensation, sparsity.anticipation
+        if quantized is not None:
+            hold(other, quantized)
+        return patched
+
+    section = calibration_section(calibration, sparsity.anticipation, *data)
+    return Calibrated(calibration.load_map, section, patch, sparsity, quantized, calibration.pools)
+
+
+def _calibrated(
+    model: Any,
+    rows: Tensor,
+    config: CalibrationConfig,
+    quantization: QuantizationConfig | None,
+    kept: Path,
+    report: Callable[[str], None],
+) -> tuple[Calibration, Sparsity, Quantized | None]:
+    key = calibration_key(model, rows, config, quantization)
+    sparsity = sparsify(model)
+    taken = take_calibration(kept, key, sparsity)
+    if taken is not None:
+        report(f"taking the calibration of an earlier run from {kept}")
+        calibration, quantized = taken
+        if quantized is not None:
+            hold(model, quantized)
+        return calibration, sparsity, quantized
+    quantized = None
+    if quantization is not None:
+        report(f"quantising to int{quantization.bits}, a scale for each {quantization.block_size} weights")
+        quantized = quantize_model(model, sparsity, rows, quantization, report)
+    calibration = calibrate(model, sparsity, rows, config)
+    keep_calibration(kept, key, calibration, sparsity, quantized)
+    return calibration, sparsity, quantized

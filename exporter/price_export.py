@@ -1,0 +1,132 @@
+"""Calibrates a model to skip inputs of all its products, or takes a calibration that is there."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clada.exporter.calibrate import prompt_tokens
+from clada.exporter.calibrated import Calibrated
+from clada.exporter.manifest import inputs_section, price_section
+from clada.exporter.patch import Sparsity
+from clada.exporter.price_calibration import PriceCalibration, calibrate_price, choose
+from clada.exporter.price_file import (
+    CalibratedOn,
+    model_hash,
+    read_price_calibration,
+    tensors_hash,
+    write_price_calibration,
+)
+from clada.exporter.product_quantization import hold_products, quantize_products
+from clada.exporter.products import Product, find_products
+from clada.exporter.quantization import QuantizationConfig, Quantized
+from clada.exporter.sparse_products import sparsify_products
+from clada.plugins.errors import CladaError
+
+
+def calibrate_inputs(
+    model: Any,
+    rows: Tensor,
+    share: float,
+    quantization: QuantizationConfig | None,
+    data: tuple[str, str],
+    kept: Path,
+    report: Callable[[str], None],
+    load: bool = True,
+) -> Calibrated:
+    """Quantise a model, in place, if it is to be, and calibrate it.
+
+    Args:
+        model: A causal LM in float32.
+        rows: i64[N, S] calibration tokens.
+        share: Of all weights' bytes, what a token is to read.
+        quantization: How weights are quantised first; None where they are not.
+        data: Name and SHA-256 of the text.
+        kept: Where the calibration is kept, and taken from where it is there.
+        report: Called with each line of progress.
+        load: Whether the scale follows the load.
+
+    Raises:
+        CladaError: No price reads that share.
+    """
+    settings = json.dumps([version("clada"), share, load, None if quantization is None else asdict(quantization)])
+    of = CalibratedOn(model_hash(model), *data, tensors_hash(settings, {"rows": rows}))
+    products = find_products(model)
+    quantized = _quantized(model, products, quantization, report)
+    calibration = _kept(kept, of, products)
+    if calibration is None:
+        calibration = calibrate_price(model, products, rows, prompt_tokens(rows.shape[1]), [share], load)
+        write_price_calibration(kept, calibration, of)
+    else:
+        report(f"taking the calibration of an earlier run from {kept}")
+    return calibrated_for(calibration, share, quantized, data, report)
+
+
+def _quantized(
+    model: Any, products: Sequence[Product], config: QuantizationConfig | None, report: Callable[[str], None]
+) -> Quantized | None:
+    if config is None:
+        return None
+    report(f"quantising to int{config.bits}, a scale for each {config.block_size} weights")
+    return quantize_products(model, products, config, report)
+
+
+def take_inputs(
+    model: Any, path: Path, share: float, quantization: QuantizationConfig | None, report: Callable[[str], None]
+) -> Calibrated:
+    """Calibrate a model by a file that `clada calibrate` wrote of it; arguments as of `calibrate_inputs`.
+
+    Raises:
+        CladaError: The file cannot be used, is of another model, or no price in it reads that share.
+    """
+    products = find_products(model)
+    calibration, of = read_price_calibration(path, products)
+    if of.model != model_hash(model):
+        raise CladaError(f"{path} is the calibration of another model: its weights are not this model's")
+    quantized = _quantized(model, products, quantization, report)
+    return calibrated_for(calibration, share, quantized, (of.data, of.data_sha256), report)
+
+
+def _kept(path: Path, of: CalibratedOn, products: Any) -> PriceCalibration | None:
+    """The calibration that is kept in a file; None where there is none, or it is damaged or of something else."""
+    if not path.is_file():
+        return None
+    try:
+        calibration, found = read_price_calibration(path, products)
+    except CladaError:
+        return None
+    return calibration if found == of else None
+
+
+def calibrated_for(
+    calibration: PriceCalibration,
+    share: float,
+    quantized: Quantized | None,
+    data: tuple[str, str],
+    report: Callable[[str], None],
+) -> Calibrated:
+    """What a calibration gives for a share of bytes."""
+    choice = choose(calibration, share)
+    for point in choice.dial:
+        report(
+            f"  effort {point.effort:5.3f}: {point.bytes:6.1%} of all weights' bytes read; KL "
+            f"{point.divergence_nats:.4f} nats a token, {point.agreement:.1%} of next tokens unchanged"
+        )
+
+    def patch(model: Any) -> Sparsity:
+        products = find_products(model)
+        if quantized is not None:
+            hold_products(model, products, quantized)
+        return sparsify_products(model, products, choice.thresholds)
+
+    return Calibrated(
+        calibration.load_map,
+        price_section(calibration, choice, *data),
+        patch,
+        quantized=quantized,
+        inputs=inputs_section(calibration, choice),
+    )

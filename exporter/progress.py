@@ -1,0 +1,28 @@
+"""Says how far a long piece of work is: a bar on terminals, elsewhere a line now and then."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+# Between two lines, seconds: a log stays short, and who waits knows that it goes on.
+_SECONDS = 10.0
+
+
+def tracked(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, one after the other; standard error is told which one it is, and how long the others may take."""
+    if sys.stderr is None or sys.stderr.isatty():
+        yield from tqdm(items, desc=what, leave=False, disable=None)
+        return
+    start = said = time.monotonic()
+    for index, item in enumerate(items):
+        now = time.monotonic()
+        if index and now - said >= _SECONDS:
+            left = (now - start) / index * (len(items) - index)
+            print(f"  {what}: {index} of {len(items)}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            said = now
+        yield item

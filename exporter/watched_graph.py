@@ -1,0 +1,59 @@
+"""A copy of a graph that also puts out what its sparse products read and are scaled by: what their decisions follow."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from clada.plugins import graph
+from clada.plugins.ops import DOMAIN, QUANTIZED_LINEAR, SPARSE_LINEAR
+
+_OPS = {op.name: op for op in (SPARSE_LINEAR, QUANTIZED_LINEAR)}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A graph, and the names of outputs that it has more.
+
+    Args:
+        path: Its file.
+        x: Of each product, T[..., D]; empty where no inputs are skipped.
+        scale: Of each product, f32[B, S].
+        quantized: Whether the products' weights are.
+    """
+
+    path: Path
+    x: tuple[str, ...] = ()
+    scale: tuple[str, ...] = ()
+    quantized: bool = False
+
+
+@contextmanager
+def watched(path: Path) -> Iterator[Watched]:
+    """Within the context the copy lies beside the graph, whose weights it reads.
+
+    A graph that skips neurons is given as it is: its scores tell what was kept.
+    """
+    model = onnx.load(path, load_external_data=False)
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in _OPS]
+    if not nodes:
+        yield Watched(path)
+        return
+    inputs = [spec.name for spec in _OPS[nodes[0].op_type].inputs]
+    at = {name: inputs.index(name) for name in ("x", "threshold", "scale")}
+    by_threshold = {node.input[at["threshold"]]: node for node in nodes}
+    ordered = [by_threshold[graph.threshold(n)] for n in range(len(nodes))]
+    x, scale = (tuple(node.input[at[name]] for node in ordered) for name in ("x", "scale"))
+    there = {value.name for value in model.graph.output}
+    known = {value.name: value for value in model.graph.value_info}
+    for name in dict.fromkeys([*x, *scale]):
+        if name not in there:
+            model.graph.output.append(known[name])
+    copy = path.with_name(f"{path.stem}.watched{path.suffix}")
+    try:
+        onnx.save(model, copy)
+        yield Watched(copy, x, scale, nodes[0].op_type == QUANTIZED_LINEAR.name)
+    finally:
+        copy.unlink(missing_ok=True)

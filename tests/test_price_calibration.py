@@ -1,0 +1,161 @@
+"""What is measured of prices, what is chosen from it, and the file that it is kept in."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from clada.exporter.input_pass import Run, decode_each
+from clada.exporter.price_calibration import SHARES, calibrate_price, choose
+from clada.exporter.price_export import take_inputs
+from clada.exporter.price_file import CalibratedOn, model_hash, read_price_calibration, write_price_calibration
+from clada.exporter.products import find_products
+from clada.exporter.progress import tracked
+from clada.plugins.errors import CladaError, UnreachableError
+from clada.runtime.dial import DialPoint, effort_of_bytes
+from tests.checkpoints import random_model
+
+VOCABULARY, PROMPT = 64, 8
+ROWS = torch.randint(1, VOCABULARY, (6, 40), generator=torch.Generator().manual_seed(3))
+GOAL = 0.65
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A model, its products and what was measured of them."""
+    model = random_model("llama", vocab_size=VOCABULARY)
+    products = find_products(model)
+    return model, products, calibrate_price(model, products, ROWS, PROMPT, [GOAL])
+
+
+def load_scale(calibration, decoded) -> torch.Tensor:
+    """The scale f32[N, T] by the load's map, by the formula of the contract."""
+    load_map = calibration.load_map
+    load = torch.zeros(decoded.surprisal.shape, dtype=torch.float64)
+    for weight, knots, values in (
+        (load_map.surprisal_weight, load_map.surprisal_knots, decoded.surprisal),
+        (1 - load_map.surprisal_weight, load_map.entropy_knots, decoded.entropy),
+    ):
+        ranks = np.interp(values.double().numpy(), knots.double().numpy(), np.linspace(0, 1, len(knots)))
+        load += weight * torch.from_numpy(ranks)
+    knots = load_map.scale_knots.double().numpy()
+    return torch.from_numpy(np.interp(load.numpy(), np.linspace(0, 1, len(knots)), knots)).float()
+
+
+@pytest.mark.parametrize("share", [0.8, GOAL, 0.5])
+def test_the_price_chosen_reads_the_share(measured, share):
+    """Decoded with the thresholds chosen and the load that the text itself gives."""
+    model, products, calibration = measured
+    choice = choose(calibration, share)
+    (flat,) = decode_each(model, products, [Run(choice.thresholds)], ROWS, PROMPT)
+    run = Run(choice.thresholds, load_scale(calibration, flat))
+    (decoded,) = decode_each(model, products, [run], ROWS, PROMPT)
+    assert float(decoded.read.mean()) == pytest.approx(share, abs=0.015)
+    assert float(decoded.divergence.mean()) == pytest.approx(choice.chosen.divergence_nats, rel=0.35)
+    weights = [product.weights for product in products]
+    assert np.average(choice.kept, weights=weights) == pytest.approx(share, abs=0.01)
+
+
+def test_every_price_is_a_point_of_the_dial(measured):
+    *_, calibration = measured
+    choice = choose(calibration, GOAL)
+    efforts, shares, costs = (
+        [getattr(point, name) for point in choice.dial] for name in ("effort", "bytes", "divergence_nats")
+    )
+    assert efforts[0] == 0
+    assert 1 in efforts
+    assert efforts == sorted(efforts)
+    assert shares == sorted(shares, reverse=True)
+    assert costs == sorted(costs)
+    assert len(efforts) >= len(SHARES) + 1
+    # Thresholds go with the root of the price, and with the effort.
+    tighter = choose(calibration, 0.5)
+    effort = effort_of_bytes(0.5, choice.dial)
+    for ours, theirs in zip(choice.thresholds, tighter.thresholds, strict=True):
+        torch.testing.assert_close(ours * effort, theirs, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.0001])
+def test_shares_below_the_usual_ones_are_measured_where_asked_for(measured, share):
+    model, products, calibration = measured
+    with pytest.raises(UnreachableError, match="no price that was measured reads"):
+        choose(calibration, share)
+    if share > 0.1:
+        wider = calibrate_price(model, products, ROWS[:2], PROMPT, [share], load=False)
+        assert choose(wider, share).chosen.bytes == share
+
+
+def test_a_model_that_reads_less_by_itself_is_refused(measured):
+    *_, calibration = measured
+    rungs = [dataclasses.replace(rung, read=rung.read / 2) for rung in calibration.rungs]
+    with pytest.raises(UnreachableError, match="the lowest reads 50"):
+        choose(dataclasses.replace(calibration, rungs=rungs), 0.6)
+
+
+def test_the_load_saves_what_it_says_on_rows_it_was_not_fitted_on(measured):
+    *_, calibration = measured
+    assert 0 <= calibration.gains["load"] < 1
+    knots = calibration.load_map.scale_knots
+    assert (knots.diff() <= 0).all()
+
+
+@pytest.fixture
+def file(measured, tmp_path):
+    model, _, calibration = measured
+    path = tmp_path / "model.calibration.safetensors"
+    write_price_calibration(path, calibration, CalibratedOn(model_hash(model), "some.txt", "ab" * 32, ""))
+    return path
+
+
+def test_a_file_gives_what_was_measured(measured, file):
+    model, products, calibration = measured
+    read, of = read_price_calibration(file, products)
+    assert (of.model, of.data) == (model_hash(model), "some.txt")
+    for share in (0.8, 0.5):
+        ours, theirs = choose(calibration, share), choose(read, share)
+        assert (ours.price, ours.dial, ours.kept) == (theirs.price, theirs.dial, theirs.kept)
+        for one, other in zip(ours.thresholds, theirs.thresholds, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    taken = take_inputs(model, file, 0.5, None, lambda _: None)
+    assert (taken.section.data, taken.section.data_sha256) == ("some.txt", "ab" * 32)
+
+
+def test_a_file_of_another_model_is_refused(file):
+    with pytest.raises(CladaError, match="of another model: its weights are not"):
+        take_inputs(random_model("llama", vocab_size=VOCABULARY, initializer_range=0.2), file, 0.5, None, print)
+    for other in (random_model("llama", vocab_size=VOCABULARY + 8), random_model("opt", vocab_size=VOCABULARY)):
+        with pytest.raises(CladaError, match="of another model: its products are not"):
+            take_inputs(other, file, 0.5, None, print)
+
+
+def test_a_damaged_file_is_refused(measured, file):
+    _, products, _ = measured
+    whole = file.read_bytes()
+    for at in np.random.default_rng(0).integers(len(whole), size=40):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CladaError):
+            read_price_calibration(file, products)
+    for length in (0, 7, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(CladaError, match="is no calibration file"):
+            read_price_calibration(file, products)
+
+
+def test_the_dial_goes_along_straight_lines():
+    dial = [DialPoint(0.0, 0.98, 0.0, 1.0), DialPoint(1.0, 0.6, 0.1, 0.9), DialPoint(2.0, 0.4, 0.3, 0.8)]
+    assert effort_of_bytes(1, dial) == 0
+    assert effort_of_bytes(0.79, dial) == pytest.approx(0.5)
+    assert effort_of_bytes(0.6, dial) == pytest.approx(1)
+    assert effort_of_bytes(0.45, dial) == pytest.approx(1.75)
+    assert effort_of_bytes(0.99, dial) == 0
+    with pytest.raises(CladaError, match=r"calibrated for 0\.4 to 1"):
+        effort_of_bytes(0.39, dial)
+
+
+def test_progress_is_told_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr("clada.exporter.progress.time.monotonic", lambda: float(next(clock)))
+    assert list(tracked(list("abcdef"), "letters")) == list("abcdef")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["  letters: 2 of 6, about 24 s left", "  letters: 5 of 6, about 5 s left"]
