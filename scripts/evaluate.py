@@ -1,4 +1,4 @@
-"""Evaluates policies at equal cost, and what each part of clada is worth: every figure that the README states.
+"""Evaluates policies at equal cost, and what each part of clada is worth: every figure of docs/small-models.md.
 
 Exports each model by each policy at each cost, decodes held-out text with it, and writes one JSON a run under
 benchmarks/results. What is there already is not done again, so an interrupted run goes on where it stopped; the same

@@ -1,4 +1,4 @@
-"""Prints the README's table of measured quality from the results under benchmarks/, or writes it into the README."""
+"""Prints the tables of docs/small-models.md from the results under benchmarks/, or writes them there."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ from clada.evaluation.result import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "small-models.md"
 BEGIN, END = "<!-- made by scripts/results_table.py -->\n", "<!-- end -->\n"
 
 MODELS = {"demo": "Llama, SwiGLU, 5.5 M", "demo-opt": "OPT, ReLU, 5.9 M"}
@@ -105,7 +105,7 @@ def parts_table(results: Path) -> list[str]:
 
 
 def block(results: Path) -> str:
-    """What stands between the marks in the README."""
+    """What stands between the marks in the page."""
     return "\n".join(
         [
             *quality_table(results),
@@ -123,15 +123,15 @@ def block(results: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
-    parser.add_argument("--write", action="store_true", help="put it into the README instead of printing it")
+    parser.add_argument("--write", action="store_true", help="put it into the page instead of printing it")
     args = parser.parse_args()
     made = block(args.results)
     if not args.write:
         print(made)
         return
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    README.write_text(before + BEGIN + made + END + rest.split(END)[1], encoding="utf-8")
+    PAGE.write_text(before + BEGIN + made + END + rest.split(END)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":
