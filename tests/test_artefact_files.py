@@ -291,7 +291,7 @@ def no_load_signal(model):
     ("change", "message"),
     [
         (other_weight, "has surprisal_weight 7.0 that holds 7, above 1"),
-        (threshold_of_another_name, "has feed-forward networks without thresholds of their own"),
+        (threshold_of_another_name, "has nodes of SparseGatedFFN without thresholds of their own"),
         (computed_knots, "has a load signal that does not read its scale_knots"),
         (one_layer_more, "has the ops {"),
         (op_of_another_kind, "has the ops {"),

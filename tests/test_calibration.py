@@ -8,6 +8,7 @@ import torch
 
 from clada.exporter import calibrate as calibration
 from clada.exporter import export as exporting
+from clada.exporter import neuron_export
 from clada.exporter.calibrate import CalibrationConfig, calibrate
 from clada.exporter.calibration_text import read_texts, token_rows
 from clada.exporter.decode_pass import Texts
@@ -281,13 +282,13 @@ def test_export_names_what_it_calibrates_on(tmp_path, checkpoint, monkeypatch, k
         data.write_text(json.dumps(row))
     load = exporting.load_model
     monkeypatch.setattr(exporting, "load_model", lambda *args, **trust: (load(*args, **trust)[0], tokenizer))
-    monkeypatch.setattr(exporting, "sparsify", lambda model: (_ for _ in ()).throw(EnoughError))
+    monkeypatch.setattr(neuron_export, "sparsify", lambda model: (_ for _ in ()).throw(EnoughError))
     with pytest.raises(EnoughError):
         config = exporting.ExportConfig(calibration_data=data, calibration_tokens=600)
         exporting.export(tmp_path / "out" / "model.onnx", str(checkpoint("llama")), config, lines.append)
-    assert lines[0].endswith(str(data) if data else "tokens of Python sources, which come with clada")
-    assert len(lines[1:]) == (template is not None and kind != "conversations")
-    assert all(line.startswith("note: the model has a chat template") for line in lines[1:])
+    assert lines[1].endswith(str(data) if data else "tokens of Python sources, which come with clada")
+    assert len(lines[2:]) == (template is not None and kind != "conversations")
+    assert all(line.startswith("note: the model has a chat template") for line in lines[2:])
 
 
 def test_unusual_line_separators_do_not_end_a_jsonl_line(tmp_path):

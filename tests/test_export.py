@@ -331,8 +331,8 @@ def test_interrupted_export_leaves_nothing(checkpoint, tmp_path):
     """Killed in the middle of calibration, with SIGINT as from a keyboard."""
     program = (
         "import os, signal\n"
-        "from clada.exporter import calibrate, cli, export\n"
-        "export.calibrate = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from clada.exporter import cli, neuron_export\n"
+        "neuron_export.calibrate = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         f"raise SystemExit(cli.main([{str(tmp_path / 'x' / 'model.onnx')!r}, '--model', {str(checkpoint('llama'))!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
