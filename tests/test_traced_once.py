@@ -113,6 +113,8 @@ def test_whatever_changes_a_graph_makes_another(taken):
     names += [taken(decoder(sliding_window=4)), taken(decoder("qwen2"))]
     names += [taken(plain, {"x": torch.zeros(2, 4)}), taken(plain, {"x": torch.zeros(2, 3).half()})]
     names += [taken(plain, {"x": [torch.zeros(2, 3)]}), taken(plain, {"y": torch.zeros(2, 3)})]
+    one, other = torch.zeros(2, 3), torch.zeros(2, 3)
+    names += [taken(plain, {"x": [one, one]}), taken(plain, {"x": [one, other]})]
     names += [
         taken(plain, opset_version=20),
         taken(plain, opset_version=21),

@@ -56,13 +56,16 @@ def _described(value: Any) -> Any:
     return type(value).__qualname__
 
 
-def _shapes(value: Any) -> Any:
-    """Arguments without their values: the exporter traces any values of these shapes."""
+def _shapes(value: Any, seen: dict[int, int]) -> Any:
+    """Arguments without their values: the exporter traces any values of these shapes.
+
+    A tensor that is given twice is one input: each has a number by its object, which `seen` holds.
+    """
     if isinstance(value, Tensor):
-        return value.dtype, tuple(value.shape)
+        return value.dtype, tuple(value.shape), seen.setdefault(id(value), len(seen))
     if isinstance(value, (list, tuple)):
-        return [_shapes(item) for item in value]
-    return [(name, _shapes(item)) for name, item in value.items()]
+        return [_shapes(item, seen) for item in value]
+    return [(name, _shapes(item, seen)) for name, item in value.items()]
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def traced_once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
 
     @functools.wraps(export)
     def once(module: nn.Module, arguments: tuple[()], *, kwargs: dict[str, Any], **options: Any) -> Any:
-        told = _described(module), _shapes(kwargs), _described(options)
+        told = _described(module), _shapes(kwargs, {}), _described(options)
         path = folder / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.onnx"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
