@@ -8,8 +8,8 @@ from torch import Tensor
 
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.decode_pass import Decoded, Texts
-from clada.exporter.decoder import NO_POOL, LoadMap
-from clada.exporter.load_fit import LOAD_KNOTS, fit_load, loads_of, to_float
+from clada.exporter.decoder import LoadMap
+from clada.exporter.load_fit import LOAD_KNOTS, fit_load, load_map_of, loads_of, to_float
 from clada.exporter.probe import fit_probe, fit_table, knots_of, log_divergence
 from clada.exporter.scale_map import FACTORS, fit_scale_map
 from clada.runtime.manifest import Policy
@@ -66,14 +66,7 @@ def adapt(texts: Texts, policy: Policy, pools: list[Tensor] | None) -> Adaptatio
         scale = table[tokens]
     load = loads.by_weight[weight]
     adaptation = Adaptation(
-        load_map=LoadMap(
-            surprisal_knots=to_float(loads.surprisal_knots),
-            entropy_knots=to_float(loads.entropy_knots),
-            scale_knots=to_float(factors),
-            reanalysis_load=torch.tensor(NO_POOL),
-            surprisal_weight=weight,
-            token_scale=table,
-        ),
+        load_map=load_map_of(loads, weight, factors, table),
         scale=scale,
         load=to_float(load),
         opened=torch.zeros(scale.shape, dtype=torch.bool),

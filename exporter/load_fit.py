@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clada.exporter.decode_pass import Decoded
-from clada.exporter.decoder import LoadMap
+from clada.exporter.decoder import NO_POOL, LoadMap
 from clada.exporter.scale_map import FACTORS, Fit, Floats, fit_scale_map
 
 _KNOTS = 33
@@ -44,6 +44,18 @@ def fit_load(loads: Loads, runs: Sequence[Decoded], factors: Sequence[float] = F
     fits = {w: fit_scale_map(load, at, runs, factors) for w, load in loads.by_weight.items()}
     weight = max(fits, key=lambda w: fits[w].gain)
     return weight, fits[weight]
+
+
+def load_map_of(loads: Loads, weight: float, factors: Floats, token_scale: Tensor | None = None) -> LoadMap:
+    """The load signal's constants: the share of surprisal, and the factors by load; no load opens a pool."""
+    return LoadMap(
+        surprisal_knots=to_float(loads.surprisal_knots),
+        entropy_knots=to_float(loads.entropy_knots),
+        scale_knots=to_float(factors),
+        reanalysis_load=torch.tensor(NO_POOL),
+        surprisal_weight=weight,
+        token_scale=token_scale,
+    )
 
 
 def load_by(load_map: LoadMap, decoded: Decoded) -> Floats:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from clada.exporter.decode_pass import Decoded
-from clada.exporter.decoder import NO_POOL, LoadMap
+from clada.exporter.decoder import LoadMap
 from clada.exporter.input_pass import Run, decode_each
-from clada.exporter.load_fit import LOAD_KNOTS, fit_load, load_by, loads_of, scale_by, to_float
+from clada.exporter.load_fit import LOAD_KNOTS, fit_load, load_by, load_map_of, loads_of, scale_by
 from clada.exporter.price import Worth, by_sensitivity, measure, price_of, sensitivities
 from clada.exporter.products import Product
 from clada.plugins.errors import UnreachableError
@@ -116,13 +116,7 @@ def calibrate_price(
     if load:
         weight, fit = fit_load(loads, tried, _FIT_FACTORS)
         knots, gains["load"] = fit.factors, fit.gain
-    load_map = LoadMap(
-        surprisal_knots=to_float(loads.surprisal_knots),
-        entropy_knots=to_float(loads.entropy_knots),
-        scale_knots=to_float(knots),
-        reanalysis_load=torch.tensor(NO_POOL),
-        surprisal_weight=weight,
-    )
+    load_map = load_map_of(loads, weight, knots)
     scale = scale_by(load_map, load_by(load_map, base))
 
     prices = [price_of(worths, share) for share in _shares(goals)]
