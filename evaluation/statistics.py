@@ -53,6 +53,12 @@ def relative_difference(column: Floats, other: Floats) -> Floats:
     return ratio(column, other) - 1
 
 
+def mean_with_interval(column: Floats, form: str) -> str:
+    """A mean over sequences and its interval, as a table shows them; the form is that of Python's format strings."""
+    found = bootstrap(mean, [column])
+    return "undefined" if found is None else f"{found.value:{form}} ({found.low:{form}} - {found.high:{form}})"
+
+
 def bootstrap(statistic: Statistic, columns: Sequence[Floats], seed: int = 0) -> Estimate | None:
     """A figure over sequences with its percentile-bootstrap interval.
 

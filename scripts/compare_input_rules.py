@@ -9,17 +9,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from clada.evaluation.input_rules import PARTS, Outcome, Part, Rule, Weighing, compare, make_rule, weigh
-from clada.evaluation.statistics import bootstrap, mean, relative_difference
+from clada.evaluation.statistics import bootstrap, mean_with_interval, relative_difference
 from clada.exporter.calibration_text import digest, read_texts, sample_file, token_rows
 from clada.exporter.checkpoint import load_model
 from clada.exporter.output import check_writable, write
 from clada.exporter.products import find_products
+from clada.plugins.command_line import exit_code
 from clada.plugins.errors import CladaError, UnreachableError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,21 +35,12 @@ RULES: tuple[tuple[Weighing, tuple[Part, ...]], ...] = (
 )
 
 
-def _figure(values: Any, form: str) -> str:
-    found = bootstrap(mean, [values])
-    if found is None:
-        return "undefined"
-    return f"{found.value:{form}} ({found.low:{form}} - {found.high:{form}})"
-
-
 def _line(rule: Rule, outcome: Outcome, first: Outcome) -> str:
     parts = " ".join(f"{part} {share:.0%}" for part, share in outcome.read_of_parts.items())
     against = bootstrap(relative_difference, [outcome.divergence, first.divergence])
     times = "" if against is None or outcome is first else f"  {1 + against.value:.1f} times the first's KL"
-    return (
-        f"{rule.name:32} reads {outcome.read.mean():.1%} ({parts})  KL {_figure(outcome.divergence, '.4f')}  "
-        f"changed {_figure(outcome.changed, '.1%')}{times}"
-    )
+    cost, changed = mean_with_interval(outcome.divergence, ".4f"), mean_with_interval(outcome.changed, ".1%")
+    return f"{rule.name:32} reads {outcome.read.mean():.1%} ({parts})  KL {cost}  changed {changed}{times}"
 
 
 @contextmanager
@@ -121,10 +112,7 @@ def main() -> None:
     parser.add_argument("--decode-tokens", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    try:
-        run(parser.parse_args())
-    except CladaError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_code(lambda: run(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clada.evaluation.statistics import bootstrap, mean, relative_difference
+from clada.evaluation.statistics import bootstrap, mean_with_interval, relative_difference
 from clada.exporter.calibration_text import digest, read_texts, token_rows
 from clada.exporter.checkpoint import load_model
 from clada.exporter.decode_pass import Decoded
@@ -24,7 +24,7 @@ from clada.exporter.price_calibration import choose
 from clada.exporter.price_file import read_price_calibration
 from clada.exporter.products import find_products
 from clada.exporter.scale_map import Floats
-from clada.plugins.errors import CladaError
+from clada.plugins.command_line import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
@@ -44,12 +44,6 @@ def at_equal_bytes(runs: list[Decoded], wanted: Floats) -> tuple[Floats, Floats]
     change = np.polyfit(at, changes.mean(1), 1)[0]
     missing = wanted - reads[middle]
     return costs[middle] * np.exp(slope * missing), changes[middle] + change * missing
-
-
-def figure(values: Floats, form: str) -> str:
-    """A mean over texts, with its interval."""
-    found = bootstrap(mean, [values])
-    return "undefined" if found is None else f"{found.value:{form}} ({found.low:{form}} - {found.high:{form}})"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             against = bootstrap(relative_difference, [cost, found["flat"][0]])
             assert against is not None
             print(
-                f"  {name:18} KL {figure(cost, '.4f')}  changed {figure(changed, '.1%')}  "
+                f"  {name:18} KL {mean_with_interval(cost, '.4f')}  changed {mean_with_interval(changed, '.1%')}  "
                 f"{against.value:+.1%} ({against.low:+.1%} to {against.high:+.1%})",
                 flush=True,
             )
@@ -108,10 +102,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--decode-tokens", type=int, default=192)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    try:
-        run(parser.parse_args())
-    except CladaError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_code(lambda: run(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from clada.benchmark.floor import read_bandwidth
 from clada.benchmark.machine import machine
 from clada.benchmark.timing import Samples, measure
 from clada.exporter.output import check_writable, write
+from clada.plugins.command_line import exit_code
 from clada.plugins.errors import CladaError
 from clada.runtime import Session
 from clada.runtime.backends.in_place import InPlaceModel
@@ -142,10 +143,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    try:
-        run(parser.parse_args())
-    except CladaError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_code(lambda: run(parser.parse_args())))
 
 
 if __name__ == "__main__":
