@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from clada.plugins.command_line import is_quiet
+
 T = TypeVar("T")
 
 # Between two lines, seconds: a log stays short, and who waits knows that it goes on.
@@ -15,7 +17,10 @@ _SECONDS = 10.0
 
 def tracked(items: Sequence[T], what: str) -> Iterator[T]:
     """The items, one after the other; standard error is told which one it is, and how long the others may take."""
-    if sys.stderr is None or sys.stderr.isatty():
+    if sys.stderr is None or is_quiet():
+        yield from items
+        return
+    if sys.stderr.isatty():
         yield from tqdm(items, desc=what, leave=False, disable=None)
         return
     start = said = time.monotonic()

@@ -115,6 +115,11 @@ class _NoTerminal:
         return getattr(self._stream, name)
 
 
+def is_quiet() -> bool:
+    """Whether the user wants to be told of mistakes alone."""
+    return isinstance(sys.stderr, _NoTerminal)
+
+
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without notes and progress bars."""

@@ -12,6 +12,7 @@ from clada.exporter.price_export import take_inputs
 from clada.exporter.price_file import CalibratedOn, model_hash, read_price_calibration, write_price_calibration
 from clada.exporter.products import find_products
 from clada.exporter.progress import tracked
+from clada.plugins.command_line import _quietly
 from clada.plugins.errors import CladaError, UnreachableError
 from clada.runtime.dial import DialPoint, effort_of_bytes
 from tests.checkpoints import random_model
@@ -156,6 +157,9 @@ def test_the_dial_goes_along_straight_lines():
 def test_progress_is_told_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr("clada.exporter.progress.time.monotonic", lambda: float(next(clock)))
+    with _quietly():
+        assert list(tracked(list("abcdef"), "letters")) == list("abcdef")
+    assert capsys.readouterr().err == ""
     assert list(tracked(list("abcdef"), "letters")) == list("abcdef")
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["  letters: 2 of 6, about 24 s left", "  letters: 5 of 6, about 5 s left"]
