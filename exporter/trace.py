@@ -36,30 +36,33 @@ from clada.runtime.artefact import data_name, in_place_name
 MAXIMUM_OPSET = 23
 
 
-def _dynamic_shapes(layers: int, in_place_cache: bool, by_input: bool) -> dict[str, Any]:
+def _dims(in_place_cache: bool) -> dict[str, dict[int, str]]:
+    """Names of the sizes that change, by axis, of each argument of a step; of a list, those of each of its tensors."""
     here = {1: graph.SEQUENCE_LENGTH}
     batch = {} if in_place_cache else {0: graph.BATCH_SIZE}
-    cache = batch | {2: graph.CACHE_CAPACITY if in_place_cache else graph.PAST_SEQUENCE_LENGTH}
     return {
         "input_ids": batch | here,
         "attention_mask": batch | {1: graph.TOTAL_SEQUENCE_LENGTH},
         "position_ids": batch | here,
         "past_logits": batch,
-        "effort": [batch] if by_input else [],
-        "pools": [] if by_input else [batch] * layers,
-        "past": [(cache, cache)] * layers,
+        "effort": batch,
+        "pools": batch,
+        "past": batch | {2: graph.CACHE_CAPACITY if in_place_cache else graph.PAST_SEQUENCE_LENGTH},
     }
+
+
+def _dynamic_shapes(layers: int, in_place_cache: bool, by_input: bool) -> dict[str, Any]:
+    dims = _dims(in_place_cache)
+    counts = {"effort": int(by_input), "pools": 0 if by_input else layers}
+    lists = {name: [dims[name]] * count for name, count in counts.items()}
+    return dims | lists | {"past": [(dims["past"], dims["past"])] * layers}
 
 
 def _contract_dims(name: str, in_place_cache: bool) -> tuple[str | None, ...]:
     """Names of an input's dimensions by the contract, None where the size is fixed."""
-    shapes = _dynamic_shapes(1, in_place_cache, name == graph.EFFORT)
-    for prefix, key in (("pool.", "pools"), ("past_key_values.", "past"), (graph.EFFORT, "effort")):
-        if name.startswith(prefix):
-            spec = shapes[key][0][0] if key == "past" else shapes[key][0]
-            break
-    else:
-        spec = shapes.get(name)
+    of_lists = {"pool.": "pools", "past_key_values.": "past"}
+    argument = next((argument for prefix, argument in of_lists.items() if name.startswith(prefix)), name)
+    spec = _dims(in_place_cache).get(argument)
     return tuple(spec.get(axis) for axis in range(max(spec) + 1)) if spec else ()
 
 
