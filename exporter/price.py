@@ -20,6 +20,8 @@ _DRAWS = 2
 # Bins of the worth of an input, in powers of ten; beyond them everything is kept or dropped. Nats a weight are small,
 # but what others weigh inputs by is not: the norm of a row of an output matrix is a vocabulary's.
 _EDGES = torch.linspace(-30, 20, 2001, dtype=torch.float64)
+# With those below the first and above the last edge.
+BINS = len(_EDGES) + 1
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -77,7 +79,7 @@ class Worth:
     Args:
         product: The product.
         factor: f64[D]; an input is worth factor_i x_i^2.
-        counts: f64[K + 1], inputs of all tokens by bin of _EDGES.
+        counts: f64[BINS], inputs of all tokens by bin of _EDGES.
     """
 
     product: Product
@@ -110,7 +112,7 @@ def measure(
 ) -> list[Worth]:
     """Read rows densely, and count how much the inputs after the prompts are worth."""
     worths = [
-        Worth(product, factor, torch.zeros(len(_EDGES) + 1, dtype=torch.float64))
+        Worth(product, factor, torch.zeros(BINS, dtype=torch.float64))
         for product, factor in zip(products, factors, strict=True)
     ]
 
@@ -118,7 +120,7 @@ def measure(
         tokens = x.reshape(rows.shape[1], -1)[prompt_tokens:].double()
         worth = (tokens.square() * worths[index].factor).clamp_min(1e-300).log10()
         bins = torch.bucketize(worth.flatten(), _EDGES)
-        worths[index].counts += torch.bincount(bins, minlength=len(_EDGES) + 1)
+        worths[index].counts += torch.bincount(bins, minlength=BINS)
 
     with input_hooks(products, count):
         for row in tracked(rows.unbind(), "inputs"):

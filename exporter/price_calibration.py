@@ -42,7 +42,7 @@ class Rung:
     read: float
     divergence: float
     agreement: float
-    kept: list[float]
+    kept: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _shares(goals: Sequence[float]) -> list[float]:
 
 def _free(worths: Sequence[Worth]) -> Rung:
     """What a price of nothing gives: the dense model, which reads all but the rows of inputs that are 0."""
-    kept = [worth.unskipped() for worth in worths]
+    kept = tuple(worth.unskipped() for worth in worths)
     weights = [worth.product.weights for worth in worths]
     return Rung(0.0, float(np.average(kept, weights=weights)), 0.0, 1.0, kept)
 
@@ -153,7 +153,7 @@ def _rung(price: float, decoded: Decoded) -> Rung:
         read=float(decoded.read.mean(dtype=torch.float64)),
         divergence=float(decoded.divergence.mean(dtype=torch.float64)),
         agreement=float(decoded.agrees.double().mean()),
-        kept=decoded.active.mean((0, 1), dtype=torch.float64).tolist(),
+        kept=tuple(decoded.active.mean((0, 1), dtype=torch.float64).tolist()),
     )
 
 

@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from clada.exporter.decoder import LoadMap
 from clada.exporter.output import write
-from clada.exporter.price import Worth
+from clada.exporter.price import BINS, Worth
 from clada.exporter.price_calibration import PriceCalibration, Rung
 from clada.exporter.products import Product
 from clada.plugins.errors import CladaError
+from clada.runtime.typed_json import Within, WrongValueError, load, parse, plain
 
 _FORMAT = "clada calibration by price, 1"
 _LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name not in ("surprisal_weight", "token_scale"))
@@ -31,13 +33,42 @@ class CalibratedOn:
         model: SHA-256, in hex, of the model's weights.
         data: Name of the text.
         data_sha256: Of that text.
-        settings: What else it depends on, as text.
+        settings: SHA-256 of what else it depends on; empty where any export may take it.
     """
 
     model: str
     data: str
     data_sha256: str
     settings: str
+
+
+@dataclass(frozen=True)
+class _ProductSizes:
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a file holds beside its tensors."""
+
+    of: CalibratedOn
+    products: tuple[_ProductSizes, ...]
+    rungs: tuple[Rung, ...]
+    surprisal_weight: Annotated[float, Within(0, 1)]
+    tokens: Annotated[int, Within(1, 2**53)]
+    prompt_tokens: Annotated[int, Within(0, 2**53)]
+    gains: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        efforts, shares = ([getattr(rung, name) for rung in self.rungs] for name in ("effort", "read"))
+        if len(efforts) < 2 or efforts[0] != 0 or any(b <= a for a, b in pairwise(efforts)):
+            raise WrongValueError("rungs must be two or more whose efforts rise from 0")
+        if any(b >= a for a, b in pairwise(shares)) or not 0 <= shares[-1] <= shares[0] <= 1 + 1e-6:
+            raise WrongValueError("rungs must read shares that fall")
+        if any(len(rung.kept) != len(self.products) for rung in self.rungs):
+            raise WrongValueError("rungs must tell of each product")
 
 
 def model_hash(model: Any) -> str:
@@ -63,18 +94,22 @@ def write_price_calibration(path: Path, calibration: PriceCalibration, of: Calib
     tensors = {name: getattr(calibration.load_map, name) for name in _LOAD_MAP}
     for index, worth in enumerate(calibration.worths):
         tensors |= {f"factor.{index}": worth.factor, f"counts.{index}": worth.counts}
-    values = {
-        "of": asdict(of),
-        "products": [[worth.product.name, worth.product.inputs, worth.product.outputs] for worth in calibration.worths],
-        "rungs": [asdict(rung) for rung in calibration.rungs],
-        "surprisal_weight": calibration.load_map.surprisal_weight,
-        "tokens": calibration.tokens,
-        "prompt_tokens": calibration.prompt_tokens,
-        "gains": calibration.gains,
-    }
-    text = json.dumps(values)
+    content = _Content(
+        of=of,
+        products=_sizes([worth.product for worth in calibration.worths]),
+        rungs=tuple(calibration.rungs),
+        surprisal_weight=calibration.load_map.surprisal_weight,
+        tokens=calibration.tokens,
+        prompt_tokens=calibration.prompt_tokens,
+        gains=calibration.gains,
+    )
+    text = json.dumps(plain(content))
     metadata = {"format": _FORMAT, "values": text, "content": tensors_hash(text, tensors)}
     write(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, metadata))
+
+
+def _sizes(products: Sequence[Product]) -> tuple[_ProductSizes, ...]:
+    return tuple(_ProductSizes(product.name, product.inputs, product.outputs) for product in products)
 
 
 def read_price_calibration(path: Path, products: Sequence[Product]) -> tuple[PriceCalibration, CalibratedOn]:
@@ -85,7 +120,8 @@ def read_price_calibration(path: Path, products: Sequence[Product]) -> tuple[Pri
         products: Of the model.
 
     Raises:
-        CladaError: The file cannot be read, is damaged or no calibration by price, or is of other products.
+        CladaError: The file cannot be read, is damaged or no calibration by price, holds what makes no sense, or is of
+            other products.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -99,19 +135,37 @@ def read_price_calibration(path: Path, products: Sequence[Product]) -> tuple[Pri
         raise CladaError(f"{path} is no calibration file of this release; make one by clada calibrate")
     if tensors_hash(metadata.get("values", ""), tensors) != metadata.get("content"):
         raise CladaError(f"{path} does not match its own hash: it was damaged or changed; run clada calibrate again")
-    values = json.loads(metadata["values"])
-    ours = [[product.name, product.inputs, product.outputs] for product in products]
-    if values["products"] != ours:
-        raise CladaError(f"{path} is the calibration of another model: its products are not this model's")
-    worths = [
-        Worth(product, tensors[f"factor.{index}"], tensors[f"counts.{index}"]) for index, product in enumerate(products)
-    ]
+    try:
+        content = parse(_Content, load(metadata["values"].encode()))
+        if content.products != _sizes(products):
+            raise CladaError(f"{path} is the calibration of another model: its products are not this model's")
+        worths = [_worth(tensors, index, product) for index, product in enumerate(products)]
+        knots = {name: _numbers(tensors, name, torch.float32) for name in _LOAD_MAP}
+    except WrongValueError as error:
+        raise CladaError(
+            f"{path} is no calibration file that clada wrote: {error}; run clada calibrate again"
+        ) from error
     calibration = PriceCalibration(
         worths=worths,
-        load_map=LoadMap(**{name: tensors[name] for name in _LOAD_MAP}, surprisal_weight=values["surprisal_weight"]),
-        rungs=[Rung(**rung) for rung in values["rungs"]],
-        tokens=values["tokens"],
-        prompt_tokens=values["prompt_tokens"],
-        gains=values["gains"],
+        load_map=LoadMap(**knots, surprisal_weight=content.surprisal_weight),
+        rungs=list(content.rungs),
+        tokens=content.tokens,
+        prompt_tokens=content.prompt_tokens,
+        gains=dict(content.gains),
     )
-    return calibration, CalibratedOn(**values["of"])
+    return calibration, content.of
+
+
+def _worth(tensors: Mapping[str, Tensor], index: int, product: Product) -> Worth:
+    factor = _numbers(tensors, f"factor.{index}", torch.float64, product.inputs)
+    return Worth(product, factor, _numbers(tensors, f"counts.{index}", torch.float64, BINS))
+
+
+def _numbers(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, size: int | None = None) -> Tensor:
+    """A tensor of the file, if its values are finite and none is negative."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.dtype != dtype or (size is not None and tensor.shape != (size,)):
+        raise WrongValueError(f"{name} is missing, or not of the type and size that it must be")
+    if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
+        raise WrongValueError(f"{name} holds what is negative, or no finite number")
+    return tensor

@@ -1,15 +1,24 @@
 """What is measured of prices, what is chosen from it, and the file that it is kept in."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 
 from clada.exporter.input_pass import Run, decode_each
 from clada.exporter.price_calibration import SHARES, calibrate_price, choose
 from clada.exporter.price_export import take_inputs
-from clada.exporter.price_file import CalibratedOn, model_hash, read_price_calibration, write_price_calibration
+from clada.exporter.price_file import (
+    CalibratedOn,
+    model_hash,
+    read_price_calibration,
+    tensors_hash,
+    write_price_calibration,
+)
 from clada.exporter.products import find_products
 from clada.exporter.progress import tracked
 from clada.plugins.command_line import _quietly
@@ -141,6 +150,39 @@ def test_a_damaged_file_is_refused(measured, file):
         file.write_bytes(whole[:length])
         with pytest.raises(CladaError, match="is no calibration file"):
             read_price_calibration(file, products)
+
+
+def rewritten(file, change):
+    """The file as who wrote it could have written it: changed, with a hash that fits."""
+    with safetensors.safe_open(file, "pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    values = json.loads(metadata["values"])
+    change(values, tensors)
+    metadata["values"] = json.dumps(values)
+    metadata["content"] = tensors_hash(metadata["values"], tensors)
+    file.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+WRONG = {
+    "a key less": lambda values, _: values.pop("rungs"),
+    "no rungs": lambda values, _: values.update(rungs=[]),
+    "rungs that do not fall": lambda values, _: values["rungs"][1].update(read=1.5),
+    "rungs of other products": lambda values, _: values["rungs"][1]["kept"].pop(),
+    "a text for a number": lambda values, _: values.update(tokens="many"),
+    "a tensor less": lambda _, tensors: tensors.pop("factor.3"),
+    "a tensor of another size": lambda _, tensors: tensors.update({"counts.0": torch.zeros(3, dtype=torch.float64)}),
+    "a factor of NaN": lambda _, tensors: tensors["factor.0"].fill_(float("nan")),
+    "a negative scale": lambda _, tensors: tensors["scale_knots"].fill_(-1),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_file_that_makes_no_sense_is_refused(measured, file, wrong):
+    rewritten(file, lambda *_: None)
+    read_price_calibration(file, measured[1])
+    rewritten(file, WRONG[wrong])
+    with pytest.raises(CladaError, match="is no calibration file that clada wrote"):
+        read_price_calibration(file, measured[1])
 
 
 def test_the_dial_goes_along_straight_lines():
