@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clada.evaluation.settings import Settings
+from clada.exporter.command_options import add_trust_options
 from clada.plugins.command_line import add_quiet
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default = getattr(Settings, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
     parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    add_trust_options(parser)
     add_quiet(parser)
     parser.set_defaults(run=_run)

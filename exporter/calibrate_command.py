@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from clada.exporter.command_options import add_calibration_options, add_trust_options
 from clada.exporter.settings import CALIBRATION_TOKENS
 from clada.plugins.command_line import add_progress_options, progress
 
@@ -42,6 +43,7 @@ def write_calibration(
 
     from clada.exporter.calibrate import prompt_tokens
     from clada.exporter.calibration_rows import calibration_rows, read_calibration_text
+    from clada.exporter.calibration_text import texts_of
     from clada.exporter.checkpoint import load_config, load_model
     from clada.exporter.output import check_writable
     from clada.exporter.price_calibration import calibrate_price
@@ -62,7 +64,7 @@ def write_calibration(
     text = read_calibration_text(data)
     hf_config = load_config(source, **trust)
     model, tokenizer = load_model(source, torch.float32, **trust)
-    rows = calibration_rows(text, tokenizer, hf_config, tokens, seed, report)
+    rows = calibration_rows(text, texts_of(text.documents, tokenizer), tokenizer, hf_config, tokens, seed, report)
     calibration = calibrate_price(model, find_products(model), rows, prompt_tokens(rows.shape[1]), shares)
     for rung in calibration.rungs:
         report(
@@ -105,15 +107,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="SHARE",
         help="shares of all weights' bytes to measure beside the usual ones",
     )
-    parser.add_argument("--calibration-data", type=Path, help="what to calibrate on, as of clada-export")
-    parser.add_argument(
-        "--calibration-tokens",
-        type=int,
-        default=CALIBRATION_TOKENS,
-        help="how many tokens of it to use (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="decides which parts of the text are used")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    add_calibration_options(parser)
+    add_trust_options(parser)
     add_progress_options(parser)
     parser.set_defaults(run=_run)

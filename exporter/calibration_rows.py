@@ -15,7 +15,6 @@ from clada.exporter.calibration_text import (
     read_documents,
     row_length,
     sample_file,
-    texts_of,
     token_rows,
 )
 
@@ -49,12 +48,19 @@ def read_calibration_text(path: Path | None) -> CalibrationText:
 
 
 def calibration_rows(
-    text: CalibrationText, tokenizer: Any, hf_config: Any, tokens: int, seed: int, report: Callable[[str], None]
+    text: CalibrationText,
+    texts: list[str],
+    tokenizer: Any,
+    hf_config: Any,
+    tokens: int,
+    seed: int,
+    report: Callable[[str], None],
 ) -> Tensor:
     """Tokens of a text, i64[N, S], for a model of this configuration.
 
     Args:
-        text: The text.
+        text: Where it comes from.
+        texts: What the tokenizer makes of it, see `texts_of`.
         tokenizer: Of the model.
         hf_config: Of the model.
         tokens: How many to use.
@@ -65,7 +71,7 @@ def calibration_rows(
         CladaError: The text is too short.
     """
     rows = token_rows(
-        texts_of(text.documents, tokenizer),
+        texts,
         tokenizer,
         vocabulary=hf_config.vocab_size,
         tokens=tokens,

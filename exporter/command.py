@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
+from clada.exporter.command_options import add_calibration_options, add_trust_options
 from clada.exporter.families import FAMILIES
 from clada.exporter.policies import POLICIES, SUMMARIES, without
 from clada.exporter.settings import (
     BLOCK_SIZE,
     BYTES_POLICY,
-    CALIBRATION_TOKENS,
     DEFAULT_OPSET,
     DEFAULT_QUANTIZED_OPSET,
     DTYPES,
@@ -36,18 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments, and what runs it."""
     parser.add_argument("output", type=Path, help="the .onnx file to write; its companions go beside it")
     parser.add_argument("--model", required=True, help="a checkpoint's folder, or a Hugging Face model id")
-    parser.add_argument(
-        "--calibration-data",
-        type=Path,
-        help="what to calibrate on: a text file, or a JSONL file, each line an object with a text or with the messages "
-        "of a conversation (default: Python sources that come with clada)",
-    )
-    parser.add_argument(
-        "--calibration-tokens",
-        type=int,
-        default=CALIBRATION_TOKENS,
-        help="how many tokens of it to use (default: %(default)s)",
-    )
+    add_calibration_options(parser)
     goal = parser.add_mutually_exclusive_group()
     goal.add_argument(
         "--target-sparsity",
@@ -77,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-anticipation", action="store_true", help="leave out the probe of the hidden state: the paper's method"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides which parts of the text are used")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     parser.add_argument("--quantize", choices=FORMATS, help="round weights, in blocks, before anything is calibrated")
     parser.add_argument(
@@ -100,8 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all-logits", action="store_true", help="give logits for all positions, not only the last")
     parser.add_argument("--overwrite", action="store_true", help="replace an artefact that is there")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    add_trust_options(parser)
     add_progress_options(parser)
     parser.set_defaults(run=_run)
 

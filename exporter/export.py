@@ -170,10 +170,10 @@ def export(
         hf_config = load_config(source, **trust)
         text = read_calibration_text(config.calibration_data)
         model, tokenizer = load_model(source, torch.float32, **trust)
-        parameters = model.num_parameters()
+        texts, parameters = texts_of(text.documents, tokenizer), model.num_parameters()
         report(f"{hf_config.model_type}, {parameters:,} parameters")
         if config.calibration_file is None:
-            rows = calibration_rows(text, tokenizer, hf_config, config.calibration_tokens, config.seed, report)
+            rows = calibration_rows(text, texts, tokenizer, hf_config, config.calibration_tokens, config.seed, report)
             calibrated = _calibrated(model, rows, config, (text.name, text.sha256), kept_path(output), report)
             kept.append(kept_path(output))
         else:
@@ -206,7 +206,7 @@ def export(
         save(traced(), staged_model)
         in_place_needs = _write_in_place(functools.partial(traced, in_place_cache=True), staged_model, report)
         report("verifying against PyTorch")
-        verify_rows = verification_rows(texts_of(text.documents, tokenizer), tokenizer, hf_config.vocab_size)
+        verify_rows = verification_rows(texts, tokenizer, hf_config.vocab_size)
         in_place = None if in_place_needs is None else staged_model.with_name(in_place_name(staged_model))
         checks = verify(staged_model, model, sparsity, calibrated.load_map, verify_rows, in_place)
         for line in check_lines(checks):

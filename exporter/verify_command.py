@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from clada.exporter.command_options import add_trust_options
 from clada.plugins.command_line import add_quiet
 
 
@@ -56,7 +57,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("verify", help="compare an artefact with the checkpoint it was made from")
     parser.add_argument("path", type=Path, help="the artefact's .onnx file or folder")
     parser.add_argument("--model", required=True, help="the checkpoint's folder, or a Hugging Face model id")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+    add_trust_options(parser)
     add_quiet(parser)
     parser.set_defaults(run=_run)

@@ -1,0 +1,29 @@
+"""Options that several commands have in common: about checkpoints, and about the text to calibrate on."""
+
+import argparse
+from pathlib import Path
+
+from clada.exporter.settings import CALIBRATION_TOKENS
+
+
+def add_trust_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a checkpoint may do only if it is asked for."""
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
+    parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
+
+
+def add_calibration_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is calibrated on."""
+    parser.add_argument(
+        "--calibration-data",
+        type=Path,
+        help="what to calibrate on: a text file, or a JSONL file, each line an object with a text or with the messages "
+        "of a conversation (default: Python sources that come with clada)",
+    )
+    parser.add_argument(
+        "--calibration-tokens",
+        type=int,
+        default=CALIBRATION_TOKENS,
+        help="how many tokens of it to use (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which parts of the text are used")
