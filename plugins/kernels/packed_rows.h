@@ -134,6 +134,24 @@ struct PackedRows {
   }
 };
 
+// Has each of a number of rows packed by `pack(first, last)`, ranges of them by several threads.
+template <class Pack>
+void pack_ranges(int64_t rows, const ParallelFor& parallel, const Pack& pack) {
+  static constexpr int64_t kTasks = 16;
+  struct Work {
+    int64_t rows;
+    const Pack& pack;
+  } work{rows, pack};
+  parallel.run(
+      parallel.pool, kTasks,
+      [](void* data, size_t index) {
+        const Work& given = *static_cast<const Work*>(data);
+        const int64_t task = static_cast<int64_t>(index);
+        given.pack(given.rows * task / kTasks, given.rows * (task + 1) / kTasks);
+      },
+      &work);
+}
+
 // The packed matrices of a feed-forward network: w_in, then w_up and w_out, whose rows of a neuron are read one soon
 // after the other, and so take turns.
 template <class I, int kBits>
@@ -153,26 +171,15 @@ struct PackedFfn {
     return static_cast<size_t>((ffn.w_up ? 3 : 2) * ffn.neurons * row + kLine);
   }
   static void pack(const SparseFfnCall& ffn, void* packed, const ParallelFor& parallel) {
-    struct Work {
-      const SparseFfnCall& ffn;
-      PackedFfn to;
-    } work{ffn, PackedFfn(ffn, packed)};
+    const PackedFfn to(ffn, packed);
+    const int64_t block_size = ffn.quantization.block_size;
     memset(static_cast<uint8_t*>(packed) + bytes(ffn) - kLine, 0, kLine);
-    parallel.run(
-        parallel.pool, kPackTasks,
-        [](void* data, size_t index) {
-          const auto& [ffn, to] = *static_cast<Work*>(data);
-          const int64_t task = static_cast<int64_t>(index), block_size = ffn.quantization.block_size;
-          const int64_t first = ffn.neurons * task / kPackTasks, last = ffn.neurons * (task + 1) / kPackTasks;
-          Rows::pack(to.w_in, first, last, block_size, ffn.w_in, ffn.s_in);
-          if (ffn.w_up) Rows::pack(to.w_up, first, last, block_size, ffn.w_up, ffn.s_up);
-          Rows::pack(to.w_out, first, last, block_size, ffn.w_out, ffn.s_out);
-        },
-        &work);
+    pack_ranges(ffn.neurons, parallel, [&](int64_t first, int64_t last) {
+      Rows::pack(to.w_in, first, last, block_size, ffn.w_in, ffn.s_in);
+      if (ffn.w_up) Rows::pack(to.w_up, first, last, block_size, ffn.w_up, ffn.s_up);
+      Rows::pack(to.w_out, first, last, block_size, ffn.w_out, ffn.s_out);
+    });
   }
-
- private:
-  static constexpr int64_t kPackTasks = 16;
 };
 
 }  // namespace clada

@@ -21,24 +21,12 @@ struct PackedLinear {
   }
 
   static void pack(const SparseLinearCall& call, void* packed, const ParallelFor& parallel) {
-    struct Work {
-      const SparseLinearCall& call;
-      Rows to;
-    } work{call, rows(call, packed)};
+    const Rows to = rows(call, packed);
     memset(static_cast<uint8_t*>(packed) + bytes(call) - kLine, 0, kLine);
-    parallel.run(
-        parallel.pool, kPackTasks,
-        [](void* data, size_t index) {
-          const auto& [call, to] = *static_cast<Work*>(data);
-          const int64_t task = static_cast<int64_t>(index);
-          Rows::pack(to, call.width * task / kPackTasks, call.width * (task + 1) / kPackTasks,
-                     call.quantization.block_size, call.w, call.s);
-        },
-        &work);
+    pack_ranges(call.width, parallel, [&](int64_t first, int64_t last) {
+      Rows::pack(to, first, last, call.quantization.block_size, call.w, call.s);
+    });
   }
-
- private:
-  static constexpr int64_t kPackTasks = 16;
 };
 
 // How packed rows are summed, and into what sizes the work is cut for that.
