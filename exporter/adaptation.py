@@ -10,14 +10,12 @@ from clada.exporter.anticipation import Anticipation
 from clada.exporter.decode_pass import Decoded, Texts
 from clada.exporter.decoder import LoadMap
 from clada.exporter.load_fit import LOAD_KNOTS, fit_load, load_map_of, loads_of, to_float
-from clada.exporter.probe import fit_probe, fit_table, knots_of, log_divergence
+from clada.exporter.probe import FEWEST_ROWS, fit_probe, fit_table, knots_of, log_divergence
 from clada.exporter.scale_map import FACTORS, fit_scale_map
 from clada.runtime.manifest import Policy
 
 # Shares of tokens whose load opens the pool. The least is not 0: a pool that never opens never learns.
 _REANALYSIS_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
-# Rows from which on a fit can be checked on rows it was not made on.
-_FEWEST_ROWS = 4
 
 
 @dataclass
@@ -74,7 +72,7 @@ def adapt(texts: Texts, policy: Policy, pools: list[Tensor] | None) -> Adaptatio
     )
     if policy.reanalysis and pools is not None:
         _fit_reanalysis(texts, adaptation, runs, pools)
-    if policy.anticipation and len(texts.rows) >= _FEWEST_ROWS:
+    if policy.anticipation and len(texts.rows) >= FEWEST_ROWS:
         _fit_anticipation(texts, adaptation, pools)
     return adaptation
 
@@ -107,9 +105,9 @@ def _fit_reanalysis(texts: Texts, adaptation: Adaptation, runs: list[Decoded], p
 
 
 def _fit_anticipation(texts: Texts, adaptation: Adaptation, pools: list[Tensor] | None) -> None:
-    """Set the sparsity's anticipation: of the probes of a few early layers, the one whose map saves most."""
+    """Set the sparsity's one anticipation: of the probes of a few early layers, the one whose map saves most."""
     sparsity, layers = texts.sparsity, len(texts.layers)
-    best_gain, best = 0.0, None
+    best_gain, best = 0.0, list[Anticipation]()
     for layer in sorted({0, layers // 6, layers // 3}):
         inputs: list[Tensor] = []
 
@@ -117,26 +115,20 @@ def _fit_anticipation(texts: Texts, adaptation: Adaptation, pools: list[Tensor] 
             if index == layer:
                 inputs.append(x.clone())
 
-        sparsity.anticipation = None
+        sparsity.anticipations = []
         base = texts.decode(adaptation.scale, pools, adaptation.opened, adaptation.load, take)
         features = torch.cat([torch.cat(inputs), adaptation.load.unsqueeze(-1)], dim=-1).double()
         weight, bias, predicted, explained = fit_probe(features, log_divergence(base.divergence))
         runs = []
         for factor in FACTORS:
-            sparsity.anticipation = _constant(layer, features.shape[-1] - 1, factor)
+            sparsity.anticipations = [_constant(layer, features.shape[-1] - 1, factor)]
             runs.append(base if factor == 1 else adaptation.decode(texts, pools))
         fit = fit_scale_map(predicted.numpy(), knots_of(predicted), runs)
         if fit.gain > best_gain:
             best_gain, adaptation.anticipation_r2 = fit.gain, explained
-            best = Anticipation(
-                layer,
-                weight[:-1].float(),
-                weight[-1].float(),
-                bias.float(),
-                to_float(fit.knots),
-                to_float(fit.factors),
-            )
-    sparsity.anticipation = best
+            probe = weight[:-1].float(), weight[-1].float(), bias.float()
+            best = [Anticipation(layer, *probe, to_float(fit.knots), to_float(fit.factors))]
+    sparsity.anticipations = best
     adaptation.gains["anticipation"] = best_gain
 
 

@@ -1,9 +1,12 @@
 """Anticipation: how hard this very token is, read off the hidden state by a linear probe."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from clada.plugins import graph
 
 
 def piecewise_linear(value: Tensor, knots: Tensor, values: Tensor) -> Tensor:
@@ -15,10 +18,10 @@ def piecewise_linear(value: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Anticipation:
-    """A probe of one layer's input, and the factor on the scale that follows from it, there and in the layers above.
+    """A probe of one site's input, and the factor on the scale that follows from it, there and at the sites above.
 
     Args:
-        layer: Index of the layer whose feed-forward network's input is read.
+        site: Index of the layer whose feed-forward network's input is read, or of the product whose input is.
         weight: f32[D].
         load_weight: f32 scalar, of the load.
         bias: f32 scalar; the sum predicts the log of the KL divergence that sparsity costs at this token.
@@ -26,7 +29,7 @@ class Anticipation:
         factors: f32[M], positive and non-increasing: what the scale is multiplied with at each knot.
     """
 
-    layer: int
+    site: int
     weight: Tensor
     load_weight: Tensor
     bias: Tensor
@@ -42,6 +45,20 @@ class Anticipation:
         return x.float() @ self.weight + load * self.load_weight + self.bias
 
     def refined(self, scale: Tensor, x: Tensor, load: Tensor) -> Tensor:
-        """The scale f32[B, S] from this layer on; where it is dense or padding it stays so."""
+        """The scale f32[B, S] from this site on; where it is dense or padding it stays so."""
         factor = piecewise_linear(self.predicted(x, load), self.knots, self.factors)
         return torch.where(scale > 0, scale * factor, scale)
+
+
+def named_tensors(anticipations: Iterable[Anticipation]) -> dict[str, Tensor]:
+    """What is calibrated, by the names that it has in graphs and files."""
+    return {
+        name: tensor
+        for anticipation in anticipations
+        for name, tensor in zip(graph.anticipation(anticipation.site), anticipation.tensors(), strict=True)
+    }
+
+
+def from_named(sites: Iterable[int], tensor: Callable[[str], Tensor]) -> list[Anticipation]:
+    """The anticipations at sites, of tensors by their names: see `named_tensors`."""
+    return [Anticipation(site, *map(tensor, graph.anticipation(site))) for site in sites]

@@ -79,7 +79,7 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The outcome; thresholds, compensation and anticipation are in the model's Sparsity.
+    """The outcome; thresholds, compensation and anticipations are in the model's Sparsity.
 
     Args:
         load_map: Constants of the load signal.
@@ -145,7 +145,7 @@ def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationC
 
     Args:
         model: A causal LM after `sparsify`, in float32.
-        sparsity: Its state; its thresholds, compensation and anticipation are replaced.
+        sparsity: Its state; its thresholds, compensation and anticipations are replaced.
         rows: i64[N, S] calibration tokens.
         config: What to calibrate for.
 
@@ -157,7 +157,7 @@ def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationC
     """
     policy, goal = config.policy, config.goal
     sparsity.thresholds[:] = [torch.zeros_like(t) for t in sparsity.thresholds]
-    sparsity.compensation, sparsity.anticipation = [], None
+    sparsity.compensation, sparsity.anticipations = [], []
     with tqdm(total=5, desc="calibrating", leave=False, disable=None) as bar:
 
         def step(what: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clada.exporter.command_options import add_calibration_options, add_trust_options
-from clada.exporter.settings import CALIBRATION_TOKENS
+from clada.exporter.settings import CALIBRATION_TOKENS, FURTHER
 from clada.plugins.command_line import add_progress_options, progress
 
 _SUFFIX = ".safetensors"
@@ -64,8 +64,9 @@ def write_calibration(
     text = read_calibration_text(data)
     hf_config = load_config(source, **trust)
     model, tokenizer = load_model(source, torch.float32, **trust)
-    rows = calibration_rows(text, texts_of(text.documents, tokenizer), tokenizer, hf_config, tokens, seed, report)
-    calibration = calibrate_price(model, find_products(model), rows, prompt_tokens(rows.shape[1]), shares)
+    texts = texts_of(text.documents, tokenizer)
+    rows = calibration_rows(text, texts, tokenizer, hf_config, tokens, seed, report, FURTHER)
+    calibration = calibrate_price(model, find_products(model), rows, prompt_tokens(rows.decoded.shape[1]), shares)
     for rung in calibration.rungs:
         report(
             f"  {rung.read:6.1%} of all weights' bytes read: KL {rung.divergence:.4f} nats a token, "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clada.exporter.calibration_text import (
@@ -42,6 +43,24 @@ class CalibrationText:
         return digest(self.path or sample_file())
 
 
+@dataclass(frozen=True)
+class CalibrationRows:
+    """Tokens to calibrate on.
+
+    Args:
+        decoded: i64[N, S], those that are decoded; all there are where neurons are skipped.
+        further: i64[M, S], those that are only read densely.
+    """
+
+    decoded: Tensor
+    further: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        """i64[N + M, S]."""
+        return torch.cat([self.decoded, self.further])
+
+
 def read_calibration_text(path: Path | None) -> CalibrationText:
     """Read a text to calibrate on; see `read_documents`."""
     return CalibrationText(path, read_documents(path or sample_file()))
@@ -55,8 +74,9 @@ def calibration_rows(
     tokens: int,
     seed: int,
     report: Callable[[str], None],
-) -> Tensor:
-    """Tokens of a text, i64[N, S], for a model of this configuration.
+    further: int = 0,
+) -> CalibrationRows:
+    """Tokens of a text for a model of this configuration.
 
     Args:
         text: Where it comes from.
@@ -66,18 +86,17 @@ def calibration_rows(
         tokens: How many to use.
         seed: Decides which parts of the text are used.
         report: Called with lines that say what is calibrated on.
+        further: How many tokens are read densely for each of these, as far as the text goes.
 
     Raises:
         CladaError: The text is too short.
     """
-    rows = token_rows(
-        texts,
-        tokenizer,
-        vocabulary=hf_config.vocab_size,
-        tokens=tokens,
-        length=row_length(hf_config.max_position_embeddings),
-        seed=seed,
-    )
+
+    def drawn(count: int) -> Tensor:
+        length = row_length(hf_config.max_position_embeddings)
+        return token_rows(texts, tokenizer, vocabulary=hf_config.vocab_size, tokens=count, length=length, seed=seed)
+
+    rows = drawn(tokens)
     report(
         f"calibrating on {rows.numel():,} tokens of "
         + (str(text.path) if text.path else "Python sources, which come with clada")
@@ -87,4 +106,5 @@ def calibration_rows(
             "note: the model has a chat template, and this text is no conversation: --calibration-data takes a JSONL "
             "file of messages"
         )
-    return rows
+    # What is drawn first does not depend on how much is drawn.
+    return CalibrationRows(rows, drawn((1 + further) * tokens)[len(rows) :])

@@ -124,7 +124,7 @@ class Texts:
         load: Tensor | None = None,
         take: Callable[[int, Tensor], None] | None = None,
     ) -> Decoded:
-        """Decode every row, with the sparsity's thresholds, compensation and anticipation.
+        """Decode every row, with the sparsity's thresholds, compensation and anticipations.
 
         Args:
             scale: f32[N, T] or one for all.

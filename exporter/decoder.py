@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.in_place import BufferCache
 from clada.exporter.patch import Sparsity
+from clada.plugins import graph
 from clada.plugins.ops import LOAD_SIGNAL
 from clada.plugins.torch import torch_op
 
@@ -92,7 +93,7 @@ class Decoder(nn.Module):
             scale_knots: See LoadMap.
             reanalysis_load: That of LoadMap, or none.
             compensation: See Sparsity.
-            anticipation: Its tensors, or none.
+            anticipation: The tensors of all of Sparsity's, one's after another's.
             token_scale: The table of LoadMap, or none.
             row_share: That of Sparsity, or none.
 
@@ -133,7 +134,7 @@ class Decoder(nn.Module):
             pools=[pool | pool_open for pool in pools] or None,
             thresholds=thresholds,
             compensation=compensation,
-            anticipation=self._anticipation(anticipation),
+            anticipations=self._anticipations(anticipation),
             load=load.unsqueeze(1).expand(input_ids.shape),
         )
         active = self._active_of_last()
@@ -149,11 +150,12 @@ class Decoder(nn.Module):
         groups = [torch.cat(group)[:, -1].unflatten(0, (len(group), -1)) for group in (together, apart) if group]
         return torch.cat(groups) if apart else groups[0]
 
-    def _anticipation(self, tensors: list[Tensor]) -> Anticipation | None:
-        if not tensors:
-            return None
-        assert self.sparsity.anticipation is not None
-        return Anticipation(self.sparsity.anticipation.layer, *tensors)
+    def _anticipations(self, tensors: list[Tensor]) -> list[Anticipation]:
+        each = len(graph.ANTICIPATION)
+        return [
+            Anticipation(calibrated.site, *tensors[each * n : each * (n + 1)])
+            for n, calibrated in enumerate(self.sparsity.anticipations)
+        ]
 
     def run(
         self,

@@ -9,20 +9,28 @@ from typing import Any
 
 import onnx_ir
 import torch
-from torch import Tensor
 
 from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.calibrated import Calibrated
-from clada.exporter.calibration_rows import calibration_rows, read_calibration_text
+from clada.exporter.calibration_rows import CalibrationRows, calibration_rows, read_calibration_text
 from clada.exporter.calibration_text import texts_of
 from clada.exporter.checkpoint import load_config, load_model
 from clada.exporter.in_place import minimum_onnxruntime
 from clada.exporter.kept_calibration import kept_path
 from clada.exporter.manifest import model_section, policy_section, quantization_section, write_manifest
 from clada.exporter.neuron_export import calibrate_neurons
+from clada.exporter.policies import POLICIES
 from clada.exporter.price_export import calibrate_inputs, take_inputs
 from clada.exporter.quantization import QuantizationConfig
-from clada.exporter.settings import CALIBRATION_TOKENS, DEFAULT_OPSET, DEFAULT_QUANTIZED_OPSET, DTYPES, FORMATS
+from clada.exporter.settings import (
+    BYTES_POLICY,
+    CALIBRATION_TOKENS,
+    DEFAULT_OPSET,
+    DEFAULT_QUANTIZED_OPSET,
+    DTYPES,
+    FORMATS,
+    FURTHER,
+)
 from clada.exporter.staging import staged
 from clada.exporter.trace import check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
@@ -83,6 +91,11 @@ class ExportConfig:
                 raise CladaError("a calibration file is for a goal of bytes: pass bytes too")
             if self.calibration_data is not None:
                 raise CladaError("a calibration file is given, and text to calibrate on too: leave one of them out")
+            if self.calibration.policy != POLICIES[BYTES_POLICY]:
+                raise CladaError(
+                    f"a calibration file is measured with all of the policy {BYTES_POLICY}, and parts of it are left "
+                    "out: calibrate anew, without the file"
+                )
         if self.dtype not in DTYPES:
             raise CladaError(f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}")
         if self.calibration_tokens < 1:
@@ -173,7 +186,8 @@ def export(
         texts, parameters = texts_of(text.documents, tokenizer), model.num_parameters()
         report(f"{hf_config.model_type}, {parameters:,} parameters")
         if config.calibration_file is None:
-            rows = calibration_rows(text, texts, tokenizer, hf_config, config.calibration_tokens, config.seed, report)
+            tokens, further = config.calibration_tokens, FURTHER if config.calibration.bytes is not None else 0
+            rows = calibration_rows(text, texts, tokenizer, hf_config, tokens, config.seed, report, further)
             calibrated = _calibrated(model, rows, config, (text.name, text.sha256), kept_path(output), report)
             kept.append(kept_path(output))
         else:
@@ -232,7 +246,7 @@ def export(
 
 def _calibrated(
     model: Any,
-    rows: Tensor,
+    rows: CalibrationRows,
     config: ExportConfig,
     data: tuple[str, str],
     kept: Path,
@@ -240,7 +254,5 @@ def _calibrated(
 ) -> Calibrated:
     calibration = config.calibration
     if calibration.bytes is None:
-        return calibrate_neurons(model, rows, calibration, config.quantization, data, kept, report)
-    return calibrate_inputs(
-        model, rows, calibration.bytes, config.quantization, data, kept, report, load=calibration.policy.scale == "load"
-    )
+        return calibrate_neurons(model, rows.decoded, calibration, config.quantization, data, kept, report)
+    return calibrate_inputs(model, rows, calibration.bytes, calibration.policy, config.quantization, data, kept, report)

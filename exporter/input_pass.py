@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from clada.exporter.anticipation import Anticipation
 from clada.exporter.decode_pass import Decoded
 from clada.exporter.products import Product, input_hooks
 from clada.exporter.progress import tracked
@@ -23,10 +24,14 @@ class Run:
     Args:
         thresholds: f32[D] of each product; None where all inputs are read.
         scale: Factor on them, one for all tokens or f32[N, T].
+        anticipations: What refines the scale.
+        load: f32[N, T], which they read.
     """
 
     thresholds: Sequence[Tensor | None]
     scale: float | Tensor = 1.0
+    anticipations: Sequence[Anticipation] = ()
+    load: Tensor | None = None
 
 
 @torch.no_grad()
@@ -52,8 +57,7 @@ def decode_each(
         text = _read_prompt(model, ids, prompt_tokens)
         dense = text.log_probabilities(model)[1:]
         for run, decoded in zip(runs, found, strict=True):
-            scale = run.scale[number] if isinstance(run.scale, Tensor) else torch.full((len(dense),), run.scale)
-            decoded.append(_decoded(model, products, run.thresholds, scale, text, dense))
+            decoded.append(_decoded(model, products, run, number, text, dense))
     return [
         Decoded(*(torch.stack([getattr(row, field.name) for row in decoded]) for field in fields(Decoded)))
         for decoded in found
@@ -88,22 +92,21 @@ def _read_prompt(model: Any, ids: Tensor, prompt_tokens: int) -> _Text:
     return _Text(cache, first, ids[prompt_tokens:])
 
 
-def _decoded(
-    model: Any,
-    products: Sequence[Product],
-    thresholds: Sequence[Tensor | None],
-    scale: Tensor,
-    text: _Text,
-    dense: Tensor,
-) -> Decoded:
-    """A text decoded with scales f32[T], given the dense model's log probabilities f32[T, V] after each token."""
+def _decoded(model: Any, products: Sequence[Product], run: Run, number: int, text: _Text, dense: Tensor) -> Decoded:
+    """The text of a number decoded, given the dense model's log probabilities f32[T, V] after each token."""
     kept = torch.ones(len(dense), len(products))
+    given = run.scale[number] if isinstance(run.scale, Tensor) else torch.full((len(dense),), run.scale)
+    scale = given
+    probes = {anticipation.site: anticipation for anticipation in run.anticipations}
 
     def skip(index: int, x: Tensor) -> Tensor | None:
-        threshold = thresholds[index]
+        nonlocal scale
+        threshold, tokens = run.thresholds[index], x.reshape(len(dense), -1)
+        if index in probes:
+            assert run.load is not None
+            scale = probes[index].refined(given, tokens, run.load[number])
         if threshold is None:
             return None
-        tokens = x.reshape(len(dense), -1)
         mask = (tokens != 0) & ~(tokens.abs() < scale.unsqueeze(-1) * threshold)
         kept[:, index] = mask.float().mean(-1)
         return torch.where(mask, tokens, 0).reshape(x.shape)

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from clada.exporter.anticipation import Anticipation
+from clada.exporter.anticipation import from_named, named_tensors
 from clada.exporter.calibrate import Calibration, CalibrationConfig
 from clada.exporter.decoder import LoadMap
 from clada.exporter.output import write
@@ -26,7 +26,6 @@ from clada.runtime.pool import PoolPolicy
 _SUFFIX = ".calibration.safetensors"
 _KEY, _VALUES, _CONTENT = "key", "values", "content"
 _LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name != "surprisal_weight")
-_ANTICIPATION = tuple(field.name for field in fields(Anticipation) if field.name != "layer")
 _MEASURED = ("divergence", "agreement", "ffn_cost", "tokens", "prompt_tokens", "gains", "anticipation_r2")
 
 
@@ -96,9 +95,8 @@ def keep_calibration(
     values: dict[str, Any] = {name: getattr(calibration, name) for name in _MEASURED}
     values["layers"] = [asdict(layer) for layer in calibration.layers]
     values["surprisal_weight"] = calibration.load_map.surprisal_weight
-    if sparsity.anticipation is not None:
-        values["anticipation_layer"] = sparsity.anticipation.layer
-        tensors |= {f"anticipation {name}": getattr(sparsity.anticipation, name) for name in _ANTICIPATION}
+    values["anticipations"] = [anticipation.site for anticipation in sparsity.anticipations]
+    tensors |= named_tensors(sparsity.anticipations)
     pools = calibration.pools
     if pools is not None:
         # JSON has no infinity.
@@ -121,7 +119,7 @@ def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibrat
     Args:
         path: See `kept_path`.
         key: See `calibration_key`.
-        sparsity: Of the model that was calibrated; its thresholds, compensation and anticipation are replaced.
+        sparsity: Of the model that was calibrated; its thresholds, compensation and anticipations are replaced.
 
     Returns:
         The calibration and the packed weights; None where there is none, or it is damaged or of something else.
@@ -141,10 +139,7 @@ def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibrat
     values = json.loads(metadata[_VALUES])
     sparsity.thresholds[:] = _listed("threshold", tensors)
     sparsity.compensation = _listed("compensation", tensors)
-    sparsity.anticipation = None
-    if "anticipation_layer" in values:
-        probe = {name: tensors[f"anticipation {name}"] for name in _ANTICIPATION}
-        sparsity.anticipation = Anticipation(layer=values["anticipation_layer"], **probe)
+    sparsity.anticipations = from_named(values["anticipations"], tensors.__getitem__)
     pools = None
     if "pools" in values:
         sizes, prior_tokens = values["pools"]

@@ -1,5 +1,6 @@
 """Writes the manifest: what was exported, how it was calibrated, and what verification measured."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from clada.runtime.manifest import (
     PiecesSection,
     PolicySection,
     PoolSection,
+    ProbeSection,
     ProductSection,
     QuantizationSection,
     manifest_bytes,
@@ -81,14 +83,14 @@ def quantization_section(config: QuantizationConfig | None, quantized: Quantized
 
 
 def calibration_section(
-    calibration: Calibration, anticipation: Anticipation | None, data: str, data_sha256: str
+    calibration: Calibration, anticipations: Sequence[Anticipation], data: str, data_sha256: str
 ) -> CalibrationSection:
     """What was calibrated on, and what it gave."""
     load_map = calibration.load_map
     probe = None
-    if anticipation is not None:
+    for anticipation in anticipations:
         probe = AnticipationSection(
-            anticipation.layer, tuple(anticipation.factors.tolist()), calibration.anticipation_r2
+            anticipation.site, tuple(anticipation.factors.tolist()), calibration.anticipation_r2
         )
     return CalibrationSection(
         data=_printable(data),
@@ -139,6 +141,10 @@ def inputs_section(calibration: PriceCalibration, choice: PriceChoice) -> Inputs
             for product, kept, threshold in zip(products, choice.kept, choice.thresholds, strict=True)
         ),
         dial=tuple(choice.dial),
+        probes=tuple(
+            ProbeSection(anticipation.site, tuple(anticipation.factors.tolist()), explained)
+            for anticipation, explained in zip(calibration.anticipations, calibration.explained, strict=True)
+        ),
     )
 
 

@@ -44,12 +44,12 @@ def calibrate_neurons(
 
     def patch(other: Any) -> Sparsity:
         patched = sparsify(other, sparsity.thresholds)
-        patched.compensation, patched.anticipation = sparsity.compensation, sparsity.anticipation
+        patched.compensation, patched.anticipations = sparsity.compensation, sparsity.anticipations
         if quantized is not None:
             hold(other, quantized)
         return patched
 
-    section = calibration_section(calibration, sparsity.anticipation, *data)
+    section = calibration_section(calibration, sparsity.anticipations, *data)
     return Calibrated(calibration.load_map, section, patch, sparsity, quantized, calibration.pools)
 
 

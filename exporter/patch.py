@@ -25,9 +25,10 @@ class Sparsity:
     Args:
         thresholds: f32[F] for each layer, or f32[D] for each product.
         compensation: f32[D] for each layer, added to its output where it is sparse; empty for none.
-        anticipation: What refines the scale, if anything does.
+        anticipations: What refines the scale, each from its site to the next one's.
         row_share: f32[P], the share of all products' weights that is in a row of each; None where neurons are skipped.
         scale: Factor on the thresholds, one for all tokens or f32[B, S]; 0 is dense, negative is padding.
+        refined: f32[B, S], what the last anticipation of a pass made of the scale; None where none has.
         pools: bool[B, F] or bool[B, D] for each site, the neurons or inputs it may use, or None for all.
         load: f32[B, S], which anticipation reads; None where there is none.
         sparse: bool[B, S], the tokens whose outputs are compensated; None for those whose scale is above 0.
@@ -38,9 +39,10 @@ class Sparsity:
 
     thresholds: list[Tensor]
     compensation: list[Tensor] = field(default_factory=list)
-    anticipation: Anticipation | None = None
+    anticipations: list[Anticipation] = field(default_factory=list)
     row_share: Tensor | None = None
     scale: float | Tensor = 0.0
+    refined: Tensor | None = None
     pools: list[Tensor] | None = None
     load: Tensor | None = None
     sparse: Tensor | None = None
@@ -58,7 +60,8 @@ class Sparsity:
             others: Other fields by name; what is not given stays as set, but for `load` and `sparse`, which are None,
                 and `last_only`, which is False.
         """
-        values = {"load": None, "sparse": None, "last_only": False, **others, "scale": scale, "pools": pools}
+        of_a_pass = {"load": None, "sparse": None, "last_only": False, "refined": None}
+        values = {**of_a_pass, **others, "scale": scale, "pools": pools}
         before = {name: getattr(self, name) for name in values}
         try:
             for name, value in values.items():
@@ -68,12 +71,28 @@ class Sparsity:
             for name, value in before.items():
                 setattr(self, name, value)
 
-    def scale_of(self, x: Tensor) -> Tensor:
-        """The scale f32[B, S] of the tokens of x [B, S, D], or [B * S, D] as some families flatten it."""
+    def scale_at(self, site: int, x: Tensor, of_last: bool = False) -> Tensor:
+        """The scale f32[B, S] of the tokens of a site's input, refined from here on where there is an anticipation.
+
+        Args:
+            site: Index of the layer or product.
+            x: T[B, S, D], or [B * S, D] as some families flatten it.
+            of_last: Whether x is of each text's last token alone: S is 1.
+        """
+
+        def cut(of_tokens: Tensor) -> Tensor:
+            # A slice for nothing would be a node of the graph.
+            return of_tokens[:, -1:] if of_last else of_tokens
+
         if isinstance(self.scale, Tensor):
-            return self.scale
-        tokens = x.shape[:-1] if x.ndim == 3 else (1, x.shape[0])
-        return torch.full(tokens, self.scale, dtype=torch.float32, device=x.device)
+            given = cut(self.scale)
+        else:
+            tokens = x.shape[:-1] if x.ndim == 3 else (1, x.shape[0])
+            given = torch.full(tokens, self.scale, dtype=torch.float32, device=x.device)
+        for anticipation in self.anticipations:
+            if anticipation.site == site and self.load is not None:
+                self.refined = anticipation.refined(given, x.reshape(*given.shape, -1), cut(self.load))
+        return given if self.refined is None else cut(self.refined)
 
 
 class SparseLayer(nn.Module):
@@ -112,11 +131,8 @@ class SparseLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x [B, S, D], or [B * S, D] as some families flatten it."""
         shared = self.sparsity
-        scale = shared.scale_of(x)
+        scale = shared.scale_at(self.index, x)
         tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
-        if shared.anticipation is not None and shared.load is not None and shared.anticipation.layer == self.index:
-            # Kept for the layers above; what steered the pass puts back its own afterwards.
-            scale = shared.scale = shared.anticipation.refined(scale, tokens_first, shared.load)
         if shared.pools is None:
             pool = torch.ones(scale.shape[0], self.neurons, dtype=torch.bool, device=x.device)
         else:

@@ -17,7 +17,7 @@ _CLADA = Policy(
 
 POLICIES: dict[str, Policy] = {
     "clada": _CLADA,
-    "price": Policy(thresholds="price", scale="load"),
+    "price": Policy(thresholds="price", scale="load", anticipation=True),
     "dense": Policy(),
     # Lee et al. 2024: |act(gate)| against one quantile a layer.
     "cats": Policy(thresholds="activation"),

@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clada.exporter.anticipation import Anticipation
+from clada.exporter.calibration_rows import CalibrationRows
 from clada.exporter.decode_pass import Decoded
 from clada.exporter.decoder import LoadMap
 from clada.exporter.input_pass import Run, decode_each
-from clada.exporter.load_fit import LOAD_KNOTS, fit_load, load_by, load_map_of, loads_of, scale_by
+from clada.exporter.input_probes import Foresight, fit_foresight, probed_products, read_densely
+from clada.exporter.load_fit import LOAD_KNOTS, fit_load, load_by, load_map_of, loads_of, scale_by, to_float
 from clada.exporter.price import Worth, by_sensitivity, measure, price_of, sensitivities
+from clada.exporter.probe import FEWEST_ROWS
 from clada.exporter.products import Product
 from clada.plugins.errors import UnreachableError
 from clada.runtime.dial import DialPoint, effort_for
@@ -55,7 +59,10 @@ class PriceCalibration:
         rungs: Prices that were tried, from the lowest; the first is nothing: all but zeros is kept.
         tokens: Tokens that were measured, the dense prompts not counted.
         prompt_tokens: Tokens of each row that were read densely, as a prompt is.
-        gains: Share of the divergence that the load's map saves, as estimated on text that it was not fitted on.
+        gains: Share of the divergence that the load's map saves, and that anticipations save beside it, as estimated
+            on text that they were not fitted on.
+        anticipations: What refines the scale.
+        explained: Of each, see `Foresight`.
     """
 
     worths: list[Worth]
@@ -64,6 +71,8 @@ class PriceCalibration:
     tokens: int
     prompt_tokens: int
     gains: dict[str, float]
+    anticipations: list[Anticipation]
+    explained: list[float]
 
 
 @dataclass(frozen=True)
@@ -86,30 +95,37 @@ class PriceChoice:
 
 
 def calibrate_price(
-    model: Any, products: Sequence[Product], rows: Tensor, prompt_tokens: int, goals: Sequence[float], load: bool = True
+    model: Any,
+    products: Sequence[Product],
+    rows: CalibrationRows,
+    prompt_tokens: int,
+    goals: Sequence[float],
+    load: bool = True,
+    anticipation: bool = True,
 ) -> PriceCalibration:
-    """Measure what inputs are worth, fit the load's map, and try prices.
+    """Measure what inputs are worth, fit what the scale follows, and try prices.
 
     Args:
         model: A causal LM in float32, not patched.
         products: Of the model.
-        rows: i64[N, S] calibration tokens.
+        rows: Calibration tokens.
         prompt_tokens: Tokens at the start of each row that are read densely.
         goals: Shares of all weights to be read, which are tried beside SHARES.
         load: Whether the scale follows the load.
+        anticipation: Whether it follows what is to come too; with the load only.
     """
-    measured = sensitivities(model, products, rows, prompt_tokens)
+    measured = sensitivities(model, products, rows.decoded, prompt_tokens)
     factors = [by_sensitivity(product, value) for product, value in zip(products, measured, strict=True)]
-    worths = measure(model, products, factors, rows, prompt_tokens)
+    worths = measure(model, products, factors, rows.decoded, prompt_tokens)
 
-    def run(price: float, scale: float | Tensor = 1.0) -> Run:
-        return Run([worth.thresholds(price) for worth in worths], scale)
+    def thresholds(price: float) -> list[Tensor | None]:
+        return [worth.thresholds(price) for worth in worths]
 
     def decode(runs: list[Run]) -> list[Decoded]:
-        return decode_each(model, products, runs, rows, prompt_tokens)
+        return decode_each(model, products, runs, rows.decoded, prompt_tokens)
 
-    level = price_of(worths, _FITTED_AT)
-    tried = decode([run(level, factor) for factor in (_FIT_FACTORS if load else (1.0,))])
+    level = thresholds(price_of(worths, _FITTED_AT))
+    tried = decode([Run(level, factor) for factor in (_FIT_FACTORS if load else (1.0,))])
     base = tried[len(tried) // 2]
     loads = loads_of(base)
     weight, knots, gains = 0.5, np.ones(LOAD_KNOTS), {}
@@ -117,10 +133,18 @@ def calibrate_price(
         weight, fit = fit_load(loads, tried, _FIT_FACTORS)
         knots, gains["load"] = fit.factors, fit.gain
     load_map = load_map_of(loads, weight, knots)
-    scale = scale_by(load_map, load_by(load_map, base))
+    loads_there = load_by(load_map, base)
+    scale = scale_by(load_map, loads_there)
+    foresight = Foresight([], [], 0.0)
+    if load and anticipation and len(rows.decoded) >= FEWEST_ROWS:
+        sites = probed_products(model.config.num_hidden_layers, len(products))
+        inputs, entropy = read_densely(model, products, sites, rows.whole, prompt_tokens)
+        foresight = fit_foresight(inputs, entropy, loads_there, scale, tried, _FIT_FACTORS)
+        gains["anticipation"] = foresight.gain
 
     prices = [price_of(worths, share) for share in _shares(goals)]
-    decoded = decode([run(price, scale) for price in prices])
+    steering = scale, foresight.anticipations, to_float(loads_there)
+    decoded = decode([Run(thresholds(price), *steering) for price in prices])
     rungs = [_free(worths), *(_rung(price, outcome) for price, outcome in zip(prices, decoded, strict=True))]
     return PriceCalibration(
         worths=worths,
@@ -129,6 +153,8 @@ def calibrate_price(
         tokens=base.divergence.numel(),
         prompt_tokens=prompt_tokens,
         gains=gains,
+        anticipations=foresight.anticipations,
+        explained=foresight.explained,
     )
 
 

@@ -7,10 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from clada.exporter.calibrate import prompt_tokens
 from clada.exporter.calibrated import Calibrated
+from clada.exporter.calibration_rows import CalibrationRows
 from clada.exporter.manifest import inputs_section, price_section
 from clada.exporter.patch import Sparsity
 from clada.exporter.price_calibration import PriceCalibration, calibrate_price, choose
@@ -26,40 +25,43 @@ from clada.exporter.products import Product, find_products
 from clada.exporter.quantization import QuantizationConfig, Quantized
 from clada.exporter.sparse_products import sparsify_products
 from clada.plugins.errors import CladaError
+from clada.runtime.manifest import Policy
 
 
 def calibrate_inputs(
     model: Any,
-    rows: Tensor,
+    rows: CalibrationRows,
     share: float,
+    policy: Policy,
     quantization: QuantizationConfig | None,
     data: tuple[str, str],
     kept: Path,
     report: Callable[[str], None],
-    load: bool = True,
 ) -> Calibrated:
     """Quantise a model, in place, if it is to be, and calibrate it.
 
     Args:
         model: A causal LM in float32.
-        rows: i64[N, S] calibration tokens.
+        rows: Calibration tokens.
         share: Of all weights' bytes, what a token is to read.
+        policy: What the scale follows.
         quantization: How weights are quantised first; None where they are not.
         data: Name and SHA-256 of the text.
         kept: Where the calibration is kept, and taken from where it is there.
         report: Called with each line of progress.
-        load: Whether the scale follows the load.
 
     Raises:
         CladaError: No price reads that share.
     """
-    settings = json.dumps([version("clada"), share, load, None if quantization is None else asdict(quantization)])
-    of = CalibratedOn(model_hash(model), *data, tensors_hash(settings, {"rows": rows}))
+    follows = policy.scale == "load", policy.anticipation
+    settings = json.dumps([version("clada"), share, *follows, None if quantization is None else asdict(quantization)])
+    of = CalibratedOn(model_hash(model), *data, tensors_hash(settings, {"rows": rows.whole}))
     products = find_products(model)
     quantized = _quantized(model, products, quantization, report)
     calibration = _kept(kept, of, products)
     if calibration is None:
-        calibration = calibrate_price(model, products, rows, prompt_tokens(rows.shape[1]), [share], load)
+        prompt = prompt_tokens(rows.decoded.shape[1])
+        calibration = calibrate_price(model, products, rows, prompt, [share], *follows)
         write_price_calibration(kept, calibration, of)
     else:
         report(f"taking the calibration of an earlier run from {kept}")
@@ -121,7 +123,9 @@ def calibrated_for(
         products = find_products(model)
         if quantized is not None:
             hold_products(model, products, quantized)
-        return sparsify_products(model, products, choice.thresholds)
+        sparsity = sparsify_products(model, products, choice.thresholds)
+        sparsity.anticipations = calibration.anticipations
+        return sparsity
 
     return Calibrated(
         calibration.load_map,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -13,15 +14,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from clada.exporter.anticipation import Anticipation, from_named, named_tensors
 from clada.exporter.decoder import LoadMap
 from clada.exporter.output import write
 from clada.exporter.price import BINS, Worth
 from clada.exporter.price_calibration import PriceCalibration, Rung
+from clada.exporter.probe import KNOTS
 from clada.exporter.products import Product
+from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.runtime.typed_json import Within, WrongValueError, load, parse, plain
 
-_FORMAT = "clada calibration by price, 1"
+_FORMAT = "clada calibration by price, 2"
 _LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name not in ("surprisal_weight", "token_scale"))
 
 
@@ -50,6 +54,12 @@ class _ProductSizes:
 
 
 @dataclass(frozen=True)
+class _Probe:
+    product: Annotated[int, Within(0, 2**31 - 1)]
+    explained: float
+
+
+@dataclass(frozen=True)
 class _Content:
     """What a file holds beside its tensors."""
 
@@ -60,6 +70,7 @@ class _Content:
     tokens: Annotated[int, Within(1, 2**53)]
     prompt_tokens: Annotated[int, Within(0, 2**53)]
     gains: Mapping[str, float]
+    probes: tuple[_Probe, ...]
 
     def __post_init__(self) -> None:
         efforts, shares = ([getattr(rung, name) for rung in self.rungs] for name in ("effort", "read"))
@@ -69,6 +80,9 @@ class _Content:
             raise WrongValueError("rungs must read shares that fall")
         if any(len(rung.kept) != len(self.products) for rung in self.rungs):
             raise WrongValueError("rungs must tell of each product")
+        sites = [probe.product for probe in self.probes]
+        if sorted(set(sites)) != sites or not all(site < len(self.products) for site in sites):
+            raise WrongValueError("probes must be of different products, in their order")
 
 
 def model_hash(model: Any) -> str:
@@ -94,6 +108,7 @@ def write_price_calibration(path: Path, calibration: PriceCalibration, of: Calib
     tensors = {name: getattr(calibration.load_map, name) for name in _LOAD_MAP}
     for index, worth in enumerate(calibration.worths):
         tensors |= {f"factor.{index}": worth.factor, f"counts.{index}": worth.counts}
+    tensors |= named_tensors(calibration.anticipations)
     content = _Content(
         of=of,
         products=_sizes([worth.product for worth in calibration.worths]),
@@ -102,6 +117,10 @@ def write_price_calibration(path: Path, calibration: PriceCalibration, of: Calib
         tokens=calibration.tokens,
         prompt_tokens=calibration.prompt_tokens,
         gains=calibration.gains,
+        probes=tuple(
+            _Probe(anticipation.site, explained)
+            for anticipation, explained in zip(calibration.anticipations, calibration.explained, strict=True)
+        ),
     )
     text = json.dumps(plain(content))
     metadata = {"format": _FORMAT, "values": text, "content": tensors_hash(text, tensors)}
@@ -140,7 +159,8 @@ def read_price_calibration(path: Path, products: Sequence[Product]) -> tuple[Pri
         if content.products != _sizes(products):
             raise CladaError(f"{path} is the calibration of another model: its products are not this model's")
         worths = [_worth(tensors, index, product) for index, product in enumerate(products)]
-        knots = {name: _numbers(tensors, name, torch.float32) for name in _LOAD_MAP}
+        knots = {name: _numbers(tensors, name, torch.float32, None) for name in _LOAD_MAP}
+        anticipations = [_anticipation(tensors, probe.product, products) for probe in content.probes]
     except WrongValueError as error:
         raise CladaError(
             f"{path} is no calibration file that clada wrote: {error}; run clada calibrate again"
@@ -152,6 +172,8 @@ def read_price_calibration(path: Path, products: Sequence[Product]) -> tuple[Pri
         tokens=content.tokens,
         prompt_tokens=content.prompt_tokens,
         gains=dict(content.gains),
+        anticipations=anticipations,
+        explained=[probe.explained for probe in content.probes],
     )
     return calibration, content.of
 
@@ -161,11 +183,27 @@ def _worth(tensors: Mapping[str, Tensor], index: int, product: Product) -> Worth
     return Worth(product, factor, _numbers(tensors, f"counts.{index}", torch.float64, BINS))
 
 
-def _numbers(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, size: int | None = None) -> Tensor:
-    """A tensor of the file, if its values are finite and none is negative."""
+def _anticipation(tensors: Mapping[str, Tensor], site: int, products: Sequence[Product]) -> Anticipation:
+    names = graph.anticipation(site)
+    sizes = (products[site].inputs,), (), (), (KNOTS,), (KNOTS,)
+    values = [
+        _numbers(tensors, name, torch.float32, *size, least=-math.inf) for name, size in zip(names, sizes, strict=True)
+    ]
+    (anticipation,) = from_named([site], dict(zip(names, values, strict=True)).__getitem__)
+    if (anticipation.knots.diff() < 0).any() or (anticipation.factors.diff() > 0).any():
+        raise WrongValueError(f"the knots of the probe at product {site} fall, or its factors rise")
+    if (anticipation.factors <= 0).any():
+        raise WrongValueError(f"factors of the probe at product {site} are not above 0")
+    return anticipation
+
+
+def _numbers(
+    tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, *size: int | None, least: float = 0
+) -> Tensor:
+    """A tensor of the file, if it is of this size (None is any), finite, and nowhere below the least."""
     tensor = tensors.get(name)
-    if tensor is None or tensor.dtype != dtype or (size is not None and tensor.shape != (size,)):
+    if tensor is None or tensor.dtype != dtype or (None not in size and tensor.shape != size):
         raise WrongValueError(f"{name} is missing, or not of the type and size that it must be")
-    if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
-        raise WrongValueError(f"{name} holds what is negative, or no finite number")
+    if not bool((torch.isfinite(tensor) & (tensor >= least)).all()):
+        raise WrongValueError(f"{name} holds a value below {least:g}, or no finite number")
     return tensor

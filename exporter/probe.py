@@ -12,6 +12,8 @@ _SMALLEST_DIVERGENCE = 1e-7
 # Tokens of the mean that a token id's own mean is shrunk towards.
 _TABLE_PRIOR = 4.0
 KNOTS = 9
+# Rows from which on a fit can be checked on rows it was not made on.
+FEWEST_ROWS = 4
 
 
 def log_divergence(divergence: Tensor) -> Tensor:
@@ -19,7 +21,7 @@ def log_divergence(divergence: Tensor) -> Tensor:
     return divergence.double().clamp_min(_SMALLEST_DIVERGENCE).log()
 
 
-def _ridge(features: Tensor, target: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+def ridge(features: Tensor, target: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """Weights f64[K] and bias for features f64[T, K] as they are, in closed form; penalised as if standardised."""
     mean, deviation = features.mean(0), features.std(0).clamp_min(1e-9)
     standard = (features - mean) / deviation
@@ -28,7 +30,8 @@ def _ridge(features: Tensor, target: Tensor, penalty: float) -> tuple[Tensor, Te
     return weight, target.mean() - mean @ weight
 
 
-def _halves(rows: int) -> tuple[Tensor, Tensor]:
+def halves(rows: int) -> tuple[Tensor, Tensor]:
+    """Indices of every other row, and of those between."""
     index = torch.arange(rows)
     return index[::2], index[1::2]
 
@@ -46,18 +49,18 @@ def fit_probe(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor,
     """
     if len(features) < 2:
         raise ValueError("a probe is checked on other rows than it is fitted on: two are needed")
-    halves = _halves(len(features))
+    both = halves(len(features))
     best: tuple[float, float, Tensor] | None = None
     for penalty in _PENALTIES:
         predicted = torch.empty_like(target)
-        for fitted, other in (halves, halves[::-1]):
-            weight, bias = _ridge(features[fitted].flatten(0, 1), target[fitted].flatten(), penalty)
+        for fitted, other in (both, both[::-1]):
+            weight, bias = ridge(features[fitted].flatten(0, 1), target[fitted].flatten(), penalty)
             predicted[other] = features[other] @ weight + bias
         error = float((predicted - target).square().mean())
         if best is None or error < best[0]:
             best = (error, penalty, predicted)
     assert best is not None
-    weight, bias = _ridge(features.flatten(0, 1), target.flatten(), best[1])
+    weight, bias = ridge(features.flatten(0, 1), target.flatten(), best[1])
     variance = float(target.var())
     # A ReLU network may lose nothing at any token: there is then nothing to explain.
     return weight, bias, best[2], 1 - best[0] / variance if variance > 0 else 0.0
@@ -81,9 +84,9 @@ def fit_table(tokens: Tensor, target: Tensor, vocabulary: int) -> tuple[Tensor, 
         counts = torch.zeros(vocabulary, dtype=torch.float64).index_add_(0, ids, torch.ones_like(values))
         return sums / (counts + _TABLE_PRIOR) + target.mean()
 
-    halves = _halves(len(tokens))
+    both = halves(len(tokens))
     predicted = torch.empty_like(target)
-    for fitted, other in (halves, halves[::-1]):
+    for fitted, other in (both, both[::-1]):
         predicted[other] = table(fitted)[tokens[other]]
     return table(torch.arange(len(tokens))), predicted
 

@@ -10,6 +10,8 @@ METHODS = ("rtn", "gptq")
 BLOCK_SIZE = 32
 METHOD = "rtn"
 CALIBRATION_TOKENS = 2048
+# For each of them, with a goal of bytes, how many more are read densely: what is to come is told from those.
+FURTHER = 2
 TARGET_SPARSITY = 0.5
 # The policies, without and with a goal of bytes.
 POLICY = "clada"

@@ -65,9 +65,7 @@ class SparseProduct(nn.Module):
 
     def _computed(self, x: Tensor) -> Sequence[Tensor]:
         shared = self.sparsity
-        scale = shared.scale_of(x)
-        if self.is_output and shared.last_only:
-            scale = scale[:, -1:]
+        scale = shared.scale_at(self.index, x, of_last=self.is_output and shared.last_only)
         tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
         if shared.pools is not None:
             tokens_first = torch.where(shared.pools[self.index].unsqueeze(1), tokens_first, 0)

@@ -82,7 +82,7 @@ def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
         graph.SCALE_KNOTS: load_map.scale_knots,
         graph.REANALYSIS_LOAD: [load_map.reanalysis_load] if sparsity.row_share is None else [],
         "compensation": list(sparsity.compensation),
-        "anticipation": [] if sparsity.anticipation is None else sparsity.anticipation.tensors(),
+        "anticipation": [tensor for probe in sparsity.anticipations for tensor in probe.tensors()],
         graph.TOKEN_SCALE: [] if load_map.token_scale is None else [load_map.token_scale],
         graph.ROW_SHARE: [] if sparsity.row_share is None else [sparsity.row_share],
     }
@@ -94,6 +94,6 @@ def constant_names(sparsity: Sparsity, load_map: LoadMap) -> list[str]:
     names += [graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS]
     names += [graph.REANALYSIS_LOAD] if sparsity.row_share is None else []
     names += [graph.compensation(n) for n in range(len(sparsity.compensation))]
-    names += [] if sparsity.anticipation is None else graph.anticipation(sparsity.anticipation.layer)
+    names += [name for probe in sparsity.anticipations for name in graph.anticipation(probe.site)]
     names += [] if load_map.token_scale is None else [graph.TOKEN_SCALE]
     return names + ([] if sparsity.row_share is None else [graph.ROW_SHARE])

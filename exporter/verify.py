@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clada.exporter.anticipation import Anticipation
+from clada.exporter.anticipation import from_named
 from clada.exporter.calibration_text import token_rows
 from clada.exporter.decoder import NO_POOL, Decoder, LoadMap
 from clada.exporter.neurons import activations
@@ -68,7 +68,7 @@ def load_constants(path: Path, sparsity: Sparsity, data: Path | None = None) -> 
 
     Args:
         path: The ONNX file.
-        sparsity: State of the model; its thresholds, compensation and anticipation are replaced.
+        sparsity: State of the model; its thresholds, compensation and anticipations are replaced.
         data: The file of the graph's weights; the portable graph's own where None.
     """
     content = path.read_bytes()
@@ -81,7 +81,7 @@ def load_constants(path: Path, sparsity: Sparsity, data: Path | None = None) -> 
     sparsity.thresholds[:] = [constant(graph.threshold(n)) for n in layers]
     sparsity.compensation[:] = [constant(name) for name in map(graph.compensation, layers) if name in values]
     probed = [n for n in layers if graph.anticipation(n)[0] in values]
-    sparsity.anticipation = Anticipation(probed[0], *map(constant, graph.anticipation(probed[0]))) if probed else None
+    sparsity.anticipations = from_named(probed, constant)
     node = next(node for node in nodes_of(content, DOMAIN) if node.op == LOAD_SIGNAL.name)
     weight = dict(node.floats)[LOAD_SIGNAL.attributes[0].name]
     return LoadMap(
@@ -281,7 +281,11 @@ def _compare_step(
         scale = scale * effort[:, None]
     load = torch.from_numpy(outputs[graph.LOAD]).float()[:, None]
     if exported.watched.x:
-        kept, scale = _kept_inputs(exported.watched, outputs, values, scale, worst)
+        kept, scales = _kept_inputs(exported.watched, outputs, values, worst)
+        x = [torch.from_numpy(outputs[name]) for name in exported.watched.x]
+        for ours, (least, most) in zip(scales, _expected_scales(sparsity, scale, load, x), strict=True):
+            outside = torch.maximum(least - ours, ours - most).clamp_min(0) / most.abs().clamp_min(1e-3)
+            worst.following = _worse(worst.following, float(outside.max()))
     else:
         kept = [torch.from_numpy(outputs[name]) > 0 for name in telling]
     with _site_inputs(sites) as inputs:
@@ -292,24 +296,44 @@ def _compare_step(
             sparse=torch.ones(batch, 1, dtype=torch.bool),
         )
     worst.logits = _worse(worst.logits, _relative(outputs[graph.LOGITS], logits))
+    if not exported.watched.x:
+        scales = [most for _, most in _expected_scales(sparsity, scale, load, inputs, rounding=0)]
     for n, site in enumerate(sites):
-        if sparsity.anticipation is not None and sparsity.anticipation.layer == n:
-            scale = sparsity.anticipation.refined(scale, inputs[n].reshape(batch, 1, -1), load)
         pool = step["pools"][n] if step["pools"] else None
-        count, gap = _decision_gap(site, inputs[n], values["thresholds"][n], scale, pool, kept[n])
+        count, gap = _decision_gap(site, inputs[n], values["thresholds"][n], scales[n], pool, kept[n])
         worst.otherwise, worst.gap = worst.otherwise + count, _worse(worst.gap, gap)
     worst.decided += sum(mask.numel() for mask in kept)
     return logits, present
 
 
+def _expected_scales(
+    sparsity: Sparsity, scale: Tensor, load: Tensor, inputs: Sequence[Tensor], rounding: float = FOLLOWING_TOLERANCE
+) -> list[tuple[Tensor, Tensor]]:
+    """The least and the most that the scale f32[B, 1] of each site may be, of f32[B, 1] and the sites' inputs.
+
+    Where a probe's sum of products is off by what rounding makes of it, a share of the products' magnitudes.
+    """
+    probes = {probe.site: probe for probe in sparsity.anticipations}
+    bounds, found = (scale, scale), []
+    for site, given in enumerate(inputs):
+        if site in probes:
+            probe, x = probes[site], given.reshape(len(scale), 1, -1)
+            magnitude = x.float().abs() @ probe.weight.abs() + load * probe.load_weight.abs() + probe.bias.abs()
+            off = rounding * magnitude
+            least, most = (replace(probe, bias=probe.bias + by).refined(scale, x, load) for by in (off, -off))
+            bounds = least, most
+        found.append(bounds)
+    return found
+
+
 def _kept_inputs(
-    watched_graph: Watched, outputs: dict[str, Any], values: dict[str, Any], expected_scale: Tensor, worst: _Worst
-) -> tuple[list[Tensor], Tensor]:
-    """What ONNX Runtime kept of each product's inputs, bool[B, D], and the scale f32[B, 1] that it went by.
+    watched_graph: Watched, outputs: dict[str, Any], values: dict[str, Any], worst: _Worst
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What ONNX Runtime kept of each product's inputs, bool[B, D], and the scales f32[B, 1] that it went by.
 
     By the op's own rule from what the op was given, so that it is exact; what the graph says of it must agree.
     """
-    batch = len(expected_scale)
+    batch = len(outputs[graph.LOAD])
     scales = [torch.from_numpy(outputs[name]).reshape(batch, -1) for name in watched_graph.scale]
     kept = []
     for name, scale, threshold in zip(watched_graph.x, scales, values["thresholds"], strict=True):
@@ -318,12 +342,11 @@ def _kept_inputs(
     counts = torch.stack([mask.sum(-1) for mask in kept])
     read = values[graph.ROW_SHARE][0].double() @ counts.double()
     for ours, theirs in (
-        (torch.cat(scales, 1).double(), expected_scale.double()),
         (torch.from_numpy(outputs[graph.ACTIVE]).double(), counts.double()),
         (torch.from_numpy(outputs[graph.READ]).double(), read),
     ):
         worst.following = _worse(worst.following, float(((ours - theirs).abs() / theirs.abs().clamp_min(1e-3)).max()))
-    return kept, scales[0]
+    return kept, scales
 
 
 @torch.no_grad()

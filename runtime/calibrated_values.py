@@ -131,22 +131,30 @@ def _problems(values: GraphConstants, nodes: list[Node], manifest: Manifest) -> 
     if graph.TOKEN_SCALE in values:
         table = _read(values, graph.TOKEN_SCALE, model.vocabulary_size)
         yield from _unless(graph.TOKEN_SCALE, _numbers(table, at_least=0))
-    for layer in range(model.layers):
-        names = graph.anticipation(layer)
-        if any(name in values for name in names):
-            yield from _anticipation_problems(values, names, model.hidden_size)
+    for site, width in enumerate(manifest.widths):
+        names, factors = graph.anticipation(site), manifest.probes.get(site)
+        if factors is not None or any(name in values for name in names):
+            probed = model.hidden_size if manifest.inputs is None else width
+            yield from _anticipation_problems(values, names, probed, factors)
     name = LOAD_SIGNAL.attributes[0].name
     weight = next(dict(node.floats).get(name, math.nan) for node in nodes if node.op == LOAD_SIGNAL.name)
     yield from _unless(f"{name} {weight}", _numbers(np.array([weight], np.float32), at_least=0, at_most=1))
 
 
-def _anticipation_problems(values: GraphConstants, names: list[str], hidden_size: int) -> Iterator[tuple[str, str]]:
+def _anticipation_problems(
+    values: GraphConstants, names: list[str], width: int, in_manifest: tuple[float, ...] | None
+) -> Iterator[tuple[str, str]]:
     weight, load_weight, bias, knots, factors = names
-    for name, shape in ((weight, (hidden_size,)), (load_weight, ()), (bias, ())):
+    for name, shape in ((weight, (width,)), (load_weight, ()), (bias, ())):
         yield from _unless(name, _numbers(_read(values, name, *shape)))
     at = _read(values, knots, None)
     yield from _unless(knots, _rising(at))
-    yield from _unless(factors, _falling(_read(values, factors, len(at))))
+    found = _read(values, factors, len(at))
+    yield from _unless(factors, _falling(found))
+    if in_manifest is None:
+        yield weight, "is of a probe that its manifest does not tell of"
+    elif not np.array_equal(found, np.array(in_manifest, np.float32)):
+        yield factors, "are not those of its manifest"
 
 
 def _unless(what: str, problem: str) -> Iterator[tuple[str, str]]:

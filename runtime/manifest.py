@@ -167,7 +167,7 @@ class CalibrationSection:
         scale_knots: The factor on the thresholds at load 0, ..., 1.
         reanalysis_load: The load from which the pool opens; above 1 where none does.
         surprisal_weight: Share of surprisal in the load.
-        anticipation: None where there is no probe.
+        anticipation: None where there is no probe, or inputs are skipped, whose section tells of theirs.
         gains: Share of the divergence that the load's map and anticipation save by themselves.
     """
 
@@ -211,6 +211,21 @@ class ProductSection:
 
 
 @dataclass(frozen=True)
+class ProbeSection:
+    """A probe of a product's input, whose factor on the scale is that product's and those of the ones after it.
+
+    Args:
+        product: Its index.
+        factors: What the scale is multiplied with at each of its knots.
+        r2: Share of the variance of a token's log divergence that it explains.
+    """
+
+    product: Annotated[int, Within(0, 2**31 - 1)]
+    factors: tuple[_Positive, ...]
+    r2: _Number
+
+
+@dataclass(frozen=True)
 class InputsSection:
     """How inputs are skipped.
 
@@ -218,11 +233,13 @@ class InputsSection:
         price: What a weight had to be worth to be read, nats.
         products: All that a token is multiplied with, in the order of the graph.
         dial: What other efforts give, from the lowest.
+        probes: Of inputs that tell how hard a token is, in the order of the products.
     """
 
     price: Annotated[float, Within(0, 1e30)]
     products: tuple[ProductSection, ...]
     dial: tuple[DialPoint, ...]
+    probes: tuple[ProbeSection, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.products:
@@ -232,6 +249,9 @@ class InputsSection:
             raise WrongValueError(f"dial has the efforts {shown(efforts)}, and must rise from 0, with 1 among them")
         if any(b >= a for a, b in pairwise(shares)):
             raise WrongValueError(f"dial reads the shares {shown(shares)}, and they must fall")
+        probed = [probe.product for probe in self.probes]
+        if any(b <= a for a, b in pairwise(probed)) or any(product >= len(self.products) for product in probed):
+            raise WrongValueError(f"probes are at the products {shown(probed)} of {len(self.products)}, and must rise")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -412,6 +432,14 @@ class Manifest:
     def widths(self) -> tuple[int, ...]:
         """Of each site that skips, how many neurons or inputs it has."""
         return self.model.neurons if self.inputs is None else self.inputs.widths
+
+    @property
+    def probes(self) -> dict[int, tuple[float, ...]]:
+        """By site that has a probe, what the scale is multiplied with at each of its knots."""
+        probe = self.calibration.anticipation
+        if self.inputs is not None:
+            return {probe.product: probe.factors for probe in self.inputs.probes}
+        return {} if probe is None else {probe.layer: probe.factors}
 
     @property
     def sparse_op(self) -> str:

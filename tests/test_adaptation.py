@@ -74,7 +74,7 @@ def test_nothing_is_fitted_that_a_policy_does_not_ask_for():
     assert (adaptation.scale == 1).all()
     assert (adaptation.load_map.scale_knots == 1).all()
     assert adaptation.load_map.token_scale is None
-    assert texts.sparsity.anticipation is None
+    assert texts.sparsity.anticipations == []
     assert not adaptation.opened.any()
     assert adaptation.load_map.reanalysis_load > 1
     torch.testing.assert_close(adaptation.decode(texts, pools).divergence, texts.decode(pools=pools).divergence)
@@ -88,8 +88,8 @@ def test_where_no_token_is_harder_hardly_anything_is_scaled(policy):
     assert adaptation.gains
     assert all(0 <= gain < 0.002 for gain in adaptation.gains.values())
     assert (adaptation.scale - 1).abs().mean() < 0.02
-    if texts.sparsity.anticipation is not None:
-        assert (texts.sparsity.anticipation.factors - 1).abs().mean() < 0.05
+    for anticipation in texts.sparsity.anticipations:
+        assert (anticipation.factors - 1).abs().mean() < 0.05
 
 
 def test_load_map_is_of_quantiles_and_is_what_the_op_computes():
@@ -160,8 +160,8 @@ def test_anticipation_is_fitted_where_the_hidden_state_tells():
     texts = planted()
     pools = pools_for(texts)
     adaptation = adapt(texts, without(CLADA, "reanalysis"), pools)
-    anticipation = texts.sparsity.anticipation
-    assert anticipation.layer in (0, 1)
+    (anticipation,) = texts.sparsity.anticipations
+    assert anticipation.site in (0, 1)
     assert adaptation.gains["anticipation"] > 0.03
     assert adaptation.anticipation_r2 > 0.5
     assert (anticipation.factors.diff() <= 0).all()
@@ -173,7 +173,7 @@ def test_anticipation_is_fitted_where_the_hidden_state_tells():
     inputs: list[torch.Tensor] = []
 
     def take(layer: int, x: torch.Tensor) -> None:
-        if layer == anticipation.layer:
+        if layer == anticipation.site:
             inputs.append(x.clone())
 
     texts.decode(adaptation.scale, pools, take=take)
@@ -186,7 +186,7 @@ def test_anticipation_needs_rows_to_be_checked_on():
     texts = texts_for(random_model("llama"), rows=3)
     adaptation = adapt(texts, CLADA, pools_for(texts))
     assert "anticipation" not in adaptation.gains
-    assert texts.sparsity.anticipation is None
+    assert texts.sparsity.anticipations == []
 
 
 @pytest.mark.parametrize(("choose", "shares"), [(pools_for, (0.2, 0.31)), (used_pools, (0.004, 0.02))])

@@ -1,5 +1,6 @@
 """Which files of an artefact are read, and that they are those that were checked, whatever lies in the folder."""
 
+import dataclasses
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from clada.runtime import Session
 from clada.runtime.artefact import open_artefact
 from clada.runtime.calibrated_values import check_graph
 from clada.runtime.cli import main as clada_main
-from clada.runtime.manifest import MANIFEST_NAME
+from clada.runtime.manifest import MANIFEST_NAME, AnticipationSection
 from tests.checkpoints import VOCABULARY
 from tests.links import LAYOUTS
 from tests.manifests import vouch_for
@@ -217,6 +218,7 @@ BAD_VALUES = {
     "probe of NaN": (GOOD_PROBE | {PROBE["weight"]: np.full(48, NAN, np.float32)}, "weight that holds nan"),
     "probe whose knots fall": (GOOD_PROBE | {PROBE["knots"]: [1, 0]}, "knots that does not rise"),
     "probe whose factors rise": (GOOD_PROBE | {PROBE["factors"]: [1, 2]}, "factors that rises"),
+    "a probe too many": (GOOD_PROBE, "weight that is of a probe that its manifest does not tell of"),
     "probe of too few factors": (GOOD_PROBE | {PROBE["factors"]: [1.0]}, "factors of sizes [1], and [2] is"),
 }
 
@@ -244,6 +246,8 @@ def test_good_calibrated_values_are_taken(tiny_artefact):
     for name, values in (changes | {"threshold.1": changed(THRESHOLD, 3, np.finfo(np.float32).max)}).items():
         replaced(model, name, values)
     manifest = open_artefact(tiny_artefact).manifest
+    told = dataclasses.replace(manifest.calibration, anticipation=AnticipationSection(1, (1.0, 1.0), None))
+    manifest = dataclasses.replace(manifest, calibration=told)
     check_graph(tiny_artefact, model.SerializeToString(), tiny_artefact.with_name("model.onnx.data"), manifest)
 
 

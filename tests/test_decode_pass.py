@@ -80,7 +80,7 @@ def test_one_pass_is_token_by_token(made, steered):
         constants.reanalysis_load = NEVER
     if steered == "everything":
         width = model.config.hidden_size
-        sparsity.anticipation = anticipation(width)
+        sparsity.anticipations = [anticipation(width)]
         generator = torch.Generator().manual_seed(7)
         sparsity.compensation = [0.02 * torch.randn(width, generator=generator) for _ in texts.layers]
     if steered == "token table":
@@ -108,7 +108,7 @@ def test_rows_do_not_depend_on_their_batch(made, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     scale = 2 * torch.rand(3, rows.shape[1] - PROMPT, generator=generator)
     opened, pools = scale < 0.5, pools_for(whole, 0.5)
-    sparsity.anticipation = anticipation(model.config.hidden_size)
+    sparsity.anticipations = [anticipation(model.config.hidden_size)]
     assert_same(parts.decode(scale, pools, opened, scale), whole.decode(scale, pools, opened, scale))
     for given, wanted in zip(parts.prompt_scores, whole.prompt_scores, strict=True):
         torch.testing.assert_close(given, wanted)

@@ -138,7 +138,7 @@ def test_a_copy_of_a_state_has_its_effort(artefact):
 
 @pytest.mark.parametrize(
     ("share", "message"),
-    [(0.2, "calibrated for 0.4"), (1.1, "calibrated for"), (0.0, "calibrated for"), (float("nan"), "calibrated for")],
+    [(0.2, r"calibrated for 0\.\d+ to"), (1.1, "calibrated for"), (0.0, "calibrated for"), (float("nan"), "calibrated for")],
 )
 def test_shares_that_were_not_measured_are_refused(artefact, share, message):
     with pytest.raises(CladaError, match=message):
@@ -183,6 +183,7 @@ WRONG = [
     (["--bytes", 0.6, "--quantize", "int4"], "a block of 32 does not divide its outputs"),
     (["--bytes", 0.6, "--calibration", "some.file", "--calibration-data", "a.txt"], "leave one of them out"),
     (["--calibration", "some.file"], "is for a goal of bytes"),
+    (["--bytes", 0.6, "--calibration", "some.file", "--no-anticipation"], "parts of it are left out: calibrate anew"),
     (["--bytes", 0.6, "--calibration", "missing.file"], "cannot read the calibration missing.file"),
     (["--bytes", 0.6, "--calibration", __file__], "is no calibration file"),
 ]

@@ -29,7 +29,9 @@ def failed_export(path, source, config, monkeypatch):
 
     def recorded(model, sparsity, *rest):
         calibration = calibrate(model, sparsity, *rest)
-        found.append((calibration, [*sparsity.thresholds, *sparsity.compensation, *sparsity.anticipation.tensors()]))
+        found.append(
+            (calibration, [*sparsity.thresholds, *sparsity.compensation, *sparsity.anticipations[0].tensors()])
+        )
         return calibration
 
     with monkeypatch.context() as patch:

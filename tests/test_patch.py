@@ -92,12 +92,12 @@ def test_anticipation_refines_the_scale_from_its_layer_on(family, layer):
 
     without = active()
     assert (without[:, :, 4:] > 0).all()
-    refined = active(anticipation=probe(layer, 1e9), load=load)
+    refined = active(anticipations=[probe(layer, 1e9)], load=load)
     assert torch.equal(refined[:layer], without[:layer])
     assert not refined[layer:, :, 3:].any()
     assert (refined[layer:, :, :3] > 0.2 * NEURONS).all()
     # It takes a load to anticipate by.
-    assert torch.equal(active(anticipation=probe(layer, 1e9)), without)
+    assert torch.equal(active(anticipations=[probe(layer, 1e9)]), without)
     # And what it did to one pass is not left for the next.
     assert torch.equal(active(), without)
 
@@ -146,17 +146,17 @@ def test_compensation_is_added_only_where_sparse(family):
 def test_steering_ends_with_its_context():
     """Every field is as it was, whatever was given and whatever layers did to it, after an error too."""
     sparsity = sparsify(random_model("llama"))
-    sparsity.compensation, sparsity.anticipation, sparsity.scale = [torch.ones(48)] * LAYERS, probe(0, 2.0), 0.5
+    sparsity.compensation, sparsity.anticipations, sparsity.scale = [torch.ones(48)] * LAYERS, [probe(0, 2.0)], 0.5
     sparsity.load, sparsity.sparse, sparsity.pools = torch.ones(1, 1), torch.ones(1, 1) > 0, []
-    fields = ("thresholds", "compensation", "anticipation", "scale", "load", "sparse", "pools")
+    fields = ("thresholds", "compensation", "anticipations", "scale", "load", "sparse", "pools")
     before = {name: getattr(sparsity, name) for name in fields}
     with pytest.raises(ZeroDivisionError), sparsity.steered(torch.ones(2, 2), thresholds=[], compensation=[]):
         assert sparsity.thresholds == sparsity.compensation == []
-        assert sparsity.anticipation is before["anticipation"]
+        assert sparsity.anticipations is before["anticipations"]
         # What a pass reads anew is not taken over from the one before.
         assert sparsity.load is sparsity.sparse is sparsity.pools is None
-        with sparsity.steered(torch.ones(3, 3), anticipation=None, load=torch.zeros(3, 3)):
-            assert sparsity.anticipation is None
+        with sparsity.steered(torch.ones(3, 3), anticipations=[], load=torch.zeros(3, 3)):
+            assert sparsity.anticipations == []
             sparsity.scale = torch.zeros(3, 3)
         assert sparsity.scale.shape == (2, 2)
         _ = 1 / 0

@@ -27,7 +27,7 @@ def outcome():
         policy = POLICIES[name] if name in POLICIES else without(POLICIES["clada"], name)
         result = calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=COST, policy=policy, name=name))
         read = read_rows(model, sparsity, result.load_map, other[:8], PROMPT, policy=result)
-        return result, list(sparsity.thresholds), sparsity.anticipation, read
+        return result, list(sparsity.thresholds), sparsity.anticipations, read
 
     return of
 
@@ -48,7 +48,7 @@ def test_dense_computes_everything(outcome):
     assert result.divergence == pytest.approx(0, abs=1e-6)
     assert result.agreement == 1
     assert result.pools is None
-    assert anticipation is None
+    assert anticipation == []
     assert all(not threshold.any() for threshold in thresholds)
     assert all(layer.realised == 0 and layer.pool == 1 for layer in result.layers)
     assert read.divergence.max() < 1e-4
@@ -68,7 +68,7 @@ def test_rivals_have_what_they_are_described_with(outcome):
     sats, _, anticipation, _ = outcome("sats")
     assert sats.load_map.token_scale.shape == (4096,)
     assert set(sats.gains) == {"token"}
-    assert anticipation is None
+    assert anticipation == []
 
 
 def test_clada_has_its_parts(outcome):

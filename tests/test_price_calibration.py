@@ -9,6 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from clada.exporter.calibration_rows import CalibrationRows
 from clada.exporter.input_pass import Run, decode_each
 from clada.exporter.price_calibration import SHARES, calibrate_price, choose
 from clada.exporter.price_export import take_inputs
@@ -25,9 +26,11 @@ from clada.plugins.command_line import _quietly
 from clada.plugins.errors import CladaError, UnreachableError
 from clada.runtime.dial import DialPoint, effort_of_bytes
 from tests.checkpoints import random_model
+from tests.test_input_probes import probe
 
 VOCABULARY, PROMPT = 64, 8
 ROWS = torch.randint(1, VOCABULARY, (6, 40), generator=torch.Generator().manual_seed(3))
+FURTHER = torch.randint(1, VOCABULARY, (8, 40), generator=torch.Generator().manual_seed(4))
 GOAL = 0.65
 
 
@@ -36,21 +39,30 @@ def measured():
     """A model, its products and what was measured of them."""
     model = random_model("llama", vocab_size=VOCABULARY)
     products = find_products(model)
-    return model, products, calibrate_price(model, products, ROWS, PROMPT, [GOAL])
+    return model, products, calibrate_price(model, products, CalibrationRows(ROWS, FURTHER), PROMPT, [GOAL])
 
 
-def load_scale(calibration, decoded) -> torch.Tensor:
-    """The scale f32[N, T] by the load's map, by the formula of the contract."""
+def load_of(calibration, decoded) -> np.ndarray:
+    """The load f64[N, T], by the formula of the contract."""
     load_map = calibration.load_map
-    load = torch.zeros(decoded.surprisal.shape, dtype=torch.float64)
+    load = np.zeros(decoded.surprisal.shape)
     for weight, knots, values in (
         (load_map.surprisal_weight, load_map.surprisal_knots, decoded.surprisal),
         (1 - load_map.surprisal_weight, load_map.entropy_knots, decoded.entropy),
     ):
-        ranks = np.interp(values.double().numpy(), knots.double().numpy(), np.linspace(0, 1, len(knots)))
-        load += weight * torch.from_numpy(ranks)
-    knots = load_map.scale_knots.double().numpy()
-    return torch.from_numpy(np.interp(load.numpy(), np.linspace(0, 1, len(knots)), knots)).float()
+        load += weight * np.interp(values.double().numpy(), knots.double().numpy(), np.linspace(0, 1, len(knots)))
+    return load
+
+
+def steering(calibration, decoded) -> dict:
+    """What the scale follows in a run: the load's map, and the anticipations."""
+    load, knots = load_of(calibration, decoded), calibration.load_map.scale_knots.double().numpy()
+    scale = torch.from_numpy(np.interp(load, np.linspace(0, 1, len(knots)), knots)).float()
+    return {
+        "scale": scale,
+        "anticipations": calibration.anticipations,
+        "load": torch.from_numpy(load).float(),
+    }
 
 
 @pytest.mark.parametrize("share", [0.8, GOAL, 0.5])
@@ -59,7 +71,7 @@ def test_the_price_chosen_reads_the_share(measured, share):
     model, products, calibration = measured
     choice = choose(calibration, share)
     (flat,) = decode_each(model, products, [Run(choice.thresholds)], ROWS, PROMPT)
-    run = Run(choice.thresholds, load_scale(calibration, flat))
+    run = Run(choice.thresholds, **steering(calibration, flat))
     (decoded,) = decode_each(model, products, [run], ROWS, PROMPT)
     assert float(decoded.read.mean()) == pytest.approx(share, abs=0.015)
     assert float(decoded.divergence.mean()) == pytest.approx(choice.chosen.divergence_nats, rel=0.35)
@@ -92,7 +104,7 @@ def test_shares_below_the_usual_ones_are_measured_where_asked_for(measured, shar
     with pytest.raises(UnreachableError, match="no price that was measured reads"):
         choose(calibration, share)
     if share > 0.1:
-        wider = calibrate_price(model, products, ROWS[:2], PROMPT, [share], load=False)
+        wider = calibrate_price(model, products, CalibrationRows(ROWS[:2], FURTHER), PROMPT, [share], load=False)
         assert choose(wider, share).chosen.bytes == share
 
 
@@ -110,9 +122,16 @@ def test_the_load_saves_what_it_says_on_rows_it_was_not_fitted_on(measured):
     assert (knots.diff() <= 0).all()
 
 
+def with_probes(calibration, products):
+    """The calibration with two probes of random weights, whatever was fitted."""
+    probes = [probe(site, products[site].inputs) for site in (4, len(products) - 1)]
+    return dataclasses.replace(calibration, anticipations=probes, explained=[0.25, 0.5])
+
+
 @pytest.fixture
 def file(measured, tmp_path):
-    model, _, calibration = measured
+    model, products, calibration = measured
+    calibration = with_probes(calibration, products)
     path = tmp_path / "model.calibration.safetensors"
     write_price_calibration(path, calibration, CalibratedOn(model_hash(model), "some.txt", "ab" * 32, ""))
     return path
@@ -127,6 +146,10 @@ def test_a_file_gives_what_was_measured(measured, file):
         assert (ours.price, ours.dial, ours.kept) == (theirs.price, theirs.dial, theirs.kept)
         for one, other in zip(ours.thresholds, theirs.thresholds, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert read.explained == [0.25, 0.5]
+    for ours, theirs in zip(read.anticipations, with_probes(calibration, products).anticipations, strict=True):
+        assert ours.site == theirs.site
+        torch.testing.assert_close(ours.tensors(), theirs.tensors(), rtol=0, atol=0)
     taken = take_inputs(model, file, 0.5, None, lambda _: None)
     assert (taken.section.data, taken.section.data_sha256) == ("some.txt", "ab" * 32)
 
@@ -172,6 +195,14 @@ WRONG = {
     "a tensor less": lambda _, tensors: tensors.pop("factor.3"),
     "a tensor of another size": lambda _, tensors: tensors.update({"counts.0": torch.zeros(3, dtype=torch.float64)}),
     "a factor of NaN": lambda _, tensors: tensors["factor.0"].fill_(float("nan")),
+    "probes that do not rise": lambda values, _: values["probes"].reverse(),
+    "a probe of no product": lambda values, _: values["probes"][1].update(product=99),
+    "a probe less": lambda _, tensors: tensors.pop("anticipation.4.bias"),
+    "a probe of another size": lambda _, tensors: tensors.update({"anticipation.4.weight": torch.zeros(3)}),
+    "a probe of NaN": lambda _, tensors: tensors["anticipation.4.weight"].fill_(float("nan")),
+    "knots that fall": lambda _, tensors: tensors.update({"anticipation.4.knots": torch.linspace(1, 0, 9)}),
+    "factors that rise": lambda _, tensors: tensors.update({"anticipation.4.factors": torch.linspace(1, 2, 9)}),
+    "a factor of 0": lambda _, tensors: tensors["anticipation.4.factors"][-1:].fill_(0),
     "a negative scale": lambda _, tensors: tensors["scale_knots"].fill_(-1),
 }
 

@@ -58,14 +58,16 @@ def with_parts(sparsity: Sparsity, parts: str) -> LoadMap:
     if "compensation" in chosen:
         sparsity.compensation = [torch.randn(WIDTH, generator=generator) * 0.3 for _ in range(LAYERS)]
     if "anticipation" in chosen:
-        sparsity.anticipation = Anticipation(
-            layer=PROBED,
-            weight=torch.randn(WIDTH, generator=generator) / WIDTH**0.5,
-            load_weight=torch.tensor(-0.7),
-            bias=torch.tensor(0.2),
-            knots=torch.linspace(-1, 1, 9),
-            factors=torch.linspace(2.5, 0.4, 9),
-        )
+        sparsity.anticipations = [
+            Anticipation(
+                site=PROBED,
+                weight=torch.randn(WIDTH, generator=generator) / WIDTH**0.5,
+                load_weight=torch.tensor(-0.7),
+                bias=torch.tensor(0.2),
+                knots=torch.linspace(-1, 1, 9),
+                factors=torch.linspace(2.5, 0.4, 9),
+            )
+        ]
     if "token_scale" not in chosen:
         return LOAD_MAP
     table = torch.rand(VOCABULARY, generator=generator) + 0.5
@@ -270,8 +272,8 @@ def assert_constants_are_kept(path, sparsity, load_map, data=None):
     fresh = Sparsity([torch.zeros(1)] * LAYERS, [torch.ones(1)])
     loaded = load_constants(path, fresh, data)
     assert loaded.surprisal_weight == pytest.approx(load_map.surprisal_weight)
-    if sparsity.anticipation is not None:
-        assert fresh.anticipation.layer == sparsity.anticipation.layer
+    for found, expected in zip(fresh.anticipations, sparsity.anticipations, strict=True):
+        assert found.site == expected.site
     stored, wanted = constants(fresh, loaded), constants(sparsity, load_map)
     assert stored.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -334,7 +336,7 @@ def test_tracing_leaves_the_model_as_it_was(traced_anew, parts):
     assert sparsity.scale == 0.0
     assert sparsity.pools is sparsity.load is sparsity.sparse is None
     steering = [*sparsity.thresholds, *sparsity.compensation]
-    steering += sparsity.anticipation.tensors() if sparsity.anticipation is not None else []
+    steering += [tensor for probe in sparsity.anticipations for tensor in probe.tensors()]
     assert all(type(tensor) is torch.Tensor for tensor in steering)
 
 

@@ -16,11 +16,14 @@ from clada.plugins.errors import CladaError
 from clada.plugins.ops import DOMAIN, SPARSE_LINEAR
 from clada.runtime.artefact import in_place_name
 from clada.runtime.backends.in_place import InPlaceModel
-from tests.checkpoints import LAYERS, VOCABULARY, random_model
+from tests.checkpoints import LAYERS, VOCABULARY, random_model, tiny_tokenizer
 from tests.exhaustive import few
+from tests.test_export import assert_verify_notices
+from tests.test_input_probes import probe
 from tests.test_trace import LOAD_MAP, SIZES
 
 PRODUCTS = 4 * LAYERS + 1
+PROBED = (4, PRODUCTS - 1)
 
 
 def patched(family: str):
@@ -29,7 +32,9 @@ def patched(family: str):
     products = find_products(model)
     generator = torch.Generator().manual_seed(1)
     thresholds = [torch.rand(product.inputs, generator=generator) * 0.3 for product in products]
-    return model, sparsify_products(model, products, thresholds)
+    sparsity = sparsify_products(model, products, thresholds)
+    sparsity.anticipations = [probe(site, products[site].inputs) for site in PROBED]
+    return model, sparsity
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,15 @@ def test_every_matrix_is_one_node_with_thresholds_of_its_own(exported):
         ours = [node for node in nodes if node.op_type == SPARSE_LINEAR.name]
         assert {node.input[2] for node in ours} == {graph.threshold(n) for n in range(PRODUCTS)}
         assert len(ours) == PRODUCTS
+
+
+@pytest.mark.parametrize(
+    ("initializer", "factor"),
+    [("anticipation.4.weight", 5), (f"anticipation.{PRODUCTS - 1}.factors", 0.9), ("threshold.5", 3)],
+)
+def test_verify_notices_a_changed_constant(exported, initializer, factor):
+    model, sparsity, path = exported
+    assert_verify_notices(path, model, sparsity, LOAD_MAP, tiny_tokenizer(), initializer, factor)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])

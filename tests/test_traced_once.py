@@ -91,11 +91,11 @@ def one_setting(made: Decoder) -> None:
 
 
 def a_probe(made: Decoder) -> None:
-    made.sparsity.anticipation = Anticipation(1, *(torch.zeros(1) for _ in range(5)))
+    made.sparsity.anticipations = [Anticipation(1, *(torch.zeros(1) for _ in range(5)))]
 
 
 def a_probe_elsewhere(made: Decoder) -> None:
-    made.sparsity.anticipation = Anticipation(0, *(torch.zeros(1) for _ in range(5)))
+    made.sparsity.anticipations = [Anticipation(0, *(torch.zeros(1) for _ in range(5)))]
 
 
 CHANGES = (in_half, one_weight, one_attribute, one_activation, one_setting, a_probe, a_probe_elsewhere)

@@ -48,7 +48,7 @@ def _described(value: Any) -> Any:
         settings = {name: item for name, item in value.to_dict().items() if name not in _OF_A_SAVED_CONFIG}
         return json.dumps(settings, sort_keys=True, default=str), value._attn_implementation
     if isinstance(value, Sparsity):  # its tensors come in as arguments
-        return None if value.anticipation is None else value.anticipation.layer
+        return [anticipation.site for anticipation in value.anticipations]
     if isinstance(value, Op):
         return value.name
     if isinstance(value, (types.FunctionType, types.MethodType)):
