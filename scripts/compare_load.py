@@ -1,49 +1,88 @@
-"""What the load is worth where inputs are skipped, at equal bytes, on text held out.
+"""What the load and what is anticipated are worth where inputs are skipped, at equal bytes, on text held out.
 
-Decodes with thresholds that stay, that follow the load, and that follow the load of other tokens, each at a few
-efforts; what each costs at equal bytes lies between them. Prints a table, and writes it as JSON.
+Decodes with thresholds that stay, at a few efforts, and with thresholds that follow the load, another token's load, a
+table of tokens, or the load and what is anticipated; says what each costs beside thresholds that stay and read as many
+bytes. Prints a table, and writes it as JSON.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clada.evaluation.statistics import bootstrap, mean_with_interval, relative_difference
-from clada.exporter.calibration_text import digest, read_texts, token_rows
+from clada.exporter.calibration_text import digest, read_texts, row_length, sample_file, token_rows
 from clada.exporter.checkpoint import load_model
 from clada.exporter.decode_pass import Decoded
 from clada.exporter.input_pass import Run, decode_each
-from clada.exporter.load_fit import load_by, scale_by
+from clada.exporter.load_fit import load_by, scale_by, to_float
 from clada.exporter.output import check_writable, write
-from clada.exporter.price_calibration import choose
+from clada.exporter.price_calibration import PriceCalibration, choose
 from clada.exporter.price_file import read_price_calibration
-from clada.exporter.products import find_products
-from clada.exporter.scale_map import Floats
+from clada.exporter.probe import fit_table, knots_of, log_divergence
+from clada.exporter.products import Product, find_products
+from clada.exporter.scale_map import Floats, fit_scale_map
 from clada.plugins.command_line import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
-EFFORTS = (0.85, 1.0, 1.18)
+# Of thresholds that stay: between them lies what others read, and what each text needs to read as much as another.
+EFFORTS = (0.7, 0.85, 1.0, 1.2, 1.4)
+TABLE_FACTORS = (0.5, 1.0, 2.0)
+TABLE_SHARE = 0.6
 
 
-def at_equal_bytes(runs: list[Decoded], wanted: Floats) -> tuple[Floats, Floats]:
-    """KL and share of changed tokens f64[N] of each text where it reads as much as wanted, between what was tried."""
-    reads, costs, changes = (
-        np.stack([values.double().mean(1).numpy() for values in of_runs])
-        for of_runs in zip(*((run.read, run.divergence, ~run.agrees) for run in runs), strict=True)
-    )
-    # Means over texts say how a cost goes with what is read: each text is moved along that, not along its own noise.
-    at = reads.mean(1)
-    slope = np.polyfit(at, np.log(costs.mean(1)), 1)[0]
-    middle = len(runs) // 2
-    change = np.polyfit(at, changes.mean(1), 1)[0]
-    missing = wanted - reads[middle]
-    return costs[middle] * np.exp(slope * missing), changes[middle] + change * missing
+def by_text(values: Tensor) -> Floats:
+    """The mean f64[N] over the tokens of each text."""
+    found: Floats = values.double().mean(1).numpy()
+    return found
+
+
+def at_equal_bytes(flat: Sequence[Decoded], read: float, each: bool = False) -> tuple[Floats, Floats]:
+    """KL and share of changed tokens f64[N] of each text, where thresholds that stay read this share of all weights.
+
+    Args:
+        flat: What they gave at EFFORTS.
+        read: The share.
+        each: Whether each text is to read it, at an effort of its own; else all do together, at one effort.
+    """
+    shares = np.stack([by_text(run.read) for run in flat], 1)  # [N, efforts]
+    at = shares if each else np.broadcast_to(shares.mean(0), shares.shape)
+
+    def between(values: list[Floats]) -> Floats:
+        # np.interp wants what rises: the lowest effort reads most.
+        of_texts = zip(at, np.stack(values, 1), strict=True)
+        return np.array([np.interp(-read, -of_text, found) for of_text, found in of_texts])
+
+    divergence = between([np.log(np.maximum(by_text(run.divergence), 1e-9)) for run in flat])
+    return np.exp(divergence), between([by_text(~run.agrees) for run in flat])
+
+
+def explained_by(decoded: Decoded) -> float:
+    """Share of the variance of a token's log divergence that its surprisal and the entropy before it explain."""
+    cost = log_divergence(decoded.divergence).flatten()
+    known = torch.stack([decoded.surprisal.double().flatten(), decoded.entropy.double().flatten()], -1)
+    known = torch.cat([known, torch.ones(len(cost), 1, dtype=torch.float64)], -1)
+    error = cost - known @ torch.linalg.lstsq(known, cost[:, None]).solution[:, 0]
+    return 1 - float(error.square().mean() / cost.var(correction=0))
+
+
+def token_table(
+    model: Any, products: Sequence[Product], calibration: PriceCalibration, rows: Tensor, prompt_tokens: int
+) -> Tensor:
+    """The scale f32[V] by token id, fitted on text as the load's map is."""
+    thresholds = choose(calibration, TABLE_SHARE).thresholds
+    runs = decode_each(model, products, [Run(thresholds, factor) for factor in TABLE_FACTORS], rows, prompt_tokens)
+    cost = log_divergence(runs[TABLE_FACTORS.index(1)].divergence)
+    means, predicted = fit_table(rows[:, prompt_tokens:], cost, model.config.vocab_size)
+    fit = fit_scale_map(predicted.numpy(), knots_of(predicted), runs, TABLE_FACTORS)
+    return to_float(np.interp(means.numpy(), fit.knots, fit.factors))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,42 +92,66 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = load_model(args.model, torch.float32)
     products = find_products(model)
     calibration, _ = read_price_calibration(args.calibration, products)
-    length = args.prompt_tokens + args.decode_tokens
-    texts = read_texts(args.data, tokenizer=tokenizer)
-    rows = token_rows(texts, tokenizer, vocabulary=model.config.vocab_size, tokens=args.tokens, length=length)
-    tables = []
+
+    def rows_of(path: Path, tokens: int, length: int) -> Tensor:
+        texts = read_texts(path, tokenizer=tokenizer)
+        return token_rows(texts, tokenizer, vocabulary=model.config.vocab_size, tokens=tokens, length=length)
+
+    length = row_length(model.config.max_position_embeddings)
+    fitted_on = rows_of(args.calibration_data, args.calibration_tokens, length)
+    table = token_table(model, products, calibration, fitted_on, calibration.prompt_tokens)
+    rows = rows_of(args.data, args.tokens, args.prompt_tokens + args.decode_tokens)
+    load_map, found = calibration.load_map, []
     for share in args.bytes:
         thresholds = choose(calibration, share).thresholds
-
-        def decode(scale: torch.Tensor, thresholds: Any = thresholds) -> list[Decoded]:
-            runs = [Run(thresholds, effort * scale) for effort in EFFORTS]
-            return decode_each(model, products, runs, rows, args.prompt_tokens)
-
-        flat = decode(torch.ones(len(rows), args.decode_tokens))
-        load = load_by(calibration.load_map, flat[len(EFFORTS) // 2])
+        flat = decode_each(model, products, [Run(thresholds, e) for e in EFFORTS], rows, args.prompt_tokens)
+        base = flat[EFFORTS.index(1)]
+        load = load_by(load_map, base)
         others = np.random.default_rng(0).permutation(load.ravel()).reshape(load.shape)
-        runs = {"flat": flat} | {
-            name: decode(scale_by(calibration.load_map, values))
-            for name, values in (("load", load), ("shuffled load", others))
+        ways = {
+            "load": Run(thresholds, scale_by(load_map, load)),
+            "load of another token": Run(thresholds, scale_by(load_map, others)),
+            "table of tokens": Run(thresholds, table[rows[:, args.prompt_tokens :]]),
+            "load and anticipation": Run(
+                thresholds, scale_by(load_map, load), calibration.anticipations, to_float(load)
+            ),
         }
-        wanted = flat[len(EFFORTS) // 2].read.double().mean(1).numpy()
-        found = {name: at_equal_bytes(of_way, wanted) for name, of_way in runs.items()}
-        # What a correction of the price to each text's own bytes would give.
-        found["flat, text by text"] = at_equal_bytes(flat, np.full(len(rows), wanted.mean()))
-        print(f"{share:.0%} of all weights asked for, {wanted.mean():.1%} read; {rows.shape[0]} texts")
-        for name, (cost, changed) in found.items():
-            against = bootstrap(relative_difference, [cost, found["flat"][0]])
-            assert against is not None
+        runs = dict(zip(ways, decode_each(model, products, list(ways.values()), rows, args.prompt_tokens), strict=True))
+        explained = explained_by(base)
+        print(
+            f"{share:.0%} of all weights asked for, {len(rows)} texts; of the variance of log KL surprisal and entropy "
+            f"explain {explained:.3f}"
+        )
+        read = float(base.read.mean(dtype=torch.float64))
+        outcomes = {"flat": (read, by_text(base.divergence), by_text(~base.agrees))}
+        # What the price would have to be corrected to, so that every text reads what was asked for.
+        outcomes["flat, each text alike"] = (read, *at_equal_bytes(flat, read, each=True))
+        for name, decoded in runs.items():
+            read = float(decoded.read.mean(dtype=torch.float64))
+            outcomes[name] = (read, by_text(decoded.divergence), by_text(~decoded.agrees))
+        for name, (read, cost, changed) in outcomes.items():
+            flat_cost, flat_changed = at_equal_bytes(flat, read)
+            difference = bootstrap(relative_difference, [cost, flat_cost])
+            assert difference is not None
             print(
-                f"  {name:18} KL {mean_with_interval(cost, '.4f')}  changed {mean_with_interval(changed, '.1%')}  "
-                f"{against.value:+.1%} ({against.low:+.1%} to {against.high:+.1%})",
+                f"  {name:22} {read:.1%} read  KL {mean_with_interval(cost, '.4f')}  changed "
+                f"{mean_with_interval(changed, '.1%')}  KL beside flat at as many bytes "
+                f"{difference.value:+.1%} ({difference.low:+.1%} to {difference.high:+.1%})",
                 flush=True,
             )
-            tables.append({"asked": share, "way": name, "divergence": cost.tolist(), "changed": changed.tolist()})
+            figures = {
+                "divergence": cost,
+                "changed": changed,
+                "flat divergence": flat_cost,
+                "flat changed": flat_changed,
+            }
+            lists = {key: values.tolist() for key, values in figures.items()}
+            found.append({"asked": share, "way": name, "read": read, "explained": explained} | lists)
     if args.json is not None:
         about = {name: value for name, value in vars(args).items() if name not in ("json", "model", "calibration")}
         about |= {"model": Path(args.model).name, "data": digest(args.data), "efforts": EFFORTS}
-        write(args.json, (json.dumps({"settings": about, "ways": tables}) + "\n").encode())
+        about["calibration_data"] = digest(args.calibration_data)
+        write(args.json, (json.dumps({"settings": about, "ways": found}) + "\n").encode())
 
 
 def main() -> None:
@@ -101,6 +164,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--decode-tokens", type=int, default=192)
+    parser.add_argument(
+        "--calibration-data", type=Path, default=sample_file(), metavar="FILE", help="text that the table is fitted on"
+    )
+    parser.add_argument("--calibration-tokens", type=int, default=2048)
     parser.add_argument("--json", type=Path, metavar="FILE")
     sys.exit(exit_code(lambda: run(parser.parse_args())))
 

@@ -138,7 +138,12 @@ def test_a_copy_of_a_state_has_its_effort(artefact):
 
 @pytest.mark.parametrize(
     ("share", "message"),
-    [(0.2, r"calibrated for 0\.\d+ to"), (1.1, "calibrated for"), (0.0, "calibrated for"), (float("nan"), "calibrated for")],
+    [
+        (0.2, r"calibrated for 0\.\d+ to"),
+        (1.1, "calibrated for"),
+        (0.0, "calibrated for"),
+        (float("nan"), "calibrated for"),
+    ],
 )
 def test_shares_that_were_not_measured_are_refused(artefact, share, message):
     with pytest.raises(CladaError, match=message):

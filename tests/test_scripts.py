@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from clada.exporter.calibrate_command import write_calibration
 from clada.exporter.calibration_text import sample_file
 from clada.exporter.checkpoint import load_model
 from clada.exporter.patch import sparsify
@@ -137,6 +138,46 @@ def test_input_rules_are_compared_at_equal_bytes(checkpoint, tmp_path):
         assert rule["rule"] in text
         assert sum(rule["read"]) / len(rule["read"]) == pytest.approx(rule["asked"], abs=0.05), rule["rule"]
         assert len(rule["divergence"]) == len(rule["changed"]) == 4
+
+
+def test_completions_are_compared_with_the_dense_models(inputs_artefact, tmp_path):
+    out = tmp_path / "completions.json"
+    sizes = ["--prompts", 4, "--prompt-tokens", 20, "--tokens", 12, "--threads", 1]
+    run_script("compare_completions.py", inputs_artefact, "--bytes", 1, 0.5, *sizes, "--json", out)
+    dense, sparse = json.loads(out.read_text(encoding="utf-8"))["shares"]
+    assert dense["same"] == dense["until"] == dense["alike"] == [1.0] * 4
+    assert dense["read"] == pytest.approx(1)
+    assert sparse["read"] < 0.7
+    for same, until, alike in zip(sparse["same"], sparse["until"], sparse["alike"], strict=True):
+        assert (same == 1) == (until == 1)
+        assert 0 <= until <= 1
+        assert 0 <= alike <= 1
+    assert sum(sparse["same"]) < 4
+
+
+def test_what_the_scale_follows_is_compared_at_equal_bytes(checkpoint, tmp_path):
+    source, calibration, out = checkpoint("llama"), tmp_path / "c.safetensors", tmp_path / "load.json"
+    write_calibration(calibration, str(source), tokens=600, report=lambda _: None)
+    sizes = ["--tokens", 256, "--prompt-tokens", 16, "--decode-tokens", 48, "--calibration-tokens", 600]
+    text = run_script("compare_load.py", source, calibration, "--bytes", 0.6, *sizes, "--json", out)
+    ways = json.loads(out.read_text(encoding="utf-8"))["ways"]
+    assert [way["way"] for way in ways] == [
+        "flat",
+        "flat, each text alike",
+        "load",
+        "load of another token",
+        "table of tokens",
+        "load and anticipation",
+    ]
+    for way in ways:
+        assert way["way"] in text
+        assert way["read"] == pytest.approx(0.6, abs=0.1)
+        assert len(way["divergence"]) == len(way["flat divergence"]) == 4
+    # Flat costs what flat costs.
+    assert ways[0]["divergence"] == pytest.approx(ways[0]["flat divergence"])
+    assert ways[0]["changed"] == pytest.approx(ways[0]["flat changed"])
+    # Nobody else's does: each is another decoding of the text.
+    assert len({tuple(way["divergence"]) for way in ways}) == len(ways)
 
 
 @pytest.mark.parametrize(
