@@ -11,7 +11,7 @@ import torch
 from clada.evaluation.dense_subject import DenseSubject
 from clada.evaluation.evaluate import Evaluation, evaluate
 from clada.evaluation.reference import dense_logits
-from clada.evaluation.session_subject import SessionSubject, ffn_bytes
+from clada.evaluation.session_subject import SessionSubject, ffn_bytes, policy_name
 from clada.evaluation.settings import Settings
 from clada.evaluation.subject import SubjectInfo, with_weights
 from clada.evaluation.suite import prepare
@@ -21,6 +21,7 @@ from clada.exporter.sparse_sites import sparsified
 from clada.plugins.errors import CladaError
 from clada.runtime import Session
 from clada.runtime.artefact import Artefact
+from clada.runtime.typed_json import plain
 
 # Largest difference of a dense logit allowed, as a share of their range: float16 needs a tenth of it.
 _TOLERANCE = 2e-2
@@ -49,7 +50,14 @@ def _check_same_weights(session: Session, model: Any, prompt: Sequence[int], sou
 
 
 def evaluate_artefact(
-    artefact: Path, source: str, data: Path, settings: Settings | None = None, *, threads: int = 0, **trust: Any
+    artefact: Path,
+    source: str,
+    data: Path,
+    settings: Settings | None = None,
+    *,
+    threads: int = 0,
+    bytes: float | None = None,
+    **trust: Any,
 ) -> Evaluation:
     """Evaluate an artefact, in the runtime, against the checkpoint that it was made from, in PyTorch.
 
@@ -59,6 +67,7 @@ def evaluate_artefact(
         data: A text file, or a JSONL of `{"text": ...}`, that was neither trained nor calibrated on.
         settings: How much to evaluate.
         threads: Of ONNX Runtime; 0 lets it choose.
+        bytes: The share of the weights' bytes that a token is to read, see Session.
         trust: `trust_remote_code` and `allow_pickle`, see `load_model`.
 
     Returns:
@@ -72,22 +81,24 @@ def evaluate_artefact(
         >>> evaluation = evaluate_artefact(Path("out/model.onnx"), "models/demo", Path("heldout.jsonl"))
         >>> evaluation.metrics["kl"].value
     """
-    session = Session(artefact, threads=threads)
+    session = Session(artefact, threads=threads, bytes=bytes)
     model, tokenizer = load_model(source, torch.float32, **trust)
     _check_same_model(session, model, tokenizer, source)
     suite = prepare(model, tokenizer, data, settings or Settings())
     prompt = suite.rows[0][: suite.settings.prompt_tokens]
+    name = policy_name(session.manifest, bytes)
     if session.manifest.quantization is None:
         _check_same_weights(session, model, prompt, source)
-        return _named(evaluate(SessionSubject(session), suite), source)
+        return _named(evaluate(SessionSubject(session, name), suite), source)
     quantized = _with_weights_of(session.artefact, source, **trust)
     _check_same_weights(session, quantized, prompt, source)
     # Of the parts the tasks are left out, which take most of the time.
     text = replace(suite, tasks=[])
-    subject = SessionSubject(session)
+    subject = SessionSubject(session, with_weights(name, plain(session.manifest.quantization)))
     parts = [evaluate(_dense(quantized, subject.info), text)]
     del quantized  # one model more than the dense one at a time
-    parts.append(evaluate(_sparse(artefact, load_model(source, torch.float32, **trust)[0]), text))
+    own_weights = load_model(source, torch.float32, **trust)[0]
+    parts.append(evaluate(_sparse(TorchSession(artefact, own_weights, bytes), name), text))
     return _named(replace(evaluate(subject, suite), parts=parts), source)
 
 
@@ -110,10 +121,8 @@ def _dense(model: Any, info: SubjectInfo) -> DenseSubject:
     return DenseSubject(model, replace(info, name=name, policy={"name": "dense"}, calibration={}))
 
 
-def _sparse(artefact: Path, model: Any) -> SessionSubject:
+def _sparse(session: TorchSession, name: str) -> SessionSubject:
     """An artefact's sparsity with the weights of its checkpoint."""
-    subject = SessionSubject(TorchSession(artefact, model))
-    manifest = subject.session.manifest
-    name, size = manifest.policy.name, ffn_bytes(manifest, None)
-    subject.info = replace(subject.info, name=name, quantization=None, ffn_bytes=size)
+    subject = SessionSubject(session, name)
+    subject.info = replace(subject.info, quantization=None, ffn_bytes=ffn_bytes(session.manifest, None))
     return subject

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clada.evaluation.settings import Settings
 from clada.exporter.command_options import add_trust_options
-from clada.plugins.command_line import add_quiet
+from clada.plugins.command_line import add_bytes, add_quiet
 
 if TYPE_CHECKING:
     from clada.evaluation.evaluate import Evaluation
@@ -60,6 +60,7 @@ def _run(args: argparse.Namespace) -> None:
         args.data,
         settings,
         threads=args.threads,
+        bytes=args.bytes,
         trust_remote_code=args.trust_remote_code,
         allow_pickle=args.allow_pickle,
     )
@@ -94,6 +95,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default = getattr(Settings, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
     parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
+    add_bytes(parser)
     add_trust_options(parser)
     add_quiet(parser)
     parser.set_defaults(run=_run)

@@ -29,6 +29,11 @@ def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> i
     return round(matrices * sum(model.neurons) * model.hidden_size * of_weight)
 
 
+def policy_name(manifest: Manifest, bytes: float | None) -> str:
+    """What tables call an artefact's policy: "price", or "price, bytes 0.6" where it is not read as it was exported."""
+    return manifest.policy.name if bytes is None else f"{manifest.policy.name}, bytes {bytes:g}"
+
+
 def _info(session: Session, name: str) -> SubjectInfo:
     manifest = session.manifest
     model = manifest.model

@@ -75,8 +75,9 @@ class TorchSession(Session):
     Args:
         path: The artefact's ONNX file.
         model: A causal LM in float32, not patched yet.
+        bytes: See Session.
     """
 
-    def __init__(self, path: Path, model: Any) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, model: Any, bytes: float | None = None) -> None:
+        super().__init__(path, bytes=bytes)
         self._portable = self._single = self._load(path.name, lambda found: TorchModel(model, found, self.artefact))

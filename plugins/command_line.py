@@ -56,6 +56,16 @@ def add_quiet(parser: argparse.ArgumentParser, what: str = "no progress, no note
     parser.add_argument("-q", "--quiet", action="store_true", help=f"say nothing but results and errors: {what}")
 
 
+def add_bytes(parser: argparse.ArgumentParser) -> None:
+    """Add `--bytes`, how much of a model's weights is read; see `Session`."""
+    parser.add_argument(
+        "--bytes",
+        type=float,
+        metavar="SHARE",
+        help="the share of the weights' bytes that a token reads, of a model exported with --bytes; 1 is dense",
+    )
+
+
 def add_progress_options(parser: argparse.ArgumentParser) -> None:
     """Add `-q` and `-v` to a command that reports its progress by `progress`."""
     add_quiet(parser)

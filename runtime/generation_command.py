@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clada.plugins.command_line import add_quiet, note, utf8_text
+from clada.plugins.command_line import add_bytes, add_quiet, note, utf8_text
 from clada.plugins.errors import CladaError
 from clada.plugins.settings import DEVICES, WEIGHTS
 
@@ -44,12 +44,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="what to hold a float32 model's feed-forward weights as; as they are where not given",
     )
-    parser.add_argument(
-        "--bytes",
-        type=float,
-        metavar="SHARE",
-        help="the share of the weights' bytes that a token reads, of a model exported with --bytes; 1 is dense",
-    )
+    add_bytes(parser)
     parser.add_argument("--device", choices=DEVICES, help="where to run an .onnx file (default: cpu)")
     parser.add_argument(
         "--cuda-graph", action="store_true", help="capture decode in CUDA graphs (with --device cuda, of float16)"

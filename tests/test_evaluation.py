@@ -33,6 +33,7 @@ from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.conftest import DEMO_MODEL, ROOT
+from tests.manifests import read_manifest
 from tests.test_bad_input import fails_with, snapshot
 
 HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
@@ -338,6 +339,34 @@ def test_rows_are_drawn_by_the_seed(demo):
     assert [len(row) for row in rows] == [SETTINGS.row_tokens] * SETTINGS.sequences
     assert rows == draw_rows(texts, demo[1], vocabulary, SETTINGS)
     assert rows != draw_rows(texts, demo[1], vocabulary, dataclasses.replace(SETTINGS, seed=1))
+
+
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_shares_of_the_bytes_can_be_evaluated(inputs_artefact, checkpoint, tmp_path, capsys, share):
+    result = tmp_path / "result.json"
+    options = ["--reference", checkpoint("llama"), "--data", HELDOUT, "--json", result, "--bytes", share, *SMALL]
+    assert clada_main([str(arg) for arg in ["eval", inputs_artefact, *options]]) == 0
+    found = json.loads(result.read_text())
+    assert found["subject"]["name"] == f"price, bytes {share}"
+    metrics = {name: estimate["value"] for name, estimate in found["metrics"].items()}
+    assert metrics["read_fraction"] == pytest.approx(share, abs=0.06)
+    assert metrics["ffn_bytes"] == pytest.approx(metrics["read_fraction"] * sum(weights(inputs_artefact)) * 4)
+    if share == 1:
+        assert metrics["kl"] < 1e-6
+        assert metrics["perplexity_ratio"] == pytest.approx(1, abs=1e-5)
+    else:
+        assert metrics["kl"] > 1e-3
+
+
+def weights(artefact) -> list[int]:
+    """Of each product."""
+    return [product["inputs"] * product["outputs"] for product in read_manifest(artefact.parent)["inputs"]["products"]]
+
+
+def test_artefacts_that_skip_neurons_have_no_shares(tiny_artefact, checkpoint, tmp_path, capsys):
+    options = ["--reference", checkpoint("llama"), "--data", HELDOUT, "--json", tmp_path / "r.json", "--bytes", 0.5]
+    assert clada_main([str(arg) for arg in ["eval", tiny_artefact, *options, *SMALL]]) == 1
+    assert "bytes is 0.5, and the artefact skips neurons" in capsys.readouterr().err
 
 
 def test_command_writes_what_it_measured(tiny_artefact, checkpoint, tmp_path, capsys):
