@@ -75,6 +75,7 @@ def calibration_rows(
     seed: int,
     report: Callable[[str], None],
     further: int = 0,
+    what: str = "calibrating",
 ) -> CalibrationRows:
     """Tokens of a text for a model of this configuration.
 
@@ -87,6 +88,7 @@ def calibration_rows(
         seed: Decides which parts of the text are used.
         report: Called with lines that say what is calibrated on.
         further: How many tokens are read densely for each of these, as far as the text goes.
+        what: Is done with them.
 
     Raises:
         CladaError: The text is too short.
@@ -98,7 +100,7 @@ def calibration_rows(
 
     rows = drawn(tokens)
     report(
-        f"calibrating on {rows.numel():,} tokens of "
+        f"{what} on {rows.numel():,} tokens of "
         + (str(text.path) if text.path else "Python sources, which come with clada")
     )
     if has_chat_template(tokenizer) and not is_chat(text.documents):

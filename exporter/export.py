@@ -47,7 +47,8 @@ class ExportConfig:
     Args:
         calibration: What to calibrate for.
         calibration_file: What `clada calibrate` wrote of the model, for a goal of bytes; measured anew where None.
-        calibration_data: See read_documents; the sample that ships with the project where not given.
+        calibration_data: See read_documents; the sample that ships with the project where not given. With a file it is
+            for a way to quantise that follows text.
         calibration_tokens: How many tokens of it to use.
         seed: Decides which parts of the text are used.
         dtype: One of DTYPES.
@@ -89,7 +90,7 @@ class ExportConfig:
         if self.calibration_file is not None:
             if self.calibration.bytes is None:
                 raise CladaError("a calibration file is for a goal of bytes: pass bytes too")
-            if self.calibration_data is not None:
+            if self.calibration_data is not None and not self.rounds_by_text:
                 raise CladaError("a calibration file is given, and text to calibrate on too: leave one of them out")
             if self.calibration.policy != POLICIES[BYTES_POLICY]:
                 raise CladaError(
@@ -102,6 +103,11 @@ class ExportConfig:
             raise CladaError(f"calibration_tokens is {self.calibration_tokens}; it must be at least 1")
         if self.seed < 0:
             raise CladaError(f"seed is {self.seed}; it must be 0 or more")
+
+    @property
+    def rounds_by_text(self) -> bool:
+        """Whether what weights are rounded to depends on calibration text."""
+        return self.quantization is not None and self.quantization.follows_text
 
     @property
     def graph_opset(self) -> int:
@@ -185,16 +191,19 @@ def export(
         model, tokenizer = load_model(source, torch.float32, **trust)
         texts, parameters = texts_of(text.documents, tokenizer), model.num_parameters()
         report(f"{hf_config.model_type}, {parameters:,} parameters")
+        drawn = functools.partial(
+            calibration_rows, text, texts, tokenizer, hf_config, config.calibration_tokens, config.seed, report
+        )
         if config.calibration_file is None:
-            tokens, further = config.calibration_tokens, FURTHER if config.calibration.bytes is not None else 0
-            rows = calibration_rows(text, texts, tokenizer, hf_config, tokens, config.seed, report, further)
+            rows = drawn(further=FURTHER if config.calibration.bytes is not None else 0)
             calibrated = _calibrated(model, rows, config, (text.name, text.sha256), kept_path(output), report)
             kept.append(kept_path(output))
         else:
             report(f"calibrated by {config.calibration_file}")
             assert config.calibration.bytes is not None
+            rounded_on = drawn(what="rounding weights").decoded if config.rounds_by_text else None
             calibrated = take_inputs(
-                model, config.calibration_file, config.calibration.bytes, config.quantization, report
+                model, config.calibration_file, config.calibration.bytes, config.quantization, rounded_on, report
             )
 
         dtype = getattr(torch, config.dtype)

@@ -1,6 +1,6 @@
 """Second moments of what a model's matrices are multiplied with, on calibration text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clada.exporter.neurons import activations
 from clada.exporter.patch import SparseLayer, Sparsity
+from clada.exporter.products import Product, input_hooks
 
 _ROWS_AT_A_TIME = 4
 
@@ -58,4 +59,28 @@ def input_moments(
     finally:
         for handle in handles:
             handle.remove()
+    return moments
+
+
+@torch.no_grad()
+def product_moments(model: Any, products: Sequence[Product], rows: Tensor) -> list[Tensor]:
+    """Sums over tokens of products of inputs, f32[D, D] of each product, in dense passes that end at the last one.
+
+    Args:
+        model: A causal LM, not patched.
+        products: Some of its products, in the order in which they run.
+        rows: i64[N, S] calibration tokens.
+    """
+    moments = [torch.zeros(product.inputs, product.inputs) for product in products]
+
+    def add(index: int, x: Tensor) -> None:
+        flat = x.reshape(-1, x.shape[-1]).float()
+        moments[index].addmm_(flat.T, flat)
+        if index + 1 == len(products):
+            raise _SeenError
+
+    with input_hooks(products, add):
+        for ids in rows.split(_ROWS_AT_A_TIME):
+            with suppress(_SeenError):
+                model(input_ids=ids, use_cache=False)
     return moments

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from clada.exporter.calibrate import prompt_tokens
 from clada.exporter.calibrated import Calibrated
 from clada.exporter.calibration_rows import CalibrationRows
@@ -57,7 +59,7 @@ def calibrate_inputs(
     settings = json.dumps([version("clada"), share, *follows, None if quantization is None else asdict(quantization)])
     of = CalibratedOn(model_hash(model), *data, tensors_hash(settings, {"rows": rows.whole}))
     products = find_products(model)
-    quantized = _quantized(model, products, quantization, report)
+    quantized = _quantized(model, products, quantization, rows.decoded, report)
     calibration = _kept(kept, of, products)
     if calibration is None:
         prompt = prompt_tokens(rows.decoded.shape[1])
@@ -69,18 +71,35 @@ def calibrate_inputs(
 
 
 def _quantized(
-    model: Any, products: Sequence[Product], config: QuantizationConfig | None, report: Callable[[str], None]
+    model: Any,
+    products: Sequence[Product],
+    config: QuantizationConfig | None,
+    rows: Tensor | None,
+    report: Callable[[str], None],
 ) -> Quantized | None:
     if config is None:
         return None
     report(f"quantising to int{config.bits}, a scale for each {config.block_size} weights")
-    return quantize_products(model, products, config, report)
+    return quantize_products(model, products, config, rows if config.follows_text else None, report)
 
 
 def take_inputs(
-    model: Any, path: Path, share: float, quantization: QuantizationConfig | None, report: Callable[[str], None]
+    model: Any,
+    path: Path,
+    share: float,
+    quantization: QuantizationConfig | None,
+    rows: Tensor | None,
+    report: Callable[[str], None],
 ) -> Calibrated:
-    """Calibrate a model by a file that `clada calibrate` wrote of it; arguments as of `calibrate_inputs`.
+    """Calibrate a model by a file that `clada calibrate` wrote of it.
+
+    Args:
+        model: See `calibrate_inputs`, as are others.
+        path: Of the file.
+        share: Of all weights' bytes.
+        quantization: How weights are quantised first.
+        rows: i64[N, S] tokens, for a way to quantise that follows text.
+        report: Called with each line of progress.
 
     Raises:
         CladaError: The file cannot be used, is of another model, or no price in it reads that share.
@@ -89,7 +108,7 @@ def take_inputs(
     calibration, of = read_price_calibration(path, products)
     if of.model != model_hash(model):
         raise CladaError(f"{path} is the calibration of another model: its weights are not this model's")
-    quantized = _quantized(model, products, quantization, report)
+    quantized = _quantized(model, products, quantization, rows, report)
     return calibrated_for(calibration, share, quantized, (of.data, of.data_sha256), report)
 
 

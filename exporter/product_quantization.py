@@ -1,11 +1,14 @@
 """Quantises the products of a model that will skip inputs: blocks lie along their rows, a row an input."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clada.exporter.gptq import round_outward
+from clada.exporter.moments import product_moments
 from clada.exporter.products import Product, joined_weights
 from clada.exporter.progress import tracked
 from clada.exporter.quantization import (
@@ -22,42 +25,59 @@ from clada.plugins.errors import CladaError
 
 @torch.no_grad()
 def quantize_products(
-    model: Any, products: Sequence[Product], config: QuantizationConfig, report: Callable[[str], None]
+    model: Any,
+    products: Sequence[Product],
+    config: QuantizationConfig,
+    rows: Tensor | None,
+    report: Callable[[str], None],
 ) -> Quantized:
     """Quantise a model in place; it computes with the values of the packed weights from then on.
 
     Args:
         model: A causal LM in float32, not patched.
         products: Of the model.
-        config: How; to the nearest only.
+        config: How.
+        rows: i64[N, S] calibration tokens, for "gptq"; None for none.
         report: Called with each line of progress.
 
     Raises:
         CladaError: Names the first product that cannot be quantised.
     """
-    if config.method != "rtn":
-        raise CladaError(
-            f"quantize_method is {config.method}, and weights of products that skip inputs are only rounded: "
-            "leave it out"
-        )
     for product in products:
         _check(product, config)
     untie(model)
     round_embedding(model)
     packed: dict[str, Packed] = {}
     wrong = total = 0.0
-    for product in tracked(products, "quantising"):
-        weights = joined_weights(product)
-        try:
-            packed[product.name] = Packed(*round_to_nearest(weights, config.bits, config.block_size), config.bits)
-        except CladaError as error:
-            raise CladaError(f"{product.name} cannot be quantised: {error}") from error
-        values = packed[product.name].values()
-        wrong += float((weights - values).square().sum())
-        total += float(weights.square().sum())
-        _set(product, values)
+    for group in tracked(_layer_by_layer(model, products), "quantising"):
+        # Of a layer at a time, so that each sees what was rounded before it.
+        moments = [None] * len(group) if rows is None else product_moments(model, group, rows)
+        for product, of_product in zip(group, moments, strict=True):
+            weights = joined_weights(product)
+            packed[product.name] = _packed(product, weights, config, of_product)
+            values = packed[product.name].values()
+            wrong += float((weights - values).square().sum())
+            total += float(weights.square().sum())
+            _set(product, values)
     report(f"  weights moved by {(wrong / max(total, 1e-30)) ** 0.5:.1%} of their norm ({config.method})")
     return Quantized(config.bits, config.block_size, products=packed)
+
+
+def _layer_by_layer(model: Any, products: Sequence[Product]) -> list[Sequence[Product]]:
+    """The products in about as many groups as there are layers, and the output matrix."""
+    layers = model.config.num_hidden_layers
+    ends = [round(layer * (len(products) - 1) / layers) for layer in range(layers + 1)]
+    return [products[start:end] for start, end in pairwise([*ends, len(products)]) if start < end]
+
+
+def _packed(product: Product, weights: Tensor, config: QuantizationConfig, moments: Tensor | None) -> Packed:
+    form = config.bits, config.block_size
+    try:
+        if moments is None:
+            return Packed(*round_to_nearest(weights, *form), config.bits)
+        return Packed(*round_outward(weights, moments, *form), config.bits)
+    except CladaError as error:
+        raise CladaError(f"{product.name} cannot be quantised: {error}") from error
 
 
 def _check(product: Product, config: QuantizationConfig) -> None:

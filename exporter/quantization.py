@@ -38,6 +38,11 @@ class QuantizationConfig:
     block_size: int = BLOCK_SIZE
     method: str = METHOD
 
+    @property
+    def follows_text(self) -> bool:
+        """Whether what a weight is rounded to depends on calibration text."""
+        return self.method == "gptq"
+
     def __post_init__(self) -> None:
         choices = {"bits": BITS, "block_size": BLOCK_SIZES, "method": METHODS}
         for name, values in choices.items():
@@ -155,7 +160,7 @@ def round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor
 def _packed(matrix: _Matrix, config: QuantizationConfig, moments: dict[tuple[nn.Module, bool], Tensor]) -> Packed:
     form = config.bits, config.block_size
     try:
-        if config.method == "rtn":
+        if not config.follows_text:
             return Packed(*round_to_nearest(matrix.weight, *form), config.bits)
         rounding = round_outward if matrix.outward else round_inward
         return Packed(*rounding(matrix.weight, moments[matrix.owner, matrix.outward], *form), config.bits)
@@ -201,7 +206,7 @@ def quantize_model(
     wrong = total = 0.0
     for group in tqdm(list(_groups(model)), desc="quantising", leave=False, disable=None):
         owners = dict.fromkeys(matrix.owner for matrix in group)
-        moments = input_moments(model, sparsity, rows, owners) if config.method == "gptq" else {}
+        moments = input_moments(model, sparsity, rows, owners) if config.follows_text else {}
         for matrix in group:
             packed = _packed(matrix, config, moments)
             values = packed.values()

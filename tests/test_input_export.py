@@ -184,7 +184,6 @@ WRONG = [
     (["--bytes", 0], "share of bytes is 0"),
     (["--bytes", 0.6, "--policy", "cats"], "the policy is cats, and bytes is 0.6"),
     (["--policy", "price"], "the policy is price, and bytes is None"),
-    (["--bytes", 0.6, "--quantize", "int4", "--quantize-method", "gptq"], "quantize_method is gptq"),
     (["--bytes", 0.6, "--quantize", "int4"], "a block of 32 does not divide its outputs"),
     (["--bytes", 0.6, "--calibration", "some.file", "--calibration-data", "a.txt"], "leave one of them out"),
     (["--calibration", "some.file"], "is for a goal of bytes"),
@@ -287,17 +286,23 @@ def quantizable(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("inputs"), "llama", **sizes)
 
 
-@pytest.mark.parametrize("quantize", few(["int4", "int8"], ["int4"]))
-def test_quantised_products_skip_inputs_too(quantizable, tmp_path, capsys, quantize):
+METHODS = [("int4", "gptq"), ("int4", "rtn"), ("int8", "rtn"), ("int8", "gptq")]
+
+
+@pytest.mark.parametrize(("quantize", "method"), few(METHODS, METHODS[:1]))
+def test_quantised_products_skip_inputs_too(quantizable, tmp_path, capsys, quantize, method):
     """One calibration for two artefacts, one of them quantised; all bytes are the quantised dense model."""
     calibration = tmp_path / "tiny.safetensors"
     args = ["calibrate", calibration, "--model", quantizable, "--calibration-tokens", TOKENS, "--bytes", 0.55]
     assert runtime_cli.main([str(arg) for arg in args]) == 0, capsys.readouterr().err
     path = tmp_path / quantize / "model.onnx"
     args = [path, "--model", quantizable, "--calibration", calibration, "--bytes", 0.55, "--quantize", quantize]
+    args += ["--quantize-method", method, "--calibration-tokens", TOKENS]
     assert run_export(*args) == 0, capsys.readouterr().err
+    assert (f"rounding weights on {TOKENS // 128 * 128} tokens" in capsys.readouterr().out) == (method == "gptq")
     manifest = read_manifest(path.parent)
     assert manifest["ops"] == {"LoadSignal": 1, "QuantizedSparseLinear": 1}
+    assert manifest["quantization"]["method"] == method
     assert manifest["quantization"]["linears"] == [p["name"] for p in manifest["inputs"]["products"]]
     assert runtime_cli.main(["verify", str(path), "--model", str(quantizable)]) == 0, capsys.readouterr().err
     size = (path.parent / "model.onnx.data").stat().st_size

@@ -28,6 +28,8 @@ from clada.exporter.export import ExportConfig, export
 from clada.exporter.gptq import round_inward, round_outward
 from clada.exporter.packed_weights import read_packed
 from clada.exporter.patch import sparse_layers, sparsify
+from clada.exporter.product_quantization import quantize_products
+from clada.exporter.products import find_products
 from clada.exporter.quantization import QuantizationConfig, hold, linear_modules, quantize_model
 from clada.exporter.verify import load_constants
 from clada.plugins.errors import CladaError
@@ -328,7 +330,8 @@ def log_probabilities(model, rows):
     return torch.log_softmax(model(input_ids=rows).logits, dim=-1)
 
 
-def test_gptq_loses_less_than_half_of_what_rounding_does():
+@pytest.mark.parametrize("skips", ["neurons", "inputs"])
+def test_gptq_loses_less_than_half_of_what_rounding_does(skips):
     """On the demo model with 4 bits, and text that it was not calibrated on: nats a token."""
     model, tokenizer = load_model(str(DEMO_MODEL), torch.float32)
     halves = [rows_for(tokenizer, 1024, 128, texts=slice(start, None, 2)) for start in (0, 1)]
@@ -336,8 +339,12 @@ def test_gptq_loses_less_than_half_of_what_rounding_does():
     divergence = {}
     for method in ("rtn", "gptq"):
         quantised, _ = load_model(str(DEMO_MODEL), torch.float32)
-        sparsity = sparsify(quantised)
-        quantize_model(quantised, sparsity, halves[0], QuantizationConfig(4, 32, method), lambda _: None)
+        config = QuantizationConfig(4, 32, method)
+        if skips == "neurons":
+            quantize_model(quantised, sparsify(quantised), halves[0], config, lambda _: None)
+        else:
+            rows = halves[0] if config.follows_text else None
+            quantize_products(quantised, find_products(quantised), config, rows, lambda _: None)
         given = log_probabilities(quantised, halves[1])
         divergence[method] = float((dense.exp() * (dense - given)).sum(-1).mean())
     assert 0.03 < divergence["rtn"] < 0.3
