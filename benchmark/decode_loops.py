@@ -11,17 +11,18 @@ from clada.benchmark.shapes import Shape
 from clada.benchmark.tokens import random_tokens
 from clada.plugins.ops.record import Array
 from clada.runtime import Session
+from clada.runtime.backends.onnxruntime import SPINNING
 
 # Read each time, after one more that is not timed: the first after going back binds its buffers anew.
 TOKENS = 8
 
 
 def load_genai(folder: Path, threads: int) -> Any:
-    """Onnxruntime-genai's model, with the threads of a session of ours, which do not spin."""
+    """Onnxruntime-genai's model, with as many threads as a session of ours, which wait alike."""
     import onnxruntime_genai
 
     config = onnxruntime_genai.Config(str(folder))
-    options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
+    options = {"intra_op_num_threads": threads, **SPINNING}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     return onnxruntime_genai.Model(config)
 

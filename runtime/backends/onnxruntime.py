@@ -93,6 +93,11 @@ class Execution:
             raise CladaError(f"cuda_graph needs device='cuda', and device is '{self.device}'")
 
 
+# Threads wait for the next op of a step without sleeping, which takes longer than many an op; between steps they sleep,
+# and leave the cores to whatever else runs on the machine.
+SPINNING = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop": "1"}
+
+
 def session_options(execution: Execution) -> Any:
     """Options of a session, without kernels."""
     options = onnxruntime.SessionOptions()
@@ -101,8 +106,8 @@ def session_options(execution: Execution) -> Any:
     # What was checked is an ONNX file, whatever its name.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.intra_op_num_threads = execution.threads
-    # Spinning threads take the cores from whatever else runs on the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in SPINNING.items():
+        options.add_session_config_entry(name, value)
     # Of MatMulNBits, which ONNX Runtime makes of DequantizeLinear and MatMul: 4 is int8, 0 the tokens' own type.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0" if execution.exact else "4")
     return options
