@@ -25,6 +25,8 @@ from clada.runtime.pool import PoolPolicy
 
 _SUFFIX = ".calibration.safetensors"
 _KEY, _VALUES, _CONTENT = "key", "values", "content"
+# Of what is kept: a file of another one is of something else.
+_LAYOUT = 2
 _LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name != "surprisal_weight")
 _MEASURED = ("divergence", "agreement", "ffn_cost", "tokens", "prompt_tokens", "gains", "anticipation_r2")
 
@@ -45,7 +47,7 @@ def calibration_key(
         config: What is calibrated for.
         quantization: How weights are quantised first; None where they are not.
     """
-    settings = [version("clada"), asdict(config), None if quantization is None else asdict(quantization)]
+    settings = [_LAYOUT, version("clada"), asdict(config), None if quantization is None else asdict(quantization)]
     return tensors_hash(json.dumps(settings, sort_keys=True), {"rows": rows, **model.state_dict()})
 
 
