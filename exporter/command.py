@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FILE", help="with --bytes: what clada calibrate wrote of the model"
     )
     parser.add_argument(
-        "--no-anticipation", action="store_true", help="leave out the probe of the hidden state: the paper's method"
+        "--no-anticipation", action="store_true", help="leave out the probes of the hidden state: the paper's method"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
     parser.add_argument("--quantize", choices=FORMATS, help="round weights, in blocks, before anything is calibrated")
