@@ -17,7 +17,7 @@ from clada.exporter.anticipation import Anticipation
 from clada.exporter.decode_pass import Decoded
 from clada.exporter.load_fit import to_float
 from clada.exporter.probe import halves, knots_of, log_divergence, ridge
-from clada.exporter.products import Product, input_hooks
+from clada.exporter.products import Product, input_hooks, layer_starts
 from clada.exporter.progress import tracked
 from clada.exporter.scale_map import Floats, fit_scale_map
 
@@ -47,8 +47,8 @@ class Foresight:
 
 def probed_products(layers: int, products: int) -> list[int]:
     """Indices of the products whose inputs are probed: the first of a few layers, and the output matrix."""
-    each = (products - 1) / layers
-    return sorted({round(round(depth * layers) * each) for depth in _DEPTHS} | {products - 1})
+    starts = layer_starts(layers, products)
+    return sorted({starts[round(depth * layers)] for depth in _DEPTHS} | {starts[-1]})
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clada.exporter.gptq import round_outward
 from clada.exporter.moments import product_moments
-from clada.exporter.products import Product, joined_weights
+from clada.exporter.products import Product, joined_weights, layer_starts
 from clada.exporter.progress import tracked
 from clada.exporter.quantization import (
     Packed,
@@ -64,10 +64,9 @@ def quantize_products(
 
 
 def _layer_by_layer(model: Any, products: Sequence[Product]) -> list[Sequence[Product]]:
-    """The products in about as many groups as there are layers, and the output matrix."""
-    layers = model.config.num_hidden_layers
-    ends = [round(layer * (len(products) - 1) / layers) for layer in range(layers + 1)]
-    return [products[start:end] for start, end in pairwise([*ends, len(products)]) if start < end]
+    """The products of each layer, and the output matrix."""
+    starts = layer_starts(model.config.num_hidden_layers, len(products))
+    return [products[start:end] for start, end in pairwise([*starts, len(products)]) if start < end]
 
 
 def _packed(product: Product, weights: Tensor, config: QuantizationConfig, moments: Tensor | None) -> Packed:

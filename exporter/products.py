@@ -71,6 +71,11 @@ def find_products(model: Any) -> list[Product]:
     return [Product(tuple(names[linear] for linear in linears), tuple(linears)) for _, linears in groups]
 
 
+def layer_starts(layers: int, products: int) -> list[int]:
+    """Indices of the product at which each of as many layers begins, and of the output matrix, which is the last."""
+    return [round(layer * (products - 1) / layers) for layer in range(layers + 1)]
+
+
 @contextmanager
 def input_hooks(products: Sequence[Product], hook: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
     """Within the context each product's input T[..., D] is shown to a function of the product's index and it.
