@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from clada.benchmark.precisions import OF_MODELS, PRECISIONS
-from clada.benchmark.settings import Settings
+from clada.benchmark.settings import CONTEXT, SHARES, Settings
 from clada.benchmark.shapes import SHAPES, TINY, WHATS
 from clada.plugins.command_line import add_quiet
 
@@ -19,10 +19,36 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the command to `clada`'s."""
     parser = commands.add_parser(
         "bench",
-        help="time the ops and whole models against ONNX Runtime's dense graphs",
-        description="Time random weights of real shapes: our ops dense and sparse, ONNX Runtime's dense graph in "
-        "float32 and quantised, and torch, in turns in one process; and the floor, the time it takes to read what must "
-        "be read. A whole model takes several times its size in memory and on disk.",
+        help="time an artefact, or the ops and whole models, against ONNX Runtime's dense graphs",
+        description="Time an artefact at several shares of its bytes, beside ONNX Runtime's dense graph of the same "
+        "weights; or random weights of real shapes: our ops dense and sparse, ONNX Runtime's dense graph in float32 "
+        "and quantised, and torch. All in turns in one process; and the floor, the time it takes to read what must be "
+        "read. A whole model of random weights takes several times its size in memory and on disk.",
+    )
+    parser.add_argument(
+        "path",
+        nargs="?",
+        type=Path,
+        help="an artefact that skips inputs: time it, at several shares of its bytes, and no random weights",
+    )
+    parser.add_argument(
+        "--bytes",
+        nargs="+",
+        type=float,
+        default=list(SHARES),
+        metavar="SHARE",
+        help="with an artefact: shares of the weights' bytes to read (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=CONTEXT,
+        help="with an artefact: tokens before what is timed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="with an artefact: text to read, or - for standard input (default: Python sources that come with clada)",
     )
     real = [name for name in SHAPES if name != TINY]
     parser.add_argument(

@@ -22,7 +22,7 @@ GENAI = "genai dense int4"
 SAMPLED = "sampled"
 # How far from the reference the output may be; more is not another precision but another computation. Layers of random
 # weights amplify the rounding of 4 bits, but outputs that have nothing in common are 1.4 apart.
-FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int4": 1.2}
+FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int8": 0.1, "int4": 1.2}
 # The same against what its own weights give, which leaves the rounding of what they are multiplied with.
 FARTHEST_OF_OWN = {"float32": 1e-3, "bfloat16": 0.02, "int4": 0.06, "int4-block128": 0.06, "int8": 0.06}
 

@@ -5,8 +5,9 @@ import onnx_ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from clada.benchmark.storage import initializer, transposed, weight
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.benchmark.storage import initializer, sizes, transposed, weight
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.plugins.ops.block_quantization import dequantize
 
 
 def _zero(shape: list[int], dtype: type) -> onnx_ir.Node:
@@ -19,6 +20,25 @@ def _transposed(graph: onnx_ir.Graph, value: onnx_ir.Value | None) -> onnx_ir.Va
     assert value is not None
     assert tensor is not None
     result = initializer(f"{value.name}.transposed", transposed(tensor))
+    graph.register_initializer(result)
+    return result
+
+
+def _restored(graph: onnx_ir.Graph, node: onnx_ir.Node) -> onnx_ir.Value:
+    """The quantised matrix of a node of ours in float32, computed when it is needed."""
+    given = dict(zip((spec.name for spec in QUANTIZED_LINEAR.inputs), node.inputs, strict=True))
+    codes, scales = weight(given["w"]), weight(given["s"])
+    assert codes is not None
+    assert scales is not None
+    assert given["w"] is not None
+    bits = int(node.attributes["bits"].value)
+
+    def compute() -> onnx_ir.TensorProtocol:
+        return onnx_ir.tensor(dequantize(codes.numpy(), scales.numpy().astype(np.float32), bits))
+
+    rows, packed = sizes(codes)
+    shape = onnx_ir.Shape([rows, packed * 8 // bits])
+    result = initializer(f"{given['w'].name}.restored", onnx_ir.LazyTensor(compute, onnx_ir.DataType.FLOAT, shape))
     graph.register_initializer(result)
     return result
 
@@ -48,6 +68,9 @@ def make_dense(model: onnx_ir.Model) -> None:
             nodes = [_zero([1], np.float32) for _ in node.outputs]
         elif node.op_type == SPARSE_LINEAR.name:
             nodes = [onnx_ir.node("MatMul", node.inputs[:2]), _zero([1, 1], np.int32)]
+        elif node.op_type == QUANTIZED_LINEAR.name:
+            product = onnx_ir.node("MatMul", [node.inputs[0], _restored(model.graph, node)])
+            nodes = [product, _zero([1, 1], np.int32)]
         else:
             assert node.op_type == SPARSE_GATED_FFN.name
             nodes = _gated(model.graph, node)

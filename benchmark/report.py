@@ -14,7 +14,7 @@ from clada.benchmark.target import Target
 from clada.benchmark.timing import Samples
 
 # What a table is of, where it is not of a whole model.
-_SUBJECTS = {"layer": "one FFN layer", "linears": "one layer's linears by inputs"}
+_SUBJECTS = {"layer": "one FFN layer", "linears": "one layer's linears by inputs", "artefact": "artefact"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Table:
 
     Args:
         shape: Name of the shape.
-        what: Of WHATS.
+        what: Of WHATS, or "artefact".
         phase: "decode" or "prefill".
         tokens: How many are computed at once.
         context: How many came before them.
@@ -77,7 +77,9 @@ class Table:
 
     @property
     def reference(self) -> str:
-        """The contender that the ratios of a layer or a whole model are against."""
+        """The contender that the ratios are against."""
+        if self.what == "artefact":
+            return self.rows[0].name
         return GENAI if self.what == "genai" else REFERENCE
 
     @property

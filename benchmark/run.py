@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from clada.benchmark.artefact import artefact_table
 from clada.benchmark.footprint import Footprint, footprint_lines
 from clada.benchmark.genai import genai_tables
 from clada.benchmark.genai_files import require_genai
@@ -15,8 +16,10 @@ from clada.benchmark.settings import PLOT_FORMATS, Settings, checked
 from clada.benchmark.shapes import Shape, chosen_shapes
 from clada.benchmark.tables import layer_tables, linears_tables, model_tables
 from clada.benchmark.targets import target_lines, targets
+from clada.exporter.calibration_text import read_texts, sample_file
 from clada.exporter.output import check_writable, write
 from clada.plugins.errors import CladaError
+from clada.runtime.terminal import read_prompt
 
 _MEASURES: dict[str, Callable[[Shape, Settings], Iterator[Table | list[Footprint]]]] = {
     "layer": layer_tables,
@@ -34,10 +37,15 @@ def _check_outputs(json_file: Path | None, plot_file: Path | None) -> None:
             check_writable(path)
 
 
+def _of_artefact(args: argparse.Namespace, settings: Settings) -> Table:
+    text = read_texts(sample_file())[0] if args.prompt_file is None else read_prompt(args.prompt_file)
+    return artefact_table(args.path, args.bytes, args.context, text, settings)
+
+
 def bench(args: argparse.Namespace) -> None:
     """Measure what the command line asks for."""
     settings = checked(Settings(tuple(args.active), tuple(args.weights), args.threads, args.rounds))
-    chosen = chosen_shapes(args.shape, args.what)
+    chosen = chosen_shapes(args.shape, args.what) if args.path is None else []
     if any("genai" in whats for _, whats in chosen):
         require_genai()
     _check_outputs(args.json, args.plot)
@@ -47,6 +55,9 @@ def bench(args: argparse.Namespace) -> None:
     print(f"{subtitle}; medians of {settings.rounds} rounds, of {settings.prefill_rounds} in prefill")
     tables: list[Table] = []
     footprints: list[Footprint] = []
+    if args.path is not None:
+        tables.append(_of_artefact(args, settings))
+        print("\n" + "\n".join(table_lines(tables[0])), flush=True)
     for shape, whats in chosen:
         for what in whats:
             for measured in _MEASURES[what](shape, settings):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from clada.exporter.neurons import activations, outward_matrix
 from clada.exporter.patch import Sparsity
 from clada.exporter.policies import POLICIES
 from clada.exporter.selection import pools_of, select
-from clada.exporter.settings import TARGET_SPARSITY
+from clada.exporter.settings import BYTES, BYTES_POLICY, NEURONS_POLICY, TARGET_SPARSITY
 from clada.plugins.errors import CladaError
-from clada.runtime.manifest import LayerCalibration, Policy
+from clada.runtime.manifest import GOALS, LayerCalibration, Policy
 from clada.runtime.pool import PoolPolicy
 
 # How much looser and tighter, in logarithm, the thresholds may get once everything else is fitted: what compensation
@@ -30,25 +30,30 @@ _LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """What to calibrate for; the goal is one of the four, the last that is given.
+    """What to calibrate for: one goal, or none for the policy's usual one.
 
     Args:
+        bytes: Share of all weights' bytes that a token reads, in (0, 1): the goal of the policy "price", and only that.
         target_sparsity: Mean share of neurons that a token does not compute, in (0, 1).
         ffn_cost: Share of the feed-forward weights' bytes that a token reads, in (0, 1).
         error_budget: Highest KL divergence from the dense model, nats a token.
-        bytes: Share of all weights' bytes that a token reads, in (0, 1): the goal of the policy "price", and only that.
-        policy: How the model is made sparse.
-        name: What the policy is called.
+        policy: How the model is made sparse; None for the goal's usual one, "price" where there is no goal.
+        name: What the policy is called, where it is not one of POLICIES.
+
+    Raises:
+        CladaError: Two goals, one out of range, or one that the policy has not.
     """
 
-    target_sparsity: float = TARGET_SPARSITY
+    bytes: float | None = None
+    target_sparsity: float | None = None
     ffn_cost: float | None = None
     error_budget: float | None = None
-    bytes: float | None = None
-    policy: Policy = field(default_factory=lambda: POLICIES["clada"])
-    name: str = "clada"
+    policy: Policy | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
+        if len(self._given) > 1:
+            raise CladaError(f"there are several goals, {' and '.join(self._given)}: give one of them")
         for name, share in (
             ("target sparsity", self.target_sparsity),
             ("FFN cost", self.ffn_cost),
@@ -59,22 +64,40 @@ class CalibrationConfig:
         if self.error_budget is not None and not 0 < self.error_budget < float("inf"):
             raise CladaError(f"the error budget is {self.error_budget}; it must be a positive number of nats")
 
-        if (self.bytes is not None) != (self.policy.thresholds == "price"):
+        if (self.goal.name == "bytes") != self.skips_inputs:
             raise CladaError(
-                f"the policy is {self.name}, and bytes is {self.bytes}: a share of all weights' bytes is the goal of "
-                "the policy price, and of no other"
+                f"the policy is {self.policy_name}, and the goal {self.goal.name}: a share of all weights' bytes "
+                f"is the goal of the policy {BYTES_POLICY}, and of no other"
             )
+
+    @property
+    def _given(self) -> dict[str, float]:
+        values = {name: getattr(self, name) for name in GOALS}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def goal(self) -> Goal:
         """What is asked for."""
-        if self.bytes is not None:
-            return Goal("bytes", self.bytes)
-        if self.error_budget is not None:
-            return Goal("error_budget", self.error_budget)
-        if self.ffn_cost is not None:
-            return Goal("ffn_cost", self.ffn_cost)
-        return Goal("target_sparsity", self.target_sparsity)
+        for name, value in self._given.items():
+            return Goal(name, value)
+        return Goal("bytes", BYTES) if self.skips_inputs else Goal("target_sparsity", TARGET_SPARSITY)
+
+    @property
+    def skips_inputs(self) -> bool:
+        """Whether inputs of all products are skipped, and not neurons."""
+        return self.rules.thresholds == "price"
+
+    @property
+    def rules(self) -> Policy:
+        """The policy that is followed."""
+        if self.policy is not None:
+            return self.policy
+        return POLICIES[NEURONS_POLICY if self._given.keys() - {"bytes"} else BYTES_POLICY]
+
+    @property
+    def policy_name(self) -> str:
+        """What that is called."""
+        return self.name or next((name for name, policy in POLICIES.items() if policy == self.rules), "custom")
 
 
 @dataclass(frozen=True)
@@ -155,7 +178,7 @@ def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationC
     Raises:
         CladaError: The policy cannot reach the goal.
     """
-    policy, goal = config.policy, config.goal
+    policy, goal = config.rules, config.goal
     sparsity.thresholds[:] = [torch.zeros_like(t) for t in sparsity.thresholds]
     sparsity.compensation, sparsity.anticipations = [], []
     with tqdm(total=5, desc="calibrating", leave=False, disable=None) as bar:

@@ -1,6 +1,7 @@
 """The `clada export` command."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from clada.exporter.command_options import add_calibration_options, add_trust_options
@@ -8,6 +9,7 @@ from clada.exporter.families import FAMILIES
 from clada.exporter.policies import POLICIES, SUMMARIES, without
 from clada.exporter.settings import (
     BLOCK_SIZE,
+    BYTES,
     BYTES_POLICY,
     DEFAULT_OPSET,
     DEFAULT_QUANTIZED_OPSET,
@@ -15,11 +17,11 @@ from clada.exporter.settings import (
     FORMATS,
     METHOD,
     METHODS,
-    POLICY,
-    TARGET_SPARSITY,
+    NEURONS_POLICY,
 )
 from clada.plugins.command_line import add_progress_options, progress
 from clada.plugins.ops.block_quantization import BLOCK_SIZES
+from clada.runtime.manifest import GOALS
 
 DESCRIPTION = "Export a Hugging Face causal LM as a dynamically sparse ONNX model."
 EPILOG = "\n".join(
@@ -39,29 +41,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_calibration_options(parser)
     goal = parser.add_mutually_exclusive_group()
     goal.add_argument(
-        "--target-sparsity",
-        type=float,
-        default=TARGET_SPARSITY,
-        help="mean share of neurons to skip (default: %(default)s)",
-    )
-    goal.add_argument(
-        "--ffn-cost", type=float, help="instead: the share of the feed-forward weights' bytes that a token reads"
-    )
-    goal.add_argument("--error-budget", type=float, help="instead: the most KL divergence, in nats a token")
-    goal.add_argument(
         "--bytes",
         type=float,
         metavar="SHARE",
-        help="instead: the share of all weights' bytes that a token reads; inputs of every matrix are skipped then, "
-        "and not neurons",
+        help=f"share of all weights' bytes that a token reads, by skipping inputs of every matrix (default: {BYTES})",
     )
+    goal.add_argument(
+        "--ffn-cost",
+        type=float,
+        metavar="SHARE",
+        help="instead: share of the feed-forward weights' bytes that a token reads, by skipping neurons, as below",
+    )
+    goal.add_argument("--target-sparsity", type=float, metavar="SHARE", help="instead: mean share of neurons to skip")
+    goal.add_argument("--error-budget", type=float, metavar="NATS", help="instead: most KL divergence, in nats a token")
     parser.add_argument(
         "--policy",
         choices=POLICIES,
-        help=f"what decides what is skipped, see below (default: {POLICY}; with --bytes {BYTES_POLICY})",
+        help=f"what decides what is skipped, see below (default: {BYTES_POLICY}; with one of the other goals "
+        f"{NEURONS_POLICY})",
     )
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="with --bytes: what clada calibrate wrote of the model"
+        "--calibration", type=Path, metavar="FILE", help="what clada calibrate wrote of the model, not measured again"
     )
     parser.add_argument(
         "--no-anticipation", action="store_true", help="leave out the probes of the hidden state: the paper's method"
@@ -97,14 +97,13 @@ def _run(args: argparse.Namespace) -> None:
     from clada.exporter.calibrate import CalibrationConfig
     from clada.exporter.export import ExportConfig, export
 
-    name = args.policy or (POLICY if args.bytes is None else BYTES_POLICY)
-    policy = POLICIES[name]
+    goal = {name: getattr(args, name) for name in GOALS}
+    calibration = CalibrationConfig(**goal, policy=None if args.policy is None else POLICIES[args.policy])
     if args.no_anticipation:
-        policy = without(policy, "anticipation")
-    goal = {"target_sparsity": args.target_sparsity, "ffn_cost": args.ffn_cost, "error_budget": args.error_budget}
-    goal["bytes"] = args.bytes
+        rules = without(calibration.rules, "anticipation")
+        calibration = replace(calibration, policy=rules, name=calibration.policy_name)
     config = ExportConfig(
-        calibration=CalibrationConfig(**goal, policy=policy, name=name),
+        calibration=calibration,
         calibration_file=args.calibration,
         calibration_data=args.calibration_data,
         calibration_tokens=args.calibration_tokens,

@@ -88,11 +88,11 @@ class ExportConfig:
             raise CladaError(f"quantize is '{self.quantize}'; it must be one of {', '.join(FORMATS)}")
         _ = self.quantization  # checks the others
         if self.calibration_file is not None:
-            if self.calibration.bytes is None:
-                raise CladaError("a calibration file is for a goal of bytes: pass bytes too")
+            if not self.calibration.skips_inputs:
+                raise CladaError("a calibration file is for a goal of bytes, and of no other")
             if self.calibration_data is not None and not self.rounds_by_text:
                 raise CladaError("a calibration file is given, and text to calibrate on too: leave one of them out")
-            if self.calibration.policy != POLICIES[BYTES_POLICY]:
+            if self.calibration.rules != POLICIES[BYTES_POLICY]:
                 raise CladaError(
                     f"a calibration file is measured with all of the policy {BYTES_POLICY}, and parts of it are left "
                     "out: calibrate anew, without the file"
@@ -195,15 +195,14 @@ def export(
             calibration_rows, text, texts, tokenizer, hf_config, config.calibration_tokens, config.seed, report
         )
         if config.calibration_file is None:
-            rows = drawn(further=FURTHER if config.calibration.bytes is not None else 0)
+            rows = drawn(further=FURTHER if config.calibration.skips_inputs else 0)
             calibrated = _calibrated(model, rows, config, (text.name, text.sha256), kept_path(output), report)
             kept.append(kept_path(output))
         else:
             report(f"calibrated by {config.calibration_file}")
-            assert config.calibration.bytes is not None
             rounded_on = drawn(what="rounding weights").decoded if config.rounds_by_text else None
             calibrated = take_inputs(
-                model, config.calibration_file, config.calibration.bytes, config.quantization, rounded_on, report
+                model, config.calibration_file, config.calibration.goal.value, config.quantization, rounded_on, report
             )
 
         dtype = getattr(torch, config.dtype)
@@ -262,6 +261,7 @@ def _calibrated(
     report: Callable[[str], None],
 ) -> Calibrated:
     calibration = config.calibration
-    if calibration.bytes is None:
+    if not calibration.skips_inputs:
         return calibrate_neurons(model, rows.decoded, calibration, config.quantization, data, kept, report)
-    return calibrate_inputs(model, rows, calibration.bytes, calibration.policy, config.quantization, data, kept, report)
+    share, rules = calibration.goal.value, calibration.rules
+    return calibrate_inputs(model, rows, share, rules, config.quantization, data, kept, report)

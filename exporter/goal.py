@@ -26,7 +26,7 @@ class Goal:
     """A figure to meet.
 
     Args:
-        name: One of GOALS.
+        name: One of the manifest's GOALS.
         value: What was asked for.
     """
 

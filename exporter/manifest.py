@@ -49,7 +49,7 @@ def _printable(text: str) -> str:
 def policy_section(config: CalibrationConfig, seed: int) -> PolicySection:
     """The policy, what it consists of, and its goal."""
     goal: dict[str, Any] = {config.goal.name: config.goal.value}
-    return PolicySection(name=config.name, parts=config.policy, seed=seed, **goal)
+    return PolicySection(name=config.policy_name, parts=config.rules, seed=seed, **goal)
 
 
 def model_section(model: Any, parameters: int, dtype: str, opset: int) -> ModelSection:

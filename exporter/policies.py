@@ -30,7 +30,7 @@ POLICIES: dict[str, Policy] = {
 # Each in a line, for help.
 SUMMARIES = {
     "clada": "thresholds by what neurons are worth, in a pool that the prompt chooses, loosened where text is hard",
-    "price": "not neurons, but inputs of every matrix, all at one price of a byte: what --bytes asks for",
+    "price": "inputs of every matrix, all at one price of a byte, loosened where text is hard; the others skip neurons",
     "dense": "every neuron: nothing is skipped",
     "cats": "one threshold a layer on the gate's activation (Lee et al. 2024)",
     "griffin": "the neurons that the prompt used most (Dong et al. 2024)",

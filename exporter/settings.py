@@ -12,10 +12,12 @@ METHOD = "rtn"
 CALIBRATION_TOKENS = 2048
 # For each of them, with a goal of bytes, how many more are read densely: what is to come is told from those.
 FURTHER = 2
+# What is asked for where nothing is, and by the policies that skip neurons.
+BYTES = 0.7
 TARGET_SPARSITY = 0.5
-# The policies, without and with a goal of bytes.
-POLICY = "clada"
+# The policies of a goal of bytes, which is the usual one, and of the others.
 BYTES_POLICY = "price"
+NEURONS_POLICY = "clada"
 # Versions of ONNX's standard ops: the first whose DequantizeLinear knows blocks and 4 bits, and what is written.
 MINIMUM_QUANTIZED_OPSET = 21
 DEFAULT_OPSET = 20

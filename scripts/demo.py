@@ -1,8 +1,7 @@
-"""The main job on the demo model: export it, run it, compare it with PyTorch and with the dense model."""
+"""The main job on the demo model: export it, run it, compare it with PyTorch and with all bytes read."""
 
 import argparse
 import contextlib
-import subprocess
 import sys
 import threading
 import time
@@ -14,9 +13,10 @@ import torch
 
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.patch import sparsify
+from clada.exporter.sparse_sites import sparsified
 from clada.exporter.verify import greedy_tokens, load_constants
 from clada.runtime import GenerationConfig, SamplingConfig, Session
+from clada.runtime.artefact import open_artefact
 from clada.runtime.telemetry import mean_stats
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,28 +56,6 @@ def progress() -> Iterator[Callable[[str], None]]:
         thread.join()
 
 
-@contextlib.contextmanager
-def dense_export(output: Path) -> Iterator[Callable[[], None]]:
-    """Export the model as it is, beside whatever else is done; the function waits for it."""
-    program = "import sys; from clada.exporter.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, output, "--model", MODEL, "--policy", "dense"]
-    process = subprocess.Popen(
-        [*command, "--calibration-tokens", "512", "--overwrite"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-    def wait() -> None:
-        said, _ = process.communicate()
-        if process.returncode:
-            sys.exit(f"the dense model was not exported:\n{said.decode()}")
-
-    try:
-        yield wait
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-
-
 def generate_aloud(session: Session, tokens: int) -> None:
     """Continue the prompt, and say what it took."""
     print(f"\n{PROMPT}", end="", flush=True)
@@ -91,11 +69,9 @@ def generate_aloud(session: Session, tokens: int) -> None:
     mean = mean_stats(read)
     print(f"\n\n{len(read)} tokens in {seconds:.2f} s, prompt included")
     print(
-        f"neurons skipped: {1 - mean.active_fraction:.1%}; a token: surprisal {mean.surprisal:.2f} nats, "
+        f"bytes read: {mean.read_fraction:.1%} of the weights'; a token: surprisal {mean.surprisal:.2f} nats, "
         f"entropy {mean.entropy:.2f} nats, load {mean.load:.2f}"
     )
-    realised = [layer.realised for layer in session.manifest.calibration.layers]
-    print("sparsity realised in each layer, on calibration text: " + " ".join(f"{share:.0%}" for share in realised))
 
 
 def decode_speed(session: Session) -> float:
@@ -117,7 +93,7 @@ def equal_tokens(ours: list[int], theirs: list[int]) -> int:
 def compare_with_pytorch(session: Session, path: Path) -> None:
     """The tokens of the patched model in PyTorch beside the file's."""
     model, _ = load_model(str(MODEL), torch.float32)
-    sparsity = sparsify(model)
+    sparsity = sparsified(model, open_artefact(path))
     load_map = load_constants(path, sparsity)
     ours = greedy(session)
     theirs = greedy_tokens(model, sparsity, load_map, session.pool_policy, session.encode(PROMPT), len(ours))
@@ -128,22 +104,22 @@ def compare_with_pytorch(session: Session, path: Path) -> None:
     )
 
 
-def compare_with_dense(session: Session, dense: Session) -> None:
-    """Speed and tokens of the file beside those of the model with all of its neurons, in the same runtime."""
+def compare_with_all_bytes(session: Session, dense: Session) -> None:
+    """Speed and tokens of the file beside its own with all bytes read, which is the dense model."""
     ours, theirs = greedy(session), greedy(dense)
     # In turn, and the best of each: what else the machine does disturbs both alike.
     rounds = [(decode_speed(session), decode_speed(dense)) for _ in range(ROUNDS)]
     sparse_speed, dense_speed = map(max, zip(*rounds, strict=True))
-    print(f"dense:  {dense_speed:.0f} tokens/s")
+    print(f"dense:  {dense_speed:.0f} tokens/s (all bytes)")
     print(
         f"sparse: {sparse_speed:.0f} tokens/s, {equal_tokens(ours, theirs)} of {len(ours)} greedy tokens as the dense "
         "model's, from the first on"
     )
     verdict = "is faster here too" if sparse_speed > 1.02 * dense_speed else "is not faster here"
     print(
-        f"Sparse {verdict}. A model this small does not tell: choosing neurons costs about what it saves.\n"
-        "How much faster decoding gets at the sizes of real models is measured, in two minutes, by\n"
-        f"    {Path(sys.executable).with_name('clada')} bench --what layer"
+        f"Sparse {verdict}. A model this small does not tell: choosing what to read costs about what it saves.\n"
+        "How much faster the products get at the sizes of real models is measured, in two minutes, by\n"
+        f"    {Path(sys.executable).with_name('clada')} bench --what linears"
     )
 
 
@@ -155,16 +131,13 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=120, help="default: %(default)s")
     args = parser.parse_args()
 
-    dense_path = args.output.parent / "dense" / "model.onnx"
-    with progress() as report, dense_export(dense_path) as wait_for_dense:
-        report(f"exporting {MODEL.relative_to(ROOT)}, sparse and, beside it, dense")
+    with progress() as report:
+        report(f"exporting {MODEL.relative_to(ROOT)}")
         export(args.output, str(MODEL), ExportConfig(overwrite=True), report=report)
-        report(f"waiting for {dense_path}")
-        wait_for_dense()
     session = Session(args.output)
     generate_aloud(session, args.max_new_tokens)
     compare_with_pytorch(session, args.output)
-    compare_with_dense(session, Session(dense_path))
+    compare_with_all_bytes(session, Session(args.output, bytes=1))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from filelock import FileLock
 
 from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.policies import POLICIES
 from clada.runtime import Session
 from tests.checkpoints import write_checkpoint
 from tests.fault_marker import write_markers
@@ -17,6 +16,8 @@ from tests.traced_once import traced_once
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = ROOT / "models" / "demo"
+# What is exported where a test is about neurons, or about neither way of skipping.
+HALF_OF_NEURONS = CalibrationConfig(target_sparsity=0.5)
 # Where `make` puts ONNX Runtime's headers: builds that tests start find them too.
 os.environ.setdefault("CLADA_ONNXRUNTIME_INCLUDE", str(ROOT / "build" / "onnxruntime"))
 
@@ -102,20 +103,22 @@ def exported_once(factory: pytest.TempPathFactory, name: str, source: Path, conf
 @pytest.fixture(scope="session")
 def tiny_artefact(checkpoint, tmp_path_factory) -> Path:
     """The ONNX file of a tiny Llama; tests that change its files copy the folder."""
-    return exported_once(tmp_path_factory, "tiny", checkpoint("llama"), ExportConfig(calibration_tokens=600))
+    return exported_once(
+        tmp_path_factory, "tiny", checkpoint("llama"), ExportConfig(HALF_OF_NEURONS, calibration_tokens=600)
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_half_artefact(checkpoint, tmp_path_factory) -> Path:
     """The same in float16."""
-    config = ExportConfig(calibration_tokens=600, dtype="float16")
+    config = ExportConfig(HALF_OF_NEURONS, calibration_tokens=600, dtype="float16")
     return exported_once(tmp_path_factory, "tiny-half", checkpoint("llama"), config)
 
 
 @pytest.fixture(scope="session")
 def inputs_artefact(checkpoint, tmp_path_factory) -> Path:
     """The ONNX file of a tiny Llama that skips inputs of every matrix."""
-    calibration = CalibrationConfig(bytes=0.6, policy=POLICIES["price"], name="price")
+    calibration = CalibrationConfig(bytes=0.6)
     return exported_once(
         tmp_path_factory, "inputs", checkpoint("llama"), ExportConfig(calibration, calibration_tokens=600)
     )
@@ -123,8 +126,8 @@ def inputs_artefact(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_artefact(tmp_path_factory) -> Path:
-    """The ONNX file of the demo model, by default settings, calibrated on half as much text: that is faster."""
-    return exported_once(tmp_path_factory, "demo", DEMO_MODEL, ExportConfig(calibration_tokens=2048))
+    """The ONNX file of the demo model."""
+    return exported_once(tmp_path_factory, "demo", DEMO_MODEL, ExportConfig(HALF_OF_NEURONS, calibration_tokens=2048))
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,15 @@ from clada.benchmark.sessions import Bound
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import SHAPES
 from clada.benchmark.targets import target_lines, targets
+from clada.exporter.calibrate import CalibrationConfig
+from clada.exporter.export import ExportConfig, export
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import library
 from clada.plugins.ops import SPARSE_GATED_FFN
 from clada.plugins.ops.block_quantization import quantize
+from clada.runtime.artefact import open_artefact
 from clada.runtime.cli import main as clada_main
+from tests.checkpoints import write_checkpoint
 from tests.test_bad_input import fails_with
 
 SHAPE = SHAPES["tiny"]
@@ -373,6 +377,55 @@ def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, mes
     monkeypatch.setattr("clada.benchmark.run._MEASURES", {})
     shape = [] if "--shape" in options else ["--shape", "tiny"]
     fails_with(capsys, clada_main, ["bench", *shape, *options], message)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_an_artefact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs_artefact, tmp_path, capsys):
+    path = inputs_artefact
+    if bits is not None:
+        path = tmp_path / "int4" / "model.onnx"
+        config = ExportConfig(CalibrationConfig(bytes=0.6), calibration_tokens=600, quantize="int4")
+        sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 96}
+        source = write_checkpoint(tmp_path / "hf", "llama", **sizes)
+        export(path, str(source), config, lambda _: None)
+    before = sorted(path.parent.iterdir())
+    options = ["--bytes", "1", "0.7", "--rounds", "3", "--threads", "1", "--context", "20"]
+    assert clada_main(["bench", str(path), *options, "--json", str(tmp_path / "out.json")]) == 0
+    assert sorted(path.parent.iterdir()) == before
+    [table] = json.loads((tmp_path / "out.json").read_text())["tables"]
+    theirs, all_bytes, fewer = table["rows"]
+    precision = "float32" if bits is None else "int4"
+    assert [row["name"] for row in table["rows"]] == [dense(precision), ours(None, precision), ours(0.7, precision)]
+    assert f"vs {dense(precision)}" in capsys.readouterr().out
+    # What was read of the text, and of how many bytes.
+    assert theirs["active"] == 1
+    assert all_bytes["active"] == pytest.approx(1, abs=1e-6)
+    assert 0.4 < fewer["active"] < 0.9
+    weights = sum(p.inputs * p.outputs for p in open_artefact(path).manifest.inputs.products)
+    assert all_bytes["bytes_read"] == pytest.approx(weights * (4 if bits is None else 0.5 + 2 / 32))
+    assert all_bytes["ratio"] == pytest.approx(
+        np.median(np.array(theirs["samples_ms"]) / np.array(all_bytes["samples_ms"]))
+    )
+    # The prompt's logits, which the dense graph computes by itself.
+    assert all_bytes["error"] < (1e-4 if bits is None else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bytes", "0.01"], "bytes is 0.01; the artefact was calibrated for"),
+        (["--bytes", "1.5"], "bytes is 1.5"),
+        (["--context", "0"], "the context is 0; it must be from 1 to 503"),
+        (["--context", "504"], "the context is 504"),
+        (["--prompt-file", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_an_artefact_cannot_be_timed_at_is_told(inputs_artefact, capsys, options, message):
+    fails_with(capsys, clada_main, ["bench", inputs_artefact, *options], message)
+
+
+def test_an_artefact_that_skips_neurons_is_not_timed(tiny_artefact, capsys):
+    fails_with(capsys, clada_main, ["bench", tiny_artefact, "--bytes", "1"], "skips neurons")
 
 
 def test_without_kernels_nothing_is_measured(capsys, monkeypatch):

@@ -18,6 +18,7 @@ from clada.exporter.policies import POLICIES, Policy
 from clada.exporter.selection import pools_of
 from clada.plugins.errors import CladaError, UnreachableError
 from tests.checkpoints import NEURONS, random_model, tiny_tokenizer
+from tests.conftest import HALF_OF_NEURONS
 from tests.demo_model import patched_demo, rows_for
 from tests.token_by_token import read_rows
 
@@ -135,7 +136,7 @@ def test_same_seed_same_thresholds():
         rows, sparsity = rows_for(tiny_tokenizer(), 512, 64, seed=seed), sparsify(model)
         if results:
             calibrate(model, sparsity, rows.flip(0), CalibrationConfig(target_sparsity=0.8))
-        calibrate(model, sparsity, rows, CalibrationConfig())
+        calibrate(model, sparsity, rows, HALF_OF_NEURONS)
         results.append([*sparsity.thresholds, *sparsity.compensation])
     assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
@@ -154,6 +155,9 @@ def test_a_model_that_is_sparse_by_itself_is_not_made_sparser():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"target_sparsity": 0.7, "ffn_cost": 0.6}, "several goals, target_sparsity and ffn_cost: give one of them"),
+        ({"policy": POLICIES["price"], "ffn_cost": 0.6}, "the policy is price, and the goal ffn_cost"),
+        ({"policy": POLICIES["cats"], "bytes": 0.6}, "the policy is cats, and the goal bytes"),
         ({"target_sparsity": 0.0}, "target sparsity is 0.0; it must lie between 0 and 1"),
         ({"target_sparsity": 1.0}, "target sparsity is 1.0; it must lie between 0 and 1"),
         ({"target_sparsity": float("nan")}, "target sparsity is nan"),
@@ -171,12 +175,26 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
         CalibrationConfig(**settings)
 
 
-def test_the_goal_is_the_last_that_is_given():
-    assert CalibrationConfig().goal.name == "target_sparsity"
-    assert CalibrationConfig(target_sparsity=0.7).goal.value == 0.7
-    assert CalibrationConfig(target_sparsity=0.7, ffn_cost=0.6).goal.name == "ffn_cost"
-    assert CalibrationConfig(ffn_cost=0.6, error_budget=0.1).goal.name == "error_budget"
-    assert CalibrationConfig(ffn_cost=0.6, error_budget=0.1).goal.value == 0.1
+@pytest.mark.parametrize(
+    ("settings", "goal", "policy"),
+    [
+        ({}, ("bytes", 0.7), "price"),
+        ({"bytes": 0.6}, ("bytes", 0.6), "price"),
+        ({"policy": POLICIES["price"]}, ("bytes", 0.7), "price"),
+        ({"target_sparsity": 0.7}, ("target_sparsity", 0.7), "clada"),
+        ({"ffn_cost": 0.6}, ("ffn_cost", 0.6), "clada"),
+        ({"error_budget": 0.1}, ("error_budget", 0.1), "clada"),
+        ({"error_budget": 0.1, "policy": POLICIES["sats"]}, ("error_budget", 0.1), "sats"),
+        ({"policy": POLICIES["cats"]}, ("target_sparsity", 0.5), "cats"),
+        ({"policy": STILL}, ("target_sparsity", 0.5), "custom"),
+        ({"policy": STILL, "name": "still"}, ("target_sparsity", 0.5), "still"),
+    ],
+)
+def test_a_goal_has_its_policy_and_a_policy_its_goal(settings, goal, policy):
+    config = CalibrationConfig(**settings)
+    assert (config.goal.name, config.goal.value) == goal
+    assert config.policy_name == policy
+    assert config.rules == settings.get("policy", POLICIES.get(policy, STILL))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +302,7 @@ def test_export_names_what_it_calibrates_on(tmp_path, checkpoint, monkeypatch, k
     monkeypatch.setattr(exporting, "load_model", lambda *args, **trust: (load(*args, **trust)[0], tokenizer))
     monkeypatch.setattr(neuron_export, "sparsify", lambda model: (_ for _ in ()).throw(EnoughError))
     with pytest.raises(EnoughError):
-        config = exporting.ExportConfig(calibration_data=data, calibration_tokens=600)
+        config = exporting.ExportConfig(HALF_OF_NEURONS, calibration_data=data, calibration_tokens=600)
         exporting.export(tmp_path / "out" / "model.onnx", str(checkpoint("llama")), config, lines.append)
     assert lines[1].endswith(str(data) if data else "tokens of Python sources, which come with clada")
     assert len(lines[2:]) == (template is not None and kind != "conversations")

@@ -35,7 +35,7 @@ from clada.runtime.cli import main as clada_main
 from clada.runtime.pool import CLOSED_TOKENS, HostScore
 from clada.runtime.telemetry import TokenStats
 from tests.checkpoints import random_model, write_checkpoint
-from tests.conftest import built_for_cuda
+from tests.conftest import HALF_OF_NEURONS, built_for_cuda
 from tests.manifests import edit_manifest
 from tests.op_backends import body_model
 from tests.test_in_place import step_inputs
@@ -97,7 +97,7 @@ def test_one_text_on_the_portable_graph(artefact):
 def test_a_quantised_model_comes_out_as_on_the_host(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "hf", "llama", hidden_size=64, num_attention_heads=4)
     path = tmp_path / "model.onnx"
-    export(path, str(checkpoint), ExportConfig(calibration_tokens=600, quantize="int4"))
+    export(path, str(checkpoint), ExportConfig(HALF_OF_NEURONS, calibration_tokens=600, quantize="int4"))
     host, device = Session(path, threads=1), on_device(path, fixed_shapes=True)
     assert_same(device.generate(PROMPTS[0], SAMPLED), host.generate(PROMPTS[0], SAMPLED))
 

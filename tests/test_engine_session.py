@@ -37,6 +37,7 @@ from clada.runtime.manifest import MANIFEST_NAME
 from clada.runtime.pieces import file_hash
 from clada.runtime.pool import CLOSED_TOKENS
 from tests.checkpoints import write_checkpoint
+from tests.conftest import HALF_OF_NEURONS
 from tests.engine_stand_in import HostMemory, host_model
 from tests.test_device import PROMPTS, assert_same
 
@@ -347,7 +348,7 @@ def test_an_engine_of_all_positions_logits_is_refused(tmp_path, stood_in):
     path = tmp_path / "all" / "model.onnx"
     path.parent.mkdir()
     source = write_checkpoint(tmp_path / "hf", "llama", num_hidden_layers=1)
-    export(path, str(source), ExportConfig(calibration_tokens=600, all_logits=True))
+    export(path, str(source), ExportConfig(HALF_OF_NEURONS, calibration_tokens=600, all_logits=True))
     session = Session(write_engine(path))
     with pytest.raises(CladaError, match=r"gives logits of shape \[1, 5, 512\] where \[1, 1, 512\] is expected"):
         session.prefill([[7] * 5])

@@ -32,7 +32,7 @@ from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
-from tests.conftest import DEMO_MODEL, ROOT
+from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, ROOT
 from tests.manifests import read_manifest
 from tests.test_bad_input import fails_with, snapshot
 
@@ -471,7 +471,12 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_artefact, checkpoint, tmp
 def test_session_of_a_float16_model(checkpoint, tmp_path):
     """Logits are compared in float32, and bytes are counted in halves."""
     path = tmp_path / "model.onnx"
-    export(path, str(checkpoint("llama")), ExportConfig(calibration_tokens=300, dtype="float16"), lambda _: None)
+    export(
+        path,
+        str(checkpoint("llama")),
+        ExportConfig(HALF_OF_NEURONS, calibration_tokens=300, dtype="float16"),
+        lambda _: None,
+    )
     evaluation = evaluate_artefact(path, str(checkpoint("llama")), HELDOUT, Settings(2, 16, 20, 4), threads=1)
     assert evaluation.subject.ffn_bytes == 2 * 3 * LAYERS * NEURONS * 48
     assert SessionSubject(Session(path, threads=1)).read(list(range(20)), 10).logits.dtype == np.float32

@@ -26,6 +26,7 @@ from clada.runtime import GenerationConfig, Session
 from clada.runtime import cli as runtime_cli
 from clada.runtime.artefact import file_hash
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY
+from tests.conftest import HALF_OF_NEURONS
 from tests.exhaustive import exhaustive, few
 from tests.test_trace import with_parts
 
@@ -44,7 +45,8 @@ IN_TYPES = [("llama", "float16"), *zip(FAMILIES, itertools.cycle(("float32", "fl
 @pytest.mark.parametrize(("family", "dtype"), few(IN_TYPES, [("llama", "float32"), ("opt", "float16")]))
 def test_every_family_exports_and_runs(checkpoint, tmp_path, capsys, family, dtype):
     path = tmp_path / "new" / "folder" / "model.onnx"
-    code = run_export(path, "--model", checkpoint(family), "--dtype", dtype, "--calibration-tokens", 600)
+    goal = ["--calibration-tokens", 600, "--target-sparsity", 0.5]
+    code = run_export(path, "--model", checkpoint(family), "--dtype", dtype, *goal)
     out, err = capsys.readouterr()
     assert code == 0, err
     assert "FAILED" not in out
@@ -200,12 +202,14 @@ def test_all_logits_export_verifies_and_runs(checkpoint, tmp_path, capsys):
 def test_output_in_the_current_folder(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_export("model.onnx", "--model", checkpoint("opt"), "--calibration-tokens", 600) == 0
-    assert {p.name for p in tmp_path.iterdir()} == FILES
+    assert {p.name for p in tmp_path.iterdir()} == FILES - {"pools.safetensors"}
 
 
 def test_same_seed_same_artefact(tiny_artefact, checkpoint, tmp_path, traced_anew):
     """To the byte, though another process may have made the first."""
-    export(tmp_path / "model.onnx", str(checkpoint("llama")), ExportConfig(calibration_tokens=600), str)
+    export(
+        tmp_path / "model.onnx", str(checkpoint("llama")), ExportConfig(HALF_OF_NEURONS, calibration_tokens=600), str
+    )
     first, second = (
         json.loads((folder / "clada.json").read_text())["files"] for folder in (tiny_artefact.parent, tmp_path)
     )
@@ -331,8 +335,8 @@ def test_interrupted_export_leaves_nothing(checkpoint, tmp_path):
     """Killed in the middle of calibration, with SIGINT as from a keyboard."""
     program = (
         "import os, signal\n"
-        "from clada.exporter import cli, neuron_export\n"
-        "neuron_export.calibrate = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from clada.exporter import cli, price_export\n"
+        "price_export.calibrate_price = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         f"raise SystemExit(cli.main([{str(tmp_path / 'x' / 'model.onnx')!r}, '--model', {str(checkpoint('llama'))!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

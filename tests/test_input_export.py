@@ -20,7 +20,6 @@ from clada.exporter.export import ExportConfig, export
 from clada.exporter.families import FAMILIES
 from clada.exporter.kept_calibration import kept_path
 from clada.exporter.packed_weights import read_packed
-from clada.exporter.policies import POLICIES
 from clada.exporter.product_quantization import hold_products
 from clada.exporter.products import find_products
 from clada.plugins.errors import CladaError
@@ -34,7 +33,7 @@ from tests.manifests import edit_manifest, read_manifest
 SHARE, TOKENS = 0.6, 600
 HELDOUT = Path(__file__).parent.parent / "benchmarks" / "data" / "heldout.jsonl"
 GREEDY = SamplingConfig(temperature=0)
-CONFIG = ExportConfig(CalibrationConfig(bytes=SHARE, policy=POLICIES["price"], name="price"), calibration_tokens=TOKENS)
+CONFIG = ExportConfig(CalibrationConfig(bytes=SHARE), calibration_tokens=TOKENS)
 
 
 @pytest.fixture
@@ -182,11 +181,12 @@ def test_run_takes_the_share(artefact, capsys):
 WRONG = [
     (["--bytes", 1.5], "share of bytes is 1.5"),
     (["--bytes", 0], "share of bytes is 0"),
-    (["--bytes", 0.6, "--policy", "cats"], "the policy is cats, and bytes is 0.6"),
-    (["--policy", "price"], "the policy is price, and bytes is None"),
+    (["--bytes", 0.6, "--policy", "cats"], "the policy is cats, and the goal bytes"),
+    (["--ffn-cost", 0.6, "--policy", "price"], "the policy is price, and the goal ffn_cost"),
     (["--bytes", 0.6, "--quantize", "int4"], "a block of 32 does not divide its outputs"),
     (["--bytes", 0.6, "--calibration", "some.file", "--calibration-data", "a.txt"], "leave one of them out"),
-    (["--calibration", "some.file"], "is for a goal of bytes"),
+    (["--ffn-cost", 0.6, "--calibration", "some.file"], "is for a goal of bytes"),
+    (["--calibration", "missing.file"], "cannot read the calibration missing.file"),
     (["--bytes", 0.6, "--calibration", "some.file", "--no-anticipation"], "parts of it are left out: calibrate anew"),
     (["--bytes", 0.6, "--calibration", "missing.file"], "cannot read the calibration missing.file"),
     (["--bytes", 0.6, "--calibration", __file__], "is no calibration file"),

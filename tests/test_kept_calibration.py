@@ -15,8 +15,9 @@ from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.runtime.artefact import open_artefact
 from tests.checkpoints import LAYERS, write_checkpoint
+from tests.conftest import HALF_OF_NEURONS
 
-CONFIG = ExportConfig(calibration_tokens=512, quantize="int4", dtype="float16")
+CONFIG = ExportConfig(HALF_OF_NEURONS, calibration_tokens=512, quantize="int4", dtype="float16")
 
 
 def fail(*_, **__):

@@ -40,7 +40,7 @@ STOP = "\n"
 def near_dense(tmp_path_factory) -> Path:
     """The demo model with thresholds so low that next to nothing is skipped."""
     path = tmp_path_factory.mktemp("near") / "model.onnx"
-    calibration = CalibrationConfig(target_sparsity=0.005, policy=POLICIES["cats"], name="cats")
+    calibration = CalibrationConfig(target_sparsity=0.005, policy=POLICIES["cats"])
     export(path, str(DEMO_MODEL), ExportConfig(calibration, calibration_tokens=256))
     return path
 

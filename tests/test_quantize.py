@@ -20,7 +20,7 @@ from clada.evaluation.session_subject import SessionSubject
 from clada.evaluation.settings import Settings
 from clada.evaluation.torch_session import TorchSession
 from clada.exporter import trace as tracing
-from clada.exporter.calibrate import CalibrationConfig, calibrate
+from clada.exporter.calibrate import calibrate
 from clada.exporter.calibration_text import read_texts, row_length, sample_file, token_rows
 from clada.exporter.checkpoint import load_model
 from clada.exporter.cli import main as export_main
@@ -41,7 +41,7 @@ from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, sess
 from clada.runtime.cli import main as clada_main
 from clada.runtime.typed_json import plain
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
-from tests.conftest import DEMO_MODEL, ROOT
+from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, ROOT
 from tests.demo_model import rows_for
 from tests.exhaustive import exhaustive, few
 from tests.manifests import read_manifest, write_manifest
@@ -88,7 +88,7 @@ def artefacts(checkpoints, tmp_path_factory):
     def path(family: str):
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family) / "model.onnx"
-            config = ExportConfig(calibration_tokens=600, **OPTIONS[family])
+            config = ExportConfig(HALF_OF_NEURONS, calibration_tokens=600, **OPTIONS[family])
             export(made[family], str(checkpoints(family)), config, lambda _: None)
         return made[family]
 
@@ -264,7 +264,7 @@ def test_calibration_is_of_the_quantised_model(artefacts, checkpoints):
         sparsity = sparsify(model)
         if quantised:
             quantize_model(model, sparsity, rows, QuantizationConfig(), lambda _: None)
-        calibrate(model, sparsity, rows, CalibrationConfig())
+        calibrate(model, sparsity, rows, HALF_OF_NEURONS)
         found[quantised] = list(sparsity.thresholds)
     load_constants(artefacts("llama"), sparsity)
     for exported, ours, other in zip(sparsity.thresholds, found[True], found[False], strict=True):
@@ -355,7 +355,7 @@ def test_gptq_loses_less_than_half_of_what_rounding_does(skips):
 def demo_evaluation(tmp_path_factory):
     """The demo model with 4 bits, evaluated."""
     path = tmp_path_factory.mktemp("demo") / "model.onnx"
-    config = ExportConfig(calibration_tokens=512, quantize="int4", quantize_method="gptq")
+    config = ExportConfig(HALF_OF_NEURONS, calibration_tokens=512, quantize="int4", quantize_method="gptq")
     export(path, str(DEMO_MODEL), config, lambda _: None)
     return evaluate_artefact(path, str(DEMO_MODEL), HELDOUT, Settings(2, 40, 48, 2), threads=1)
 

@@ -32,9 +32,7 @@ SIZES = {
 def test_model_of_real_sizes_is_exported_and_verified(tmp_path, monkeypatch, record_property, layers):
     """In int4, whose kernels are the least exact; the load signal is that of a float32 model."""
     source = str(write_checkpoint(tmp_path / "hf", "qwen2", **SIZES, num_hidden_layers=layers))
-    config = ExportConfig(
-        CalibrationConfig(policy=POLICIES["cats"], name="cats"), calibration_tokens=512, quantize="int4"
-    )
+    config = ExportConfig(CalibrationConfig(policy=POLICIES["cats"]), calibration_tokens=512, quantize="int4")
     export(tmp_path / "model.onnx", source, config, report=lambda _: None)
     others = [name for name in INSTRUCTIONS[1:] if name == "avx2"]
     record_property("cases", 1 + len(others))

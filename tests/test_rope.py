@@ -170,7 +170,7 @@ def test_float16_export_is_as_near_as_transformers_own(tmp_path):
     folder = write_checkpoint(tmp_path / "hf", "llama", max_position_embeddings=4096, num_hidden_layers=2, **sharp)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
     model.save_pretrained(folder)
-    dense = CalibrationConfig(policy=POLICIES["dense"], name="dense")
+    dense = CalibrationConfig(policy=POLICIES["dense"])
     export(
         tmp_path / "model.onnx",
         str(folder),
