@@ -8,6 +8,14 @@ namespace clada {
 
 constexpr int kSumRows = 8;  // rows added at a time, at most
 
+// Codes of 4 bits are multiplied where they stand in their halves, which spares shifts: what each sum is larger for
+// that, in bits.
+template <int kBits>
+constexpr int places(int sum) {
+  constexpr int kPlaces[] = {0, 8, 0, 8, 4, 0, 4, 0};
+  return kBits == 4 ? kPlaces[sum] : 0;
+}
+
 // Adds the products of coefficients with two bytes of two rows: codes of 8 bits, or each two of 4 bits, the second
 // kSteps / 2 sums after the first.
 template <class I, int kBits>
@@ -43,14 +51,25 @@ void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, co
   const V inverse = I::select(I::less(I::all(0x1p-100f), top), I::div(I::all(32767.0f), top), I::zero());
   // What is not finite shows.
   const V unit = I::fma(top, I::all(1.0f / 32767), zeros);
-  Ints coefficients[kPairs], start = I::zero_ints();
+  Ints coefficients[kPairs];
   for (int p = 0; p < pairs; ++p) {
     coefficients[p] = I::pair(I::mul(scaled[2 * p], inverse), I::mul(scaled[2 * p + 1], inverse));
-    if (kBits == 4) start = I::dot_pairs(start, coefficients[p], I::all_pairs(-8));
+  }
+  Ints starts[kOutputs];
+  V units[kOutputs];
+#pragma GCC unroll 8
+  for (int i = 0; i < kOutputs; ++i) {
+    starts[i] = I::zero_ints();
+    if (kBits == 4) {
+      // What is stored is the code + 8.
+      const Ints offset = I::all_pairs(static_cast<int16_t>(-8 * (1 << places<kBits>(i))));
+      for (int p = 0; p < pairs; ++p) starts[i] = I::dot_pairs(starts[i], coefficients[p], offset);
+    }
+    units[i] = I::mul(unit, I::all(1.0f / static_cast<float>(1 << places<kBits>(i))));
   }
   for (int64_t k = 0; k < kGroupWeights; k += kOutputs) {
     Ints sums[kOutputs];
-    for (Ints& sum : sums) sum = start;
+    for (int i = 0; i < kOutputs; ++i) sums[i] = starts[i];
     for (int p = 0; p < pairs; ++p) {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
@@ -64,7 +83,7 @@ void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, co
     float* out = y + stripe * Rows::kSpan + k * I::kWidth;
 #pragma GCC unroll 8
     for (int i = 0; i < kOutputs; ++i) {
-      I::store(out + i * I::kWidth, I::fma(I::to_float(sums[i]), unit, I::load(out + i * I::kWidth)));
+      I::store(out + i * I::kWidth, I::fma(I::to_float(sums[i]), units[i], I::load(out + i * I::kWidth)));
     }
   }
 }

@@ -19,6 +19,8 @@ struct RowwiseLinear {
   static constexpr int64_t kLeastInputs = 64;  // of a part
   // Inputs at a time where there are several tokens: their rows stay in the cache from one to the next.
   static constexpr int64_t kSharedInputs = 64;
+  static constexpr int64_t kPiece = 4096;  // columns that are finished at a time
+  static_assert(kPiece % Rows::kSpan == 0, "pieces are of whole spans");
 
   struct Cut {
     int64_t strips, parts, chunk, chunks;  // a part is of whole chunks of inputs
@@ -98,23 +100,29 @@ struct RowwiseLinear {
     }
   }
 
-  // Adds up what the parts left.
-  void finish(int64_t token) const {
+  int64_t pieces() const { return (padded_outputs + kPiece - 1) / kPiece; }
+
+  // One task: adds up what the parts left of a piece of a token's columns.
+  void finish(int64_t task) {
+    const int64_t token = task / pieces(), first = task % pieces() * kPiece, outputs = problem.call.outputs;
+    const int64_t last = first + kPiece < padded_outputs ? first + kPiece : padded_outputs;
     float* sums = output(0, token);
     for (int64_t part = 1; part < cut.parts; ++part) {
       const float* more = output(part, token);
-      for (int64_t k = 0; k < padded_outputs; k += I::kWidth) {
+      for (int64_t k = first; k < last; k += I::kWidth) {
         I::store(sums + k, I::add(I::load(sums + k), I::load(more + k)));
       }
     }
-    problem.output().write(token, 0, problem.call.outputs, sums);
+    problem.output().write(token, first, (last < outputs ? last : outputs) - first, sums + first);
   }
 
   void run(const ParallelFor& parallel) {
     for (int64_t token = 0; token < problem.tokens; ++token) select(token);
     if (problem.call.outputs == 0) return;
     run_each<RowwiseLinear, &RowwiseLinear::work_task>(*this, parallel, cut.parts * cut.strips);
-    for (int64_t token = 0; token < problem.tokens; ++token) finish(token);
+    const int64_t tasks = problem.tokens * pieces();
+    if (tasks == 1) return finish(0);  // waking others takes longer
+    run_each<RowwiseLinear, &RowwiseLinear::finish>(*this, parallel, tasks);
   }
 };
 

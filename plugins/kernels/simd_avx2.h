@@ -98,9 +98,11 @@ struct Avx2 {
   // The lower halves of the integers of two rows, and the upper ones.
   static Ints low_halves(Ints even, Ints odd) { return _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa); }
   static Ints high_halves(Ints even, Ints odd) { return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa); }
+  // The nibbles at a bit of each half, in their places; the highest ones, whose place is a sign's, at the lowest.
   template <int kBit>
   static Ints nibbles(Ints halves) {
-    return _mm256_and_si256(_mm256_srli_epi16(halves, kBit), _mm256_set1_epi16(15));
+    if constexpr (kBit == 12) return _mm256_srli_epi16(halves, 12);
+    return _mm256_and_si256(halves, _mm256_set1_epi16(15 << kBit));
   }
   static Ints low_bytes(Ints halves) { return _mm256_srai_epi16(_mm256_slli_epi16(halves, 8), 8); }
   static Ints high_bytes(Ints halves) { return _mm256_srai_epi16(halves, 8); }

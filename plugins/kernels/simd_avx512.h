@@ -94,9 +94,11 @@ struct Avx512 {
   static Ints high_halves(Ints even, Ints odd) {
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16), odd);
   }
+  // The nibbles at a bit of each half, in their places; the highest ones, whose place is a sign's, at the lowest.
   template <int kBit>
   static Ints nibbles(Ints halves) {
-    return _mm512_and_si512(_mm512_srli_epi16(halves, kBit), _mm512_set1_epi16(15));
+    if constexpr (kBit == 12) return _mm512_srli_epi16(halves, 12);
+    return _mm512_and_si512(halves, _mm512_set1_epi16(15 << kBit));
   }
   static Ints low_bytes(Ints halves) { return _mm512_srai_epi16(_mm512_slli_epi16(halves, 8), 8); }
   static Ints high_bytes(Ints halves) { return _mm512_srai_epi16(halves, 8); }

@@ -133,9 +133,11 @@ struct Portable {
   // The lower halves of the integers of two rows, and the upper ones.
   static Ints low_halves(Ints even, Ints odd) { return joined_halves(even, odd); }
   static Ints high_halves(Ints even, Ints odd) { return joined_halves(even >> 16, odd >> 16); }
+  // The nibbles at a bit of each half, in their places; the highest ones, whose place is a sign's, at the lowest.
   template <int kBit>
   static Ints nibbles(Ints halves) {
-    return (halves >> kBit) & 0x000f000f;
+    if constexpr (kBit == 12) return (halves >> 12) & 0x000f000f;
+    return halves & (0x000f000f << kBit);
   }
   static Ints low_bytes(Ints halves) { return joined_halves(signed_byte(halves, 0), signed_byte(halves, 16)); }
   static Ints high_bytes(Ints halves) { return joined_halves(signed_byte(halves, 8), signed_byte(halves, 24)); }
