@@ -15,7 +15,7 @@ struct MatrixFfn : OutwardProducts<I, Rows> {
   using Base = OutwardProducts<I, Rows>;
   using V = typename I::V;
   using Base::count, Base::end_panel, Base::first_panel, Base::h, Base::kColumns, Base::kPanel, Base::kRows,
-      Base::panels, Base::rows_up, Base::start, Base::strips;
+      Base::panels, Base::rows_up, Base::start;
   static constexpr int64_t kDepth = 256;  // terms of the first product at a time
   static constexpr int64_t kTask = 48;    // neurons a task of the first product
   static_assert(kTask % kRows == 0 && kPanel % kTask == 0 && kDepth % (2 * I::kWidth) == 0, "tiles fill their blocks");
@@ -212,7 +212,7 @@ struct MatrixFfn : OutwardProducts<I, Rows> {
         Base::begin_group(panel);
         const int64_t end_task = end_panel * (kPanel / kTask), first_task = first_panel * (kPanel / kTask);
         each<&MatrixFfn::task_in>(parallel, (end_task < tasks ? end_task : tasks) - first_task);
-        run_each<Base, &Base::multiply_strip>(*this, parallel, strips);
+        Base::multiply_group(parallel);
       }
       add_shares();
       each<&MatrixFfn::add_panel_scores>(parallel, panels);

@@ -67,7 +67,7 @@ struct MatrixLinear : OutwardProducts<I, Rows> {
       for (int64_t panel = 0; panel < panels; panel = end_panel) {
         Base::begin_group(panel);
         run_each<MatrixLinear, &MatrixLinear::select_panel>(*this, parallel, end_panel - first_panel);
-        run_each<Base, &Base::multiply_strip>(*this, parallel, Base::strips);
+        Base::multiply_group(parallel);
       }
       add_counts();
     }

@@ -56,9 +56,9 @@ struct OutwardProducts {
   static constexpr int64_t kStrip = 64;                                                   // columns a task
   static constexpr int64_t kGroup = 8;                                                    // panels at a time
   static_assert(kStrip % kColumns == 0, "tiles fill their blocks");
-  // Spans are whole in every piece, or pieces are whole vectors of spans that are put in order at the end.
+  // Whether a span is of several strips, so that none can be put in order before all are there.
   static constexpr bool kScattered = kColumns % Rows::kSpan != 0;
-  static_assert(Rows::kSpan % (2 * I::kWidth) == 0, "spans fill their blocks");
+  static_assert(kScattered ? Rows::kSpan % kStrip == 0 : kStrip % Rows::kSpan == 0, "spans fill their blocks");
 
   Rows w;  // [terms, width]
   int64_t terms;
@@ -100,6 +100,15 @@ struct OutwardProducts {
   // h of a token of the block for the terms of a panel.
   float* panel_of_token(int64_t panel, int64_t token) const { return h + (panel * rows_up + token) * kPanel; }
 
+  // y += h times the group's rows; after the last group y is written.
+  void multiply_group(const ParallelFor& parallel) {
+    run_each<OutwardProducts, &OutwardProducts::multiply_strip>(*this, parallel, strips);
+    if (kScattered && end_panel == panels) {
+      run_each<OutwardProducts, &OutwardProducts::write_token>(*this, parallel, count);
+    }
+  }
+
+ private:
   // One task: adds the group's part to kStrip columns of y, and writes them after the last group.
   void multiply_strip(int64_t strip) {
     alignas(64) float right[kPanel * kStrip];
@@ -117,18 +126,24 @@ struct OutwardProducts {
         }
       }
     }
-    if (end_panel < panels) return;
+    if (kScattered || end_panel < panels) return;
     const int64_t left_over = output.width - first, wide = left_over < kStrip ? left_over : kStrip;
-    for (int64_t t = 0; t < count; ++t) {
-      if (kScattered) {
-        output.scatter(start + t, first, kStrip, sums + t * kStrip);
-      } else {
-        output.write(start + t, first, wide, sums + t * kStrip);
+    for (int64_t t = 0; t < count; ++t) output.write(start + t, first, wide, sums + t * kStrip);
+  }
+
+  // One task: puts the strips of a token together to spans, and writes those.
+  void write_token(int64_t t) {
+    constexpr int64_t kSpan = Rows::kSpan;
+    alignas(64) float sums[kSpan];
+    for (int64_t first = 0; first < output.width; first += kSpan) {
+      for (int64_t k = 0; k < kSpan; k += kStrip) {
+        memcpy(sums + k, y + ((first + k) / kStrip * rows_up + t) * kStrip, kStrip * sizeof(float));
       }
+      const int64_t left_over = output.width - first;
+      output.write(start + t, first, left_over < kSpan ? left_over : kSpan, sums);
     }
   }
 
- private:
   // Widens columns [first, first + kStrip) of a panel's rows to out, [kStrip / kColumns][kPanel][kColumns].
   void widen_panel(int64_t panel, int64_t first, float* out) const {
     for (int64_t i = 0; i < kPanel; ++i) {

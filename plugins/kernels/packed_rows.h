@@ -60,26 +60,26 @@ struct PackedRows {
     const int64_t left = width / kGroupWeights - stripe * I::kWidth;
     return static_cast<int>(left < I::kWidth ? left : I::kWidth);
   }
-  // A vector of a stripe, kWhole where all its lanes are there; the same place of `next` is asked for.
+  // A vector of a stripe, kWhole where all its lanes are there: else the others hold anything. The same place of `next`
+  // is asked for.
   template <bool kWhole>
   static typename I::Ints vector(Row row, Row next, int64_t stripe, int64_t k, int lanes) {
     const int64_t at = stripe * kStripeBytes + k * (kWhole ? I::kWidth : lanes) * 4;
     __builtin_prefetch(next + at, 0, 3);
-    return kWhole ? I::load_ints(row + at) : I::load_ints(row + at, lanes);
+    return I::load_ints(row + at);
   }
   // The scale of each group of a stripe, zero where there is no group; those of `next` are asked for.
   template <bool kWhole>
   V scales(Row row, Row next, int64_t stripe, int lanes) const {
     const int64_t at = width * kBits / 8 + (stripe * I::kWidth >> scale_groups_log2) * 2;
     __builtin_prefetch(next + at, 0, 3);
-    const Float16* from = reinterpret_cast<const Float16*>(row + at);
-    Float16 some[I::kWidth] = {};
-    if (!kWhole) {
-      memcpy(some, from, static_cast<size_t>(lanes >> scale_groups_log2) * sizeof(Float16));
-      from = some;
-    }
-    const V loaded = I::load(from);
-    return scale_groups_log2 == 0 ? loaded : I::four_times(loaded);
+    const V loaded = I::load(reinterpret_cast<const Float16*>(row + at));
+    const V scale = scale_groups_log2 == 0 ? loaded : I::four_times(loaded);
+    if (kWhole) return scale;
+    // A copy of those that are there would be read before it has been written.
+    static constexpr float kLanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    static_assert(I::kWidth <= 16, "each lane has a number");
+    return I::select(I::less(I::load(kLanes), I::all(static_cast<float>(lanes))), scale, I::zero());
   }
   // Codes of the groups at one of a vector's steps.
   static V codes(typename I::Ints vector, int64_t step) {

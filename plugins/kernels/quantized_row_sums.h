@@ -65,7 +65,7 @@ void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, co
       const Ints offset = I::all_pairs(static_cast<int16_t>(-8 * (1 << places<kBits>(i))));
       for (int p = 0; p < pairs; ++p) starts[i] = I::dot_pairs(starts[i], coefficients[p], offset);
     }
-    units[i] = I::mul(unit, I::all(1.0f / static_cast<float>(1 << places<kBits>(i))));
+    units[i] = places<kBits>(i) == 0 ? unit : I::mul(unit, I::all(1.0f / static_cast<float>(1 << places<kBits>(i))));
   }
   for (int64_t k = 0; k < kGroupWeights; k += kOutputs) {
     Ints sums[kOutputs];

@@ -10,13 +10,13 @@
 
 namespace clada {
 
-// Sums says what rows there are (Rows), adds some of them (add), and of how many bytes (bytes) a strip is to be
-// (kStripBytes).
+// Sums says what rows there are (Rows), adds some of them (add), of how many bytes (bytes) a strip is to be
+// (kStripBytes), and of how many inputs a part at least (kLeastInputs).
 template <class I, class Sums>
 struct RowwiseLinear {
   using Rows = typename Sums::Rows;
-  static constexpr int64_t kTasks = 16;        // about
-  static constexpr int64_t kLeastInputs = 64;  // of a part
+  static constexpr int64_t kTasks = 16;         // about
+  static constexpr int64_t kLeastStrip = 2048;  // bytes: what memory gives depends on how much is read in one go
   // Inputs at a time where there are several tokens: their rows stay in the cache from one to the next.
   static constexpr int64_t kSharedInputs = 64;
   static constexpr int64_t kPiece = 4096;  // columns that are finished at a time
@@ -26,9 +26,12 @@ struct RowwiseLinear {
     int64_t strips, parts, chunk, chunks;  // a part is of whole chunks of inputs
 
     explicit Cut(const SparseLinearCall& call) {
-      strips = at_least(1, Sums::bytes(call.outputs) / Sums::kStripBytes);
-      const int64_t wanted = at_least(1, kTasks / strips), most = at_least(1, call.width / kLeastInputs);
-      parts = wanted < most ? wanted : most;
+      const int64_t bytes = Sums::bytes(call.outputs);
+      const int64_t fewest = at_least(1, bytes / Sums::kStripBytes);
+      // A power of two, as threads are, so that all have as much to do.
+      for (parts = 1; 2 * parts * fewest <= kTasks && 2 * parts * Sums::kLeastInputs <= call.width;) parts *= 2;
+      const int64_t most = at_least(fewest, bytes / kLeastStrip);
+      strips = at_least(fewest, kTasks / parts < most ? kTasks / parts : most);
       chunk = call.batch * call.sequence > 1 ? kSharedInputs : at_least(1, (call.width + parts - 1) / parts);
       chunks = (call.width + chunk - 1) / chunk;
     }

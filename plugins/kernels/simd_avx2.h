@@ -69,10 +69,6 @@ struct Avx2 {
   static constexpr int kByteOffset = 0;
 
   static Ints load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-  static Ints load_ints(const void* p, int count) {
-    const Ints places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_maskload_epi32(static_cast<const int*>(p), _mm256_cmpgt_epi32(_mm256_set1_epi32(count), places));
-  }
   // Stores values that are whole.
   static void store_whole(int32_t* p, V v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvtps_epi32(v));

@@ -62,9 +62,6 @@ struct Avx512 {
   static constexpr int kByteOffset = 0;
 
   static Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
-  static Ints load_ints(const void* p, int count) {
-    return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), p);
-  }
   // Stores values that are whole.
   static void store_whole(int32_t* p, V v) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(v)); }
   static Ints zero_ints() { return _mm512_setzero_si512(); }

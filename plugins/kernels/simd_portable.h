@@ -106,10 +106,9 @@ struct Portable {
   // Products of bytes lack this times the sum of the second factors.
   static constexpr int kByteOffset = 0;
 
-  static Ints load_ints(const void* p) { return load_ints(p, kWidth); }
-  static Ints load_ints(const void* p, int count) {
-    Ints v{};
-    memcpy(&v, p, static_cast<size_t>(count) * sizeof(int32_t));
+  static Ints load_ints(const void* p) {
+    Ints v;
+    memcpy(&v, p, sizeof v);
     return v;
   }
   // Stores values that are whole.

@@ -15,6 +15,7 @@ struct PlainSums {
   // From this many tokens on, products of matrices are faster, even though they skip nothing.
   static constexpr int64_t kMatrixTokens = 12;
   static constexpr int64_t kStripBytes = 8192;  // of a row: what is read in one go is to be long, and y to stay near
+  static constexpr int64_t kLeastInputs = 64;   // of a part, whose sums are to be added up
   static constexpr int kGroup = 4;              // rows added at a time
   static constexpr int kAhead = 8;              // rows are asked for so many before they are read
 

@@ -33,22 +33,6 @@ struct TokenOutput {
     }
     narrow<I>(sums, element, y, token * width + first, count);
   }
-
-  // The same for columns in the order of Rows::place, of which `first` to `first + count` are less than a span.
-  void scatter(int64_t token, int64_t first, int64_t count, float* sums) const {
-    const int64_t span = first / Rows::kSpan * Rows::kSpan, size = static_cast<int64_t>(element_size(element));
-    for (int64_t i = 0; i < Rows::kSpan && span + i < width; ++i) {
-      const int64_t at = span + Rows::place(i) - first;
-      if (at >= 0 && at < count && bias) sums[at] += bias[span + i];
-    }
-    alignas(64) char narrowed[Rows::kSpan * sizeof(float)];
-    narrow<I>(sums, element, narrowed, 0, count);
-    char* out = static_cast<char*>(y) + token * width * size;
-    for (int64_t i = 0; i < Rows::kSpan && span + i < width; ++i) {
-      const int64_t at = span + Rows::place(i) - first;
-      if (at >= 0 && at < count) memcpy(out + (span + i) * size, narrowed + at * size, static_cast<size_t>(size));
-    }
-  }
 };
 
 }  // namespace clada
