@@ -4,6 +4,7 @@
 // strip of columns. Weights are read from memory once for each block of tokens and widened to float32 in pieces.
 #pragma once
 #include "kernels.h"
+#include "paired_products.h"
 #include "token_output.h"
 
 namespace clada {
@@ -51,6 +52,7 @@ void run_each(Object& object, const ParallelFor& parallel, int64_t count) {
 template <class I, class Rows>
 struct OutwardProducts {
   static constexpr int64_t kRows = I::kTileRows, kColumns = I::kTileVectors * I::kWidth;  // of a tile of products
+  static constexpr int64_t kTokens = Rows::kPaired ? 4 : kRows;                           // of a tile
   static constexpr int64_t kBlock = 512;                                                  // tokens at a time
   static constexpr int64_t kPanel = 240;                                                  // terms at a time
   static constexpr int64_t kStrip = 64;                                                   // columns a task
@@ -73,7 +75,7 @@ struct OutwardProducts {
   static int64_t block_of(int64_t tokens) { return tokens < kBlock ? tokens : kBlock; }
 
   static size_t workspace_floats(int64_t tokens, int64_t terms, int64_t width) {
-    return static_cast<size_t>(round_up(block_of(tokens), kRows) *
+    return static_cast<size_t>(round_up(block_of(tokens), kTokens) *
                                (round_up(terms, kPanel) + round_up(whole_spans<Rows>(width), kStrip)));
   }
 
@@ -83,13 +85,13 @@ struct OutwardProducts {
     panels = round_up(terms, kPanel) / kPanel;
     strips = round_up(whole_spans<Rows>(output.width), kStrip) / kStrip;
     h = workspace;
-    y = h + round_up(block_of(tokens), kRows) * panels * kPanel;
+    y = h + round_up(block_of(tokens), kTokens) * panels * kPanel;
   }
 
   void begin_block(int64_t first_token, int64_t tokens) {
     start = first_token;
     count = block_of(tokens - start);
-    rows_up = round_up(count, kRows);
+    rows_up = round_up(count, kTokens);
   }
 
   void begin_group(int64_t panel) {
@@ -102,7 +104,11 @@ struct OutwardProducts {
 
   // y += h times the group's rows; after the last group y is written.
   void multiply_group(const ParallelFor& parallel) {
-    run_each<OutwardProducts, &OutwardProducts::multiply_strip>(*this, parallel, strips);
+    if constexpr (Rows::kPaired) {
+      run_each<OutwardProducts, &OutwardProducts::multiply_stripe>(*this, parallel, strips * kStrip / Rows::kSpan);
+    } else {
+      run_each<OutwardProducts, &OutwardProducts::multiply_strip>(*this, parallel, strips);
+    }
     if (kScattered && end_panel == panels) {
       run_each<OutwardProducts, &OutwardProducts::write_token>(*this, parallel, count);
     }
@@ -116,12 +122,13 @@ struct OutwardProducts {
     float* sums = y + strip * rows_up * kStrip;
     if (first_panel == 0) memset(sums, 0, static_cast<size_t>(rows_up * kStrip) * sizeof(float));
     for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-      widen_panel(panel, first, right);
+      const int64_t terms_left = terms - panel * kPanel, depth = terms_left < kPanel ? terms_left : kPanel;
+      widen_panel(panel, first, depth, right);
       const float* left = panel_of_token(panel, 0);
       for (int64_t c = 0; c < kStrip; c += kColumns) {
         for (int64_t i = 0; i < tiles; ++i) {
           prefetch_panel(panel + 1, first, c / kColumns * tiles + i, kStrip / kColumns * tiles);
-          multiply_tile<I, I::kTileVectors>(left + i * kRows * kPanel, kPanel, right + c * kPanel, kPanel,
+          multiply_tile<I, I::kTileVectors>(left + i * kRows * kPanel, kPanel, right + c * kPanel, depth,
                                             sums + i * kRows * kStrip + c, kStrip);
         }
       }
@@ -129,6 +136,27 @@ struct OutwardProducts {
     if (kScattered || end_panel < panels) return;
     const int64_t left_over = output.width - first, wide = left_over < kStrip ? left_over : kStrip;
     for (int64_t t = 0; t < count; ++t) output.write(start + t, first, wide, sums + t * kStrip);
+  }
+
+  // One task: adds the group's part to a stripe's columns of y, codes not widened but multiplied as pairs.
+  void multiply_stripe(int64_t stripe) {
+    using Products = PairedProducts<I, Rows::kCodeBits>;
+    static_assert(kTokens == Products::kTokens && kPanel % Products::kDepth == 0, "tiles fill their blocks");
+    alignas(64) Products products;
+    constexpr int64_t kStrips = Rows::kSpan / kStrip, kVectors = kStrip / I::kWidth;
+    float* sums = y + stripe * kStrips * rows_up * kStrip;
+    if (first_panel == 0) memset(sums, 0, static_cast<size_t>(kStrips * rows_up * kStrip) * sizeof(float));
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+      for (int64_t at = 0; at < kPanel && panel * kPanel + at < terms; at += Products::kDepth) {
+        const int64_t first = panel * kPanel + at, left = terms - first;
+        products.take(w, first, left < Products::kDepth ? left : Products::kDepth, stripe);
+        for (int64_t token = 0; token < rows_up; token += Products::kTokens) {
+          products.multiply(panel_of_token(panel, token) + at, kPanel, [&](int64_t t, int64_t vector) {
+            return sums + (vector / kVectors * rows_up + token + t) * kStrip + vector % kVectors * I::kWidth;
+          });
+        }
+      }
+    }
   }
 
   // One task: puts the strips of a token together to spans, and writes those.
@@ -144,17 +172,13 @@ struct OutwardProducts {
     }
   }
 
-  // Widens columns [first, first + kStrip) of a panel's rows to out, [kStrip / kColumns][kPanel][kColumns].
-  void widen_panel(int64_t panel, int64_t first, float* out) const {
-    for (int64_t i = 0; i < kPanel; ++i) {
-      const int64_t term = panel * kPanel + i;
+  // Widens columns [first, first + kStrip) of the first `depth` rows of a panel to out, [kStrip /
+  // kColumns][kPanel][kColumns].
+  void widen_panel(int64_t panel, int64_t first, int64_t depth, float* out) const {
+    for (int64_t i = 0; i < depth; ++i) {
+      const typename Rows::Row row = w.row(panel * kPanel + i);
       for (int64_t c = 0; c < kStrip; c += kColumns) {
-        float* to = out + (c / kColumns * kPanel + i) * kColumns;
-        if (term < terms) {
-          w.widen(w.row(term), first + c, kColumns, to);
-        } else {
-          memset(to, 0, kColumns * sizeof(float));
-        }
+        w.widen(row, first + c, kColumns, out + (c / kColumns * kPanel + i) * kColumns);
       }
     }
   }

@@ -26,7 +26,9 @@ template <class I, int kBits>
 struct PackedRows {
   using V = typename I::V;
   using Row = const uint8_t*;
+  static constexpr int kCodeBits = kBits;
   static constexpr int64_t kSpan = kGroupWeights * I::kWidth;  // weights of a stripe
+  static constexpr bool kPaired = I::kFastPairs;               // see OutwardProducts
   static constexpr int64_t kVectors = kBits;                   // of a stripe: 32 * bits / 32
   static constexpr int64_t kSteps = kGroupWeights / kVectors;  // weights of a group in a vector
   static constexpr int64_t kStripeBytes = kVectors * I::kWidth * 4;

@@ -33,8 +33,8 @@ struct PackedLinear {
 template <class I, int kBits>
 struct QuantizedSums {
   using Rows = PackedRows<I, kBits>;
-  // From this many tokens on, products of matrices in float32 are faster.
-  static constexpr int64_t kMatrixTokens = 28;
+  // From this many tokens on, products of matrices are faster, even though they skip nothing.
+  static constexpr int64_t kMatrixTokens = Rows::kPaired ? 12 : 28;
   static constexpr int64_t kStripBytes = 8192;  // of a row: what memory gives depends on how much is read in one go
   static constexpr int64_t kLeastInputs = 192;  // of a part, whose sums have eight times the bytes of a row of codes
   static constexpr int kAhead = 8;              // rows are asked for so many before they are read

@@ -16,6 +16,7 @@ struct PlainRows {
   using Row = const E*;
   using V = typename I::V;
   static constexpr int64_t kSpan = 2 * I::kWidth;
+  static constexpr bool kPaired = false;  // see OutwardProducts
   static constexpr bool kEvenOdd = std::is_same<E, BFloat16>::value;
   // Rows read at a time. What fetches ahead of the processor follows one stream across pages, but not several; where
   // loading takes few instructions, the processor itself looks far enough ahead, and several streams are faster.

@@ -9,6 +9,14 @@ namespace clada {
 
 struct Avx512Vnni : Avx512 {
   static constexpr int kByteOffset = 128;
+  static constexpr bool kFastPairs = true;
+
+  // The codes at a bit of each half, which are stored as the code + 8.
+  template <int kBit>
+  static Ints signed_nibbles(Ints halves) {
+    const Ints codes = _mm512_and_si512(_mm512_srli_epi16(halves, kBit), _mm512_set1_epi16(15));
+    return _mm512_sub_epi16(codes, _mm512_set1_epi16(8));
+  }
 
   static Ints dot_nibbles(Ints sum, Ints nibbles, Ints x) { return _mm512_dpbusd_epi32(sum, nibbles, x); }
   static Ints dot_bytes(Ints sum, Ints codes, Ints x) {
