@@ -7,6 +7,7 @@
 #include "activations.h"
 #include "ffn_problem.h"
 #include "outward_products.h"
+#include "selection.h"
 
 namespace clada {
 
@@ -151,10 +152,7 @@ struct MatrixFfn : OutwardProducts<I, Rows> {
             bias = I::all(problem.b_in ? problem.b_in[neuron] : 0.0f);
     for (int64_t t = 0; t < columns_up; t += I::kWidth) {
       const V a = activate<I>(problem.ffn.activation, I::add(I::load(z + t), bias)), scale = I::load(scales + t);
-      // Not `>=`: a NaN is kept, and shows.
-      const auto below = I::less(I::abs(a), I::mul(scale, threshold));
-      const auto kept =
-          I::both(I::both(I::less_equal(I::zero(), scale), I::opposite(I::equal(a, I::zero()))), I::opposite(below));
+      const auto kept = is_kept<I>(a, scale, threshold);
       const V product = ups ? I::mul(a, I::load(ups + t)) : a;
       const V value = I::select(kept, product, I::zero());
       I::store(z + t, value);

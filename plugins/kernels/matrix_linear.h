@@ -2,6 +2,7 @@
 #pragma once
 #include "linear_problem.h"
 #include "outward_products.h"
+#include "selection.h"
 
 namespace clada {
 
@@ -41,10 +42,7 @@ struct MatrixLinear : OutwardProducts<I, Rows> {
       V sum = I::zero();
       for (int64_t k = 0; k < kPanel; k += I::kWidth) {
         const V a = I::load(x + k);
-        // Not `>=`: a NaN is kept, and shows.
-        const auto below = I::less(I::abs(a), I::mul(scale, I::load(thresholds + k)));
-        const auto large =
-            I::both(I::both(I::less_equal(I::zero(), scale), I::opposite(I::equal(a, I::zero()))), I::opposite(below));
+        const auto large = is_kept<I>(a, scale, I::load(thresholds + k));
         I::store(x + k, I::select(large, a, I::zero()));
         sum = I::add(sum, I::select(large, I::all(1.0f), I::zero()));
       }

@@ -7,6 +7,7 @@
 
 #include "linear_problem.h"
 #include "outward_products.h"
+#include "selection.h"
 
 namespace clada {
 
@@ -15,6 +16,7 @@ namespace clada {
 template <class I, class Sums>
 struct RowwiseLinear {
   using Rows = typename Sums::Rows;
+  using V = typename I::V;
   static constexpr int64_t kTasks = 16;         // about
   static constexpr int64_t kLeastStrip = 2048;  // bytes: what memory gives depends on how much is read in one go
   // Inputs at a time where there are several tokens: their rows stay in the cache from one to the next.
@@ -32,7 +34,9 @@ struct RowwiseLinear {
       for (parts = 1; 2 * parts * fewest <= kTasks && 2 * parts * Sums::kLeastInputs <= call.width;) parts *= 2;
       const int64_t most = at_least(fewest, bytes / kLeastStrip);
       strips = at_least(fewest, kTasks / parts < most ? kTasks / parts : most);
-      chunk = call.batch * call.sequence > 1 ? kSharedInputs : at_least(1, (call.width + parts - 1) / parts);
+      // Of whole vectors of any instruction set.
+      const int64_t share = round_up(at_least(1, (call.width + parts - 1) / parts), 16);
+      chunk = call.batch * call.sequence > 1 ? kSharedInputs : share;
       chunks = (call.width + chunk - 1) / chunk;
     }
     static int64_t at_least(int64_t least, int64_t value) { return value < least ? least : value; }
@@ -43,14 +47,13 @@ struct RowwiseLinear {
   int64_t padded_outputs;
   float* y;         // [parts, tokens, padded outputs]
   float* values;    // [tokens, D in whole vectors], the kept inputs of each token
-  int32_t* inputs;  // [tokens, D], their numbers
+  int32_t* inputs;  // [tokens, D in whole vectors], their numbers
   int32_t* ends;    // [tokens, chunks], where each chunk of inputs ends in them
 
   static size_t workspace_floats(const SparseLinearCall& call) {
     const Cut cut(call);
-    return static_cast<size_t>(
-        call.batch * call.sequence *
-        (cut.parts * whole_spans<Rows>(call.outputs) + padded<I>(call.width) + call.width + cut.chunks));
+    return static_cast<size_t>(call.batch * call.sequence *
+                               (cut.parts * whole_spans<Rows>(call.outputs) + 2 * padded<I>(call.width) + cut.chunks));
   }
 
   RowwiseLinear(const LinearProblem<I, Rows>& given, float* workspace) : problem(given), cut(given.call) {
@@ -59,7 +62,7 @@ struct RowwiseLinear {
     y = workspace;
     values = y + cut.parts * tokens * padded_outputs;
     inputs = reinterpret_cast<int32_t*>(values + tokens * padded<I>(width));
-    ends = inputs + tokens * width;
+    ends = inputs + tokens * padded<I>(width);
   }
 
   // Lists a token's kept inputs.
@@ -67,16 +70,24 @@ struct RowwiseLinear {
     const int64_t width = problem.call.width;
     const float scale = problem.call.scale[token];
     float* kept_values = values + token * padded<I>(width);
-    int32_t* kept_inputs = inputs + token * width;
+    int32_t* kept_inputs = inputs + token * padded<I>(width);
     problem.read_input(token, 0, width, kept_values);
     int32_t kept = 0;
     for (int64_t c = 0; c < cut.chunks; ++c) {
-      for (int64_t i = c * cut.chunk; i < width && i < (c + 1) * cut.chunk; ++i) {
-        const float x = kept_values[i], limit = scale * problem.call.threshold[i];
-        kept_inputs[kept] = static_cast<int32_t>(i);
-        kept_values[kept] = x;
-        // Not `>=`: a NaN is kept, and shows.
-        kept += scale >= 0 && x != 0 && !(__builtin_fabsf(x) < limit);
+      const int64_t first = c * cut.chunk, last = first + cut.chunk < width ? first + cut.chunk : width;
+      for (int64_t i = first; i < last; i += I::kWidth) {
+        alignas(64) float some[I::kWidth], thresholds[I::kWidth];
+        const bool whole = i + I::kWidth <= last;
+        for (int64_t k = 0; !whole && k < I::kWidth; ++k) {
+          // An input that is 0 is not kept.
+          some[k] = i + k < last ? kept_values[i + k] : 0;
+          thresholds[k] = i + k < last ? problem.call.threshold[i + k] : 0;
+        }
+        // What is kept is written to where it has been read from already.
+        const V a = I::load(whole ? kept_values + i : some);
+        const V threshold = I::load(whole ? problem.call.threshold + i : thresholds);
+        kept += list_kept<I>(is_kept<I>(a, I::all(scale), threshold), a, static_cast<int32_t>(i), kept_values + kept,
+                             kept_inputs + kept);
       }
       ends[token * cut.chunks + c] = kept;
     }
@@ -97,7 +108,7 @@ struct RowwiseLinear {
       for (int64_t token = 0; token < problem.tokens; ++token) {
         const int32_t* token_ends = ends + token * cut.chunks;
         const int begin = c == 0 ? 0 : token_ends[c - 1];
-        Sums::add(problem.w, inputs + token * problem.call.width + begin, token_ends[c] - begin,
+        Sums::add(problem.w, inputs + token * padded<I>(problem.call.width) + begin, token_ends[c] - begin,
                   values + token * padded<I>(problem.call.width) + begin, first, last, output(part, token));
       }
     }

@@ -50,6 +50,7 @@ struct Avx2 {
   static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
   static Mask opposite(Mask a) { return _mm256_xor_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(-1))); }
   static V select(Mask mask, V yes, V no) { return _mm256_blendv_ps(no, yes, mask); }
+  static constexpr bool kCompresses = false;
   static float sum(V a) {
     const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -51,6 +51,15 @@ struct Avx512 {
   static Mask both(Mask a, Mask b) { return a & b; }
   static Mask opposite(Mask a) { return static_cast<Mask>(~a); }
   static V select(Mask mask, V yes, V no) { return _mm512_mask_blend_ps(mask, no, yes); }
+  static constexpr bool kCompresses = true;
+  // See list_kept.
+  static int compress(Mask mask, V a, int32_t first, float* values, int32_t* places) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    // In registers: storing what is compressed takes far longer.
+    _mm512_storeu_ps(values, _mm512_maskz_compress_ps(mask, a));
+    _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(mask, _mm512_add_epi32(lanes, _mm512_set1_epi32(first))));
+    return __builtin_popcount(mask);
+  }
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
   static float largest(V a) { return _mm512_reduce_max_ps(a); }
 

@@ -88,6 +88,7 @@ struct Portable {
   static V select(Mask mask, V yes, V no) {
     return bit_cast<V>((bit_cast<Mask>(yes) & mask) | (bit_cast<Mask>(no) & ~mask));
   }
+  static constexpr bool kCompresses = false;
   static float sum(V a) {
     float total = 0;
     for (int i = 0; i < kWidth; ++i) total += a[i];
