@@ -323,6 +323,10 @@ def test_quantised_products_skip_inputs_too(quantizable, tmp_path, capsys, quant
     stats = Session(path).generate("def f(x):", GenerationConfig(max_new_tokens=5, sampling=GREEDY))[0].stats
     assert 0.35 < np.mean([s.read_fraction for s in stats]) < 0.75
 
+    capsys.readouterr()
+    assert runtime_cli.main(["build", str(path), "--runtime", "tensorrt-rtx", "--target", "sm_89"]) == 0
+    assert f"; {len(manifest['quantization']['linears'])} quantised matrices stay packed" in capsys.readouterr().out
+
 
 def test_weights_of_another_model_are_refused(quantizable, tmp_path, capsys):
     path = tmp_path / "model.onnx"

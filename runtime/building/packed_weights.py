@@ -7,7 +7,7 @@ from typing import Any
 from clada.plugins.errors import CladaError
 
 # What an op's function body calls the weights that it has unpacked; the parser numbers all but the first.
-_UNPACKED = re.compile(r"w_\w+_wide(_\d+)?")
+_UNPACKED = re.compile(r"w(_\w+)?_wide(_\d+)?")
 
 
 def keep_packed(trt: Any, network: Any) -> int:
