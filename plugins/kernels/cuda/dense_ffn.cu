@@ -1,22 +1,17 @@
-// The products are rounded to the element type, as in the ops' function bodies. Quantised weights are widened to it a
-// piece at a time, anew for each chunk, and then multiplied like others.
+// The products are rounded to the element type, as in the ops' function bodies.
 #include <algorithm>
 #include <launch.cuh>
 
 #include "activations.cuh"
 #include "chunks.h"
 #include "dense_ffn.h"
-#include "dequantize.h"
 #include "elements.cuh"
 #include "reduce.cuh"
+#include "weight_products.h"
 
 namespace clada::cuda {
 namespace {
 
-// Of a quantised matrix that is widened at a time: large enough to be multiplied at full speed, small enough for larger
-// caches. In whole steps of rows or columns, which blocks divide.
-constexpr int64_t kPieceBytes = int64_t{32} << 20;
-constexpr int64_t kPieceStep = 128;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
@@ -102,57 +97,8 @@ __global__ void __launch_bounds__(kThreads) add_bias(const Chunk chunk) {
   }
 }
 
-// Rows or columns, `length` long, of a matrix that has `count` of them that a piece has.
-int64_t of_piece(const SparseFfnCall& ffn, int64_t length, int64_t count) {
-  const int64_t bytes = std::max<int64_t>(1, length * static_cast<int64_t>(element_size(ffn.element)));
-  return std::min(count, std::max(kPieceBytes / bytes / kPieceStep, int64_t{1}) * kPieceStep);
-}
-
-size_t piece_bytes(const SparseFfnCall& ffn) {
-  if (ffn.quantization.bits == 0) return 0;
-  const int64_t rows = of_piece(ffn, ffn.width, ffn.neurons) * ffn.width;
-  const int64_t columns = of_piece(ffn, ffn.neurons, ffn.width) * ffn.neurons;
-  return padded_bytes(std::max(rows, columns), element_size(ffn.element));
-}
-
-// out[count, F] = x[count, D] . matrix[F, D]^T
-template <class E>
-cudaError_t multiply_inward(const Chunk& chunk, const E* x, const Weights& matrix, void* out, const Products& products,
-                            cudaStream_t stream) {
-  const SparseFfnCall& ffn = chunk.ffn;
-  Product product{chunk.count, ffn.neurons, ffn.width, ffn.element, x, matrix.data, out, ffn.neurons, true};
-  if (is_empty(product)) return clear_product(product, stream);
-  if (ffn.quantization.bits == 0) return products.multiply(products.library, product, stream);
-  const int64_t rows = of_piece(ffn, ffn.width, ffn.neurons);
-  cudaError_t error = cudaSuccess;
-  for (int64_t first = 0; first < ffn.neurons && error == cudaSuccess; first += rows) {
-    product.n = std::min(rows, ffn.neurons - first);
-    product.b = chunk.piece;
-    product.c = static_cast<E*>(out) + first;
-    error = dequantize(ffn, matrix, {first, product.n, 0, ffn.width}, chunk.piece, stream);
-    if (error == cudaSuccess) error = products.multiply(products.library, product, stream);
-  }
-  return error;
-}
-
-// y[count, D] = h[count, F] . matrix[F, D]
-template <class E>
-cudaError_t multiply_outward(const Chunk& chunk, const Weights& matrix, E* y, const Products& products,
-                             cudaStream_t stream) {
-  const SparseFfnCall& ffn = chunk.ffn;
-  Product product{chunk.count, ffn.width, ffn.neurons, ffn.element, chunk.gates, matrix.data, y, ffn.width, false};
-  if (is_empty(product)) return clear_product(product, stream);
-  if (ffn.quantization.bits == 0) return products.multiply(products.library, product, stream);
-  const int64_t columns = of_piece(ffn, ffn.neurons, ffn.width);
-  cudaError_t error = cudaSuccess;
-  for (int64_t first = 0; first < ffn.width && error == cudaSuccess; first += columns) {
-    product.n = std::min(columns, ffn.width - first);
-    product.b = chunk.piece;
-    product.c = y + first;
-    error = dequantize(ffn, matrix, {0, ffn.neurons, first, product.n}, chunk.piece, stream);
-    if (error == cudaSuccess) error = products.multiply(products.library, product, stream);
-  }
-  return error;
+Matrix matrix_of(const SparseFfnCall& ffn, const void* weights, const void* scales) {
+  return {{weights, scales}, ffn.neurons, ffn.width, ffn.element, ffn.quantization};
 }
 
 template <class E>
@@ -162,12 +108,13 @@ cudaError_t compute_chunk(const Chunk& chunk, const Products& products, cudaStre
   E* y = static_cast<E*>(ffn.y) + chunk.first * ffn.width;
   const int64_t first_row = chunk.first / ffn.sequence, last_row = (chunk.first + chunk.count - 1) / ffn.sequence;
   const int64_t neuron_blocks = (ffn.neurons + kWarp - 1) / kWarp;
-  cudaError_t error = multiply_inward(chunk, x, {ffn.w_in, ffn.s_in}, chunk.gates, products, stream);
+  const WeightProducts multiply{products, chunk.piece, stream};
+  cudaError_t error = multiply.inward(matrix_of(ffn, ffn.w_in, ffn.s_in), chunk.count, x, chunk.gates);
   if (error == cudaSuccess && ffn.w_up) {
-    error = multiply_inward(chunk, x, {ffn.w_up, ffn.s_up}, chunk.ups, products, stream);
+    error = multiply.inward(matrix_of(ffn, ffn.w_up, ffn.s_up), chunk.count, x, chunk.ups);
   }
   if (error == cudaSuccess) error = launch(select_neurons<E>, chunk.count, kThreads, stream, chunk);
-  if (error == cudaSuccess) error = multiply_outward(chunk, {ffn.w_out, ffn.s_out}, y, products, stream);
+  if (error == cudaSuccess) error = multiply.outward(matrix_of(ffn, ffn.w_out, ffn.s_out), chunk.count, chunk.gates, y);
   if (error == cudaSuccess && ffn.b_out) error = launch(add_bias<E>, chunk.count, kThreads, stream, chunk);
   if (error == cudaSuccess && neuron_blocks > 0) {
     error = launch(add_scores<E>, (last_row - first_row + 1) * neuron_blocks, kThreads, stream, chunk, first_row,
@@ -180,8 +127,10 @@ cudaError_t compute_chunk(const Chunk& chunk, const Products& products, cudaStre
 
 size_t dense_ffn_workspace(const SparseFfnCall& ffn) {
   const int64_t tokens = chunk_tokens(ffn.batch * ffn.sequence);
-  const size_t matrix = padded_bytes(tokens * ffn.neurons, element_size(ffn.element));
-  return (ffn.w_up ? 2 : 1) * matrix + padded_bytes(tokens, sizeof(float)) + piece_bytes(ffn);
+  const size_t products = padded_bytes(tokens * ffn.neurons, element_size(ffn.element));
+  const Matrix matrix = matrix_of(ffn, nullptr, nullptr);
+  return (ffn.w_up ? 2 : 1) * products + padded_bytes(tokens, sizeof(float)) +
+         std::max(inward_piece_bytes(matrix), outward_piece_bytes(matrix));
 }
 
 cudaError_t dense_ffn(const SparseFfnCall& ffn, void* workspace, const Products& products, cudaStream_t stream) {

@@ -6,6 +6,7 @@
 #include "dense_linear.h"
 #include "elements.cuh"
 #include "reduce.cuh"
+#include "weight_products.h"
 
 namespace clada::cuda {
 namespace {
@@ -33,31 +34,32 @@ __global__ void __launch_bounds__(kThreads) mask_inputs(const SparseLinearCall c
   if (threadIdx.x == 0) call.kept[token] = count;
 }
 
+Matrix matrix_of(const SparseLinearCall& call) {
+  return {{call.w, call.s}, call.width, call.outputs, call.element, call.quantization};
+}
+
+size_t kept_bytes(const SparseLinearCall& call) {
+  return padded_bytes(chunk_tokens(call.batch * call.sequence) * call.width, element_size(call.element));
+}
+
 }  // namespace
 
 size_t dense_linear_workspace(const SparseLinearCall& call) {
-  return padded_bytes(chunk_tokens(call.batch * call.sequence) * call.width, element_size(call.element));
+  return kept_bytes(call) + outward_piece_bytes(matrix_of(call));
 }
 
 cudaError_t dense_linear(const SparseLinearCall& call, void* workspace, const Products& products, cudaStream_t stream) {
   const int64_t tokens = call.batch * call.sequence, each = chunk_tokens(tokens);
+  const WeightProducts multiply{products, static_cast<char*>(workspace) + kept_bytes(call), stream};
   return with_element(call.element, [&](auto* of) {
     using E = std::remove_pointer_t<decltype(of)>;
+    E* kept_x = static_cast<E*>(workspace);
     cudaError_t error = cudaSuccess;
     for (int64_t first = 0; first < tokens && error == cudaSuccess; first += each) {
       const int64_t count = std::min(each, tokens - first);
-      const Product product{count,
-                            call.outputs,
-                            call.width,
-                            call.element,
-                            workspace,
-                            call.w,
-                            static_cast<E*>(call.y) + first * call.outputs,
-                            call.outputs,
-                            false};
-      error = launch(mask_inputs<E>, count, kThreads, stream, call, first, static_cast<E*>(workspace));
+      error = launch(mask_inputs<E>, count, kThreads, stream, call, first, kept_x);
       if (error != cudaSuccess) break;
-      error = is_empty(product) ? clear_product(product, stream) : products.multiply(products.library, product, stream);
+      error = multiply.outward(matrix_of(call), count, kept_x, static_cast<E*>(call.y) + first * call.outputs);
     }
     return error;
   });

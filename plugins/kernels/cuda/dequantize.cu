@@ -38,15 +38,14 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t dequantize(const SparseFfnCall& ffn, const Weights& matrix, const Piece& piece, void* out,
-                       cudaStream_t stream) {
+cudaError_t dequantize(const Matrix& matrix, const Piece& piece, void* out, cudaStream_t stream) {
   const int64_t threads = piece.rows * (piece.columns / kOfThread);
-  const bool vectors = reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0;
-  return with_element(ffn.element, [&](auto* of) {
+  const bool vectors = is_aligned(matrix.weights.data);
+  return with_element(matrix.element, [&](auto* of) {
     using E = std::remove_pointer_t<decltype(of)>;
-    const auto kernel = ffn.quantization.bits == Int4::kBits ? widen_weights<Int4, E> : widen_weights<Int8, E>;
-    return launch(kernel, (threads + kThreads - 1) / kThreads, kThreads, stream, matrix, piece, ffn.width,
-                  scale_shift(ffn.quantization), vectors, static_cast<E*>(out));
+    const auto kernel = matrix.quantization.bits == Int4::kBits ? widen_weights<Int4, E> : widen_weights<Int8, E>;
+    return launch(kernel, (threads + kThreads - 1) / kThreads, kThreads, stream, matrix.weights, piece,
+                  static_cast<int>(matrix.width), scale_shift(matrix.quantization), vectors, static_cast<E*>(out));
   });
 }
 
