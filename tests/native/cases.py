@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from clada.plugins.ops import OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.plugins.ops import (
+    OPS,
+    QUANTIZED,
+    QUANTIZED_FFN,
+    QUANTIZED_LINEAR,
+    SPARSE_FFN,
+    SPARSE_GATED_FFN,
+    SPARSE_LINEAR,
+)
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.block_quantization import dequantize, quantize
 from clada.plugins.ops.quantized_matrices import scales_name
@@ -21,9 +29,10 @@ FFN_CASES = [
 QUANTIZED_FFN_CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.name}") for op in QUANTIZED_FFN.values() for case in op.cases()
 ]
-LINEAR_CASES = [
-    pytest.param(SPARSE_LINEAR, case, id=f"{SPARSE_LINEAR.name}-{case.name}") for case in SPARSE_LINEAR.cases()
-]
+LINEAR_CASES, QUANTIZED_LINEAR_CASES = (
+    [pytest.param(op, case, id=f"{op.name}-{case.name}") for case in op.cases()]
+    for op in (SPARSE_LINEAR, QUANTIZED_LINEAR)
+)
 
 
 def rounded_case(case: Case, element: str, weight_element: str) -> Case:
@@ -127,11 +136,11 @@ def large_linear_case(
 
 
 def sized_case(op: Op, batch: int, sequence: int, width: int, rows: int, element: str = "float32") -> Case:
-    """The same for any op with a batch and a sequence; `rows` are neurons, or outputs."""
+    """The same for any op with a batch and a sequence; `rows` are neurons, or outputs, quantised ones in blocks."""
+    quantization = (4, 32) if op in QUANTIZED.values() else None
     if op in (SPARSE_LINEAR, QUANTIZED_LINEAR):
-        quantization = (4, 32) if op is QUANTIZED_LINEAR else None
-        return large_linear_case(batch, sequence, width, rows, element=element, quantization=quantization)
-    quantization = (4, 32) if op in QUANTIZED_FFN.values() else None
+        outputs = rows * quantization[1] if quantization else rows
+        return large_linear_case(batch, sequence, width, outputs, element=element, quantization=quantization)
     return large_case(op, batch, sequence, width, rows, element=element, quantization=quantization)
 
 

@@ -95,11 +95,20 @@ def sparse_ffn(
 
 
 def sparse_linear(
-    inputs: Mapping[str, Array], *, element: str = "float32", offset: int = 0, run: Run = RUNS[0]
+    inputs: Mapping[str, Array],
+    *,
+    element: str = "float32",
+    quantization: tuple[int, int] | None = None,
+    offset: int = 0,
+    run: Run = RUNS[0],
 ) -> tuple[Array, Array]:
-    """Call the kernels of SparseLinear, as `sparse_ffn` does; returns y in float64, and kept."""
+    """Call the kernels of SparseLinear, as `sparse_ffn` does, or of its quantised variant.
+
+    Returns:
+        y in float64, and kept.
+    """
     memory = GuardedMemory(offset)
-    call, (y, kept) = place_linear_call(memory, inputs, element, element)
+    call, (y, kept) = place_linear_call(memory, inputs, element, element, quantization)
     _run_tokens(memory, "sparse_linear", call, run)
     return from_element(y, element), kept
 
@@ -157,13 +166,26 @@ def sparse_ffn_error(
 
 
 def sparse_linear_error(
-    inputs: Mapping[str, Array], weight_element: str = "float32", sizes: Mapping[str, int] | None = None
+    inputs: Mapping[str, Array],
+    weight_element: str = "float32",
+    quantization: tuple[int, int] | None = None,
+    said: Mapping[str, int | None] | None = None,
 ) -> int:
-    """The cudaError_t of a float32 call with no products, which may say that it has other sizes than its inputs."""
+    """The cudaError_t of a float32 call with no products.
+
+    Args:
+        inputs: As of a case of the op.
+        weight_element: Type of w.
+        quantization: Bits and block size.
+        said: What the call says instead of what its inputs are, by field: a size, or no address.
+
+    Returns:
+        The error's number.
+    """
     memory = GuardedMemory(0)
-    call, _ = place_linear_call(memory, inputs, "float32", weight_element)
-    for name, size in (sizes or {}).items():
-        setattr(call, name, size)
+    call, _ = place_linear_call(memory, inputs, "float32", weight_element, quantization)
+    for name, value in (said or {}).items():
+        setattr(call, name, value)
     size = _library.clada_cuda_sparse_linear_workspace(ctypes.byref(call))
     workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY)
     with memory.watched():
@@ -186,6 +208,13 @@ def sparse_ffn_workspace(op: Op, inputs: Mapping[str, Array], attributes: Mappin
     """Bytes that a float32 call needs."""
     call, _ = place_ffn_call(GuardedMemory(0), op, inputs, attributes, "float32", "float32")
     size: int = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
+    return size
+
+
+def sparse_linear_workspace(inputs: Mapping[str, Array], quantization: tuple[int, int] | None = None) -> int:
+    """Bytes that a float32 call needs."""
+    call, _ = place_linear_call(GuardedMemory(0), inputs, "float32", "float32", quantization)
+    size: int = _library.clada_cuda_sparse_linear_workspace(ctypes.byref(call))
     return size
 
 

@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from clada.plugins.ops import SPARSE_LINEAR
-from clada.plugins.ops.record import Array, Case, evaluate
+from clada.plugins.ops import QUANTIZED_LINEAR, SPARSE_LINEAR
+from clada.plugins.ops.record import Array, Case, Op, evaluate
 from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS
@@ -18,19 +18,47 @@ from tests.native.test_cuda_kernels import elements, same_in_all_runs, sequences
 INVALID_VALUE = 1
 
 
+def op_of(case: Case) -> Op:
+    return QUANTIZED_LINEAR if case.attributes else SPARSE_LINEAR
+
+
+def quantization_of(case: Case) -> tuple[int, int] | None:
+    return (int(case.attributes["bits"]), int(case.attributes["block_size"])) if case.attributes else None
+
+
 def run(case: Case, **options) -> tuple[Array, ...]:
-    return same_in_all_runs(cuda_kernels_c.sparse_linear, case.inputs, **options)
+    return same_in_all_runs(cuda_kernels_c.sparse_linear, case.inputs, quantization=quantization_of(case), **options)
 
 
 def check(case: Case, element: str = "float32", **options) -> None:
     case = rounded_case(case, element, element)
-    check_outputs(SPARSE_LINEAR, case, run(case, element=element, **options), element)
+    check_outputs(op_of(case), case, run(case, element=element, **options), element)
 
 
 def check_once(case: Case) -> None:
     """In one order, where the sizes take long."""
-    outputs = cuda_kernels_c.sparse_linear(case.inputs)
-    check_outputs(SPARSE_LINEAR, rounded_case(case, "float32", "float32"), outputs, "float32")
+    outputs = cuda_kernels_c.sparse_linear(case.inputs, quantization=quantization_of(case))
+    check_outputs(op_of(case), rounded_case(case, "float32", "float32"), outputs, "float32")
+
+
+def check_launches(case: Case) -> None:
+    """Whatever is kept: a CUDA graph repeats the launches that it saw."""
+    nothing = dataclasses.replace(case, inputs={**case.inputs, "scale": -1 - 0 * case.inputs["scale"]})
+    seen = []
+    for given in (case, nothing):
+        cuda_kernels_c.launches()
+        cuda_kernels_c.sparse_linear(given.inputs, quantization=quantization_of(case))
+        seen.append(cuda_kernels_c.launches())
+    assert seen[0] and seen[0] == seen[1]
+
+
+def check_what_is_not_finite_shows(case: Case, value: float) -> None:
+    case.inputs["x"][0, 0, 3] = value
+    y, kept = run(case)
+    expected = evaluate(op_of(case), rounded_case(case, "float32", "float32"))
+    np.testing.assert_array_equal(kept, expected[1])
+    np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected[0]))
+    assert not np.isfinite(y[0, 0]).any()
 
 
 @elements
@@ -104,7 +132,7 @@ def test_every_size_may_be_0():
 @pytest.mark.parametrize("size", [-1, 2**31, 2**62])
 def test_sizes_that_cannot_be_are_refused(name, size):
     inputs = large_linear_case(1, 1, 8, 4).inputs
-    assert cuda_kernels_c.sparse_linear_error(inputs, sizes={name: size}) == INVALID_VALUE
+    assert cuda_kernels_c.sparse_linear_error(inputs, said={name: size}) == INVALID_VALUE
 
 
 def test_what_cannot_be_computed_is_an_invalid_value():
@@ -117,13 +145,7 @@ def test_what_cannot_be_computed_is_an_invalid_value():
 @sequences
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_kept_and_shows(value, sequence):
-    case = large_linear_case(1, sequence, 40, 100)
-    case.inputs["x"][0, 0, 3] = value
-    y, kept = run(case)
-    expected = evaluate(SPARSE_LINEAR, rounded_case(case, "float32", "float32"))
-    np.testing.assert_array_equal(kept, expected[1])
-    np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected[0]))
-    assert not np.isfinite(y[0, 0]).any()
+    check_what_is_not_finite_shows(large_linear_case(1, sequence, 40, 100), value)
 
 
 @sequences
@@ -151,15 +173,7 @@ def test_rows_of_inputs_that_no_token_keeps_are_not_read():
 
 @sequences
 def test_what_is_launched_depends_on_sizes_alone(sequence):
-    """A CUDA graph repeats the launches that it saw."""
-    case = large_linear_case(2, sequence, 40, 100)
-    nothing = dataclasses.replace(case, inputs={**case.inputs, "scale": -1 - 0 * case.inputs["scale"]})
-    seen = []
-    for given in (case, nothing):
-        cuda_kernels_c.launches()
-        cuda_kernels_c.sparse_linear(given.inputs)
-        seen.append(cuda_kernels_c.launches())
-    assert seen[0] and seen[0] == seen[1]
+    check_launches(large_linear_case(2, sequence, 40, 100))
 
 
 @pytest.mark.fault("native", "random sizes and types of SparseLinear on a GPU", now="the reference's outputs")

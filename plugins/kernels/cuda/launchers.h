@@ -44,9 +44,11 @@ cudaError_t sparse_ffn(const SparseFfnCall&, void* workspace, const Products* pr
 // Bytes that sparse_linear needs beside its inputs and outputs, aligned to 256; from sizes and types alone.
 size_t sparse_linear_workspace(const SparseLinearCall&);
 
-// One call of SparseLinear. w has the element type of x. `products` may be null where there are at most kRowwiseTokens
-// tokens, of which only the rows of w are read whose inputs are kept; cudaErrorInvalidValue where it is needed and
-// null, where weight_element differs, and where a size is negative or larger than the kernels count. Any size may be 0.
+// One call of SparseLinear or of its quantised variant. w that is not quantised has the element type of x; codes, any
+// type of x. `products` may be null where there are at most kRowwiseTokens tokens, of which only the rows of w are read
+// whose inputs are kept; cudaErrorInvalidValue where it is needed and null, where weight_element differs, where bits,
+// block or scales are not of this project's formats or do not fit the outputs, and where a size is negative or larger
+// than the kernels count. Any size may be 0.
 cudaError_t sparse_linear(const SparseLinearCall&, void* workspace, const Products* products, cudaStream_t);
 
 // Bytes that load_signal needs, aligned to 256; from sizes and types alone.

@@ -20,6 +20,17 @@ int64_t splits_of(const Rowwise& call) {
 
 }  // namespace
 
+int scale_shift(Quantization quantization) {
+  int shift = 0;
+  while (quantization.block_size >> shift > 1) ++shift;
+  return shift;
+}
+
+bool are_blocks(Quantization quantization, int64_t width) {
+  const int32_t bits = quantization.bits, block = quantization.block_size;
+  return (bits == 4 || bits == 8) && block >= kSmallestBlock && (block & (block - 1)) == 0 && width % block == 0;
+}
+
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 bool can_count(int64_t batch, int64_t sequence, int64_t width, int64_t neurons) {

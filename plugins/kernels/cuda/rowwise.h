@@ -64,6 +64,9 @@ struct Rowwise {
 // log2 of the block, 0 where there is none.
 int scale_shift(Quantization);
 
+// Whether there are kernels for weights quantised so, in rows of `width`.
+bool are_blocks(Quantization, int64_t width);
+
 // Whether it is a multiple of 16 bytes.
 bool is_aligned(const void*);
 

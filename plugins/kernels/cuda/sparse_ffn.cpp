@@ -8,14 +8,10 @@ namespace {
 // Sizes that the kernels count in int.
 bool fits(const SparseFfnCall& ffn) { return can_count(ffn.batch, ffn.sequence, ffn.width, ffn.neurons); }
 
-bool is_quantized(const SparseFfnCall& ffn) { return ffn.quantization.bits != 0; }
-
 // Weights that there are kernels for.
 bool are_known(const SparseFfnCall& ffn) {
-  if (!is_quantized(ffn)) return ffn.weight_element == ffn.element;
-  const int32_t bits = ffn.quantization.bits, block = ffn.quantization.block_size;
-  return (bits == 4 || bits == 8) && block >= kSmallestBlock && (block & (block - 1)) == 0 && ffn.width % block == 0 &&
-         ffn.s_in && ffn.s_out && (!ffn.w_up || ffn.s_up);
+  if (ffn.quantization.bits == 0) return ffn.weight_element == ffn.element;
+  return are_blocks(ffn.quantization, ffn.width) && ffn.s_in && ffn.s_out && (!ffn.w_up || ffn.s_up);
 }
 
 // The call as its kernels see it; returns the bytes of its workspace.
@@ -49,12 +45,6 @@ size_t lay_out(const SparseFfnCall& ffn, void* workspace, Rowwise& call) {
 }
 
 }  // namespace
-
-int scale_shift(Quantization quantization) {
-  int shift = 0;
-  while (quantization.block_size >> shift > 1) ++shift;
-  return shift;
-}
 
 size_t sparse_ffn_workspace(const SparseFfnCall& ffn) {
   if (!fits(ffn)) return 0;

@@ -10,11 +10,17 @@ bool fits(const SparseLinearCall& linear) {
   return can_count(linear.batch, linear.sequence, linear.outputs, linear.width);
 }
 
+// Weights that there are kernels for.
+bool are_known(const SparseLinearCall& linear) {
+  if (linear.quantization.bits == 0) return linear.weight_element == linear.element;
+  return are_blocks(linear.quantization, linear.outputs) && linear.s;
+}
+
 // The call as its kernels see it; returns the bytes of its workspace.
 size_t lay_out(const SparseLinearCall& linear, void* workspace, Rowwise& call) {
   call = {};
   call.x = linear.x;
-  call.w_out.data = linear.w;
+  call.w_out = {linear.w, linear.s};
   call.threshold = linear.threshold;
   call.scale = linear.scale;
   call.y = linear.y;
@@ -25,8 +31,11 @@ size_t lay_out(const SparseLinearCall& linear, void* workspace, Rowwise& call) {
   call.width = static_cast<int>(linear.outputs);
   call.neurons = static_cast<int>(linear.width);
   call.element = linear.element;
+  call.bits = linear.quantization.bits;
+  call.scale_shift = scale_shift(linear.quantization);
+  // Rows of blocks are always whole vectors.
   const size_t row_bytes = static_cast<size_t>(linear.outputs) * element_size(linear.element);
-  call.vectors = row_bytes % 16 == 0 && is_aligned(linear.w);
+  call.vectors = (call.bits != 0 || row_bytes % 16 == 0) && is_aligned(linear.w);
   return lay_out(false, workspace, call);
 }
 
@@ -41,7 +50,7 @@ size_t sparse_linear_workspace(const SparseLinearCall& linear) {
 
 cudaError_t sparse_linear(const SparseLinearCall& linear, void* workspace, const Products* products,
                           cudaStream_t stream) {
-  if (linear.weight_element != linear.element || !fits(linear)) return cudaErrorInvalidValue;
+  if (!are_known(linear) || !fits(linear)) return cudaErrorInvalidValue;
   if (linear.batch * linear.sequence > kRowwiseTokens) {
     return products ? dense_linear(linear, workspace, *products, stream) : cudaErrorInvalidValue;
   }
