@@ -20,10 +20,14 @@ int calls = 0;
 
 constexpr clada::QuantizedKernels kQuantized = clada::quantized_kernels_for<clada::Portable>();
 
-// The CPU's kernels want quantised weights packed.
+// The CPU's kernels want quantised weights packed, into whole cache lines.
+std::unique_ptr<void, void (*)(void*)> cache_lines(size_t bytes) {
+  return {aligned_alloc(64, (bytes + 63) / 64 * 64), free};
+}
+
 void compute(const clada::SparseFfnCall& call, void* workspace) {
   if (call.quantization.bits == 0) return clada::sparse_ffn<clada::Portable>(call, workspace, {nullptr, run});
-  const std::unique_ptr<void, void (*)(void*)> packed(aligned_alloc(64, kQuantized.packed_ffn_bytes(call)), free);
+  const auto packed = cache_lines(kQuantized.packed_ffn_bytes(call));
   kQuantized.pack_ffn(call, packed.get(), {nullptr, run});
   kQuantized.ffn(call, packed.get(), workspace, {nullptr, run});
 }
@@ -35,7 +39,12 @@ std::vector<float> row_of(clada::Element element, const void* tensor, int64_t ro
   return values;
 }
 
-void compute(const clada::SparseLinearCall& call) {
+void compute(const clada::SparseLinearCall& call, void* workspace) {
+  if (call.quantization.bits != 0) {
+    const auto packed = cache_lines(kQuantized.packed_linear_bytes(call));
+    kQuantized.pack_linear(call, packed.get(), {nullptr, run});
+    return kQuantized.linear(call, packed.get(), workspace, {nullptr, run});
+  }
   for (int64_t token = 0; token < call.batch * call.sequence; ++token) {
     const std::vector<float> x = row_of(call.element, call.x, token, call.width);
     std::vector<float> y(static_cast<size_t>(clada::padded<clada::Portable>(call.outputs)));
@@ -109,11 +118,13 @@ int clada_cuda_sparse_ffn(const clada::SparseFfnCall* call, void* workspace, con
   return with_fault(call->element, call->y, call->batch * call->sequence * call->width, call->active);
 }
 
-size_t clada_cuda_sparse_linear_workspace(const clada::SparseLinearCall*) { return 0; }
+size_t clada_cuda_sparse_linear_workspace(const clada::SparseLinearCall* call) {
+  return call->quantization.bits != 0 ? kQuantized.linear_workspace(*call) : 0;
+}
 
-int clada_cuda_sparse_linear(const clada::SparseLinearCall* call, void*, const void* products, void*) {
+int clada_cuda_sparse_linear(const clada::SparseLinearCall* call, void* workspace, const void* products, void*) {
   if (!fits(call->batch * call->sequence, products)) return 1;
-  compute(*call);
+  compute(*call, workspace);
   return with_fault(call->element, call->y, call->batch * call->sequence * call->outputs, call->kept);
 }
 

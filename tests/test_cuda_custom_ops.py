@@ -13,15 +13,13 @@ import pytest
 
 from clada.benchmark.gpu.build import write_op_table
 from clada.benchmark.gpu.model_needs import headers
-from clada.plugins.ops import GPU_OPS, LOAD_SIGNAL, QUANTIZED, SPARSE_GATED_FFN
+from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN
 from clada.plugins.ops.record import Array, Case, Op, evaluate
 from tests.conftest import ROOT
 from tests.native.cases import check_outputs, sized_case
 from tests.op_backends import body_model, make_constant
 
-TOKEN_OPS = pytest.mark.parametrize(
-    "op", [op for op in GPU_OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name
-)
+TOKEN_OPS = pytest.mark.parametrize("op", [op for op in OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name)
 GATED = QUANTIZED[SPARSE_GATED_FFN.name]
 PLUGINS = ROOT / "plugins"
 pytestmark = pytest.mark.skipif(
@@ -91,25 +89,50 @@ def test_every_size_may_be_0(library, op):
         check_outputs(op, case, session(library, op, case, False).run(None, inputs), "float32")
 
 
-@pytest.mark.parametrize("name", ["s_gate", "s_up", "s_down"])
+@pytest.mark.parametrize(
+    ("op", "name"), [(GATED, "s_gate"), (GATED, "s_up"), (GATED, "s_down"), (QUANTIZED_LINEAR, "s")]
+)
 @pytest.mark.parametrize(("scale", "word"), [(0, "zero"), (-0.0, "zero"), (-np.inf, "infinite"), (np.nan, "NaN")])
-def test_scales_that_cannot_be_used_are_named_when_the_model_is_loaded(library, name, scale, word):
-    case = next(GATED.cases())
+def test_scales_that_cannot_be_used_are_named_when_the_model_is_loaded(library, op, name, scale, word):
+    case = next(op.cases())
     scales = case.inputs[name].copy()
     scales[5, 2] = scale
-    with pytest.raises(Exception, match=f"{GATED.name}: {name} has a scale that is {word}, in row 5; export the model"):
-        session(library, GATED, case, True, **{name: scales})
+    with pytest.raises(Exception, match=f"{op.name}: {name} has a scale that is {word}, in row 5; export the model"):
+        session(library, op, case, True, **{name: scales})
 
 
-def test_sizes_that_do_not_fit_are_named(library):
-    case = next(GATED.cases())
-    bits = 12 - case.attributes["bits"]
-    other = Case(case.name, case.inputs, {**case.attributes, "bits": bits})
-    inputs = given(GATED, case)
-    with pytest.raises(Exception, match=rf"{GATED.name}: \d+ bytes a row do not fit D=96 weights of {bits} bits"):
-        session(library, GATED, other, False).run(None, inputs)
+@pytest.mark.parametrize(
+    ("op", "misfit"),
+    [
+        (GATED, "48 bytes a row do not fit D=96 weights of 8 bits"),
+        (QUANTIZED_LINEAR, "block_size 32 does not divide the width N=48"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_sizes_that_do_not_fit_are_named(library, op, misfit):
+    """Of 4-bit codes that are said to have 8."""
+    case = next(op.cases())
+    assert case.attributes["bits"] == 4
+    other = Case(case.name, case.inputs, {**case.attributes, "bits": 8})
+    with pytest.raises(Exception, match=f"{op.name}: {misfit}"):
+        session(library, op, other, False).run(None, given(op, case))
+
+
+def test_scales_that_do_not_fit_a_row_are_named(library):
+    case = next(QUANTIZED_LINEAR.cases())
+    inputs = given(QUANTIZED_LINEAR, case)
+    inputs["s"] = np.repeat(inputs["s"], 2, axis=1)
+    with pytest.raises(Exception, match=f"{QUANTIZED_LINEAR.name}: 6 scales a row do not fit N=96 in blocks of 32"):
+        session(library, QUANTIZED_LINEAR, case, False).run(None, inputs)
+
+
+def test_rows_of_more_weights_than_can_be_counted_are_named(library):
+    case = sized_case(QUANTIZED_LINEAR, 1, 1, 0, 1)
+    inputs = given(QUANTIZED_LINEAR, case) | {"w": np.zeros((0, 2**62), np.int8)}
+    with pytest.raises(Exception, match=f"block_size 32 does not divide the width N={2**63 - 2}"):
+        session(library, QUANTIZED_LINEAR, case, False).run(None, inputs)
 
 
 def test_every_op_is_there(library):
-    for op in GPU_OPS.values():
+    for op in OPS.values():
         session(library, op, next(op.cases()), False)

@@ -22,7 +22,7 @@ from clada.exporter.steps import random_step
 from clada.plugins import graph
 from clada.plugins.errors import CladaError
 from clada.plugins.onnxruntime import CUDA_PROVIDER, library_path, register
-from clada.plugins.ops import GPU_OPS
+from clada.plugins.ops import OPS
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.backends.cuda import GRAPH_ID, check_runs_on_cuda
 from clada.runtime.backends.device import DeviceModel
@@ -351,7 +351,7 @@ def test_the_cuda_library_registers_without_cuda(cuda_library):
     """ONNX Runtime takes its ops' schemas, finds no kernel of theirs for the CPU, and runs other models."""
     session = onnxruntime.InferenceSession(accumulation(), registered(cuda_library))
     assert session.get_providers()[-1] == "CPUExecutionProvider"
-    for op in GPU_OPS.values():
+    for op in OPS.values():
         model = body_model(op, "float16", {attribute.name: attribute.default for attribute in op.attributes}, 20)
         del model.functions[:]
         with pytest.raises(Exception, match=rf"(find kernel|an implementation) for (clada\.)?{op.name}\b"):

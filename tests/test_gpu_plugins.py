@@ -18,7 +18,7 @@ from clada.benchmark.gpu.plugins import Plugins, load_plugins
 from clada.benchmark.gpu.tables import LeftOut
 from clada.benchmark.timing import wall_seconds
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import GPU_OPS, LOAD_SIGNAL
+from clada.plugins.ops import LOAD_SIGNAL, OPS
 from clada.plugins.ops.record import FLOAT_TYPES
 from tests.conftest import ROOT
 
@@ -66,12 +66,10 @@ def fault(kernels) -> Iterator[ctypes.c_int]:
 def test_every_op_passes_in_every_type(loaded):
     report = suite.check_plugins(loaded)
     assert report.passed
-    assert [group.subject for group in report.parity] == [
-        f"TensorRT:{op} {name}" for op in GPU_OPS for name in FLOAT_TYPES
-    ]
+    assert [group.subject for group in report.parity] == [f"TensorRT:{op} {name}" for op in OPS for name in FLOAT_TYPES]
     # Each sample case: its outputs, a repetition, a graph, and what is around them.
     for group in report.parity:
-        op = GPU_OPS[group.subject.split()[0].removeprefix("TensorRT:")]
+        op = OPS[group.subject.split()[0].removeprefix("TensorRT:")]
         assert group.checks == (len(op.outputs) + 3) * len(list(op.cases()))
 
 

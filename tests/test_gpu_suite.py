@@ -34,7 +34,7 @@ from clada.benchmark.shapes import SHAPES
 from clada.benchmark.thresholds import exact_share
 from clada.benchmark.timing import wall_seconds
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import GPU_OPS, QUANTIZED_FFN, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.plugins.ops import OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.plugins.ops.record import FLOAT_TYPES, Op
 from tests.conftest import ROOT
 
@@ -95,11 +95,12 @@ def test_thresholds_keep_exactly_the_share(tokens, fraction):
 def test_every_op_passes_in_every_type(kernels):
     report = suite.check_kernels(kernels, [SHAPE])
     assert not failures(report)
-    assert [group.subject for group in report.parity] == [f"{op} {name}" for op in GPU_OPS for name in FLOAT_TYPES]
+    assert [group.subject for group in report.parity] == [f"{op} {name}" for op in OPS for name in FLOAT_TYPES]
     # At real sizes quantised weights are of 4 and of 8 bits.
-    real = {"LoadSignal": 1, "SparseLinear": 6, **dict.fromkeys((op.name for op in QUANTIZED_FFN.values()), 18)}
+    real = {"LoadSignal": 1, "SparseLinear": 6, QUANTIZED_LINEAR.name: 0}
+    real |= dict.fromkeys((op.name for op in QUANTIZED_FFN.values()), 18)
     for group in report.parity:
-        op = GPU_OPS[group.subject.split()[0]]
+        op = OPS[group.subject.split()[0]]
         # Each case: its outputs, a repetition, and what is around them.
         assert group.checks == (len(op.outputs) + 2) * (len(list(op.cases())) + real.get(op.name, 9))
         assert 0 < group.required < 0.7
@@ -135,7 +136,7 @@ def test_faults_are_found(kernels, element, fault, found):
 def test_a_graph_that_does_not_compute_the_same_is_found(library):
     """Here one that replays nothing: outputs stay as poisoned."""
     kernels = load(library, dataclasses.replace(HOST, captured=lambda _: lambda: None))
-    op = GPU_OPS["LoadSignal"]
+    op = OPS["LoadSignal"]
     case = next(op.cases())
     given = rounded(op, case, torch.float32, "cpu")
     checks = checked_call(kernels, op, "subject", given.tensors, case.attributes, expected(op, given))

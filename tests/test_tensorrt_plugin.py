@@ -15,7 +15,7 @@ import pytest
 
 from clada.benchmark.gpu.plugin_build import build_probe, tensorrt_headers
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, GPU_OPS, PLUGIN_ATTRIBUTES, VERSION
+from clada.plugins.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, VERSION
 from clada.plugins.tensorrt import library, library_path, library_version, register
 from tests.conftest import ROOT, built_for_cuda
 from tests.tensorrt.checks import all_fields
@@ -61,10 +61,10 @@ def ask(module: str, path: Path, nodes: list, *probe: Path) -> tuple[dict, str]:
 
 
 def test_registry_finds_and_creates_every_plugin(module, built):
-    nodes = [(op.name, {**fields, **more}) for op in GPU_OPS.values() for fields in all_fields(op) for more in MORE]
+    nodes = [(op.name, {**fields, **more}) for op in OPS.values() for fields in all_fields(op) for more in MORE]
     results = ask(module, built, nodes)[0]["results"]
     for (name, _), result in zip(nodes, results, strict=True):
-        op = GPU_OPS[name]
+        op = OPS[name]
         assert result["announced"] == [attribute.name for attribute in op.attributes]
         assert result["plugin"] == [name, str(VERSION), DOMAIN, len(op.outputs)]
         assert not result["messages"]
@@ -73,12 +73,12 @@ def test_registry_finds_and_creates_every_plugin(module, built):
 def test_registered_plugins_answer_as_the_records_say(module, built, probe):
     """Shapes, types, formats, fields after serialising and cloning."""
     answer, stderr = ask(module, built, [], probe)
-    assert answer["checked"] == list(GPU_OPS)
+    assert answer["checked"] == list(OPS)
     assert "clada: " not in stderr
 
 
 def test_wrong_fields_are_refused_in_one_line(module, built):
-    for op in GPU_OPS.values():
+    for op in OPS.values():
         answer, stderr = ask(module, built, [(op.name, {"width": 4.0})])
         line = f"{op.name}: node 'node': field 'width' is not known; "
         (result,) = answer["results"]
@@ -147,7 +147,7 @@ def test_library_that_tensorrt_does_not_take(module, compiled):
     run = subprocess.run(command, cwd=ROOT, input="[]", capture_output=True, text=True, check=False)
     lines = [line for line in run.stderr.splitlines() if "CladaError: " in line]
     assert len(lines) == 1, run.stderr
-    assert f"did not take the plugins {', '.join(GPU_OPS)} from {path}: build them with the headers of" in lines[0]
+    assert f"did not take the plugins {', '.join(OPS)} from {path}: build them with the headers of" in lines[0]
 
 
 def test_library_that_is_none_of_ours(compiled):

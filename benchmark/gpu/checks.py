@@ -7,7 +7,7 @@ import torch
 
 from clada.benchmark.gpu.device import Device
 from clada.benchmark.gpu.parity import Check, Expected, compared, expected, rounded
-from clada.plugins.ops import GPU_OPS
+from clada.plugins.ops import OPS
 from clada.plugins.ops.record import FLOAT_TYPES, Op
 
 
@@ -81,7 +81,7 @@ def checked_call(
     yield Check(subject, "written outside of outputs and workspace", int(call.written_outside()), 0)
 
 
-def sample_checks(library: Library, ops: Iterable[Op] = tuple(GPU_OPS.values())) -> Iterator[Check]:
+def sample_checks(library: Library, ops: Iterable[Op] = tuple(OPS.values())) -> Iterator[Check]:
     """Every sample case of the records, in every element type."""
     for op in ops:
         for case in op.cases():

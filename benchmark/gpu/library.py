@@ -13,7 +13,7 @@ from clada.benchmark.gpu.device import Device
 from clada.benchmark.gpu.guarded import Guarded
 from clada.benchmark.gpu.products import torch_products
 from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_LINEAR
+from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_LINEAR
 from clada.plugins.ops.activations import ACTIVATIONS
 from clada.plugins.ops.record import Op
 
@@ -74,6 +74,7 @@ class Call:
         sizes = {
             axis: size for spec in op.inputs for axis, size in zip(spec.axes, inputs[spec.name].shape, strict=True)
         }
+        sizes |= op.output_sizes(sizes, attributes)
         dtype = inputs[op.inputs[0].name].dtype
         self._memory = Guarded(kernels.device.name)
         self.outputs = {
@@ -89,18 +90,20 @@ class Call:
         library = kernels.library
         many = "S" in sizes and sizes["B"] * sizes["S"] > kernels.rowwise_tokens
         products = [ctypes.byref(kernels.products) if many else None]
+        quantization = [int(attributes.get(name, 0)) for name in ("bits", "block_size")]
         if op is LOAD_SIGNAL:
             self._call: Any = LoadSignalCall(
                 *(sizes[axis] for axis in "BVKM"), float(attributes["surprisal_weight"]), element, **addresses
             )
             size_of, self._launch = library.clada_cuda_load_signal_workspace, library.clada_cuda_load_signal
             products = []
-        elif op is SPARSE_LINEAR:
-            self._call = SparseLinearCall(*(sizes[axis] for axis in "BSDN"), element, element, **addresses)
+        elif op in (SPARSE_LINEAR, QUANTIZED_LINEAR):
+            self._call = SparseLinearCall(
+                *(sizes[axis] for axis in "BSDN"), element, element, *quantization, **addresses
+            )
             size_of, self._launch = library.clada_cuda_sparse_linear_workspace, library.clada_cuda_sparse_linear
         else:
             activation = list(ACTIVATIONS).index(str(attributes["activation"]))
-            quantization = (int(attributes.get(name, 0)) for name in ("bits", "block_size"))
             self._call = SparseFfnCall(
                 *(sizes[axis] for axis in "BSDF"), activation, element, element, *quantization, **addresses
             )

@@ -95,11 +95,13 @@ def _kept(op: Op, case: Case, outputs: Mapping[str, Array]) -> Array:
 def _plain(op: Op, given: Rounded, reference: Mapping[str, Array]) -> dict[str, Array]:
     attributes = given.case.attributes
     names = [spec.name for spec in op.outputs]
-    if op in (LOAD_SIGNAL, SPARSE_LINEAR):
-        outputs = torch_op(op)(*given.tensors.values(), *attributes.values())
-        return {name: output.double().cpu().numpy() for name, output in zip(names, outputs, strict=True)}
     # Quantised weights are rounded to the type that products are made in, as in the function body.
-    plain_op, given_tensors = float_op(op), widened(op, given.tensors, attributes, given.tensors["x"].dtype)
+    dtype = given.tensors[op.inputs[0].name].dtype
+    plain_op, given_tensors = float_op(op), widened(op, given.tensors, attributes, dtype)
+    if plain_op in (LOAD_SIGNAL, SPARSE_LINEAR):
+        plain_attributes = (attributes[attribute.name] for attribute in plain_op.attributes)
+        outputs = torch_op(plain_op)(*given_tensors.values(), *plain_attributes)
+        return {name: output.double().cpu().numpy() for name, output in zip(names, outputs, strict=True)}
     # A token a batch, whose pool is what the reference keeps: no rounding of torch's changes which neurons count.
     batch, tokens = given.case.inputs["x"].shape[:2]
     tensors = {

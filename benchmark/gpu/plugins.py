@@ -60,6 +60,7 @@ class PluginCall:
             for spec, tensor in zip(op.inputs, self._inputs, strict=True)
             for axis, size in zip(spec.axes, tensor.shape, strict=True)
         }
+        sizes |= op.output_sizes(sizes, attributes)
         dtype = self._inputs[0].dtype
         self._memory = Guarded(plugins.device.name)
         self.outputs = {

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "op_table.h"
+#include "op_inputs.h"
 
 namespace clada {
 
@@ -35,14 +35,5 @@ struct FfnInputs<ops::QuantizedSparseFFN> {
   static constexpr size_t w_in = In::w_in, w_up = kNone, w_out = In::w_out, b_in = In::b_in, b_out = In::b_out;
   static constexpr size_t s_in = In::s_in, s_up = kNone, s_out = In::s_out;
 };
-
-// Where an op's input is: a tensor of no elements may lie nowhere, but null says that the op lacks the input.
-inline const void* input_data(const void* data) {
-  static const char kNothing = 0;
-  return data ? data : &kNothing;
-}
-
-template <class Table>
-constexpr bool is_quantized = FfnInputs<Table>::s_in != kNone;
 
 }  // namespace clada

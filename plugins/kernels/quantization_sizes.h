@@ -1,10 +1,18 @@
 // Whether the sizes of quantised weights fit each other, as in plugins/ops/block_quantization.py.
 #pragma once
+#include <algorithm>
+#include <limits>
 #include <string>
 
 #include "calls.h"
 
 namespace clada {
+
+// Weights of a row that has so many bytes, or the most that an integer counts.
+inline int64_t row_weights(Quantization quantization, int64_t packed) {
+  const int64_t of_byte = 8 / quantization.bits;
+  return std::min(packed, std::numeric_limits<int64_t>::max() / of_byte) * of_byte;
+}
 
 // Why they do not, or nothing; `packed` bytes and `scales` are of a row of `width` weights, which the op calls `axis`.
 inline std::string size_misfit(Quantization quantization, int64_t width, int64_t packed, int64_t scales,

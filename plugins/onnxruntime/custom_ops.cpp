@@ -14,8 +14,7 @@
 namespace clada {
 namespace {
 
-using CpuDomain =
-    Domain<FfnKernel, LinearKernel, LoadSignalKernel, OpBase<ops::QuantizedSparseLinear, QuantizedLinearKernel>>;
+using CpuDomain = Domain<FfnKernel, LinearKernel, QuantizedLinearKernel, LoadSignalKernel>;
 
 // One for each settings that were ever asked for, never freed: a session may outlive everything of ours.
 CpuDomain& domain_for(const Settings& settings) {

@@ -26,7 +26,7 @@ class LinearKernel {
 
  private:
   void compute(OrtKernelContext* context) {
-    SparseLinearCall call = linear_call(Ort::KernelContext(context), element_);
+    SparseLinearCall call = linear_call<ops::SparseLinear>(Ort::KernelContext(context), element_, {});
     if (compact_) {
       call.weight_element = Element::kBFloat16;
       call.w = compact_.get();

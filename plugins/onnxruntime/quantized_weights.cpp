@@ -34,7 +34,7 @@ static Matrix read_matrix(const Ort::ConstKernelInfo& info, const char* op, cons
   if (codes[0] > kMost || codes[1] > kMost)
     refuse(op, std::string(given.name) + " is larger than any matrix of a model");
   matrix.rows = codes[0];
-  matrix.width = codes[1] * 8 / quantization.bits;
+  matrix.width = row_weights(quantization, codes[1]);
   const std::string misfit = size_misfit(quantization, matrix.width, codes[1], scales[1], axis);
   if (!misfit.empty()) refuse(op, std::string(given.name) + ": " + misfit);
   const std::string fault = scale_fault(static_cast<const uint16_t*>(matrix.scales.data), matrix.scales.count,

@@ -10,9 +10,9 @@
 
 namespace clada {
 
-// The ops of a device with one set of settings, for every element type, and those that not every device has: More are
-// OpBase. ONNX Runtime keeps pointers to them for as long as a session lives.
-template <template <class> class FfnKernel, class LinearKernel, class LoadSignalKernel, class... More>
+// The ops of a device with one set of settings, for every element type. ONNX Runtime keeps pointers to them for as long
+// as a session lives.
+template <template <class> class FfnKernel, class LinearKernel, class QuantizedLinearKernel, class LoadSignalKernel>
 struct Domain {
   Ort::CustomOpDomain domain{kDomain};
 
@@ -23,8 +23,8 @@ struct Domain {
       add<OpBase<ops::QuantizedSparseGatedFFN, FfnKernel<ops::QuantizedSparseGatedFFN>>>(element, settings);
       add<OpBase<ops::QuantizedSparseFFN, FfnKernel<ops::QuantizedSparseFFN>>>(element, settings);
       add<OpBase<ops::SparseLinear, LinearKernel>>(element, settings);
+      add<OpBase<ops::QuantizedSparseLinear, QuantizedLinearKernel>>(element, settings);
       add<OpBase<ops::LoadSignal, LoadSignalKernel>>(element, settings);
-      (add<More>(element, settings), ...);
     }
   }
 

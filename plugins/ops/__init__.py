@@ -12,12 +12,9 @@ QUANTIZED: dict[str, Op] = {**QUANTIZED_FFN, SPARSE_LINEAR.name: QUANTIZED_LINEA
 OPS: dict[str, Op] = {
     op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values(), SPARSE_LINEAR, LOAD_SIGNAL)
 }
-# Those with CUDA kernels and a TensorRT plugin.
-GPU_OPS: dict[str, Op] = {op.name: op for op in OPS.values() if op.on_gpu}
 
 __all__ = [
     "DOMAIN",
-    "GPU_OPS",
     "LOAD_SIGNAL",
     "OPS",
     "PLUGIN_ATTRIBUTES",

@@ -57,5 +57,4 @@ QUANTIZED_LINEAR = Op(
     tolerance={**SPARSE_LINEAR.tolerance, "float32": 2e-4},
     check_sizes=_check_sizes,
     output_sizes=_output_sizes,
-    on_gpu=False,
 )

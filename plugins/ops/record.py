@@ -73,7 +73,6 @@ class Op:
         check_sizes: Raises CladaError, given the size of every axis by name and the attributes, where sizes that
             depend on others do not fit them.
         output_sizes: Of the same, the sizes by name of axes that no input has.
-        on_gpu: Whether there are CUDA kernels and a TensorRT plugin of it; else a GPU runs its function body.
     """
 
     name: str
@@ -89,7 +88,6 @@ class Op:
     output_sizes: Callable[[Mapping[str, int], Mapping[str, str | float]], Mapping[str, int]] = (
         lambda _sizes, _attributes: {}
     )
-    on_gpu: bool = True
 
 
 def check_attributes(op: Op, attributes: Mapping[str, str | float]) -> None:

@@ -18,10 +18,11 @@ nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static trt::Creator<trt::SparseFfnPlugin<ops::SparseFFN>> plain;
   static trt::Creator<trt::SparseFfnPlugin<ops::QuantizedSparseGatedFFN>> quantized_gated;
   static trt::Creator<trt::SparseFfnPlugin<ops::QuantizedSparseFFN>> quantized_plain;
-  static trt::Creator<trt::SparseLinearPlugin> linear;
+  static trt::Creator<trt::SparseLinearPlugin<ops::SparseLinear>> linear;
+  static trt::Creator<trt::SparseLinearPlugin<ops::QuantizedSparseLinear>> quantized_linear;
   static trt::Creator<trt::LoadSignalPlugin> signal;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&gated,           &plain,  &quantized_gated,
-                                                                &quantized_plain, &linear, &signal};
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {
+      &gated, &plain, &quantized_gated, &quantized_plain, &linear, &quantized_linear, &signal};
   count = sizeof creators / sizeof *creators;
   return creators;
 }

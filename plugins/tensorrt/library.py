@@ -7,7 +7,7 @@ from typing import Any
 
 from clada.plugins.errors import CladaError
 from clada.plugins.native_library import file_name
-from clada.plugins.ops import DOMAIN, GPU_OPS, VERSION
+from clada.plugins.ops import DOMAIN, OPS, VERSION
 
 _NAME = file_name("clada_trt")
 
@@ -75,4 +75,4 @@ def register(trt: Any, path: Path | None = None) -> None:
 
 
 def _missing(registry: Any) -> list[str]:
-    return [name for name in GPU_OPS if registry.get_creator(name, str(VERSION), DOMAIN) is None]
+    return [name for name in OPS if registry.get_creator(name, str(VERSION), DOMAIN) is None]

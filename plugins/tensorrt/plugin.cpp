@@ -70,6 +70,7 @@ Plugin::Plugin(const Signature& signature, Attributes attributes)
 
 Sizes Plugin::checked_sizes(const std::vector<Dims>& inputs) const {
   Sizes sizes = check_sizes(signature_, inputs);
+  add_sizes(sizes);
   check(sizes);
   return sizes;
 }
@@ -103,11 +104,13 @@ int32_t Plugin::getOutputDataTypes(DataType* outputs, int32_t output_count, cons
 }
 
 int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, const DimsExprs*, int32_t,
-                                DimsExprs* outputs, int32_t output_count, nvinfer1::IExprBuilder&) noexcept {
+                                DimsExprs* outputs, int32_t output_count, nvinfer1::IExprBuilder& builder) noexcept {
   return status_of(signature_.op, [&] {
     check_output_count(signature_, output_count);
     checked_sizes(shapes_of(inputs, input_count, constants_of));
-    set_output_shapes(signature_, inputs, outputs);
+    Expressions expressions = expressions_of(signature_, inputs);
+    add_expressions(expressions, builder);
+    set_output_shapes(signature_, expressions, outputs);
   });
 }
 
@@ -131,7 +134,8 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t i
                                 const DynamicPluginTensorDesc*, int32_t) const noexcept {
   return guarded(signature_.op, size_t{0}, [&] {
     const auto shapes = shapes_of(inputs, input_count, [](const auto& input) { return input.max; });
-    const Sizes sizes = largest_sizes(signature_, shapes);
+    Sizes sizes = largest_sizes(signature_, shapes);
+    add_sizes(sizes);
     std::vector<PluginTensorDesc> descs;
     for (int32_t i = 0; i < input_count; ++i) descs.push_back(inputs[i].desc);
     const Element element = element_of(check_types(signature_, descs.data(), input_count));

@@ -63,6 +63,9 @@ class Plugin : public nvinfer1::IPluginV3,
 
   // What is of one op: a copy, and its kernel.
   virtual std::unique_ptr<Plugin> copy() const = 0;
+  // Adds the sizes of axes that no input has; below 0 where those that they follow from are.
+  virtual void add_sizes(Sizes&) const {}
+  virtual void add_expressions(Expressions&, nvinfer1::IExprBuilder&) const {}
   // Throws std::invalid_argument where sizes that are known do not fit the attributes; those below 0 are not known.
   virtual void check(const Sizes&) const {}
   // Makes ready to compute at these sizes in a context; called before `launch`, never while a graph is captured.

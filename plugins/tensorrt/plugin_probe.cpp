@@ -45,7 +45,23 @@ struct Expression final : IDimensionExpr {
   }
 };
 
-struct Builder final : IExprBuilder {};
+// Computes as TensorRT does: what is not known times anything is not known.
+struct Builder final : IExprBuilder {
+  struct Value final : apiv::VExprBuilder {
+    std::deque<Expression> made;
+    const IDimensionExpr* constant(int64_t value) noexcept override { return &made.emplace_back(value); }
+    const IDimensionExpr* operation(DimensionOperation operation, const IDimensionExpr& first,
+                                    const IDimensionExpr& second) noexcept override {
+      if (operation != DimensionOperation::kPROD) return nullptr;
+      return constant(first.getConstantValue() * second.getConstantValue());
+    }
+    const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) noexcept override {
+      return nullptr;
+    }
+  } expressions;
+
+  Builder() { mImpl = &expressions; }
+};
 
 template <class Capability>
 Capability& capability(IPluginV3* plugin, PluginCapabilityType type) {

@@ -74,12 +74,16 @@ Sizes largest_sizes(const Signature& signature, const std::vector<Dims>& inputs)
   return sizes;
 }
 
-void set_output_shapes(const Signature& signature, const DimsExprs* inputs, DimsExprs* outputs) {
-  std::map<std::string_view, const nvinfer1::IDimensionExpr*> expressions;
+Expressions expressions_of(const Signature& signature, const DimsExprs* inputs) {
+  Expressions expressions;
   for (size_t i = 0; i < signature.inputs.size(); ++i) {
     const std::vector<std::string_view> axes = split(signature.inputs[i].axes);
     for (size_t k = 0; k < axes.size(); ++k) expressions.emplace(axes[k], inputs[i].d[k]);
   }
+  return expressions;
+}
+
+void set_output_shapes(const Signature& signature, const Expressions& expressions, DimsExprs* outputs) {
   for (size_t i = 0; i < signature.outputs.size(); ++i) {
     const std::vector<std::string_view> axes = split(signature.outputs[i].axes);
     outputs[i].nbDims = static_cast<int32_t>(axes.size());

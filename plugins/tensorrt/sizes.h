@@ -21,7 +21,11 @@ Sizes check_sizes(const Signature& signature, const std::vector<nvinfer1::Dims>&
 // where the sizes are.
 Sizes largest_sizes(const Signature& signature, const std::vector<nvinfer1::Dims>& inputs);
 
-// Gives each output the expressions of its axes, from the first inputs that have them.
-void set_output_shapes(const Signature& signature, const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs* outputs);
+// The same as TensorRT's expressions, each from the first input that has the axis.
+using Expressions = std::map<std::string_view, const nvinfer1::IDimensionExpr*>;
+Expressions expressions_of(const Signature& signature, const nvinfer1::DimsExprs* inputs);
+
+// Gives each output the expressions of its axes.
+void set_output_shapes(const Signature& signature, const Expressions& expressions, nvinfer1::DimsExprs* outputs);
 
 }  // namespace clada::trt

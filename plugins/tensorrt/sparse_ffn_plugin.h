@@ -1,11 +1,9 @@
 // The feed-forward ops in TensorRT.
 #pragma once
-#include <stdexcept>
-
 #include "ffn_inputs.h"
 #include "launchers.h"
 #include "products_plugin.h"
-#include "quantization_sizes.h"
+#include "quantization.h"
 
 namespace clada::trt {
 
@@ -19,21 +17,15 @@ class SparseFfnPlugin final : public ProductsPlugin {
   using Op = Table;
   explicit SparseFfnPlugin(Attributes attributes)
       : ProductsPlugin(kSignature<Table>, std::move(attributes)),
-        activation_(activation_named(attributes_.text(Table::Attr::activation))) {
-    if constexpr (is_quantized<Table>) {
-      quantization_ = {attributes_.integer(Table::Attr::bits), attributes_.integer(Table::Attr::block_size)};
-    }
-  }
+        activation_(activation_named(attributes_.text(Table::Attr::activation))),
+        quantization_(quantization_of<Table>(attributes_)) {}
 
  private:
   std::unique_ptr<Plugin> copy() const override { return std::make_unique<SparseFfnPlugin>(*this); }
 
   void check(const Sizes& sizes) const override {
     if constexpr (is_quantized<Table>) {
-      const auto size = [&](const char* axis) { return sizes.at(axis); };
-      if (size("D") < 0 || size("P") < 0 || size("N") < 0) return;
-      const std::string misfit = size_misfit(quantization_, size("D"), size("P"), size("N"));
-      if (!misfit.empty()) throw std::invalid_argument(misfit);
+      check_row(quantization_, sizes.at("D"), sizes.at("P"), sizes.at("N"), "D");
     }
   }
 
@@ -78,7 +70,7 @@ class SparseFfnPlugin final : public ProductsPlugin {
   }
 
   Activation activation_;
-  Quantization quantization_{};
+  Quantization quantization_;
 };
 
 }  // namespace clada::trt

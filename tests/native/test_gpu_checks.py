@@ -11,7 +11,7 @@ from clada.benchmark.gpu.library import Kernels, load
 from clada.benchmark.gpu.parity import Check
 from clada.benchmark.gpu.real_sizes import layers, prompt_checks
 from clada.benchmark.shapes import SHAPES
-from clada.plugins.ops import QUANTIZED_FFN, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.record import FLOAT_TYPES
 from tests.test_gpu_suite import HOST
 
@@ -26,7 +26,7 @@ def all_pass(checks: list[Check]) -> None:
     assert not [check for check in checks if not check.passed]
 
 
-@pytest.mark.parametrize("op", [*QUANTIZED_FFN.values(), SPARSE_LINEAR], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [*QUANTIZED.values(), SPARSE_LINEAR], ids=lambda op: op.name)
 def test_sample_cases(kernels, op):
     all_pass(list(sample_checks(kernels, [op])))
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
-from clada.plugins.ops import DOMAIN, GPU_OPS, LOAD_SIGNAL, QUANTIZED_FFN, VERSION
+from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, VERSION
 from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from tests.native.calls import GuardedMemory, from_element, to_element
 from tests.native.cases import (
     FFN_CASES,
     LINEAR_CASES,
     QUANTIZED_FFN_CASES,
+    QUANTIZED_LINEAR_CASES,
     check_outputs,
     dense_case,
     rounded_case,
@@ -28,6 +29,7 @@ from tests.tensorrt.checks import (
     check_formats,
     check_output_shapes,
     check_output_types,
+    complete,
     default_plugin,
     input_shapes,
     sizes_of,
@@ -38,12 +40,9 @@ if not os.environ.get("TENSORRT_INCLUDE_DIR"):
     pytest.skip("TENSORRT_INCLUDE_DIR is not set: the plugins cannot be compiled", allow_module_level=True)
 
 # Those that multiply matrices where there are many tokens.
-TOKEN_OPS = pytest.mark.parametrize(
-    "op", [op for op in GPU_OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name
-)
-QUANTIZED_OPS = pytest.mark.parametrize("op", QUANTIZED_FFN.values(), ids=lambda op: op.name)
-ALL_OPS = pytest.mark.parametrize("op", GPU_OPS.values(), ids=lambda op: op.name)
-SMALL = {"D": 32, "P": 16, "N": 1, "F": 8}
+TOKEN_OPS = pytest.mark.parametrize("op", [op for op in OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name)
+ALL_OPS = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+SMALL = {"D": 32, "P": 16, "N": 1, "G": 1, "F": 8}
 NODE = "node '/model/node'"
 LINE = f"LoadSignal: {NODE}: field 'surprisal_weight' is missing; it must be float"
 
@@ -67,16 +66,16 @@ def default_fields(op: Op) -> dict[str, str | float]:
 
 def test_creators(library):
     creators = list(library.creators())
-    assert {creator.identity for creator in creators} == {(name, str(VERSION), DOMAIN) for name in GPU_OPS}
+    assert {creator.identity for creator in creators} == {(name, str(VERSION), DOMAIN) for name in OPS}
     for creator in creators:
-        assert creator.field_names() == [attribute.name for attribute in GPU_OPS[creator.name].attributes]
+        assert creator.field_names() == [attribute.name for attribute in OPS[creator.name].attributes]
 
 
 @pytest.mark.parametrize(
     ("op", "fields"),
     [
         pytest.param(op, fields, id="-".join(map(str, (op.name, *fields.values()))))
-        for op in GPU_OPS.values()
+        for op in OPS.values()
         for fields in all_fields(op)
     ],
 )
@@ -116,7 +115,7 @@ def refused(op: Op):
 
 @pytest.mark.parametrize(
     ("op", "fields", "reason"),
-    [pytest.param(op, *case, id=f"{op.name}-{n}") for op in GPU_OPS.values() for n, case in enumerate(refused(op))],
+    [pytest.param(op, *case, id=f"{op.name}-{n}") for op in OPS.values() for n, case in enumerate(refused(op))],
 )
 def test_wrong_fields_are_refused(library, op, fields, reason):
     assert library.create(op, fields) is None
@@ -215,7 +214,7 @@ def test_workspace_is_enough_for_every_shape_of_the_profile(library, op, element
     plugin = default_plugin(library, op)
 
     def workspace(batch: int, sequence: int, unknown: int | None = None) -> int:
-        most = {"B": batch, "S": sequence, "D": 160, "P": 80, "N": 5, "F": 300}
+        most = complete(op, {"B": batch, "S": sequence, "D": 160, "P": 80, "N": 5, "G": 5, "F": 300})
         sizes = {**most, **dict.fromkeys("BS", unknown)} if unknown else most
         return plugin.workspace(tensors_of(op, sizes, element, most))
 
@@ -227,9 +226,10 @@ def test_workspace_is_enough_for_every_shape_of_the_profile(library, op, element
 
 
 def case_sizes(op: Op, case: Case) -> dict[str, int]:
-    return {
+    sizes = {
         axis: size for spec in op.inputs for axis, size in zip(spec.axes, case.inputs[spec.name].shape, strict=True)
     }
+    return {**sizes, **op.output_sizes(sizes, case.attributes)}
 
 
 def case_plugin(library: PluginLibrary, op: Op, case: Case) -> Plugin:
@@ -296,21 +296,30 @@ def check_case(op: Op, case: Case, outputs: list[Array], element: str) -> None:
 
 
 @pytest.mark.parametrize("element", FLOAT_TYPES)
-@pytest.mark.parametrize(("op", "case"), [*FFN_CASES, *QUANTIZED_FFN_CASES, *LINEAR_CASES])
+@pytest.mark.parametrize(("op", "case"), [*FFN_CASES, *QUANTIZED_FFN_CASES, *LINEAR_CASES, *QUANTIZED_LINEAR_CASES])
 def test_matches_reference(library, op, case, element):
     case = rounded_case(case, element, element)
     check_case(op, case, run(library, op, case, element), element)
 
 
-@QUANTIZED_OPS
 @pytest.mark.parametrize(
-    ("sizes", "reason"),
+    ("op", "sizes", "reason"),
     [
-        ({"D": 48, "P": 24, "N": 1}, "block_size 32 does not divide the width D=48"),
-        ({"D": 64, "P": 64, "N": 2}, "64 bytes a row do not fit D=64 weights of 4 bits"),
-        ({"D": 64, "P": 32, "N": 1}, "1 scales a row do not fit D=64 in blocks of 32"),
+        *(
+            (op, *misfit)
+            for op in QUANTIZED_FFN.values()
+            for misfit in (
+                ({"D": 48, "P": 24, "N": 1}, "block_size 32 does not divide the width D=48"),
+                ({"D": 64, "P": 64, "N": 2}, "64 bytes a row do not fit D=64 weights of 4 bits"),
+                ({"D": 64, "P": 32, "N": 1}, "1 scales a row do not fit D=64 in blocks of 32"),
+            )
+        ),
+        (QUANTIZED_LINEAR, {"P": 24, "G": 1}, "block_size 32 does not divide the width N=48"),
+        (QUANTIZED_LINEAR, {"P": 32, "G": 1}, "1 scales a row do not fit N=64 in blocks of 32"),
+        # More than an integer counts.
+        (QUANTIZED_LINEAR, {"P": 2**62, "G": 1}, f"block_size 32 does not divide the width N={2**63 - 2}"),
     ],
-    ids=lambda value: value if isinstance(value, str) else None,
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "name", None),
 )
 def test_sizes_that_do_not_fit_the_quantisation_are_refused(library, op, sizes, reason):
     plugin, given = default_plugin(library, op), {**sizes_of(op), **sizes}
@@ -378,7 +387,7 @@ def test_many_tokens_without_a_change_of_shape(library, op):
 @TOKEN_OPS
 def test_what_cuda_refuses_is_reported(library, op):
     plugin = default_plugin(library, op)
-    tensors = tensors_of(op, {"B": 1, "S": 1, "D": 2**31, "P": 2**30, "N": 2**26, "F": 8}, "float32")
+    tensors = tensors_of(op, {"B": 1, "S": 1, "D": 2**31, "P": 2**30, "N": 2**26, "G": 2**26, "F": 8}, "float32")
     assert plugin.enqueue(tensors, [0] * len(op.inputs), [0] * len(op.outputs), 0, 0) == 1
     assert library.log() == [f"error: {op.name}: the kernels could not be launched: invalid argument"]
 

@@ -23,15 +23,23 @@ def all_fields(op: Op) -> Iterator[Fields]:
         yield dict(zip(names, values, strict=True))
 
 
+def complete(op: Op, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes with those of axes that no input has, for the default attributes."""
+    return {**sizes, **op.output_sizes(sizes, {attribute.name: attribute.default for attribute in op.attributes})}
+
+
 def sizes_of(op: Op) -> dict[str, int]:
     """A different size for every axis, such that quantised weights fit the default attributes."""
     axes = dict.fromkeys(axis for spec in op.inputs for axis in spec.axes)
     sizes = {axis: 2 + i for i, axis in enumerate(axes)}
     if "P" in axes:
         bits, block_size = (attribute.default for attribute in op.attributes[:2])
-        sizes["D"] = sizes["N"] * block_size
-        sizes["P"] = sizes["D"] * bits // 8
-    return sizes
+        blocks = next(spec.axes[1] for spec in op.inputs if spec.dtype == "float16")
+        width = sizes[blocks] * block_size
+        sizes["P"] = width * bits // 8
+        if "F" in axes:
+            sizes["D"] = width
+    return complete(op, sizes)
 
 
 def input_shapes(op: Op, sizes: Mapping[str, int]) -> list[list[int]]:
@@ -54,7 +62,7 @@ def check_output_shapes(library: PluginLibrary, op: Op) -> None:
     plugin, known = default_plugin(library, op), sizes_of(op)
     # None is known, and each but one is.
     for sizes in (known, {a: -n for a, n in known.items()}, *({**known, a: -n} for a, n in known.items())):
-        expected = [[sizes[axis] for axis in spec.axes] for spec in op.outputs]
+        expected = [[complete(op, sizes)[axis] for axis in spec.axes] for spec in op.outputs]
         assert plugin.output_shapes(input_shapes(op, sizes)) == expected
 
 

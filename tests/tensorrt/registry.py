@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clada.benchmark.gpu.plugin_probe import PluginLibrary
-from clada.plugins.ops import DOMAIN, GPU_OPS, VERSION
+from clada.plugins.ops import DOMAIN, OPS, VERSION
 from clada.plugins.ops.record import FLOAT_TYPES
 from clada.plugins.tensorrt import register
 from tests.tensorrt.checks import all_fields, check_fields, check_formats, check_output_shapes, check_output_types
@@ -43,7 +43,7 @@ def _registry() -> int:
 
 
 def _checks(library: PluginLibrary) -> Iterator[str]:
-    for op in GPU_OPS.values():
+    for op in OPS.values():
         assert library.creator(op).identity == (op.name, str(VERSION), DOMAIN)
         for fields in all_fields(op):
             check_fields(library, op, fields)

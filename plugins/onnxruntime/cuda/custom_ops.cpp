@@ -9,7 +9,9 @@
 CLADA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   return clada::register_domain(options, base, [](Ort::UnownedSessionOptions&) -> OrtCustomOpDomain* {
     // Never freed: a session may outlive everything of ours.
-    using Domain = clada::Domain<clada::cuda::FfnKernel, clada::cuda::LinearKernel, clada::cuda::LoadSignalKernel>;
+    using Domain =
+        clada::Domain<clada::cuda::FfnKernel, clada::cuda::LinearKernel<clada::ops::SparseLinear>,
+                      clada::cuda::LinearKernel<clada::ops::QuantizedSparseLinear>, clada::cuda::LoadSignalKernel>;
     static auto& cuda = *new Domain({});
     return cuda.domain;
   });
