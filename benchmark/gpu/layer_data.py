@@ -1,6 +1,5 @@
 """A feed-forward layer of real sizes on the device: random weights, tokens, and thresholds that keep an exact share."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,18 +87,26 @@ def random_layer(op: Op, shape: Shape, dtype: torch.dtype, device: str) -> Layer
     return Layer(op, shape, _ACTIVATION["w_up" in weights], dtype, weights, name_of(dtype))
 
 
-def _codes_and_scales(
-    name: str, shape: Shape, blocks: Blocks, generator: torch.Generator
-) -> Iterator[tuple[str, torch.Tensor]]:
-    device, rows = generator.device, shape.neurons
-    packed, scales = shape.hidden * blocks.bits // 8, shape.hidden // blocks.block_size
+def codes_and_scales(
+    rows: int, width: int, terms: int, blocks: Blocks, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random quantised matrix.
+
+    Args:
+        rows: Of the matrix.
+        width: Weights a row.
+        terms: How many products with its weights are added up, for sums of the order of 1.
+        blocks: How it is quantised.
+        generator: Of the device that it is to be on.
+    """
+    device = generator.device
+    packed, scales = width * blocks.bits // 8, width // blocks.block_size
     codes = torch.randint(0, 256, (rows, packed), dtype=torch.uint8, generator=generator, device=device)
-    yield name, codes.view(torch.int8)
     # Codes are as likely one as the other, so that their square is a third of the largest one's.
-    factor = (3 / shape.hidden) ** 0.5 / (1 << (blocks.bits - 1))
+    factor = (3 / terms) ** 0.5 / (1 << (blocks.bits - 1))
     signs = 1 - 2 * torch.randint(0, 2, (rows, scales), generator=generator, device=device)
     spread = 0.5 + torch.rand((rows, scales), generator=generator, device=device)
-    yield scales_name(name), (signs * spread * factor).half()
+    return codes.view(torch.int8), (signs * spread * factor).half()
 
 
 def random_quantized_layer(op: Op, shape: Shape, dtype: torch.dtype, precision: str, device: str) -> Layer:
@@ -116,7 +123,9 @@ def random_quantized_layer(op: Op, shape: Shape, dtype: torch.dtype, precision: 
     weights: dict[str, torch.Tensor] = {}
     for spec in op.inputs:
         if spec.name.startswith("w_"):
-            weights |= _codes_and_scales(spec.name, shape, BLOCKS[precision], generator)
+            names, hidden = (spec.name, scales_name(spec.name)), shape.hidden
+            matrix = codes_and_scales(shape.neurons, hidden, hidden, BLOCKS[precision], generator)
+            weights |= zip(names, matrix, strict=True)
         elif spec.name.startswith("b_"):
             size = shape.neurons if spec.axes == ("F",) else shape.hidden
             weights[spec.name] = (torch.randn(size, generator=generator, device=device) * 0.25).to(dtype)

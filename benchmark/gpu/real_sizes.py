@@ -1,6 +1,7 @@
 """Checks at the sizes of real models, for every number of sequences that decode together."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ import torch
 from clada.benchmark.gpu.checks import checked_call
 from clada.benchmark.gpu.layer_data import (
     Layer,
+    codes_and_scales,
     magnitudes,
     name_of,
     random_layer,
@@ -17,9 +19,10 @@ from clada.benchmark.gpu.layer_data import (
 )
 from clada.benchmark.gpu.library import Kernels
 from clada.benchmark.gpu.parity import Check, Expected, Rounded, expected, rounded
+from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.shapes import Shape
 from clada.benchmark.thresholds import exact_share
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op
 
 MOST_SEQUENCES = 8
@@ -87,31 +90,51 @@ def prompt_checks(kernels: Kernels, layer: Layer) -> Iterator[Check]:
     yield from checked_call(kernels, layer.op, label, given.tensors, layer.attributes, expected(layer.op, given))
 
 
-def _linear_case(w: Array, batch: int, tokens: int) -> Case:
-    """A matrix [D, N], of whose inputs each token keeps others; some tokens are dense, or padding."""
-    width, outputs = w.shape
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix [D, N] of the linear op or its quantised variant."""
+
+    op: Op
+    weights: dict[str, Array]
+    attributes: dict[str, str | float]
+    precision: str
+
+
+def _matrices(width: int, outputs: int) -> Iterator[_Matrix]:
+    w: Array = np.random.default_rng((width, outputs)).standard_normal((width, outputs)) / np.sqrt(width)
+    yield _Matrix(SPARSE_LINEAR, {"w": w}, {}, "")
+    for precision in _QUANTIZED:
+        blocks, generator = BLOCKS[precision], torch.Generator().manual_seed(0)
+        codes, scales = codes_and_scales(width, outputs, width, blocks, generator)
+        attributes = {"bits": blocks.bits, "block_size": blocks.block_size}
+        yield _Matrix(QUANTIZED_LINEAR, {"w": codes.numpy(), "s": scales.numpy()}, attributes, f" {precision}")
+
+
+def _linear_case(matrix: _Matrix, width: int, batch: int, tokens: int) -> Case:
+    """A matrix of `width` inputs, of which each token keeps others; some tokens are dense, or padding."""
     rng = np.random.default_rng([batch, tokens])
     scale = np.ones(batch * tokens, np.float32)
     scale[_DENSE::MOST_SEQUENCES], scale[_PADDING::MOST_SEQUENCES] = 0, -1
     inputs: dict[str, Array] = {
         "x": rng.standard_normal((batch, tokens, width)),
-        "w": w,
+        **matrix.weights,
         "threshold": np.asarray(rng.uniform(0.5, 1.2, width), np.float32),
         "scale": scale.reshape(batch, tokens),
     }
-    return Case(f"{width}x{outputs} B{batch}-S{tokens}", inputs, {})
+    return Case(f"B{batch}-S{tokens}", inputs, matrix.attributes)
 
 
 def linear_checks(kernels: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Check]:
-    """A wide and a narrow matrix: row by row for one sequence and for the most, and as a product."""
-    for size in ((shape.hidden, shape.neurons), (shape.neurons, shape.hidden)):
-        w = np.random.default_rng(size).standard_normal(size) / np.sqrt(size[0])
-        for batch, tokens in ((1, 1), (MOST_SEQUENCES, 1), _PROMPT):
-            case = _linear_case(w, batch, tokens)
-            given = rounded(SPARSE_LINEAR, case, dtype, kernels.device.name)
-            subject = f"{SPARSE_LINEAR.name} {name_of(dtype)} {shape.name} {case.name}"
-            wanted = expected(SPARSE_LINEAR, given)
-            yield from checked_call(kernels, SPARSE_LINEAR, subject, given.tensors, case.attributes, wanted)
+    """A wide and a narrow matrix, plain and quantised: row by row for one sequence and the most, and as a product."""
+    for width, outputs in ((shape.hidden, shape.neurons), (shape.neurons, shape.hidden)):
+        for matrix in _matrices(width, outputs):
+            op, sizes = matrix.op, f"{width}x{outputs}{matrix.precision}"
+            for batch, tokens in ((1, 1), (MOST_SEQUENCES, 1), _PROMPT):
+                case = _linear_case(matrix, width, batch, tokens)
+                given = rounded(op, case, dtype, kernels.device.name)
+                subject = f"{op.name} {name_of(dtype)} {shape.name} {sizes} {case.name}"
+                wanted = expected(op, given)
+                yield from checked_call(kernels, op, subject, given.tensors, case.attributes, wanted)
 
 
 def _load_case(vocabulary: int) -> Case:

@@ -9,7 +9,7 @@ import torch
 from clada.benchmark.gpu.checks import sample_checks
 from clada.benchmark.gpu.library import Kernels, load
 from clada.benchmark.gpu.parity import Check
-from clada.benchmark.gpu.real_sizes import layers, prompt_checks
+from clada.benchmark.gpu.real_sizes import layers, linear_checks, prompt_checks
 from clada.benchmark.shapes import SHAPES
 from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.plugins.ops.record import FLOAT_TYPES
@@ -37,3 +37,9 @@ def test_prompts(kernels, op, element):
     """Whose products are rounded, and weights too where they were quantised."""
     for layer in layers(op, SHAPES["tiny"], getattr(torch, element), "cpu"):
         all_pass(list(prompt_checks(kernels, layer)))
+
+
+@pytest.mark.parametrize("element", FLOAT_TYPES)
+def test_matrices(kernels, element):
+    """Plain and quantised, row by row and as products."""
+    all_pass(list(linear_checks(kernels, SHAPES["tiny"], getattr(torch, element))))
