@@ -40,6 +40,7 @@ class Decoded:
         active: f32[N, T, L], share of each layer's neurons that were computed.
         surprisal: f32[N, T], of the token that was read, nats.
         entropy: f32[N, T], of the distribution that predicted it, nats.
+        foreseen: bool[N, T], whether it is the likeliest of that distribution.
     """
 
     divergence: Tensor
@@ -48,6 +49,7 @@ class Decoded:
     active: Tensor
     surprisal: Tensor
     entropy: Tensor
+    foreseen: Tensor
 
 
 class Texts:
@@ -186,4 +188,5 @@ class Texts:
             active=torch.stack(shares, -1),
             surprisal=-sparse[:, :-1].gather(-1, ids[:, start:, None]).squeeze(-1),
             entropy=torch.special.entr(sparse[:, :-1].exp()).sum(-1),
+            foreseen=sparse[:, :-1].argmax(-1) == ids[:, start:],
         )

@@ -121,6 +121,7 @@ def _decoded(model: Any, products: Sequence[Product], run: Run, number: int, tex
         active=kept,
         surprisal=-sparse[:-1].gather(-1, text.rest[:, None]).squeeze(-1),
         entropy=torch.special.entr(sparse[:-1].exp()).sum(-1),
+        foreseen=sparse[:-1].argmax(-1) == text.rest,
     )
 
 

@@ -99,7 +99,7 @@ def planted(seed: int, told: float) -> tuple:
         divergence = torch.from_numpy(1e-3 * hardness * factor**2).float()
         read = torch.full((decoded, tokens), float(0.6 - 0.15 * np.log(factor)))
         blank = torch.zeros(decoded, tokens)
-        runs.append(Decoded(divergence, blank.bool(), read, blank[..., None], blank, blank))
+        runs.append(Decoded(divergence, blank.bool(), read, blank[..., None], blank, blank, blank.bool()))
     return inputs, torch.from_numpy(entropy), rng.uniform(size=(decoded, tokens)), runs
 
 

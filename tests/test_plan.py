@@ -161,6 +161,7 @@ def decoded(sparsity: float = 0.0, cost: float = 1.0, divergence: float = 0.0) -
         active=(1 - sparsity) * around.unsqueeze(-1).expand(1, 2, 3),
         surprisal=around,
         entropy=around,
+        foreseen=torch.ones(1, 2, dtype=torch.bool),
     )
 
 

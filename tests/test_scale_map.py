@@ -29,7 +29,8 @@ def runs_for(hardness: np.ndarray, rng: np.random.Generator, saved: np.ndarray |
         noise = np.exp(rng.normal(0, 0.2, hardness.shape))
         divergence = torch.from_numpy(0.01 * hardness * of_its_own * factor**2 * noise).float()
         read = torch.from_numpy(0.6 - saved * np.log(factor) * np.ones(hardness.shape)).float()
-        runs.append(Decoded(divergence, divergence > 0, read, read.unsqueeze(-1), divergence, divergence))
+        none = divergence > 0
+        runs.append(Decoded(divergence, none, read, read.unsqueeze(-1), divergence, divergence, none))
     return runs
 
 

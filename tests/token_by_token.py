@@ -26,6 +26,7 @@ class Read:
         active: f32[N, T, L], share of each layer's neurons that were computed.
         surprisal: f32[N, T].
         entropy: f32[N, T].
+        foreseen: bool[N, T], whether the token was the likeliest.
         load: f32[N, T].
         scale: f32[N, T], before anticipation.
         opened: bool[N, T].
@@ -37,6 +38,7 @@ class Read:
     active: Tensor
     surprisal: Tensor
     entropy: Tensor
+    foreseen: Tensor
     load: Tensor
     scale: Tensor
     opened: Tensor
@@ -77,6 +79,7 @@ def read_rows(
         chosen = choose_pools(policy.pools, [s.numpy() for s in score], np.full(len(rows), prompt_tokens))
     parts: list[tuple[Tensor, ...]] = []
     for at in range(prompt_tokens, rows.shape[1]):
+        foreseen = logits[:, -1].argmax(-1) == rows[:, at]
         step = next_step(step, rows[:, at : at + 1], logits, present)
         due = np.zeros(len(rows), np.bool_)
         if chosen is not None:
@@ -102,6 +105,7 @@ def read_rows(
                 active.t() / neurons,
                 surprisal,
                 entropy,
+                foreseen,
                 load,
                 scale,
                 opened,
