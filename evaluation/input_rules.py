@@ -3,13 +3,14 @@
 A rule weighs an input by factor_i x_i^2 and keeps it where that reaches a level:
 
 price  by what dropping it costs the model's output, for each weight of its row; one level for all products
-wina   Chen et al. 2025: |x_i| * ||w_i||; a level for each product, with which all keep the same share of inputs
-teal   Liu et al. 2024: |x_i|; levels as in wina, without TEAL's search for a share of each block
+wina   Chen et al. 2025: |x_i| * ||w_i||; a level for each product, with which all keep the same share of inputs. As
+       published a token keeps the k largest; with a level one may keep more than another
+teal   Liu et al. 2024: |x_i|; levels as in wina, or by TEAL's search for the shares in each block (teal_search.py)
 
 All in PyTorch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from clada.evaluation.subject import Floats
+from clada.evaluation.teal_search import Descent, kept_shares
+from clada.exporter.decode_pass import Decoded
 from clada.exporter.input_pass import Run, decode_each, share_by_part
 from clada.exporter.patch import family_of
 from clada.exporter.price import Worth, by_sensitivity, measure, price_of, read_share, sensitivities
@@ -26,6 +29,8 @@ from clada.plugins.errors import UnreachableError
 Weighing = Literal["price", "wina", "teal"]
 Part = Literal["ffn", "attention", "output"]
 PARTS: tuple[Part, ...] = ("ffn", "attention", "output")
+# What TEAL's search is about.
+BLOCK: tuple[Part, ...] = ("ffn", "attention")
 
 
 def part_of(model: Any, product: Product) -> Part:
@@ -36,25 +41,34 @@ def part_of(model: Any, product: Product) -> Part:
     return "ffn" if product.names[0].endswith(paths) else "attention"
 
 
+def part_weights(model: Any, products: Sequence[Product]) -> dict[Part, int]:
+    """How many weights each part has."""
+    return {part: sum(p.weights for p in products if part_of(model, p) == part) for part in PARTS}
+
+
 @torch.no_grad()
 def weigh(
     model: Any, products: Sequence[Product], weighings: Sequence[Weighing], rows: Tensor, prompt_tokens: int
 ) -> dict[Weighing, list[Worth]]:
     """What inputs are worth by each way to weigh them, on calibration rows i64[R, S]."""
-    worths: dict[Weighing, list[Worth]] = {}
+    factors: list[Tensor] = []
     for weighing in weighings:
         if weighing == "price":
             measured = sensitivities(model, products, rows, prompt_tokens)
-            factors = [by_sensitivity(product, value) for product, value in zip(products, measured, strict=True)]
+            factors += [by_sensitivity(product, value) for product, value in zip(products, measured, strict=True)]
         elif weighing == "wina":
-            factors = [
+            factors += [
                 torch.stack([linear.weight.double().square().sum(0) for linear in product.linears]).sum(0)
                 for product in products
             ]
         else:
-            factors = [torch.ones(product.inputs, dtype=torch.float64) for product in products]
-        worths[weighing] = measure(model, products, factors, rows, prompt_tokens)
-    return worths
+            factors += [torch.ones(product.inputs, dtype=torch.float64) for product in products]
+    # One pass for all: each product is looked at once for each way.
+    worths = measure(model, [*products] * len(weighings), factors, rows, prompt_tokens)
+    return {
+        weighing: worths[index * len(products) : (index + 1) * len(products)]
+        for index, weighing in enumerate(weighings)
+    }
 
 
 @dataclass(frozen=True)
@@ -72,8 +86,41 @@ class Rule:
     thresholds: list[Tensor | None]
 
 
-def make_rule(model: Any, weighing: Weighing, worths: Sequence[Worth], parts: Sequence[Part], share: float) -> Rule:
+def dense_rule(products: Sequence[Product]) -> Rule:
+    """The rule that reads everything."""
+    return Rule("dense", 1.0, [None] * len(products))
+
+
+def share_left(name: str, share: float, always: int, total: int) -> float:
+    """The share of the other weights that a rule may read when some are read always.
+
+    Raises:
+        UnreachableError: Those are more than it may read.
+    """
+    if share * total <= always:
+        raise UnreachableError(
+            f"{name} cannot read {share:.0%} of all weights: {always / total:.0%} of them are not to be sparse"
+        )
+    return (share * total - always) / (total - always)
+
+
+def make_rule(
+    model: Any,
+    weighing: Weighing,
+    worths: Sequence[Worth],
+    parts: Sequence[Part],
+    share: float,
+    paths: Sequence[Descent] = (),
+) -> Rule:
     """The rule that reads a share of all weights when only some parts of the model may be sparse.
+
+    Args:
+        model: A causal LM.
+        weighing: How inputs were weighed.
+        worths: What that gave.
+        parts: Those that may be sparse.
+        share: Of all weights.
+        paths: What TEAL's search found for each block; the parts are then BLOCK.
 
     Raises:
         UnreachableError: The other parts are larger than that.
@@ -82,16 +129,13 @@ def make_rule(model: Any, weighing: Weighing, worths: Sequence[Worth], parts: Se
     total = sum(worth.product.weights for worth in worths)
     always = sum(worth.product.weights for worth, may in zip(worths, sparse, strict=True) if not may)
     chosen = [worth for worth, may in zip(worths, sparse, strict=True) if may]
-    name = f"{weighing}: {' + '.join(parts)}"
-    if share * total <= always:
-        raise UnreachableError(
-            f"{name} cannot read {share:.0%} of all weights: {always / total:.0%} of them are not to be sparse"
-        )
-    left = (share * total - always) / (total - always)  # of the parts that may be sparse
+    name = f"{weighing}{' greedy' if paths else ''}: {' + '.join(parts)}"
+    left = share_left(name, share, always, total)
     if weighing == "price":
         levels = [price_of(chosen, left)] * len(chosen)
     else:
-        levels = [price_of([worth], left) for worth in chosen]
+        shares = kept_shares(paths, left) if paths else [left] * len(chosen)
+        levels = [price_of([worth], kept) for worth, kept in zip(chosen, shares, strict=True)]
     reads = (read_share(chosen, levels) * (total - always) + always) / total
     given = iter([worth.thresholds(level) for worth, level in zip(chosen, levels, strict=True)])
     return Rule(name, reads, [next(given) if may else None for may in sparse])
@@ -105,13 +149,24 @@ class Outcome:
         divergence: f64[R], KL from the dense model, nats.
         changed: f64[R], share of tokens whose likeliest successor is not the dense model's.
         read: f64[R], share of the whole model's weights that a token read.
-        read_of_parts: The same of each part.
+        nll: f64[R], of the text's own tokens under what the rule predicted: those after the first decoded one, nats.
+        accuracy: f64[R], share of them that were the likeliest.
+        read_of_parts: Share of each part's weights that a token read.
     """
 
     divergence: Floats
     changed: Floats
     read: Floats
+    nll: Floats
+    accuracy: Floats
     read_of_parts: dict[Part, float]
+
+
+def outcome_of(decoded: Decoded, read: Tensor, read_of_parts: Mapping[Part, float]) -> Outcome:
+    """What came of decoding; `read` is f32[R, T], of the whole model."""
+    # The first decoded token was predicted by the prompt, densely.
+    figures = (decoded.divergence, ~decoded.agrees, read, decoded.surprisal[:, 1:], decoded.foreseen[:, 1:])
+    return Outcome(*(values.double().mean(1).numpy() for values in figures), dict(read_of_parts))
 
 
 def compare(
@@ -120,9 +175,7 @@ def compare(
     """Decode rows i64[R, S] by each rule, their prompts dense."""
     parts = [part_of(model, product) for product in products]
     runs = [Run(rule.thresholds) for rule in rules]
-    outcomes = []
-    for decoded in decode_each(model, products, runs, rows, prompt_tokens):
-        figures = (decoded.divergence, ~decoded.agrees, decoded.read)
-        divergence, changed, read = (values.double().mean(1).numpy() for values in figures)
-        outcomes.append(Outcome(divergence, changed, read, dict(share_by_part(decoded, products, parts))))
-    return outcomes
+    return [
+        outcome_of(decoded, decoded.read, dict(share_by_part(decoded, products, parts)))
+        for decoded in decode_each(model, products, runs, rows, prompt_tokens)
+    ]

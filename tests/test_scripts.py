@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -128,16 +129,22 @@ def test_small_models_page_states_what_was_measured():
 def test_input_rules_are_compared_at_equal_bytes(checkpoint, tmp_path):
     out = tmp_path / "rules.json"
     sizes = ["--calibration-tokens", 512, "--tokens", 256, "--prompt-tokens", 16, "--decode-tokens", 48]
+    sizes += ["--search-tokens", 128, "--search-step", 0.05]
     text = run_script("compare_input_rules.py", checkpoint("llama"), "--bytes", 0.7, 0.4, *sizes, "--json", out)
-    rules = json.loads(out.read_text(encoding="utf-8"))["rules"]
+    found = json.loads(out.read_text(encoding="utf-8"))
+    rules, dense = found["rules"], found["dense"]
     # The feed-forward networks are less than half of it: the rest alone is more than 40%.
-    assert [rule["asked"] for rule in rules].count(0.7) == 6
-    assert [rule["asked"] for rule in rules].count(0.4) == 5
-    assert "price: ffn cannot read 40% of all weights: " in text
+    assert [rule["asked"] for rule in rules].count(0.7) == 11
+    assert [rule["asked"] for rule in rules].count(0.4) == 7
+    for name in ("price: ffn", "cats", "griffin", "clada"):
+        assert f"{name} cannot read 40% of all weights: " in text
     for rule in rules:
         assert rule["rule"] in text
         assert sum(rule["read"]) / len(rule["read"]) == pytest.approx(rule["asked"], abs=0.05), rule["rule"]
-        assert len(rule["divergence"]) == len(rule["changed"]) == 4
+        for column in ("divergence", "changed", "nll", "accuracy"):
+            assert len(rule[column]) == len(dense[column]) == 4
+    assert dense["divergence"] == [0.0] * 4
+    assert f"perplexity {math.exp(sum(dense['nll']) / 4):.3f}" in text
 
 
 def test_completions_are_compared_with_the_dense_models(inputs_artefact, tmp_path):

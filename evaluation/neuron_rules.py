@@ -1,0 +1,62 @@
+"""Rules that skip neurons of the feed-forward networks, at equal bytes of the whole model: all else is read.
+
+cats     Lee et al. 2024: |act(gate)| against one level a layer; gates are read whole
+griffin  Dong et al. 2024: the neurons that the prompt used most, the same share of each layer
+clada    thresholds by what neurons are worth and a pool that the prompt chooses, as the policy of that name; without
+         its compensation, load and anticipation
+
+These are the exporter's own policies (exporter/policies.py), calibrated by its own search (exporter/selection.py).
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from clada.evaluation.input_rules import Outcome, Part, outcome_of, share_left
+from clada.exporter.decode_pass import Texts
+from clada.exporter.goal import Goal
+from clada.exporter.neurons import matrix_names
+from clada.exporter.policies import POLICIES
+from clada.exporter.selection import pools_of, select
+from clada.plugins.errors import UnreachableError
+from clada.runtime.manifest import Policy
+
+NeuronRule = Literal["cats", "griffin", "clada"]
+NEURON_RULES: tuple[NeuronRule, ...] = ("cats", "griffin", "clada")
+
+
+def _always_read(policy: Policy, texts: Texts) -> float:
+    """The share of the feed-forward weights that the policy cannot but read: gates, where no pool is chosen."""
+    return 1 / len(matrix_names(texts.layers[0])) if policy.thresholds and not policy.pool else 0.0
+
+
+def decode_neurons(
+    name: NeuronRule, weights: dict[Part, int], share: float, calibration: Texts, heldout: Texts
+) -> Outcome:
+    """Decode held-out text by a rule that reads a share of all weights of the model.
+
+    Args:
+        name: Of the rule.
+        weights: How many weights each part of the model has.
+        share: The share.
+        calibration: Text by which the rule is set, of a patched model.
+        heldout: Text of the same model.
+
+    Raises:
+        UnreachableError: The rule cannot read as little.
+    """
+    total, rest = sum(weights.values()), weights["attention"] + weights["output"]
+    policy = replace(POLICIES[name], reanalysis=False)
+    always = rest + round(_always_read(policy, calibration) * weights["ffn"])
+    share_left(name, share, always, total)
+    of_ffn = (share * total - rest) / weights["ffn"]
+    calibration.sparsity.thresholds[:] = [torch.zeros(layer.neurons) for layer in calibration.layers]
+    try:
+        pool = select(calibration, policy, Goal("ffn_cost", of_ffn))
+    except UnreachableError as error:
+        raise UnreachableError(f"{name} cannot read {share:.0%} of all weights: {error}") from error
+    decoded = heldout.decode(pools=pools_of(pool, heldout))
+    read = (decoded.read.double() * weights["ffn"] + rest) / total
+    parts: dict[Part, float] = {"ffn": float(decoded.read.mean(dtype=torch.float64)), "attention": 1.0, "output": 1.0}
+    return outcome_of(decoded, read, parts)
