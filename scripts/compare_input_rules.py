@@ -1,6 +1,7 @@
 """Compares rules for skipping inputs or neurons, at equal bytes of a whole model, on text held out.
 
-They differ in what may be sparse, and in what an input or neuron is weighed by. Prints a table, and writes it as JSON.
+They differ in what may be sparse, and in what an input or neuron is weighed by. Prints a table, and writes it as JSON;
+input_rules_table.py makes tables for a page from that.
 """
 
 import argparse

@@ -127,7 +127,7 @@ def test_small_models_page_states_what_was_measured():
 
 
 def test_input_rules_are_compared_at_equal_bytes(checkpoint, tmp_path):
-    out = tmp_path / "rules.json"
+    out = tmp_path / "tiny-code.json"
     sizes = ["--calibration-tokens", 512, "--tokens", 256, "--prompt-tokens", 16, "--decode-tokens", 48]
     sizes += ["--search-tokens", 128, "--search-step", 0.05]
     text = run_script("compare_input_rules.py", checkpoint("llama"), "--bytes", 0.7, 0.4, *sizes, "--json", out)
@@ -144,7 +144,22 @@ def test_input_rules_are_compared_at_equal_bytes(checkpoint, tmp_path):
         for column in ("divergence", "changed", "nll", "accuracy"):
             assert len(rule[column]) == len(dense[column]) == 4
     assert dense["divergence"] == [0.0] * 4
-    assert f"perplexity {math.exp(sum(dense['nll']) / 4):.3f}" in text
+    perplexity = f"{math.exp(sum(dense['nll']) / 4):.3f}"
+    assert f"perplexity {perplexity}" in text
+
+    table = run_script("input_rules_table.py", "--results", tmp_path).splitlines()
+    assert table[0] == "**Code**, 4 sequences:"
+    assert [line.count("|") for line in table if line.startswith("|")] == [11] * (len(rules) + 2 * 3)
+    assert sum(f"| dense | nothing | 100% | 0 | | 0% | {perplexity} |" in line for line in table) == 2
+    for rule in rules:
+        name, _, sparse = rule["rule"].partition(": ")
+        cost = sum(rule["divergence"]) / 4
+        (line,) = [
+            one
+            for one in table
+            if one.startswith(f"| {name} | {sparse or 'ffn, by neurons'} |") and f" {cost:.4f} (" in one
+        ]
+        assert f"| {sum(rule['changed']) / 4:.1%} | {math.exp(sum(rule['nll']) / 4):.3f} |" in line
 
 
 def test_completions_are_compared_with_the_dense_models(inputs_artefact, tmp_path):
