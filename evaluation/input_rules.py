@@ -164,9 +164,20 @@ class Outcome:
 
 def outcome_of(decoded: Decoded, read: Tensor, read_of_parts: Mapping[Part, float]) -> Outcome:
     """What came of decoding; `read` is f32[R, T], of the whole model."""
-    # The first decoded token was predicted by the prompt, densely.
-    figures = (decoded.divergence, ~decoded.agrees, read, decoded.surprisal[:, 1:], decoded.foreseen[:, 1:])
-    return Outcome(*(values.double().mean(1).numpy() for values in figures), dict(read_of_parts))
+
+    def means(values: Tensor) -> Floats:
+        found: Floats = values.double().mean(1).numpy()
+        return found
+
+    return Outcome(
+        divergence=means(decoded.divergence),
+        changed=means(~decoded.agrees),
+        read=means(read),
+        # The first decoded token was predicted by the prompt, densely.
+        nll=means(decoded.surprisal[:, 1:]),
+        accuracy=means(decoded.foreseen[:, 1:]),
+        read_of_parts=dict(read_of_parts),
+    )
 
 
 def compare(

@@ -106,7 +106,7 @@ def _matrices(width: int, outputs: int) -> Iterator[_Matrix]:
     for precision in _QUANTIZED:
         blocks, generator = BLOCKS[precision], torch.Generator().manual_seed(0)
         codes, scales = codes_and_scales(width, outputs, width, blocks, generator)
-        attributes = {"bits": blocks.bits, "block_size": blocks.block_size}
+        attributes: dict[str, str | float] = {"bits": blocks.bits, "block_size": blocks.block_size}
         yield _Matrix(QUANTIZED_LINEAR, {"w": codes.numpy(), "s": scales.numpy()}, attributes, f" {precision}")
 
 
