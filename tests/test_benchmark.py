@@ -415,8 +415,8 @@ def test_an_artefact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs
     [
         (["--bytes", "0.01"], "bytes is 0.01; the artefact was calibrated for"),
         (["--bytes", "1.5"], "bytes is 1.5"),
-        (["--context", "0"], "the context is 0; it must be from 1 to 503"),
-        (["--context", "504"], "the context is 504"),
+        (["--context", "0"], "the context is 0; it must be from 1 to 119"),
+        (["--context", "120"], "the context is 120"),
         (["--prompt-file", "/nowhere"], "/nowhere"),
     ],
 )

@@ -417,7 +417,7 @@ MISTAKES = {
     "block without": (["--block-size", 128], "block_size is 128, and nothing is quantised"),
     "method without": (["--quantize-method", "gptq"], "quantize_method is gptq, and nothing is quantised"),
     "block does not divide": (
-        ["--quantize", "int4", "--block-size", 128],
+        ["--quantize", "int4", "--block-size", 128, "--ffn-cost", 0.5],
         "model.layers.0.self_attn.q_proj cannot be quantised: a block of 128 does not divide its input dimension, 64",
     ),
 }

@@ -12,7 +12,7 @@ struct PairedProducts {
   using Rows = PackedRows<I, kBits>;
   using V = typename I::V;
   using Ints = typename I::Ints;
-  static constexpr int kDepth = 240, kPairs = kDepth / 2;  // inputs at a time, whose codes stay in the second cache
+  static constexpr int kDepth = 120, kPairs = kDepth / 2;  // inputs at a time: their codes stay near, and share a unit
   static constexpr int kTokens = 4, kVectors = 4;          // of a tile of sums: GCC keeps no more in registers
   static constexpr int kStripeVectors = kGroupWeights;     // outputs of a stripe
   static constexpr float kLargest = 32767;
