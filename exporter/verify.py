@@ -433,11 +433,12 @@ def verify(
         checks += _verify_end(exported, decoder, values, rows[:1, :1], PROMPT_TOKENS, end, "batch 1")
         del exported  # one graph at a time holds its weights
     # And as a session runs it, on the native kernels where they are installed.
+    execution = Execution(exact=True, element=str(model.dtype).removeprefix("torch."))
     if in_place is None:
-        with _loaded(path, lambda file: OnnxRuntimeModel(file, Execution(exact=True))) as exported:
+        with _loaded(path, lambda file: OnnxRuntimeModel(file, execution)) as exported:
             label = f"batch 2, {exported.model.kernels}"
             return checks + _verify_batch(exported, decoder, values, rows, 2, label)
-    with _loaded(in_place, lambda file: InPlaceModel(file, end + 1, Execution(exact=True))) as exported:
+    with _loaded(in_place, lambda file: InPlaceModel(file, end + 1, execution)) as exported:
         label, past = f"in-place cache, {exported.model.kernels}", _longest_past(model)
         checks += _verify_batch(exported, decoder, values, rows, 1, label)
         return checks + _verify_end(exported, decoder, values, rows[:1, :1], past, past, label)

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -212,6 +212,7 @@ class Session:
                     f"{artefact.quantization.bits} bits: leave it out"
                 )
         self.folder, self.manifest = artefact.folder, artefact.manifest
+        self._execution = replace(self._execution, element=self.manifest.model.dtype)
         self.context_length = self.manifest.model.context_length
         self.tokenizer = load_tokenizer(artefact)
         self._generation_config = artefact.settings(GENERATION_CONFIG_NAME)

@@ -1,9 +1,9 @@
 // The entry points of the library: registration with ONNX Runtime, and a meter of the memory's bandwidth.
+#include <array>
 #include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <utility>
 
 #include "ffn_kernel.h"
 #include "linear_kernel.h"
@@ -19,10 +19,10 @@ using CpuDomain = Domain<FfnKernel, LinearKernel, QuantizedLinearKernel, LoadSig
 // One for each settings that were ever asked for, never freed: a session may outlive everything of ours.
 CpuDomain& domain_for(const Settings& settings) {
   static std::mutex mutex;
-  static auto& domains = *new std::map<std::pair<std::string, std::string>, std::unique_ptr<CpuDomain>>();
+  static auto& domains = *new std::map<std::array<std::string, 3>, std::unique_ptr<CpuDomain>>();
   const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<CpuDomain>& domain = domains[{settings.weights, settings.instructions}];
-  if (!domain) domain = std::make_unique<CpuDomain>(settings);
+  std::unique_ptr<CpuDomain>& domain = domains[{settings.weights, settings.instructions, settings.element}];
+  if (!domain) domain = std::make_unique<CpuDomain>(settings, settings.element);
   return *domain;
 }
 

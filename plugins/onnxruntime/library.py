@@ -54,7 +54,9 @@ def check_provider() -> None:
         )
 
 
-def register(options: Any, *, device: str = "cpu", weights: str = "", instructions: str = "") -> None:
+def register(
+    options: Any, *, device: str = "cpu", weights: str = "", instructions: str = "", element: str = ""
+) -> None:
     """Give the kernels to sessions that are made with these options.
 
     Args:
@@ -63,6 +65,8 @@ def register(options: Any, *, device: str = "cpu", weights: str = "", instructio
         weights: One of WEIGHTS; for the CPU.
         instructions: "avx512_vnni", "avx512", "avx_vnni", "avx2" or "portable", for the CPU; the best that the
             processor has where empty.
+        element: "float32", "float16" or "bfloat16", for the CPU: the type T of the model's ops; kernels of every type
+            where empty, and then ONNX Runtime may run a float16 op as a float32 one, its weights widened.
 
     Raises:
         CladaError: There is no library, or no execution provider for it, or it does not load: it was built for
@@ -78,6 +82,7 @@ def register(options: Any, *, device: str = "cpu", weights: str = "", instructio
         check_provider()
     options.add_session_config_entry("clada.weights", weights)
     options.add_session_config_entry("clada.instructions", instructions)
+    options.add_session_config_entry("clada.element", element)
     try:
         options.register_custom_ops_library(str(path))
     except (ort_errors.Fail, ort_errors.InvalidArgument) as error:

@@ -2,12 +2,17 @@
 #pragma once
 #include <exception>
 #include <string>
+#include <utility>
 
 #include "calls.h"
 #include "op_table.h"
 #include "ort.h"
 
 namespace clada {
+
+// Types by name, as a session asks for them.
+constexpr std::pair<Element, const char*> kElements[] = {
+    {Element::kFloat32, "float32"}, {Element::kFloat16, "float16"}, {Element::kBFloat16, "bfloat16"}};
 
 constexpr ONNXTensorElementDataType onnx_type(Element element) {
   return element == Element::kFloat32   ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT

@@ -10,14 +10,15 @@
 
 namespace clada {
 
-// The ops of a device with one set of settings, for every element type. ONNX Runtime keeps pointers to them for as long
-// as a session lives.
+// The ops of a device with one set of settings, for every element type, or one by name. ONNX Runtime keeps pointers to
+// them for as long as a session lives.
 template <template <class> class FfnKernel, class LinearKernel, class QuantizedLinearKernel, class LoadSignalKernel>
 struct Domain {
   Ort::CustomOpDomain domain{kDomain};
 
-  explicit Domain(const typename LoadSignalKernel::Settings& settings) {
-    for (const Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16}) {
+  explicit Domain(const typename LoadSignalKernel::Settings& settings, const std::string& only = "") {
+    for (const auto& [element, name] : kElements) {
+      if (!only.empty() && only != name) continue;
       add<OpBase<ops::SparseGatedFFN, FfnKernel<ops::SparseGatedFFN>>>(element, settings);
       add<OpBase<ops::SparseFFN, FfnKernel<ops::SparseFFN>>>(element, settings);
       add<OpBase<ops::QuantizedSparseGatedFFN, FfnKernel<ops::QuantizedSparseGatedFFN>>>(element, settings);

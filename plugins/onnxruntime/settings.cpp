@@ -1,12 +1,21 @@
 #include "settings.h"
 
+#include "op_base.h"
+
 namespace clada {
 
 Settings read_settings(Ort::UnownedSessionOptions& options) {
   Settings settings{options.GetConfigEntryOrDefault("clada.weights", ""),
-                    options.GetConfigEntryOrDefault("clada.instructions", ""), nullptr};
+                    options.GetConfigEntryOrDefault("clada.instructions", ""),
+                    options.GetConfigEntryOrDefault("clada.element", ""), nullptr};
   if (!settings.weights.empty() && settings.weights != "bfloat16") {
     throw Ort::Exception("clada.weights is '" + settings.weights + "'; it may be empty or bfloat16",
+                         ORT_INVALID_ARGUMENT);
+  }
+  bool known = settings.element.empty();
+  for (const auto& [element, name] : kElements) known = known || settings.element == name;
+  if (!known) {
+    throw Ort::Exception("clada.element is '" + settings.element + "'; it may be empty, float32, float16 or bfloat16",
                          ORT_INVALID_ARGUMENT);
   }
   settings.kernels = find_kernels(settings.instructions.c_str());

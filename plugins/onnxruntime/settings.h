@@ -9,8 +9,10 @@ namespace clada {
 
 // "clada.weights": "" for weights as the model has them, or "bfloat16".
 // "clada.instructions": "" for the best this processor has, or a name that find_kernels knows.
+// "clada.element": "" for kernels of every type, or the name of one. Where there are float32 ones too, ONNX Runtime
+// runs a float16 op between two that it widens on those, with its weights widened as well.
 struct Settings {
-  std::string weights, instructions;
+  std::string weights, instructions, element;
   const Kernels* kernels;
 };
 

@@ -56,6 +56,7 @@ class Execution:
         weights: What the native kernels hold the feed-forward weights as: empty, as the model has them; "bfloat16", a
             float32 model's rounded when it is loaded, in half the memory.
         instructions: The instruction set of the native kernels; empty for the best that the processor has.
+        element: The type of the model, by its name in the manifest; empty where it is not known. See `register`.
         device: "cpu" or "cuda".
         cuda_graph: Whether the decode steps of a text are captured in CUDA graphs and replayed.
         exact: Whether products with quantised weights are computed in floating point, as verification wants them, and
@@ -69,6 +70,7 @@ class Execution:
     kernels: str = "auto"
     weights: str = ""
     instructions: str = ""
+    element: str = ""
     device: str = "cpu"
     cuda_graph: bool = False
     exact: bool = False
@@ -142,7 +144,13 @@ def _give_back_memory() -> None:
 
 def _load_native(path: Path, execution: Execution) -> Any:
     options = session_options(execution)
-    register(options, device=execution.device, weights=execution.weights, instructions=execution.instructions)
+    register(
+        options,
+        device=execution.device,
+        weights=execution.weights,
+        instructions=execution.instructions,
+        element=execution.element,
+    )
     return _load(path, options, execution)
 
 
