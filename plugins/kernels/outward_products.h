@@ -52,7 +52,7 @@ void run_each(Object& object, const ParallelFor& parallel, int64_t count) {
 template <class I, class Rows>
 struct OutwardProducts {
   static constexpr int64_t kRows = I::kTileRows, kColumns = I::kTileVectors * I::kWidth;  // of a tile of products
-  static constexpr int64_t kTokens = Rows::kPaired ? 4 : kRows;                           // of a tile
+  static constexpr int64_t kTokens = Rows::kPaired ? kPairedTokens : kRows;               // of a tile
   static constexpr int64_t kBlock = 512;                                                  // tokens at a time
   static constexpr int64_t kPanel = 240;                                                  // terms at a time
   static constexpr int64_t kStrip = 64;                                                   // columns a task
@@ -141,7 +141,7 @@ struct OutwardProducts {
   // One task: adds the group's part to a stripe's columns of y, codes not widened but multiplied as pairs.
   void multiply_stripe(int64_t stripe) {
     using Products = PairedProducts<I, Rows::kCodeBits>;
-    static_assert(kTokens == Products::kTokens && kPanel % Products::kDepth == 0, "tiles fill their blocks");
+    static_assert(kPanel % Products::kDepth == 0, "tiles fill their blocks");
     alignas(64) Products products;
     constexpr int64_t kStrips = Rows::kSpan / kStrip, kVectors = kStrip / I::kWidth;
     float* sums = y + stripe * kStrips * rows_up * kStrip;

@@ -16,6 +16,10 @@ namespace clada {
 
 constexpr int64_t kGroupWeights = 32;
 
+// Of a half of a vector of 4-bit codes, which of eight outputs its nibbles are of, the lowest first; those of the upper
+// half are two further on.
+constexpr int kNibbleOutputs[] = {0, 4, 1, 5};
+
 // Calls f<kBits>.
 template <class F>
 auto with_bits(int32_t bits, F f) {

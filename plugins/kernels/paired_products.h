@@ -7,14 +7,16 @@
 
 namespace clada {
 
+constexpr int kPairedTokens = 4;  // of a tile
+
 template <class I, int kBits>
 struct PairedProducts {
   using Rows = PackedRows<I, kBits>;
   using V = typename I::V;
   using Ints = typename I::Ints;
   static constexpr int kDepth = 120, kPairs = kDepth / 2;  // inputs at a time: their codes stay near, and share a unit
-  static constexpr int kTokens = 4, kVectors = 4;          // of a tile of sums: GCC keeps no more in registers
-  static constexpr int kStripeVectors = kGroupWeights;     // outputs of a stripe
+  static constexpr int kTokens = kPairedTokens, kVectors = 4;  // of a tile of sums: GCC keeps no more in registers
+  static constexpr int kStripeVectors = kGroupWeights;         // outputs of a stripe
   static constexpr float kLargest = 32767;
 
   Ints codes[kPairs][kStripeVectors];
@@ -87,13 +89,12 @@ struct PairedProducts {
     }
   }
 
-  // As add_pairs of quantized_row_sums.h takes them.
   static void take_halves(Ints halves, Ints* out) {
     if constexpr (kBits == 4) {
-      out[0] = I::template signed_nibbles<0>(halves);
-      out[4] = I::template signed_nibbles<4>(halves);
-      out[1] = I::template signed_nibbles<8>(halves);
-      out[5] = I::template signed_nibbles<12>(halves);
+      out[kNibbleOutputs[0]] = I::template signed_nibbles<0>(halves);
+      out[kNibbleOutputs[1]] = I::template signed_nibbles<4>(halves);
+      out[kNibbleOutputs[2]] = I::template signed_nibbles<8>(halves);
+      out[kNibbleOutputs[3]] = I::template signed_nibbles<12>(halves);
     } else {
       out[0] = I::low_bytes(halves);
       out[1] = I::high_bytes(halves);

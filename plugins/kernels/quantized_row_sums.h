@@ -12,19 +12,24 @@ constexpr int kSumRows = 8;  // rows added at a time, at most
 // that, in bits.
 template <int kBits>
 constexpr int places(int sum) {
-  constexpr int kPlaces[] = {0, 8, 0, 8, 4, 0, 4, 0};
-  return kBits == 4 ? kPlaces[sum] : 0;
+  // The highest nibble is shifted: its place is a sign's.
+  for (int n = 0; kBits == 4 && n < 3; ++n) {
+    if (sum == kNibbleOutputs[n] || sum == kNibbleOutputs[n] + 2) return 4 * n;
+  }
+  return 0;
 }
 
-// Adds the products of coefficients with two bytes of two rows: codes of 8 bits, or each two of 4 bits, the second
-// kSteps / 2 sums after the first.
+// Adds the products of coefficients with two bytes of two rows: codes of 8 bits, or each two of 4 bits.
 template <class I, int kBits>
 void add_pairs(typename I::Ints halves, typename I::Ints coefficients, typename I::Ints* sums) {
   if constexpr (kBits == 4) {
-    sums[0] = I::dot_pairs(sums[0], coefficients, I::template nibbles<0>(halves));
-    sums[4] = I::dot_pairs(sums[4], coefficients, I::template nibbles<4>(halves));
-    sums[1] = I::dot_pairs(sums[1], coefficients, I::template nibbles<8>(halves));
-    sums[5] = I::dot_pairs(sums[5], coefficients, I::template nibbles<12>(halves));
+    const auto add = [&](int n, typename I::Ints nibbles) {
+      sums[kNibbleOutputs[n]] = I::dot_pairs(sums[kNibbleOutputs[n]], coefficients, nibbles);
+    };
+    add(0, I::template nibbles<0>(halves));
+    add(1, I::template nibbles<4>(halves));
+    add(2, I::template nibbles<8>(halves));
+    add(3, I::template nibbles<12>(halves));
   } else {
     sums[0] = I::dot_pairs(sums[0], coefficients, I::low_bytes(halves));
     sums[1] = I::dot_pairs(sums[1], coefficients, I::high_bytes(halves));
