@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir
 
-from clada.benchmark.contender import Contender, checked_error, dense, ours
+from clada.benchmark.contender import Contender, always, checked_error, dense, ours
+from clada.benchmark.decode_loops import TOKENS, OurLoop
 from clada.benchmark.dense import make_dense
 from clada.benchmark.floor import read_bandwidth
 from clada.benchmark.matmul_nbits import make_products_quantized
@@ -22,40 +23,10 @@ from clada.benchmark.settings import Settings
 from clada.benchmark.storage import save_beside
 from clada.benchmark.timing import measure
 from clada.plugins.errors import CladaError
-from clada.plugins.ops.record import Array
 from clada.runtime import Session
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import Execution
 from clada.runtime.find_model import find_model
-from clada.runtime.manifest import QuantizationSection
-
-# Decoded each time, after one more that binds anew and is not timed.
-_TOKENS = 8
-
-
-class _Loop:
-    """A session after a prompt, which reads the same tokens again and again."""
-
-    def __init__(self, session: Session, prompt: list[int], tokens: list[int]) -> None:
-        self._session, self._tokens = session, tokens
-        self._context = session.prefill([prompt])
-        self.logits: Array = self._context.logits[0].copy()
-        self._state = self._context
-
-    def go_back(self) -> None:
-        """Forget what came after the prompt, and read one token."""
-        self._state = self._context.copy()
-        self._session.decode(self._state, self._tokens[:1])
-
-    def run(self) -> float:
-        """Read the other tokens; the share of the weights' bytes that was read."""
-        stats = [self._session.decode(self._state, [token])[0] for token in self._tokens[1:]]
-        return float(np.mean([s.read_fraction for s in stats]))
-
-    def run_densely(self) -> float:
-        """The same in a graph that reads everything and counts nothing."""
-        self.run()
-        return 1.0
 
 
 @contextmanager
@@ -97,8 +68,9 @@ def _precision(session: Session) -> str:
     return session.manifest.model.dtype if quantization is None else f"int{quantization.bits}"
 
 
-def _weight_bytes(session: Session, quantization: QuantizationSection | None) -> float:
+def _weight_bytes(session: Session) -> float:
     """Of a weight, the share of its scale counted."""
+    quantization = session.manifest.quantization
     if quantization is None:
         return float(np.dtype(session.manifest.model.dtype).itemsize)
     return quantization.bits / 8 + 2 / quantization.block_size
@@ -121,34 +93,37 @@ def artefact_table(path: Path, shares: Sequence[float], context: int, text: str,
     sessions = {share: Session(model, threads=settings.threads, bytes=share) for share in shares}
     first = next(iter(sessions.values()))
     manifest = first.manifest
-    if manifest.inputs is None:
-        raise CladaError(f"{path} skips neurons; what is timed here skips inputs: export it with --bytes")
+    assert manifest.inputs is not None  # a session is refused a share otherwise
     if first.artefact.in_place_model is None:
         raise CladaError(f"{path} has no graph with an in-place cache, which is what is timed")
-    if not 0 < context <= first.context_length - _TOKENS - 1:
-        raise CladaError(f"the context is {context}; it must be from 1 to {first.context_length - _TOKENS - 1}")
+    if not 0 < context <= first.context_length - TOKENS - 1:
+        raise CladaError(f"the context is {context}; it must be from 1 to {first.context_length - TOKENS - 1}")
     # Not `encode`, which refuses what is longer than the model's context.
-    ids = list(itertools.islice(itertools.cycle(first.tokenizer.encode(text).ids), context + 1 + _TOKENS))
+    ids = list(itertools.islice(itertools.cycle(first.tokenizer.encode(text).ids), context + 1 + TOKENS))
+    # The same tokens each time: one that binds anew, and those that are timed.
+    prompt, tokens = np.array([ids[:context]]), np.array([ids[context:]])
     # One loaded graph serves all of ours: a share is an input of it.
     for session in sessions.values():
         vars(session)["_single"] = first._single
-    loops = {share: _Loop(session, ids[:context], ids[context:]) for share, session in sessions.items()}
+    loops = {share: OurLoop(session, prompt, tokens) for share, session in sessions.items()}
 
     precision, quantization = _precision(first), manifest.quantization
     blocks = None if quantization is None else Blocks(quantization.bits, quantization.block_size)
     with _dense_graph(first.artefact.in_place_model, blocks) as file:
         theirs = Session(model, threads=settings.threads)
         vars(theirs)["_single"] = InPlaceModel(file, theirs.context_length, Execution(settings.threads))
-        reference = _Loop(theirs, ids[:context], ids[context:])
+        reference = OurLoop(theirs, prompt, tokens)
         weights = sum(product.inputs * product.outputs for product in manifest.inputs.products)
-        size = weights * _weight_bytes(first, quantization)
+        size = weights * _weight_bytes(first)
         name = dense(precision)
-        contenders = [Contender(name, reference.run_densely, size, repeats=_TOKENS, prepare=reference.go_back)]
+        # It reads everything, and counts nothing.
+        run_densely = partial(always, reference.run, 1.0)
+        contenders = [Contender(name, run_densely, size, repeats=TOKENS, prepare=reference.go_back)]
         for share, loop in loops.items():
             own = ours(None if share == 1 else share, precision)
             # The prompt is read densely by all.
             error = checked_error(own, loop.logits, reference.logits)
-            contenders.append(Contender(own, loop.run, 0, size, share, error, repeats=_TOKENS, prepare=loop.go_back))
+            contenders.append(Contender(own, loop.run, 0, size, share, error, repeats=TOKENS, prepare=loop.go_back))
         bandwidth = partial(read_bandwidth, settings.threads)
         samples = measure(contenders, settings.rounds, bandwidth, "decoding")
     return Table(manifest.model.family, "artefact", "decode", 1, context, rows(contenders, samples, name))

@@ -1,6 +1,7 @@
 """The `clada bench` command."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from clada.benchmark.precisions import OF_MODELS, PRECISIONS
@@ -13,6 +14,10 @@ def _run(args: argparse.Namespace) -> None:
     from clada.benchmark.run import bench
 
     bench(args)
+
+
+def _listed(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,25 +40,20 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--bytes",
         nargs="+",
         type=float,
-        default=list(SHARES),
         metavar="SHARE",
-        help="with an artefact: shares of the weights' bytes to read (default: %(default)s)",
+        help=f"with an artefact: shares of the weights' bytes to read (default: {_listed(SHARES)})",
     )
     parser.add_argument(
         "--context",
         type=int,
-        default=CONTEXT,
-        help="with an artefact: tokens before what is timed (default: %(default)s)",
+        help=f"with an artefact: tokens before what is timed (default: {CONTEXT})",
     )
     parser.add_argument(
         "--prompt-file",
         metavar="FILE",
         help="with an artefact: text to read, or - for standard input (default: Python sources that come with clada)",
     )
-    real = [name for name in SHAPES if name != TINY]
-    parser.add_argument(
-        "--shape", nargs="+", default=real, metavar="NAME", help=f"of {', '.join(SHAPES)} (default: all but {TINY})"
-    )
+    parser.add_argument("--shape", nargs="+", metavar="NAME", help=f"of {', '.join(SHAPES)} (default: all but {TINY})")
     parser.add_argument(
         "--what",
         nargs="+",
@@ -66,15 +66,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--active",
         nargs="+",
         type=float,
-        default=list(Settings.active),
         metavar="SHARE",
-        help="shares of neurons that stay active (default: %(default)s)",
+        help=f"shares of neurons or inputs that stay active (default: {_listed(Settings.active)})",
     )
     parser.add_argument(
         "--weights",
         nargs="+",
         choices=PRECISIONS,
-        default=list(PRECISIONS),
         help="precisions that are compared, beside the dense graph in float32; of a whole model only "
         f"{', '.join(OF_MODELS)} (default: all)",
     )

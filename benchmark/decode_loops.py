@@ -77,8 +77,8 @@ class OurLoop:
     Args:
         session: See `load_ours`.
         prompt: i64[1, S], what it has read.
-        ids: i64[1, S], what is read then: where each text goes on with the likeliest token, random weights soon repeat
-            one, and with it its neurons.
+        ids: i64[1, S], what is read then, again and again: where each text goes on with the likeliest token, random
+            weights soon repeat one, and with it its neurons.
     """
 
     def __init__(self, session: Session, prompt: Array, ids: Array) -> None:
@@ -90,7 +90,8 @@ class OurLoop:
     def _read(self) -> float:
         # What a text would go on with; it takes time, as in the other loop.
         int(np.argmax(self._state.logits[0]))
-        return self._session.decode(self._state, [next(self._ids)])[0].active_fraction
+        stats = self._session.decode(self._state, [next(self._ids)])[0]
+        return stats.active_fraction if self._session.manifest.inputs is None else stats.read_fraction
 
     def go_back(self) -> None:
         """Forget what came after the context, and read one token."""
@@ -98,7 +99,7 @@ class OurLoop:
         self._read()
 
     def run(self) -> float:
-        """Read the next tokens; the share of neurons that were computed."""
+        """Read the next tokens; the share of neurons that were computed, or of the bytes that were read."""
         return float(np.mean([self._read() for _ in range(TOKENS)]))
 
     def length(self) -> int:

@@ -12,8 +12,8 @@ from clada.benchmark.genai_files import require_genai
 from clada.benchmark.machine import machine
 from clada.benchmark.plot import plot
 from clada.benchmark.report import Table, json_text, table_lines
-from clada.benchmark.settings import PLOT_FORMATS, Settings, checked
-from clada.benchmark.shapes import Shape, chosen_shapes
+from clada.benchmark.settings import CONTEXT, PLOT_FORMATS, SHARES, Settings, checked
+from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
 from clada.benchmark.tables import layer_tables, linears_tables, model_tables
 from clada.benchmark.targets import target_lines, targets
 from clada.exporter.calibration_text import read_texts, sample_file
@@ -37,15 +37,34 @@ def _check_outputs(json_file: Path | None, plot_file: Path | None) -> None:
             check_writable(path)
 
 
+# Options of an artefact, and of random weights: those of the other kind are not to be passed over in silence.
+_OF_ARTEFACT, _OF_SHAPES = ("bytes", "context", "prompt_file"), ("shape", "what", "active", "weights")
+
+
+def _check_kind(args: argparse.Namespace) -> None:
+    others, reason = (
+        (_OF_ARTEFACT, "is of an artefact, and none is given")
+        if args.path is None
+        else (_OF_SHAPES, f"is of random weights, and {args.path} is given")
+    )
+    for name in others:
+        if getattr(args, name) is not None:
+            raise CladaError(f"--{name.replace('_', '-')} {reason}: leave one of them out")
+
+
 def _of_artefact(args: argparse.Namespace, settings: Settings) -> Table:
     text = read_texts(sample_file())[0] if args.prompt_file is None else read_prompt(args.prompt_file)
-    return artefact_table(args.path, args.bytes, args.context, text, settings)
+    context = CONTEXT if args.context is None else args.context
+    return artefact_table(args.path, args.bytes or SHARES, context, text, settings)
 
 
 def bench(args: argparse.Namespace) -> None:
     """Measure what the command line asks for."""
-    settings = checked(Settings(tuple(args.active), tuple(args.weights), args.threads, args.rounds))
-    chosen = chosen_shapes(args.shape, args.what) if args.path is None else []
+    _check_kind(args)
+    active, weights = tuple(args.active or Settings.active), tuple(args.weights or Settings.weights)
+    settings = checked(Settings(active, weights, args.threads, args.rounds))
+    real = [name for name in SHAPES if name != TINY]
+    chosen = chosen_shapes(args.shape or real, args.what) if args.path is None else []
     if any("genai" in whats for _, whats in chosen):
         require_genai()
     _check_outputs(args.json, args.plot)

@@ -424,6 +424,23 @@ def test_what_an_artefact_cannot_be_timed_at_is_told(inputs_artefact, capsys, op
     fails_with(capsys, clada_main, ["bench", inputs_artefact, *options], message)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{path}", "--shape", "tiny"], "--shape is of random weights, and {path} is given: leave one of them out"),
+        (["{path}", "--what", "layer"], "--what is of random weights"),
+        (["{path}", "--active", "0.5"], "--active is of random weights"),
+        (["{path}", "--weights", "int4"], "--weights is of random weights"),
+        (["--shape", "tiny", "--bytes", "0.5"], "--bytes is of an artefact, and none is given"),
+        (["--context", "64"], "--context is of an artefact"),
+        (["--prompt-file", "text"], "--prompt-file is of an artefact"),
+    ],
+)
+def test_options_of_the_other_kind_are_refused(inputs_artefact, capsys, options, message):
+    words = [option.format(path=inputs_artefact) for option in options]
+    fails_with(capsys, clada_main, ["bench", *words], message.format(path=inputs_artefact))
+
+
 def test_an_artefact_that_skips_neurons_is_not_timed(tiny_artefact, capsys):
     fails_with(capsys, clada_main, ["bench", tiny_artefact, "--bytes", "1"], "skips neurons")
 
