@@ -11,11 +11,13 @@ from transformers import AutoModelForCausalLM
 
 from clada.exporter import trace as tracing
 from clada.exporter.calibrate import CalibrationConfig
+from clada.exporter.calibration_text import read_texts, sample_file
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.patch import sparsify
 from clada.exporter.policies import POLICIES
 from clada.exporter.rope import check_rope, context_length
+from clada.exporter.verify import require_passed, verification_rows, verify
 from clada.plugins.errors import CladaError
 from clada.runtime import Session
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
@@ -162,12 +164,29 @@ def test_rope_types_that_cannot_be_traced_are_refused():
             check_rope(SimpleNamespace(rope_parameters=parameters))
 
 
+# Sharp attention, which an angle that is off moves elsewhere.
+_SHARP = {"head_dim": 32, "initializer_range": 0.2, "max_position_embeddings": 4096, "num_hidden_layers": 2}
+
+
+def test_verification_notices_frequencies_that_are_rounded(tmp_path):
+    """At the end of the context, most of all: over the first tokens float16's rounding of an angle is next to nothing."""
+    model, tokenizer = load_model(str(write_checkpoint(tmp_path / "hf", "llama", **_SHARP)), torch.float32)
+    sparsity, path = sparsify(model), tmp_path / "model.onnx"
+    tracing.save(tracing.trace(model, sparsity, LOAD_MAP), path)
+    rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
+    require_passed(verify(path, model, sparsity, LOAD_MAP, rows))
+    frequencies = model.model.rotary_emb.inv_freq
+    frequencies.copy_(frequencies.half())
+    checks = {check.name: check for check in verify(path, model, sparsity, LOAD_MAP, rows)}
+    at_the_end = checks["decode at place 4,095, batch 1"]
+    assert not at_the_end.passed
+    assert at_the_end.required > 10 * checks["decode, batch 1"].required
+
+
 @pytest.mark.fault("results", "a float16 export, after 3,000 tokens", now="as near as transformers' own float16 is")
 def test_float16_export_is_as_near_as_transformers_own(tmp_path):
     """The frequencies stay in float32: rounded, they would be off by half a radian at the end of the text."""
-    # Sharp attention, which an angle that is off moves elsewhere.
-    sharp = {"head_dim": 32, "initializer_range": 0.2}
-    folder = write_checkpoint(tmp_path / "hf", "llama", max_position_embeddings=4096, num_hidden_layers=2, **sharp)
+    folder = write_checkpoint(tmp_path / "hf", "llama", **_SHARP)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
     model.save_pretrained(folder)
     dense = CalibrationConfig(policy=POLICIES["dense"])
