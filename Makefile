@@ -9,16 +9,14 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(PIP) install --no-compile --progress-bar off --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 NVCC := $(shell sed -n 's/^nvidia-cuda-crt==//p' constraints.txt)
-SOURCES := pyproject.toml CMakeLists.txt \
-    $(shell find benchmark evaluation exporter plugins runtime -not -path '*/__pycache__*' -not -name '*.so' -type f)
 export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
 # While libraries are fetched the kernels are compiled; while nvcc compiles, tests of the kernels run.
 MAKEFLAGS += --jobs=2
 STEP := @scripts/step.sh
 
-.PHONY: demo test test-all test-native test-cuda test-cuda-all lint wheels clean
+.PHONY: demo native test test-all test-native test-cuda test-cuda-all lint wheels clean
 
-demo: $(VENV)/package.stamp
+demo: $(VENV)/export.stamp native
 	$(BIN)/python scripts/demo.py
 
 # A file at a time in each of two processes: most tests use one core, and what a file makes is made once. In the order
@@ -34,7 +32,7 @@ test test-all lint test-native test-cuda test-cuda-all: export CMAKE_ARGS ?= -DC
 
 # The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation, and
 # over it, where TENSORRT_INCLUDE_DIR is set, the TensorRT plugins.
-test-native: $(VENV)/package.stamp $(VENV)/dependencies.stamp
+test-native: native $(VENV)/dependencies.stamp
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null
 	MAKEFLAGS= $(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples clada_trt_tests
@@ -52,7 +50,7 @@ test-native: $(VENV)/package.stamp $(VENV)/dependencies.stamp
 test-cuda: export CLADA_CUDA_ARCHITECTURES := 90-real
 test-cuda: CHECK := --architectures sm_90
 CUDA_TARGETS := clada_onnxruntime_cuda $(if $(TENSORRT_INCLUDE_DIR),clada_trt)
-test-cuda test-cuda-all: $(VENV)/package.stamp $(VENV)/dependencies.stamp
+test-cuda test-cuda-all: native $(VENV)/dependencies.stamp
 	$(FETCHED_NVCC) CLADA_CUDA=1 $(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python $(CMAKE_ARGS) -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
 	    -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/scripts/keep_ptxas_output.sh >/dev/null
@@ -70,7 +68,7 @@ $(VENV)/nvcc.stamp: $(VENV)/dependencies.stamp
 	ln -sfn $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/nvidia/cu$(firstword $(subst ., ,$(NVCC))) $(VENV)/cuda
 	@touch $@
 
-lint: $(VENV)/package.stamp $(VENV)/dependencies.stamp
+lint: native $(VENV)/dependencies.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find plugins tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -85,11 +83,6 @@ ifneq ($(CLADA_NATIVE),none)
 endif
 	@touch $@
 
-$(VENV)/wheel.stamp: $(VENV)/tools.stamp $(SOURCES)
-	@rm -rf build/wheel
-	$(STEP) "compiling the kernels" $(PIP) wheel --no-deps --no-build-isolation --wheel-dir build/wheel .
-	@touch $@
-
 # What exports and runs a model, which is all that the demo needs. torch first and by itself: its CPU build where one is
 # found, the default one elsewhere.
 $(VENV)/export.stamp: $(VENV)/tools.stamp pyproject.toml scripts/requirements.py
@@ -98,10 +91,16 @@ $(VENV)/export.stamp: $(VENV)/tools.stamp pyproject.toml scripts/requirements.py
 	$(STEP) "installing transformers, ONNX and ONNX Runtime" $(INSTALL) --requirement $(VENV)/export.txt
 	@touch $@
 
-$(VENV)/package.stamp: $(VENV)/export.stamp $(VENV)/wheel.stamp
-	$(STEP) "installing clada" $(PIP) install --no-compile --no-deps --force-reinstall build/wheel/clada-*.whl
-	$(STEP) "importing it for the first time" $(BIN)/python -c "import clada.exporter.export"
+# clada itself, as this folder has it: an edit of Python is what runs next.
+$(VENV)/package.stamp: $(VENV)/tools.stamp pyproject.toml
+	$(STEP) "compiling the kernels" $(PIP) install --no-compile --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# The kernels as their sources are now; a tenth of a second where nothing has changed.
+native: $(VENV)/package.stamp
+ifneq ($(CLADA_NATIVE),none)
+	$(STEP) "bringing the kernels up to date" $(BIN)/python -c "import clada; clada.__loader__.rebuild()"
+endif
 
 # What checks clada.
 $(VENV)/dependencies.stamp: $(VENV)/export.stamp

@@ -7,16 +7,12 @@ onnxruntime-gpu, ONNX Runtime's headers and what the exporter needs besides: wha
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def use_checkout() -> None:
-    """Make this checkout's folders importable as `clada.*`, whatever is installed."""
-    package = ModuleType("clada")
-    package.__path__ = [str(ROOT)]
-    sys.modules["clada"] = package
+# This checkout's clada, whatever is installed.
+sys.path.insert(0, str(ROOT))
 
 
 def main() -> int:
@@ -30,7 +26,5 @@ def main() -> int:
     return exit_code(lambda: suite(ROOT))
 
 
-# Not in main: a process that this one starts imports this file too.
-use_checkout()
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,12 +18,12 @@ def copy_project(folder: Path) -> dict[str, str]:
     What its environment lacks is found in the one that the tests run in: installing clada there again would take it
     from under the tests that run beside this one.
     """
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*_LEFT_OUT))
     venv = folder / ".venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     ours = Path(sysconfig.get_path("purelib"))
     (venv / ours.relative_to(sys.prefix) / "tests.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
     # In the order in which they are made: nothing is older than what it is made of.
-    for stamp in ("tools", "export", "wheel", "package", "dependencies"):
+    for stamp in ("tools", "package", "export", "dependencies"):
         (venv / f"{stamp}.stamp").touch()
     return {**os.environ, "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"}

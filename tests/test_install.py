@@ -67,7 +67,8 @@ def installed_sdist(sdist, tmp_path_factory) -> tuple[Path, Path]:
     (wheel,) = folder.glob("*.whl")
     check_output(*pip, "install", "--no-deps", wheel, cwd="/")
     ours, theirs = Path(sysconfig.get_path("purelib")), python.parent.parent
-    (theirs / ours.relative_to(sys.prefix) / "tests.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
+    # Only a place to look in: our own clada, which a .pth file there leads to, is not to be found.
+    (theirs / ours.relative_to(sys.prefix) / "tests.pth").write_text(f"{ours}\n")
     return wheel, python
 
 
@@ -94,10 +95,9 @@ def test_the_archive_installs_with_kernels(installed_sdist, tiny_artefact):
 def test_wheel_holds_only_clada(installed_sdist):
     names = zipfile.ZipFile(installed_sdist[0]).namelist()
     assert {name.split("/")[0] for name in names} == {"clada", "clada-0.1.0.dist-info"}
-    packages = {name.split("/")[1] for name in names if name.startswith("clada/")}
+    packages = {name.split("/")[1] for name in names if name.count("/") > 1 and name.startswith("clada/")}
     assert packages == {"benchmark", "evaluation", "exporter", "plugins", "runtime"}
-    for package in packages:
-        assert f"clada/{package}/py.typed" in names
+    assert "clada/py.typed" in names
     assert {"clada/exporter/data/calibration.jsonl", "clada/exporter/data/LICENSE-PSF.txt"} <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -165,7 +165,8 @@ def test_what_cannot_be_built_says_what_to_do(tmp_path, changes, line):
 @pytest.mark.fault("installation", "headers missing, through pip", now="fails, and pip shows why")
 def test_pip_shows_why(tmp_path):
     source = tmp_path / "clada"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "out", "dist", "models", "tests"))
+    left_out = shutil.ignore_patterns(".*", "build", "out", "dist", "models", "tests")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=left_out)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
     absent = environment(CLADA_ONNXRUNTIME_INCLUDE="/absent")
     result = subprocess.run(pip, env=absent, capture_output=True, text=True, check=False)
@@ -229,6 +230,6 @@ LAYERS = ("plugins", "runtime", "exporter", "evaluation", "benchmark")
 def test_nothing_imports_upward(package):
     """The plugins know none of the others, the runtime not the exporter, and nothing knows the benchmark."""
     above = [f"clada.{name}" for name in LAYERS[LAYERS.index(package) + 1 :]]
-    for path in (ROOT / package).rglob("*.py"):
+    for path in (ROOT / "clada" / package).resolve().rglob("*.py"):
         imports = [line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
         assert not [line for line in imports if any(name in line for name in above)], path

@@ -169,7 +169,7 @@ _SHARP = {"head_dim": 32, "initializer_range": 0.2, "max_position_embeddings": 4
 
 
 def test_verification_notices_frequencies_that_are_rounded(tmp_path):
-    """At the end of the context, most of all: over the first tokens float16's rounding of an angle is next to nothing."""
+    """At the end of the context, most of all: over the first tokens rounding an angle to float16 is next to nothing."""
     model, tokenizer = load_model(str(write_checkpoint(tmp_path / "hf", "llama", **_SHARP)), torch.float32)
     sparsity, path = sparsify(model), tmp_path / "model.onnx"
     tracing.save(tracing.trace(model, sparsity, LOAD_MAP), path)

@@ -8,7 +8,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from clada.plugins.errors import CladaError
-from clada.plugins.native_library import file_name
+from clada.plugins.native_library import library_file
 
 # By device. Not one library: ONNX Runtime takes a domain once in a session, and the CPU's must load without CUDA.
 _NAMES = {"cpu": "clada_onnxruntime", "cuda": "clada_onnxruntime_cuda"}
@@ -31,7 +31,7 @@ def library_path(device: str = "cpu") -> Path:
     Raises:
         CladaError: This installation has none.
     """
-    path = _elsewhere.get(device) or Path(__file__).with_name(file_name(_NAMES[device]))
+    path = _elsewhere.get(device) or library_file("clada.plugins.onnxruntime", _NAMES[device])
     if path.is_file():
         return path
     if device == "cuda":

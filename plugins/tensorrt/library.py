@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from clada.plugins.errors import CladaError
-from clada.plugins.native_library import file_name
+from clada.plugins.native_library import file_name, library_file
 from clada.plugins.ops import DOMAIN, OPS, VERSION
 
-_NAME = file_name("clada_trt")
+_LIBRARY = "clada_trt"
+_NAME = file_name(_LIBRARY)
 
 
 def library_path() -> Path:
@@ -18,7 +19,7 @@ def library_path() -> Path:
     Raises:
         CladaError: This installation has none.
     """
-    path = Path(__file__).with_name(_NAME)
+    path = library_file("clada.plugins.tensorrt", _LIBRARY)
     if not path.is_file():
         raise CladaError(
             f"this installation of clada has no TensorRT plugins ({_NAME}): they are built where that is asked for; "
