@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clada.errors import CladaError
     from clada.exporter.calibrate import CalibrationConfig
     from clada.exporter.calibrate_command import write_calibration as calibrate
     from clada.exporter.export import ExportConfig, export
-    from clada.plugins.errors import CladaError
     from clada.runtime.generation import Completion, GenerationConfig, Piece
     from clada.runtime.sampling import SamplingConfig
     from clada.runtime.session import Session
@@ -35,7 +35,7 @@ __all__ = [
 # Each is imported when it is first used: the runtime needs no torch, and the command line's help no ONNX Runtime.
 _HOMES = {
     "CalibrationConfig": "clada.exporter.calibrate:CalibrationConfig",
-    "CladaError": "clada.plugins.errors:CladaError",
+    "CladaError": "clada.errors:CladaError",
     "Completion": "clada.runtime.generation:Completion",
     "ExportConfig": "clada.exporter.export:ExportConfig",
     "GenerationConfig": "clada.runtime.generation:GenerationConfig",

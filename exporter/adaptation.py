@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clada.contract.manifest import Policy
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.decode_pass import Decoded, Texts
 from clada.exporter.decoder import LoadMap
 from clada.exporter.load_fit import LOAD_KNOTS, fit_load, load_map_of, loads_of, to_float
 from clada.exporter.probe import FEWEST_ROWS, fit_probe, fit_table, knots_of, log_divergence
 from clada.exporter.scale_map import FACTORS, fit_scale_map
-from clada.runtime.manifest import Policy
 
 # Shares of tokens whose load opens the pool. The least is not 0: a pool that never opens never learns.
 _REANALYSIS_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clada.plugins import graph
+from clada.ops import graph_names
 
 
 def piecewise_linear(value: Tensor, knots: Tensor, values: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ def named_tensors(anticipations: Iterable[Anticipation]) -> dict[str, Tensor]:
     return {
         name: tensor
         for anticipation in anticipations
-        for name, tensor in zip(graph.anticipation(anticipation.site), anticipation.tensors(), strict=True)
+        for name, tensor in zip(graph_names.anticipation(anticipation.site), anticipation.tensors(), strict=True)
     }
 
 
 def from_named(sites: Iterable[int], tensor: Callable[[str], Tensor]) -> list[Anticipation]:
     """The anticipations at sites, of tensors by their names: see `named_tensors`."""
-    return [Anticipation(site, *map(tensor, graph.anticipation(site))) for site in sites]
+    return [Anticipation(site, *map(tensor, graph_names.anticipation(site))) for site in sites]

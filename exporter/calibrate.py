@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from clada.contract.manifest import GOALS, LayerCalibration, Policy
+from clada.contract.pool import PoolPolicy
+from clada.errors import CladaError
 from clada.exporter.adaptation import adapt
 from clada.exporter.decode_pass import Decoded, Texts
 from clada.exporter.decoder import LoadMap
@@ -18,9 +21,6 @@ from clada.exporter.patch import Sparsity
 from clada.exporter.policies import POLICIES
 from clada.exporter.selection import pools_of, select
 from clada.exporter.settings import BYTES, BYTES_POLICY, NEURONS_POLICY, TARGET_SPARSITY
-from clada.plugins.errors import CladaError
-from clada.runtime.manifest import GOALS, LayerCalibration, Policy
-from clada.runtime.pool import PoolPolicy
 
 # How much looser and tighter, in logarithm, the thresholds may get once everything else is fitted: what compensation
 # gives back makes later layers more active.

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from clada.command_line import add_progress_options, progress
 from clada.exporter.command_options import add_calibration_options, add_trust_options
 from clada.exporter.settings import CALIBRATION_TOKENS, FURTHER
-from clada.plugins.command_line import add_progress_options, progress
 
 _SUFFIX = ".safetensors"
 
@@ -41,15 +41,15 @@ def write_calibration(
     # What help does without is imported only for the work.
     import torch
 
+    from clada.contract.files import check_writable
+    from clada.errors import CladaError
     from clada.exporter.calibrate import prompt_tokens
     from clada.exporter.calibration_rows import calibration_rows, read_calibration_text
     from clada.exporter.calibration_text import texts_of
     from clada.exporter.checkpoint import load_config, load_model
-    from clada.exporter.output import check_writable
     from clada.exporter.price_calibration import calibrate_price
     from clada.exporter.price_file import CalibratedOn, model_hash, write_price_calibration
     from clada.exporter.products import find_products
-    from clada.plugins.errors import CladaError
 
     if output.suffix != _SUFFIX:
         raise CladaError(f"the output is {output}; a calibration's name ends in {_SUFFIX}")

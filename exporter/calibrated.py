@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from clada.contract.manifest import CalibrationSection, InputsSection
+from clada.contract.pool import PoolPolicy
 from clada.exporter.decoder import LoadMap
 from clada.exporter.patch import Sparsity
 from clada.exporter.quantization import Quantized
-from clada.runtime.manifest import CalibrationSection, InputsSection
-from clada.runtime.pool import PoolPolicy
 
 
 @dataclass(frozen=True)

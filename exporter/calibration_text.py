@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.chat_template import render
 
 CALIBRATION_DATA = "calibration data"

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import cached_file
 
+from clada.errors import CladaError
 from clada.exporter.families import ACTIVATION_NAMES, FAMILIES
 from clada.exporter.rope import check_rope
-from clada.plugins.errors import CladaError
 
 # Where transformers lists the files of a checkpoint in parts.
 _INDEX = "model.safetensors.index.json"

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
+from clada.command_line import Parser, add_version, run_command
 from clada.exporter.command import DESCRIPTION, EPILOG, add_arguments
-from clada.plugins.command_line import Parser, add_version, run_command
 
 
 def _parser() -> Parser:

@@ -4,6 +4,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from clada.command_line import add_progress_options, progress
+from clada.contract.manifest import GOALS
 from clada.exporter.command_options import add_calibration_options, add_trust_options
 from clada.exporter.families import FAMILIES
 from clada.exporter.policies import POLICIES, SUMMARIES, without
@@ -19,9 +21,7 @@ from clada.exporter.settings import (
     METHODS,
     NEURONS_POLICY,
 )
-from clada.plugins.command_line import add_progress_options, progress
-from clada.plugins.ops.block_quantization import BLOCK_SIZES
-from clada.runtime.manifest import GOALS
+from clada.ops.block_quantization import BLOCK_SIZES
 
 DESCRIPTION = "Export a Hugging Face causal LM as a dynamically sparse ONNX model."
 EPILOG = "\n".join(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
-from clada.plugins.ops.sparse_ffn import read_fraction
+from clada.ops.sparse_ffn import read_fraction
 
 _LOGITS_IN_FLIGHT = 2**25  # elements; bounds the rows in a batch for a large vocabulary
 _LOGITS_KEPT = 2**28  # elements; what is kept of the dense model's predictions, 1 GiB

@@ -10,9 +10,8 @@ from transformers import DynamicCache
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.in_place import BufferCache
 from clada.exporter.patch import Sparsity
-from clada.plugins import graph
-from clada.plugins.ops import LOAD_SIGNAL
-from clada.plugins.torch import torch_op
+from clada.ops import LOAD_SIGNAL, graph_names
+from clada.ops.torch import torch_op
 
 # A load that none reaches: where there is no pool to open.
 NO_POOL = 2.0
@@ -151,7 +150,7 @@ class Decoder(nn.Module):
         return torch.cat(groups) if apart else groups[0]
 
     def _anticipations(self, tensors: list[Tensor]) -> list[Anticipation]:
-        each = len(graph.ANTICIPATION)
+        each = len(graph_names.ANTICIPATION)
         return [
             Anticipation(calibrated.site, *tensors[each * n : each * (n + 1)])
             for n, calibrated in enumerate(self.sparsity.anticipations)

@@ -10,6 +10,9 @@ from typing import Any
 import onnx_ir
 import torch
 
+from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
+from clada.contract.manifest import CalibrationSection
+from clada.errors import CladaError
 from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.calibrated import Calibrated
 from clada.exporter.calibration_rows import CalibrationRows, calibration_rows, read_calibration_text
@@ -34,10 +37,7 @@ from clada.exporter.settings import (
 from clada.exporter.staging import staged
 from clada.exporter.trace import check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 from clada.runtime.backends.onnxruntime import older_than
-from clada.runtime.manifest import CalibrationSection
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clada.plugins.ops import SPARSE_FFN, SPARSE_GATED_FFN, Op
+from clada.ops import SPARSE_FFN, SPARSE_GATED_FFN, Op
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 LOCK_NAME = ".clada-lock"
 

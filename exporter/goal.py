@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from clada.errors import UnreachableError
 from clada.exporter.decode_pass import Decoded
-from clada.plugins.errors import UnreachableError
 
 _STEPS = 14
 # How near to the goal a search ends, as a share of it.

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clada.plugins.errors import CladaError
-from clada.plugins.ops.block_quantization import dequantize, pack, quantize
-from clada.plugins.ops.record import Array
+from clada.errors import CladaError
+from clada.ops.block_quantization import dequantize, pack, quantize
+from clada.ops.record import Array
 
 # Added to the second moments, as a share of their mean: text that is shorter than the inputs are wide leaves some free.
 _DAMPING = 0.01

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from clada.errors import CladaError
 from clada.exporter.onnxruntime_graph import DOMAIN
 from clada.exporter.rotary import rotary_ops
-from clada.plugins.errors import CladaError
 
 OP = "GroupQueryAttention"
 _ATTENTION = "clada_in_place"

@@ -13,15 +13,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from clada.contract.files import write
+from clada.contract.manifest import LayerCalibration
+from clada.contract.pool import PoolPolicy
 from clada.exporter.anticipation import from_named, named_tensors
 from clada.exporter.calibrate import Calibration, CalibrationConfig
 from clada.exporter.decoder import LoadMap
-from clada.exporter.output import write
 from clada.exporter.patch import Sparsity
 from clada.exporter.price_file import tensors_hash
 from clada.exporter.quantization import Packed, QuantizationConfig, Quantized
-from clada.runtime.manifest import LayerCalibration
-from clada.runtime.pool import PoolPolicy
 
 _SUFFIX = ".calibration.safetensors"
 _KEY, _VALUES, _CONTENT = "key", "values", "content"

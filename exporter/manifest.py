@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from clada.exporter.anticipation import Anticipation
-from clada.exporter.calibrate import Calibration, CalibrationConfig
-from clada.exporter.patch import sparse_layers
-from clada.exporter.price_calibration import PriceCalibration, PriceChoice
-from clada.exporter.quantization import QuantizationConfig, Quantized
-from clada.exporter.rope import context_length
-from clada.exporter.sparse_sites import sparse_sites
-from clada.exporter.verify import Check
-from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, VERSION
-from clada.runtime.artefact import POOLS_NAME
-from clada.runtime.manifest import (
+from clada.contract.artefact import POOLS_NAME
+from clada.contract.manifest import (
     MANIFEST_NAME,
     AnticipationSection,
     CalibrationSection,
@@ -36,8 +27,17 @@ from clada.runtime.manifest import (
     manifest_bytes,
     parse_manifest,
 )
-from clada.runtime.pieces import PIECE_BYTES, file_hash, piece_hashes
-from clada.runtime.pool import PoolPolicy, prior_name, weight_name
+from clada.contract.pieces import PIECE_BYTES, file_hash, piece_hashes
+from clada.contract.pool import PoolPolicy, prior_name, weight_name
+from clada.exporter.anticipation import Anticipation
+from clada.exporter.calibrate import Calibration, CalibrationConfig
+from clada.exporter.patch import sparse_layers
+from clada.exporter.price_calibration import PriceCalibration, PriceChoice
+from clada.exporter.quantization import QuantizationConfig, Quantized
+from clada.exporter.rope import context_length
+from clada.exporter.sparse_sites import sparse_sites
+from clada.exporter.verify import Check
+from clada.ops import LOAD_SIGNAL, QUANTIZED, VERSION
 
 _TOOLS = ("clada", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from clada.exporter.patch import SparseLayer
-from clada.plugins.ops import SPARSE_GATED_FFN
-from clada.plugins.torch import ACTIVATIONS
+from clada.ops import SPARSE_GATED_FFN
+from clada.ops.torch import ACTIVATIONS
 
 
 def activations(layer: SparseLayer, x: Tensor) -> tuple[Tensor, Tensor]:

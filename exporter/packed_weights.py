@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clada.contract.artefact import data_name
 from clada.exporter.merged_products import AND, BLOCK_AXIS, UNPACKING, widths
 from clada.exporter.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
 from clada.exporter.quantization import Packed, Quantized, linear_modules
 from clada.exporter.sparse_products import sparse_products
-from clada.plugins import graph
-from clada.plugins.ops import QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_LINEAR
-from clada.plugins.ops.block_quantization import pack, unpack
-from clada.plugins.ops.quantized_matrices import matrix_names, scales_name
-from clada.runtime.artefact import data_name
+from clada.ops import QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_LINEAR, graph_names
+from clada.ops.block_quantization import pack, unpack
+from clada.ops.quantized_matrices import matrix_names, scales_name
 
 # Around a module's path in the name of its codes, as the tracer names what a module of Decoder.model holds.
 _PREFIX, _SUFFIX = "model.", ".weight"
@@ -204,7 +203,7 @@ def _read_products(nodes: Sequence[onnx_ir.Node], names: Sequence[str]) -> Quant
         for node in nodes
         if node.op_type == QUANTIZED_LINEAR.name
     }
-    ours = [by_threshold[graph.threshold(index)] for index in range(len(names))]
+    ours = [by_threshold[graph_names.threshold(index)] for index in range(len(names))]
     bits, block_size = (ours[0].attributes[name].as_int() for name in ("bits", "block_size"))
     codes, scales = ([_initializer(node.inputs[spec.index(name)])[1] for node in ours] for name in ("w", "s"))
     packed = [Packed(*of_product, bits) for of_product in zip(codes, scales, strict=True)]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clada.errors import CladaError
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.families import ACTIVATION_NAMES, FAMILIES, Family
-from clada.plugins.errors import CladaError
-from clada.plugins.ops.record import Op
-from clada.plugins.torch import torch_op
+from clada.ops.record import Op
+from clada.ops.torch import torch_op
 
 
 @dataclass

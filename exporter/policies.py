@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from clada.runtime.manifest import Policy
+from clada.contract.manifest import Policy
 
 _CLADA = Policy(
     thresholds="sensitivity",

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clada.contract.dial import DialPoint, effort_for
+from clada.errors import UnreachableError
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.calibration_rows import CalibrationRows
 from clada.exporter.decode_pass import Decoded
@@ -18,8 +20,6 @@ from clada.exporter.load_fit import LOAD_KNOTS, fit_load, load_by, load_map_of, 
 from clada.exporter.price import Worth, by_sensitivity, measure, price_of, sensitivities
 from clada.exporter.probe import FEWEST_ROWS
 from clada.exporter.products import Product
-from clada.plugins.errors import UnreachableError
-from clada.runtime.dial import DialPoint, effort_for
 
 # Shares of all weights that are measured, whatever is asked for: what the dial of an artefact is made of.
 SHARES = (0.85, 0.7, 0.55, 0.45)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from clada.contract.manifest import Policy
+from clada.errors import CladaError
 from clada.exporter.calibrate import prompt_tokens
 from clada.exporter.calibrated import Calibrated
 from clada.exporter.calibration_rows import CalibrationRows
@@ -26,8 +28,6 @@ from clada.exporter.product_quantization import hold_products, quantize_products
 from clada.exporter.products import Product, find_products
 from clada.exporter.quantization import QuantizationConfig, Quantized
 from clada.exporter.sparse_products import sparsify_products
-from clada.plugins.errors import CladaError
-from clada.runtime.manifest import Policy
 
 
 def calibrate_inputs(

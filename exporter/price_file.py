@@ -14,16 +14,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from clada.contract.files import write
+from clada.contract.typed_json import Within, WrongValueError, load, parse, plain
+from clada.errors import CladaError
 from clada.exporter.anticipation import Anticipation, from_named, named_tensors
 from clada.exporter.decoder import LoadMap
-from clada.exporter.output import write
 from clada.exporter.price import BINS, Worth
 from clada.exporter.price_calibration import PriceCalibration, Rung
 from clada.exporter.probe import KNOTS
 from clada.exporter.products import Product
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.runtime.typed_json import Within, WrongValueError, load, parse, plain
+from clada.ops import graph_names
 
 _FORMAT = "clada calibration by price, 2"
 _LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name not in ("surprisal_weight", "token_scale"))
@@ -184,7 +184,7 @@ def _worth(tensors: Mapping[str, Tensor], index: int, product: Product) -> Worth
 
 
 def _anticipation(tensors: Mapping[str, Tensor], site: int, products: Sequence[Product]) -> Anticipation:
-    names = graph.anticipation(site)
+    names = graph_names.anticipation(site)
     sizes = (products[site].inputs,), (), (), (KNOTS,), (KNOTS,)
     values = [
         _numbers(tensors, name, torch.float32, *size, least=-math.inf) for name, size in zip(names, sizes, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clada.errors import CladaError
 from clada.exporter.gptq import round_outward
 from clada.exporter.moments import product_moments
 from clada.exporter.products import Product, joined_weights, layer_starts
@@ -20,7 +21,6 @@ from clada.exporter.quantization import (
     round_to_nearest,
     untie,
 )
-from clada.plugins.errors import CladaError
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from clada.plugins.command_line import is_quiet
+from clada.command_line import is_quiet
 
 T = TypeVar("T")
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from clada.errors import CladaError
 from clada.exporter.gptq import quantize_rows, round_inward, round_outward
 from clada.exporter.moments import input_moments
 from clada.exporter.neurons import matrix_names
 from clada.exporter.patch import SparseLayer, Sparsity, decoder_layers, sparse_layers
 from clada.exporter.settings import BLOCK_SIZE, METHOD, METHODS
-from clada.plugins.errors import CladaError
-from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
+from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
 
 # Rows that are rounded at a time: what that takes beside the matrix.
 _ROWS = 4096

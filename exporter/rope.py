@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 Frequencies = Callable[[Any, Tensor], Tensor]
 

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clada.contract.manifest import Policy
+from clada.contract.pool import PoolPolicy, choose_pools
 from clada.exporter.decode_pass import Decoded, Texts
 from clada.exporter.goal import Goal
 from clada.exporter.neurons import activations, threshold
 from clada.exporter.plan import CostHistogram, Plan, level_of, plan, predicted_cost
 from clada.exporter.sensitivity import sensitivities
-from clada.plugins.ops.sparse_ffn import weight_matrices
-from clada.runtime.manifest import Policy
-from clada.runtime.pool import PoolPolicy, choose_pools
+from clada.ops.sparse_ffn import weight_matrices
 
 _PRIOR_TOKENS = (0.0, 8.0, 32.0, 128.0, 512.0, float("inf"))
 _FIRST_PRIOR_TOKENS = 64.0

@@ -1,6 +1,6 @@
 """What can be chosen by name, and what is taken where nothing is: apart from the work, so that help needs no torch."""
 
-from clada.plugins.ops.block_quantization import BITS
+from clada.ops.block_quantization import BITS
 
 # Types of the weights.
 DTYPES = ("float32", "float16")

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clada.errors import CladaError
 from clada.exporter.patch import Sparsity, replace
 from clada.exporter.products import Product, joined_weights
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import SPARSE_LINEAR, Op
-from clada.plugins.torch import torch_op
+from clada.ops import SPARSE_LINEAR, Op
+from clada.ops.torch import torch_op
 
 _NO_FORMATS: Mapping[str, int] = MappingProxyType({})
 

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from clada.contract.artefact import Artefact
+from clada.errors import CladaError
 from clada.exporter.packed_weights import read_packed
 from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers, sparsify
 from clada.exporter.product_quantization import hold_products
 from clada.exporter.products import find_products
 from clada.exporter.quantization import hold
 from clada.exporter.sparse_products import SparseProduct, sparse_products, sparsify_products
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import Artefact
 
 Site = SparseLayer | SparseProduct
 

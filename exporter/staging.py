@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clada.contract.artefact import PENDING_NAME, artefact_files, data_name, open_artefact
+from clada.contract.manifest import MANIFEST_NAME
+from clada.contract.pieces import file_hash
+from clada.contract.typed_json import WrongValueError, load
+from clada.errors import CladaError
 from clada.exporter.folder_lock import locked
 from clada.exporter.signals import cleaned_up, finished
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import PENDING_NAME, artefact_files, data_name, open_artefact
-from clada.runtime.manifest import MANIFEST_NAME
-from clada.runtime.pieces import file_hash
-from clada.runtime.typed_json import WrongValueError, load
 
 _STAGING = ".clada-export-"
 # Folders that this release, or the first one, writes to; a killed process leaves them.

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from clada.exporter.decoder import LoadMap
 from clada.exporter.patch import Sparsity, sparse_layers
 from clada.exporter.sparse_products import sparse_products
-from clada.plugins import graph
+from clada.ops import graph_names
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,23 @@ def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
     """The calibrated arguments of Decoder.forward."""
     return {
         "thresholds": list(sparsity.thresholds),
-        graph.SURPRISAL_KNOTS: load_map.surprisal_knots,
-        graph.ENTROPY_KNOTS: load_map.entropy_knots,
-        graph.SCALE_KNOTS: load_map.scale_knots,
-        graph.REANALYSIS_LOAD: [load_map.reanalysis_load] if sparsity.row_share is None else [],
+        graph_names.SURPRISAL_KNOTS: load_map.surprisal_knots,
+        graph_names.ENTROPY_KNOTS: load_map.entropy_knots,
+        graph_names.SCALE_KNOTS: load_map.scale_knots,
+        graph_names.REANALYSIS_LOAD: [load_map.reanalysis_load] if sparsity.row_share is None else [],
         "compensation": list(sparsity.compensation),
         "anticipation": [tensor for probe in sparsity.anticipations for tensor in probe.tensors()],
-        graph.TOKEN_SCALE: [] if load_map.token_scale is None else [load_map.token_scale],
-        graph.ROW_SHARE: [] if sparsity.row_share is None else [sparsity.row_share],
+        graph_names.TOKEN_SCALE: [] if load_map.token_scale is None else [load_map.token_scale],
+        graph_names.ROW_SHARE: [] if sparsity.row_share is None else [sparsity.row_share],
     }
 
 
 def constant_names(sparsity: Sparsity, load_map: LoadMap) -> list[str]:
     """Names of the calibrated initializers, in the order of the tensors in `constants`."""
-    names = [graph.threshold(n) for n in range(len(sparsity.thresholds))]
-    names += [graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS]
-    names += [graph.REANALYSIS_LOAD] if sparsity.row_share is None else []
-    names += [graph.compensation(n) for n in range(len(sparsity.compensation))]
-    names += [name for probe in sparsity.anticipations for name in graph.anticipation(probe.site)]
-    names += [] if load_map.token_scale is None else [graph.TOKEN_SCALE]
-    return names + ([] if sparsity.row_share is None else [graph.ROW_SHARE])
+    names = [graph_names.threshold(n) for n in range(len(sparsity.thresholds))]
+    names += [graph_names.SURPRISAL_KNOTS, graph_names.ENTROPY_KNOTS, graph_names.SCALE_KNOTS]
+    names += [graph_names.REANALYSIS_LOAD] if sparsity.row_share is None else []
+    names += [graph_names.compensation(n) for n in range(len(sparsity.compensation))]
+    names += [name for probe in sparsity.anticipations for name in graph_names.anticipation(probe.site)]
+    names += [] if load_map.token_scale is None else [graph_names.TOKEN_SCALE]
+    return names + ([] if sparsity.row_share is None else [graph_names.ROW_SHARE])

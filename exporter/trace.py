@@ -14,6 +14,8 @@ import onnx_ir
 import torch
 from torch import Tensor
 
+from clada.contract.artefact import data_name, in_place_name
+from clada.errors import CladaError
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.in_place import in_place_attention
 from clada.exporter.merged_products import merge_products
@@ -25,29 +27,26 @@ from clada.exporter.rope import rope_by_length
 from clada.exporter.settings import DEFAULT_OPSET, MINIMUM_QUANTIZED_OPSET
 from clada.exporter.static_sizes import state_known_sizes
 from clada.exporter.steps import constant_names, constants, random_step
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.plugins.onnx import function_proto, translation
-from clada.plugins.onnx.functions import MINIMUM_OPSET
-from clada.plugins.ops import DOMAIN, OPS
-from clada.plugins.torch import torch_op
-from clada.runtime.artefact import data_name, in_place_name
+from clada.ops import DOMAIN, OPS, graph_names
+from clada.ops.onnx import function_proto, translation
+from clada.ops.onnx.functions import MINIMUM_OPSET
+from clada.ops.torch import torch_op
 
 MAXIMUM_OPSET = 23
 
 
 def _dims(in_place_cache: bool) -> dict[str, dict[int, str]]:
     """Names of the sizes that change, by axis, of each argument of a step; of a list, those of each of its tensors."""
-    here = {1: graph.SEQUENCE_LENGTH}
-    batch = {} if in_place_cache else {0: graph.BATCH_SIZE}
+    here = {1: graph_names.SEQUENCE_LENGTH}
+    batch = {} if in_place_cache else {0: graph_names.BATCH_SIZE}
     return {
         "input_ids": batch | here,
-        "attention_mask": batch | {1: graph.TOTAL_SEQUENCE_LENGTH},
+        "attention_mask": batch | {1: graph_names.TOTAL_SEQUENCE_LENGTH},
         "position_ids": batch | here,
         "past_logits": batch,
         "effort": batch,
         "pools": batch,
-        "past": batch | {2: graph.CACHE_CAPACITY if in_place_cache else graph.PAST_SEQUENCE_LENGTH},
+        "past": batch | {2: graph_names.CACHE_CAPACITY if in_place_cache else graph_names.PAST_SEQUENCE_LENGTH},
     }
 
 
@@ -68,17 +67,17 @@ def _contract_dims(name: str, in_place_cache: bool) -> tuple[str | None, ...]:
 
 def input_names(layers: int, by_input: bool = False) -> list[str]:
     """Names of the graph's inputs, in order; those of a graph that skips inputs, or neurons."""
-    step = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
-    steering = [graph.EFFORT] if by_input else [graph.pool(n) for n in range(layers)]
-    return step + steering + [name for n in range(layers) for name in graph.past(n)]
+    step = [graph_names.INPUT_IDS, graph_names.ATTENTION_MASK, graph_names.POSITION_IDS, graph_names.PAST_LOGITS]
+    steering = [graph_names.EFFORT] if by_input else [graph_names.pool(n) for n in range(layers)]
+    return step + steering + [name for n in range(layers) for name in graph_names.past(n)]
 
 
 def output_names(layers: int, by_input: bool = False) -> list[str]:
     """Names of the graph's outputs, in order; those of a graph that skips inputs, or neurons."""
-    present = [name for n in range(layers) for name in graph.present(n)]
-    scores = [] if by_input else [graph.score(n) for n in range(layers)]
-    signals = [graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE]
-    return [graph.LOGITS, *present, *scores, *signals] + ([graph.READ] if by_input else [])
+    present = [name for n in range(layers) for name in graph_names.present(n)]
+    scores = [] if by_input else [graph_names.score(n) for n in range(layers)]
+    signals = [graph_names.LOAD, graph_names.SURPRISAL, graph_names.ENTROPY, graph_names.ACTIVE]
+    return [graph_names.LOGITS, *present, *scores, *signals] + ([graph_names.READ] if by_input else [])
 
 
 @contextmanager
@@ -125,14 +124,14 @@ def _clean(model: onnx_ir.Model, in_place_cache: bool) -> None:
         for dim, name in zip(value.shape or (), _contract_dims(str(value.name), in_place_cache), strict=False)
         if name and not isinstance(dim, int)
     }
-    totals = {f"{graph.PAST_SEQUENCE_LENGTH} + {graph.SEQUENCE_LENGTH}"}
-    totals.add(f"{graph.SEQUENCE_LENGTH} + {graph.PAST_SEQUENCE_LENGTH}")
+    totals = {f"{graph_names.PAST_SEQUENCE_LENGTH} + {graph_names.SEQUENCE_LENGTH}"}
+    totals.add(f"{graph_names.SEQUENCE_LENGTH} + {graph_names.PAST_SEQUENCE_LENGTH}")
 
     def renamed(dim: int | onnx_ir.SymbolicDim) -> int | str | None:
         if isinstance(dim, int) or dim.value is None:
             return dim if isinstance(dim, int) else None
         text = re.sub(r"\w+", lambda match: sizes.get(match[0], match[0]), str(dim))
-        return graph.TOTAL_SEQUENCE_LENGTH if text in totals else text
+        return graph_names.TOTAL_SEQUENCE_LENGTH if text in totals else text
 
     nodes = list(model.graph.all_nodes())
     for value in [*model.graph.inputs, *(output for node in nodes for output in node.outputs)]:

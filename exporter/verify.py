@@ -11,6 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clada.contract.artefact import data_name
+from clada.contract.graph_constants import GraphConstants
+from clada.contract.onnx_wire import nodes_of
+from clada.contract.pool import PoolPolicy, choose_pools, overdue, update_pools
+from clada.errors import CladaError
 from clada.exporter.anticipation import from_named
 from clada.exporter.calibration_text import token_rows
 from clada.exporter.decoder import NO_POOL, Decoder, LoadMap
@@ -21,16 +26,10 @@ from clada.exporter.sparse_products import SparseProduct, sparse_products
 from clada.exporter.sparse_sites import Site, sparse_sites
 from clada.exporter.steps import cache_shapes, constants, first_step, next_step
 from clada.exporter.watched_graph import Watched, watched
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, QUANTIZED_LINEAR
-from clada.plugins.torch import torch_op
-from clada.runtime.artefact import data_name
+from clada.ops import DOMAIN, LOAD_SIGNAL, QUANTIZED_LINEAR, graph_names
+from clada.ops.torch import torch_op
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import BODIES, Execution, OnnxRuntimeModel
-from clada.runtime.graph_constants import GraphConstants
-from clada.runtime.onnx_file import nodes_of
-from clada.runtime.pool import PoolPolicy, choose_pools, overdue, update_pools
 
 # Largest difference of a logit allowed, as a share of the range of the logits, for a model of one layer: each adds
 # rounding of its own, and what is random adds up as its square root.
@@ -78,19 +77,21 @@ def load_constants(path: Path, sparsity: Sparsity, data: Path | None = None) -> 
         return torch.from_numpy(values.read(name).copy())
 
     layers = range(len(sparsity.thresholds))
-    sparsity.thresholds[:] = [constant(graph.threshold(n)) for n in layers]
-    sparsity.compensation[:] = [constant(name) for name in map(graph.compensation, layers) if name in values]
-    probed = [n for n in layers if graph.anticipation(n)[0] in values]
+    sparsity.thresholds[:] = [constant(graph_names.threshold(n)) for n in layers]
+    sparsity.compensation[:] = [constant(name) for name in map(graph_names.compensation, layers) if name in values]
+    probed = [n for n in layers if graph_names.anticipation(n)[0] in values]
     sparsity.anticipations = from_named(probed, constant)
     node = next(node for node in nodes_of(content, DOMAIN) if node.op == LOAD_SIGNAL.name)
     weight = dict(node.floats)[LOAD_SIGNAL.attributes[0].name]
     return LoadMap(
-        surprisal_knots=constant(graph.SURPRISAL_KNOTS),
-        entropy_knots=constant(graph.ENTROPY_KNOTS),
-        scale_knots=constant(graph.SCALE_KNOTS),
-        reanalysis_load=constant(graph.REANALYSIS_LOAD) if graph.REANALYSIS_LOAD in values else torch.tensor(NO_POOL),
+        surprisal_knots=constant(graph_names.SURPRISAL_KNOTS),
+        entropy_knots=constant(graph_names.ENTROPY_KNOTS),
+        scale_knots=constant(graph_names.SCALE_KNOTS),
+        reanalysis_load=constant(graph_names.REANALYSIS_LOAD)
+        if graph_names.REANALYSIS_LOAD in values
+        else torch.tensor(NO_POOL),
         surprisal_weight=weight,
-        token_scale=constant(graph.TOKEN_SCALE) if graph.TOKEN_SCALE in values else None,
+        token_scale=constant(graph_names.TOKEN_SCALE) if graph_names.TOKEN_SCALE in values else None,
     )
 
 
@@ -141,14 +142,14 @@ def greedy_tokens(
 
 def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str]) -> dict[str, Any]:
     """Run the exported graph on the inputs of Decoder.forward; of logits, only the last position is kept."""
-    names = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
+    names = [graph_names.INPUT_IDS, graph_names.ATTENTION_MASK, graph_names.POSITION_IDS, graph_names.PAST_LOGITS]
     inputs = {name: step[name].numpy() for name in names}
-    inputs |= {graph.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])}
+    inputs |= {graph_names.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])}
     if step["effort"]:
-        inputs[graph.EFFORT] = step["effort"][0].numpy()
+        inputs[graph_names.EFFORT] = step["effort"][0].numpy()
     cache = model.load_cache([tensor.contiguous().numpy() for keys_values in step["past"] for tensor in keys_values])
     outputs, _ = model.step(inputs, cache, fetch)
-    return outputs | {graph.LOGITS: outputs[graph.LOGITS][:, -1:]}
+    return outputs | {graph_names.LOGITS: outputs[graph_names.LOGITS][:, -1:]}
 
 
 def scale_of_load(load: Any, scale_knots: Tensor) -> Tensor:
@@ -219,12 +220,12 @@ class _Worst:
         by_input = bool(sparse_products(model))
         what = "inputs" if by_input else "neurons"
         decisions = f"{self.otherwise} of {self.decided} {what} decided otherwise"
-        following = Check(f"decode, {label}: scale, kept, {graph.READ}", self.following, FOLLOWING_TOLERANCE)
+        following = Check(f"decode, {label}: scale, kept, {graph_names.READ}", self.following, FOLLOWING_TOLERANCE)
         return [
             Check(f"decode, {label}", self.logits, tolerance),
-            Check(f"decode, {label}: {graph.LOAD}", self.load, LOAD_TOLERANCES[model.dtype]),
-            Check(f"decode, {label}: {graph.SURPRISAL}", self.surprisal, SIGNAL_TOLERANCE),
-            Check(f"decode, {label}: {graph.ENTROPY}", self.entropy, SIGNAL_TOLERANCE),
+            Check(f"decode, {label}: {graph_names.LOAD}", self.load, LOAD_TOLERANCES[model.dtype]),
+            Check(f"decode, {label}: {graph_names.SURPRISAL}", self.surprisal, SIGNAL_TOLERANCE),
+            Check(f"decode, {label}: {graph_names.ENTROPY}", self.entropy, SIGNAL_TOLERANCE),
             Check(f"decode, {label}: {decisions}", self.gap, tolerance),
             *([following] if by_input else []),
         ]
@@ -264,22 +265,22 @@ def _compare_step(
     sparsity = decoder.sparsity
     sites = sparse_sites(decoder.model)
     batch = len(step["input_ids"])
-    signal_names = [graph.LOAD, graph.SURPRISAL, graph.ENTROPY]
-    telling = [graph.ACTIVE, graph.READ, *exported.watched.x, *dict.fromkeys(exported.watched.scale)]
+    signal_names = [graph_names.LOAD, graph_names.SURPRISAL, graph_names.ENTROPY]
+    telling = [graph_names.ACTIVE, graph_names.READ, *exported.watched.x, *dict.fromkeys(exported.watched.scale)]
     if not exported.watched.x:
-        telling = [graph.score(n) for n in range(len(sites))]
-    outputs = _run_onnx(exported.model, step, [graph.LOGITS, *signal_names, *telling])
-    knots = [values[name] for name in (graph.SURPRISAL_KNOTS, graph.ENTROPY_KNOTS, graph.SCALE_KNOTS)]
+        telling = [graph_names.score(n) for n in range(len(sites))]
+    outputs = _run_onnx(exported.model, step, [graph_names.LOGITS, *signal_names, *telling])
+    knots = [values[name] for name in (graph_names.SURPRISAL_KNOTS, graph_names.ENTROPY_KNOTS, graph_names.SCALE_KNOTS)]
     signals = torch_op(LOAD_SIGNAL)(step["past_logits"], step["input_ids"][:, -1], *knots, decoder.surprisal_weight)[1:]
     for name, signal in zip(signal_names, signals, strict=True):
         difference = np.abs(outputs[name] - signal.numpy()) / np.maximum(1, np.abs(signal.numpy()))
         setattr(worst, name, _worse(getattr(worst, name), float(difference.max())))
-    scale = scale_of_load(outputs[graph.LOAD], values[graph.SCALE_KNOTS])[:, None]
-    for table in values[graph.TOKEN_SCALE]:
+    scale = scale_of_load(outputs[graph_names.LOAD], values[graph_names.SCALE_KNOTS])[:, None]
+    for table in values[graph_names.TOKEN_SCALE]:
         scale = table[step["input_ids"]]
     for effort in step["effort"]:
         scale = scale * effort[:, None]
-    load = torch.from_numpy(outputs[graph.LOAD]).float()[:, None]
+    load = torch.from_numpy(outputs[graph_names.LOAD]).float()[:, None]
     if exported.watched.x:
         kept, scales = _kept_inputs(exported.watched, outputs, values, worst)
         x = [torch.from_numpy(outputs[name]) for name in exported.watched.x]
@@ -295,7 +296,7 @@ def _compare_step(
             pools=kept,
             sparse=torch.ones(batch, 1, dtype=torch.bool),
         )
-    worst.logits = _worse(worst.logits, _relative(outputs[graph.LOGITS], logits))
+    worst.logits = _worse(worst.logits, _relative(outputs[graph_names.LOGITS], logits))
     if not exported.watched.x:
         scales = [most for _, most in _expected_scales(sparsity, scale, load, inputs, rounding=0)]
     for n, site in enumerate(sites):
@@ -333,17 +334,17 @@ def _kept_inputs(
 
     By the op's own rule from what the op was given, so that it is exact; what the graph says of it must agree.
     """
-    batch = len(outputs[graph.LOAD])
+    batch = len(outputs[graph_names.LOAD])
     scales = [torch.from_numpy(outputs[name]).reshape(batch, -1) for name in watched_graph.scale]
     kept = []
     for name, scale, threshold in zip(watched_graph.x, scales, values["thresholds"], strict=True):
         magnitude = torch.from_numpy(outputs[name]).float().abs().reshape(batch, -1)
         kept.append((magnitude != 0) & ~(magnitude < scale * threshold))
     counts = torch.stack([mask.sum(-1) for mask in kept])
-    read = values[graph.ROW_SHARE][0].double() @ counts.double()
+    read = values[graph_names.ROW_SHARE][0].double() @ counts.double()
     for ours, theirs in (
-        (torch.from_numpy(outputs[graph.ACTIVE]).double(), counts.double()),
-        (torch.from_numpy(outputs[graph.READ]).double(), read),
+        (torch.from_numpy(outputs[graph_names.ACTIVE]).double(), counts.double()),
+        (torch.from_numpy(outputs[graph_names.READ]).double(), read),
     ):
         worst.following = _worse(worst.following, float(((ours - theirs).abs() / theirs.abs().clamp_min(1e-3)).max()))
     return kept, scales
@@ -361,8 +362,8 @@ def _verify_batch(
     # Of each text its own, where there is one.
     step["effort"] = [torch.linspace(1, 0.5, len(effort)) for effort in step["effort"]]
     logits, present, *_ = decoder(**step, **values)
-    outputs = _run_onnx(exported.model, step, [graph.LOGITS])
-    prefill = Check(f"prefill, {label}", _relative(outputs[graph.LOGITS], logits), exported.tolerance(model))
+    outputs = _run_onnx(exported.model, step, [graph_names.LOGITS])
+    prefill = Check(f"prefill, {label}", _relative(outputs[graph_names.LOGITS], logits), exported.tolerance(model))
     worst = _Worst()
     for at in range(PROMPT_TOKENS, PROMPT_TOKENS + DECODE_STEPS):
         step = next_step(step, rows[:batch, at : at + 1], logits, present)

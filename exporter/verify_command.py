@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from clada.command_line import add_quiet
 from clada.exporter.command_options import add_trust_options
-from clada.plugins.command_line import add_quiet
 
 
 def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
@@ -17,12 +17,12 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
     # What help does without is imported only for the work.
     import torch
 
+    from clada.contract.artefact import open_artefact
+    from clada.errors import CladaError
     from clada.exporter.calibration_text import read_texts, sample_file
     from clada.exporter.checkpoint import load_model
     from clada.exporter.sparse_sites import sparsified
     from clada.exporter.verify import check_lines, load_constants, require_passed, verification_rows, verify
-    from clada.plugins.errors import CladaError
-    from clada.runtime.artefact import open_artefact
     from clada.runtime.backends.onnxruntime import older_than
 
     artefact = open_artefact(artefact_model)

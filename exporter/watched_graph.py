@@ -7,8 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from clada.plugins import graph
-from clada.plugins.ops import DOMAIN, QUANTIZED_LINEAR, SPARSE_LINEAR
+from clada.ops import DOMAIN, QUANTIZED_LINEAR, SPARSE_LINEAR, graph_names
 
 _OPS = {op.name: op for op in (SPARSE_LINEAR, QUANTIZED_LINEAR)}
 
@@ -44,7 +43,7 @@ def watched(path: Path) -> Iterator[Watched]:
     inputs = [spec.name for spec in _OPS[nodes[0].op_type].inputs]
     at = {name: inputs.index(name) for name in ("x", "threshold", "scale")}
     by_threshold = {node.input[at["threshold"]]: node for node in nodes}
-    ordered = [by_threshold[graph.threshold(n)] for n in range(len(nodes))]
+    ordered = [by_threshold[graph_names.threshold(n)] for n in range(len(nodes))]
     x, scale = (tuple(node.input[at[name]] for node in ordered) for name in ("x", "scale"))
     there = {value.name for value in model.graph.output}
     known = {value.name: value for value in model.graph.value_info}

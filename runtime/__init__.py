@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clada.plugins.errors import CladaError
+    from clada.errors import CladaError
     from clada.runtime.generation import Completion, GenerationConfig, Piece
     from clada.runtime.sampling import SamplingConfig
     from clada.runtime.session import Session
@@ -14,7 +14,7 @@ __all__ = ["CladaError", "Completion", "GenerationConfig", "Piece", "SamplingCon
 
 # Each is imported when it is first used: the command line's help needs none of ONNX Runtime.
 _MODULES = {
-    "clada.plugins.errors": ["CladaError"],
+    "clada.errors": ["CladaError"],
     "clada.runtime.generation": ["Completion", "GenerationConfig", "Piece"],
     "clada.runtime.sampling": ["SamplingConfig"],
     "clada.runtime.session": ["Session"],

@@ -20,8 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, Artefact
+from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, Artefact
+from clada.errors import CladaError
 from clada.runtime.template_budget import Budget, budget, within
 
 Message = Mapping[str, Any]

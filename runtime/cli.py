@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, requires
 from typing import Any
 
-from clada.plugins.command_line import Parser, add_version, run_command
+from clada.command_line import Parser, add_version, run_command
 from clada.runtime.building.command import add_parser as add_build_parser
 from clada.runtime.generation_command import add_chat_parser, add_run_parser
 from clada.runtime.inspect_command import add_parser as add_inspect_parser

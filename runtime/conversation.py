@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from clada.plugins.command_line import complain, note
-from clada.plugins.errors import CladaError
+from clada.command_line import complain, note
+from clada.errors import CladaError
 from clada.runtime.chat_template import Message, render_chat
 from clada.runtime.generation import GenerationConfig
 from clada.runtime.session import Session

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import in_place_name
-from clada.runtime.engine_record import ENGINE_SUFFIX
+from clada.contract.artefact import in_place_name
+from clada.contract.engine_record import ENGINE_SUFFIX
+from clada.errors import CladaError
 
 
 def find_model(path: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.detokenize import TextStream
 from clada.runtime.sampling import SamplingConfig, sample
 from clada.runtime.telemetry import TokenStats

@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clada.plugins.command_line import add_bytes, add_quiet, note, utf8_text
-from clada.plugins.errors import CladaError
-from clada.plugins.settings import DEVICES, WEIGHTS
+from clada.command_line import add_bytes, add_quiet, note, utf8_text
+from clada.errors import CladaError
+from clada.ops.devices import DEVICES, WEIGHTS
 
 if TYPE_CHECKING:
     from clada.runtime.generation import GenerationConfig

@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def _run(args: argparse.Namespace) -> None:
-    from clada.runtime.artefact import open_artefact, open_artefact_of_engine
-    from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
+    from clada.contract.artefact import open_artefact, open_artefact_of_engine
+    from clada.contract.engine_record import ENGINE_SUFFIX, read_record
     from clada.runtime.find_model import find_model
     from clada.runtime.inspection import engine_lines, facts, inspection_lines
 

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from typing import Any
 
-from clada.runtime.artefact import Artefact
+from clada.contract.artefact import Artefact
+from clada.contract.engine_record import EngineRecord
+from clada.contract.manifest import InputsSection, Manifest
+from clada.contract.typed_json import plain
 from clada.runtime.backends.onnxruntime import kernels_here
-from clada.runtime.engine_record import EngineRecord
-from clada.runtime.manifest import InputsSection, Manifest
-from clada.runtime.typed_json import plain
 
 _Row = tuple[str, ...]
 

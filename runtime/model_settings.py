@@ -6,8 +6,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import GENERATION_CONFIG_NAME, Artefact
+from clada.contract.artefact import GENERATION_CONFIG_NAME, Artefact
+from clada.errors import CladaError
 from clada.runtime.chat_template import render_chat, special_tokens
 from clada.runtime.sampling import SamplingConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 Floats = npt.NDArray[np.float64]
 

@@ -16,17 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import OPS
-from clada.plugins.ops.sparse_ffn import read_fraction
-from clada.runtime.artefact import (
+from clada.contract.artefact import (
     GENERATION_CONFIG_NAME,
     Artefact,
     in_place_name,
     open_artefact,
     open_artefact_of_engine,
 )
+from clada.contract.dial import effort_of_bytes
+from clada.contract.engine_record import ENGINE_SUFFIX, read_record
+from clada.contract.manifest import Manifest
+from clada.contract.pool import Masks, Pools, choose_pools, overdue, update_pools
+from clada.errors import CladaError
+from clada.ops import OPS, graph_names
+from clada.ops.sparse_ffn import read_fraction
 from clada.runtime.backends.cuda import check_cuda
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
@@ -36,12 +39,8 @@ from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, olde
 from clada.runtime.backends.resident import ResidentModel
 from clada.runtime.backends.tensorrt import load_engine
 from clada.runtime.chat_template import Message, render_chat
-from clada.runtime.dial import effort_of_bytes
-from clada.runtime.engine_record import ENGINE_SUFFIX, read_record
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
-from clada.runtime.manifest import Manifest
 from clada.runtime.model_settings import default_sampling, end_tokens
-from clada.runtime.pool import Masks, Pools, choose_pools, overdue, update_pools
 from clada.runtime.sampling import SamplingConfig
 from clada.runtime.telemetry import TokenStats
 from clada.runtime.text import load_tokenizer
@@ -372,7 +371,7 @@ class Session:
             state = State(model, model.empty_cache(len(prompts)), everything, mask[:, :0], nothing_read)
             if model.by_input:
                 state.effort = np.full(len(prompts), self.effort, np.float32)
-            step = self._step(state, ids, mask, everything, [graph.LOGITS, *self._scores])
+            step = self._step(state, ids, mask, everything, [graph_names.LOGITS, *self._scores])
             state.cache, state.mask, state.logits = step.cache, step.mask, step.logits
             if self.pool_policy is not None:
                 used = [step.outputs[name] for name in self._scores]
@@ -387,7 +386,7 @@ class Session:
     @cached_property
     def _scores(self) -> list[str]:
         """Outputs that the pools are chosen by."""
-        return [] if self.pool_policy is None else [graph.score(n) for n in range(len(self._widths))]
+        return [] if self.pool_policy is None else [graph_names.score(n) for n in range(len(self._widths))]
 
     def decode(self, state: State, tokens: Sequence[int], alive: Sequence[bool] | None = None) -> list[TokenStats]:
         """Read one token a text, sparsely.
@@ -416,8 +415,15 @@ class Session:
         mask = np.ones((texts, 1), np.int64) if alive is None else np.array(alive, np.bool_).astype(np.int64)[:, None]
         if not len(ids) == len(mask) == texts:
             raise CladaError(f"the state has {texts} texts; {len(ids)} tokens and {len(mask)} flags were given")
-        fetch = [graph.LOGITS, graph.SURPRISAL, graph.ENTROPY, graph.LOAD, graph.ACTIVE, *self._scores]
-        fetch += [graph.READ] if state.model.by_input else []
+        fetch = [
+            graph_names.LOGITS,
+            graph_names.SURPRISAL,
+            graph_names.ENTROPY,
+            graph_names.LOAD,
+            graph_names.ACTIVE,
+            *self._scores,
+        ]
+        fetch += [graph_names.READ] if state.model.by_input else []
         due = np.zeros(texts, np.bool_)
         masks = state.masks
         if state.pools is not None:
@@ -426,7 +432,7 @@ class Session:
                 masks = [pool | due[:, None] for pool in masks]
         step = self._step(state, ids, mask, masks, fetch)
         outputs = step.outputs
-        opened = due | (outputs[graph.LOAD] >= self._reanalysis_load)
+        opened = due | (outputs[graph_names.LOAD] >= self._reanalysis_load)
         allowed = np.tile(self._widths, (texts, 1))
         if masks:
             closed = ~opened
@@ -438,16 +444,16 @@ class Session:
             state.masks = state.pools.masks
         state.cache, state.mask, state.logits = step.cache, step.mask, step.logits
         state.broken = False
-        active = outputs[graph.ACTIVE].T
+        active = outputs[graph_names.ACTIVE].T
         if state.model.by_input:
-            read = outputs[graph.READ]
+            read = outputs[graph_names.READ]
         else:
             read = read_fraction(self._op, allowed, active, self._widths) @ (self._widths / self._widths.sum())
         return [
             TokenStats(
-                surprisal=float(outputs[graph.SURPRISAL][row]),
-                entropy=float(outputs[graph.ENTROPY][row]),
-                load=float(outputs[graph.LOAD][row]),
+                surprisal=float(outputs[graph_names.SURPRISAL][row]),
+                entropy=float(outputs[graph_names.ENTROPY][row]),
+                load=float(outputs[graph_names.LOAD][row]),
                 active_fraction=float(active[row].sum() / self._widths.sum()),
                 read_fraction=float(read[row]),
                 active=tuple(active[row].tolist()),
@@ -472,16 +478,16 @@ class Session:
             raise CladaError(f"the text has {positions.max() + 1} tokens; the model's context is {self.context_length}")
         whole = np.concatenate([state.mask, mask], axis=1)
         inputs = {
-            graph.INPUT_IDS: ids,
-            graph.ATTENTION_MASK: whole,
-            graph.POSITION_IDS: positions,
-            graph.PAST_LOGITS: state.logits,
+            graph_names.INPUT_IDS: ids,
+            graph_names.ATTENTION_MASK: whole,
+            graph_names.POSITION_IDS: positions,
+            graph_names.PAST_LOGITS: state.logits,
         }
-        inputs |= {graph.pool(layer): pool for layer, pool in enumerate(masks)}
+        inputs |= {graph_names.pool(layer): pool for layer, pool in enumerate(masks)}
         if state.effort is not None:
-            inputs[graph.EFFORT] = state.effort
+            inputs[graph_names.EFFORT] = state.effort
         outputs, cache = state.model.step(inputs, state.cache, fetch)
-        return _Step(outputs, cache, whole, outputs[graph.LOGITS][:, -1])
+        return _Step(outputs, cache, whole, outputs[graph_names.LOGITS][:, -1])
 
     def generate(
         self,

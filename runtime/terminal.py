@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.generation import Piece
 from clada.runtime.telemetry import MeanStats, TokenStats, mean_stats
 

@@ -2,8 +2,8 @@
 
 from tokenizers import Tokenizer
 
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import TOKENIZER_NAME, Artefact
+from clada.contract.artefact import TOKENIZER_NAME, Artefact
+from clada.errors import CladaError
 
 
 def load_tokenizer(artefact: Artefact) -> Tokenizer:

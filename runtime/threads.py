@@ -2,7 +2,7 @@
 
 import os
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 # All of them are started. More than the processors is slow, and far more never what was meant.
 MOST_THREADS = 8 * (os.cpu_count() or 1)

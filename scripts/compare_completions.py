@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from clada.command_line import exit_code
+from clada.contract.files import check_writable, write
+from clada.errors import CladaError
 from clada.evaluation.statistics import mean_with_interval
 from clada.exporter.calibration_text import digest, read_texts
-from clada.exporter.output import check_writable, write
-from clada.plugins.command_line import exit_code
-from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.find_model import find_model
 from clada.runtime.generation import Completion

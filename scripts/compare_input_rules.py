@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clada.command_line import exit_code
+from clada.contract.files import check_writable, write
+from clada.errors import CladaError, UnreachableError
 from clada.evaluation.input_rules import (
     BLOCK,
     PARTS,
@@ -36,12 +39,9 @@ from clada.evaluation.teal_search import Descent, search
 from clada.exporter.calibration_text import digest, read_texts, sample_file, token_rows
 from clada.exporter.checkpoint import load_model
 from clada.exporter.decode_pass import Texts
-from clada.exporter.output import check_writable, write
 from clada.exporter.patch import sparsify
 from clada.exporter.price import Worth
 from clada.exporter.products import Product, find_products
-from clada.plugins.command_line import exit_code
-from clada.plugins.errors import CladaError, UnreachableError
 
 ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clada.contract.artefact import open_artefact
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.sparse_sites import sparsified
 from clada.exporter.verify import greedy_tokens, load_constants
 from clada.runtime import GenerationConfig, SamplingConfig, Session
-from clada.runtime.artefact import open_artefact
 from clada.runtime.telemetry import mean_stats
 
 ROOT = Path(__file__).resolve().parent.parent

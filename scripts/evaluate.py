@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+from clada.contract.files import write
+from clada.contract.manifest import Policy
+from clada.errors import UnreachableError
 from clada.evaluation.baselines import RULES, baseline
 from clada.evaluation.evaluate import evaluate
 from clada.evaluation.regression import regress, write_regression
@@ -28,12 +31,9 @@ from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.calibration_text import read_texts, sample_file, token_rows
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.output import write
 from clada.exporter.patch import sparsify
 from clada.exporter.policies import PARTS, POLICIES, without
-from clada.plugins.errors import UnreachableError
 from clada.runtime import Session
-from clada.runtime.manifest import Policy
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -21,7 +21,7 @@ def main() -> int:
             print(f"error: {name} is not installed for {sys.executable}; install it, torch with CUDA", file=sys.stderr)
             return 1
     from clada.benchmark.gpu.suite import main as suite
-    from clada.plugins.command_line import exit_code
+    from clada.command_line import exit_code
 
     return exit_code(lambda: suite(ROOT))
 

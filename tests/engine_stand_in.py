@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from clada.contract.engine_record import IN_PLACE, EngineRecord, Profile
 from clada.runtime.backends.device_score import FACTORS, accumulation
 from clada.runtime.backends.engine import EngineModel
 from clada.runtime.backends.engine_in_place import EngineInPlaceModel
 from clada.runtime.backends.engine_session import EngineSession
 from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Execution, create_session
-from clada.runtime.engine_record import IN_PLACE, EngineRecord, Profile
 
 ALIGNMENT = 256
 STREAM = 7

@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from clada.plugins.errors import CladaError
-from clada.plugins.onnxruntime import register
-from clada.plugins.ops import (
+from clada.errors import CladaError
+from clada.ops import (
     LOAD_SIGNAL,
     OPS,
     QUANTIZED,
@@ -23,7 +22,8 @@ from clada.plugins.ops import (
     SPARSE_GATED_FFN,
     SPARSE_LINEAR,
 )
-from clada.plugins.ops.record import Array, Case, Op, check_inputs
+from clada.ops.record import Array, Case, Op, check_inputs
+from clada.plugins.onnxruntime import register
 from tests.native.cases import check_outputs, large_case, large_linear_case, rounded_case
 from tests.op_backends import body_model, make_constant
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clada.runtime.manifest import MANIFEST_NAME
-from clada.runtime.pieces import file_hash
-from clada.runtime.sealed_json import SEAL, sealed
+from clada.contract.manifest import MANIFEST_NAME
+from clada.contract.pieces import file_hash
+from clada.contract.sealed_json import SEAL, sealed
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import onnx
 import onnxruntime
 import torch
 
-from clada.plugins.errors import CladaError
-from clada.plugins.onnx import function_proto
+from clada.errors import CladaError
+from clada.ops import DOMAIN, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION, Op
+from clada.ops.onnx import function_proto
+from clada.ops.record import Array
+from clada.ops.torch import torch_op
 from clada.plugins.onnxruntime import register
-from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION, Op
-from clada.plugins.ops.record import Array
-from clada.plugins.torch import torch_op
 
 OPSETS = (20, 23)
 

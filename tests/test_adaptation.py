@@ -9,8 +9,8 @@ from clada.exporter.decode_pass import Decoded, Texts
 from clada.exporter.patch import sparsify
 from clada.exporter.policies import POLICIES, Policy, without
 from clada.exporter.scale_map import FACTORS
-from clada.plugins.ops import LOAD_SIGNAL
-from clada.plugins.torch import torch_op
+from clada.ops import LOAD_SIGNAL
+from clada.ops.torch import torch_op
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 
 CLADA = POLICIES["clada"]

@@ -13,15 +13,14 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from clada.contract.artefact import open_artefact
+from clada.contract.calibrated_values import check_graph
+from clada.contract.manifest import MANIFEST_NAME, AnticipationSection
+from clada.errors import CladaError
 from clada.exporter.staging import staged
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL
+from clada.ops import LOAD_SIGNAL, graph_names
 from clada.runtime import Session
-from clada.runtime.artefact import open_artefact
-from clada.runtime.calibrated_values import check_graph
 from clada.runtime.cli import main as clada_main
-from clada.runtime.manifest import MANIFEST_NAME, AnticipationSection
 from tests.checkpoints import VOCABULARY
 from tests.links import LAYOUTS
 from tests.manifests import vouch_for
@@ -181,7 +180,7 @@ def changed(values: np.ndarray, at: int, value: float) -> np.ndarray:
 NAN, INF = float("nan"), float("inf")
 THRESHOLD = np.full(88, 0.5, np.float32)
 KNOTS = np.linspace(0, 1, 9, dtype=np.float32)
-PROBE = dict(zip(graph.ANTICIPATION, graph.anticipation(1), strict=True))
+PROBE = dict(zip(graph_names.ANTICIPATION, graph_names.anticipation(1), strict=True))
 GOOD_PROBE = {
     PROBE["weight"]: np.zeros(48, np.float32),
     PROBE["load_weight"]: np.float32(0).reshape(()),

@@ -20,13 +20,13 @@ import torch
 from safetensors.numpy import load_file, save
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSequenceClassification
 
+from clada.contract.artefact import in_place_name, open_artefact
+from clada.contract.manifest import MANIFEST_NAME, parse_manifest
+from clada.contract.pieces import piece_hashes
+from clada.contract.sealed_json import sealed
+from clada.errors import CladaError
 from clada.exporter.cli import main as export_main
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import in_place_name, open_artefact
 from clada.runtime.cli import main as clada_main
-from clada.runtime.manifest import MANIFEST_NAME, parse_manifest
-from clada.runtime.pieces import piece_hashes
-from clada.runtime.sealed_json import sealed
 from tests.checkpoints import random_model, tiny_tokenizer
 from tests.conftest import DEMO_MODEL
 from tests.manifests import edit_manifest, read_manifest, vouch_for

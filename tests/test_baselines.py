@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from clada.errors import CladaError
 from clada.evaluation.baselines import RULES, baseline, calibration_texts, cett, fit, mean_read
 from clada.evaluation.evaluate import evaluate
 from clada.evaluation.reference import dense_logits
@@ -17,8 +18,7 @@ from clada.exporter.checkpoint import load_model
 from clada.exporter.decode_pass import Texts
 from clada.exporter.neurons import matrix_names
 from clada.exporter.patch import sparse_layers, sparsify
-from clada.plugins.errors import CladaError
-from clada.plugins.torch import ACTIVATIONS
+from clada.ops.torch import ACTIVATIONS
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, tiny_tokenizer, write_checkpoint
 from tests.conftest import DEMO_MODEL, ROOT
 

@@ -21,13 +21,13 @@ from clada.benchmark.sessions import Bound
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import SHAPES
 from clada.benchmark.targets import target_lines, targets
+from clada.contract.artefact import open_artefact
+from clada.errors import CladaError
 from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
-from clada.plugins.errors import CladaError
+from clada.ops import SPARSE_GATED_FFN
+from clada.ops.block_quantization import quantize
 from clada.plugins.onnxruntime import library
-from clada.plugins.ops import SPARSE_GATED_FFN
-from clada.plugins.ops.block_quantization import quantize
-from clada.runtime.artefact import open_artefact
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import write_checkpoint
 from tests.test_bad_input import fails_with

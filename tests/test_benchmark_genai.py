@@ -13,7 +13,7 @@ from clada.benchmark.footprint import footprint
 from clada.benchmark.genai import SHARE, genai_contenders, written_models
 from clada.benchmark.shapes import SHAPES
 from clada.benchmark.tokens import random_tokens
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.cli import main as clada_main
 from tests.exhaustive import exhaustive
 from tests.test_bad_input import fails_with

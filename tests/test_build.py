@@ -15,21 +15,10 @@ import pytest
 import tensorrt_rtx
 import torch
 
-from clada.exporter import trace as tracing
-from clada.exporter.families import FAMILIES
-from clada.exporter.patch import sparsify
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, VERSION
-from clada.runtime.artefact import CONFIG_NAME
-from clada.runtime.building import build, package
-from clada.runtime.building.build import BuildConfig, build_engine, check_engine
-from clada.runtime.building.imported_ops import check_imported
-from clada.runtime.building.kv_cache import cut_cache, window_of
-from clada.runtime.building.progress import progress_monitor
-from clada.runtime.cli import main
-from clada.runtime.engine_record import COPIED, IN_PLACE, PREFILL, read_record, record_path, write_record
-from clada.runtime.manifest import MANIFEST_NAME
-from clada.runtime.onnx_file import (
+from clada.contract.artefact import CONFIG_NAME
+from clada.contract.engine_record import COPIED, IN_PLACE, PREFILL, read_record, record_path, write_record
+from clada.contract.manifest import MANIFEST_NAME
+from clada.contract.onnx_wire import (
     Constant,
     Node,
     constants_of,
@@ -39,8 +28,19 @@ from clada.runtime.onnx_file import (
     opset_of,
     without_functions,
 )
-from clada.runtime.pieces import file_hash
-from clada.runtime.sealed_json import SEAL, sealed
+from clada.contract.pieces import file_hash
+from clada.contract.sealed_json import SEAL, sealed
+from clada.errors import CladaError
+from clada.exporter import trace as tracing
+from clada.exporter.families import FAMILIES
+from clada.exporter.patch import sparsify
+from clada.ops import DOMAIN, LOAD_SIGNAL, VERSION
+from clada.runtime.building import build, package
+from clada.runtime.building.build import BuildConfig, build_engine, check_engine
+from clada.runtime.building.imported_ops import check_imported
+from clada.runtime.building.kv_cache import cut_cache, window_of
+from clada.runtime.building.progress import progress_monitor
+from clada.runtime.cli import main
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 from tests.exhaustive import exhaustive, few
 from tests.manifests import describe_graph, vouch_for

@@ -14,16 +14,16 @@ import pytest
 import tensorrt_rtx
 import torch
 
+from clada.contract.artefact import CONFIG_NAME, data_name
+from clada.contract.onnx_wire import nodes_of, without_functions
+from clada.errors import CladaError
 from clada.exporter import trace as tracing
 from clada.exporter.packed_weights import read_packed
 from clada.exporter.patch import sparsify
 from clada.exporter.quantization import QuantizationConfig, quantize_model
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION
-from clada.runtime.artefact import CONFIG_NAME, data_name
+from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION
 from clada.runtime.building.packed_weights import keep_packed
 from clada.runtime.building.quantization_scales import check_scales_of
-from clada.runtime.onnx_file import nodes_of, without_functions
 from tests.checkpoints import LAYERS, NEURONS, random_model
 from tests.exhaustive import few
 from tests.manifests import describe_graph, vouch_for

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clada.errors import CladaError, UnreachableError
 from clada.exporter import calibrate as calibration
 from clada.exporter import export as exporting
 from clada.exporter import neuron_export
@@ -16,7 +17,6 @@ from clada.exporter.neurons import activations, outward_matrix
 from clada.exporter.patch import sparsify
 from clada.exporter.policies import POLICIES, Policy
 from clada.exporter.selection import pools_of
-from clada.plugins.errors import CladaError, UnreachableError
 from tests.checkpoints import NEURONS, random_model, tiny_tokenizer
 from tests.conftest import HALF_OF_NEURONS
 from tests.demo_model import patched_demo, rows_for

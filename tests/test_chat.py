@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from clada.plugins.command_line import progress
-from clada.plugins.errors import CladaError
+from clada.command_line import progress
+from clada.errors import CladaError
 from clada.runtime import GenerationConfig, Piece, SamplingConfig, Session
 from clada.runtime.cli import main
 from clada.runtime.conversation import fit

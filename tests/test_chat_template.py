@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME
+from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME
+from clada.errors import CladaError
 from clada.runtime.chat_template import render, render_chat, special_tokens
 from tests.plain_folder import PlainFolder
 
@@ -265,7 +265,7 @@ HOSTILE = {
 # Renders templates where only so much more memory is to be had; says what came of each and its seconds.
 PROGRAM = """
 import json, pathlib, resource, sys, time
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.chat_template import render
 render("{{ messages | tojson }}", [{"role": "user", "content": "warm"}], {})
 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])

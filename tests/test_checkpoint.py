@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from clada.errors import CladaError
 from clada.exporter.checkpoint import load_model
-from clada.plugins.errors import CladaError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

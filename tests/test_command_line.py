@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from clada.command_line import exit_code, one_line
+from clada.errors import CladaError
 from clada.exporter.cli import main as export_main
-from clada.plugins.command_line import exit_code, one_line
-from clada.plugins.errors import CladaError
 from clada.runtime.cli import main as clada_main
 from tests.conftest import ROOT
 
@@ -242,9 +242,7 @@ def test_a_full_standard_output(places, words):
 @pytest.mark.fault("command line", "a terminal of ASCII or Latin-1", now="a question mark for what it does not have")
 def test_a_terminal_without_the_character(places):
     for encoding in ("latin-1", "ascii"):
-        code = (
-            "from clada.plugins.command_line import exit_code; import sys; sys.exit(exit_code(lambda: print('a → b')))"
-        )
+        code = "from clada.command_line import exit_code; import sys; sys.exit(exit_code(lambda: print('a → b')))"
         call = [sys.executable, "-c", code]
         result = subprocess.run(
             call, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": encoding}

@@ -13,8 +13,8 @@ import pytest
 
 from clada.benchmark.gpu.build import write_op_table
 from clada.benchmark.gpu.model_needs import headers
-from clada.plugins.ops import LOAD_SIGNAL, OPS, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN
-from clada.plugins.ops.record import Array, Case, Op, evaluate
+from clada.ops import LOAD_SIGNAL, OPS, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN
+from clada.ops.record import Array, Case, Op, evaluate
 from tests.conftest import ROOT
 from tests.native.cases import check_outputs, sized_case
 from tests.op_backends import body_model, make_constant

@@ -15,14 +15,14 @@ import onnxruntime
 import pytest
 
 import clada.plugins.onnxruntime.library
+from clada.contract.pool import CLOSED_TOKENS, HostScore
+from clada.errors import CladaError
 from clada.exporter import trace as tracing
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.patch import sparsify
 from clada.exporter.steps import random_step
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.ops import OPS, graph_names
 from clada.plugins.onnxruntime import CUDA_PROVIDER, library_path, register
-from clada.plugins.ops import OPS
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.backends.cuda import GRAPH_ID, check_runs_on_cuda
 from clada.runtime.backends.device import DeviceModel
@@ -32,7 +32,6 @@ from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.memory import Slab, put, read
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
 from clada.runtime.cli import main as clada_main
-from clada.runtime.pool import CLOSED_TOKENS, HostScore
 from clada.runtime.telemetry import TokenStats
 from tests.checkpoints import random_model, write_checkpoint
 from tests.conftest import HALF_OF_NEURONS, built_for_cuda
@@ -148,11 +147,11 @@ def test_fixed_shapes_keep_what_a_graph_is_captured_of(tiny_artefact, monkeypatc
     def watched(binding, options):
         graph_id = options.get_run_config_entry(GRAPH_ID)
         shapes = bound[id(binding)]
-        assert (graph_id == "-1") == (shapes["input", graph.INPUT_IDS][0] != (1, 1))
+        assert (graph_id == "-1") == (shapes["input", graph_names.INPUT_IDS][0] != (1, 1))
         if graph_id != "-1":
             held = [value.data_ptr() for value in binding.get_outputs()]
             assert graphs.setdefault(graph_id, (dict(shapes), held)) == (shapes, held)
-            assert shapes["input", graph.ATTENTION_MASK][0] in {(1, 64), (1, 128)}
+            assert shapes["input", graph_names.ATTENTION_MASK][0] in {(1, 64), (1, 128)}
         return run(binding, options)
 
     monkeypatch.setattr(session._single._session, "run_with_iobinding", watched)
@@ -171,7 +170,7 @@ def test_only_what_is_new_goes_to_the_device(tiny_artefact, monkeypatch):
     session.decode(state, [7])
     written.clear()
     session.decode(state, [9])
-    assert written == [graph.INPUT_IDS, graph.POSITION_IDS, "fade", "inside", "outside"]
+    assert written == [graph_names.INPUT_IDS, graph_names.POSITION_IDS, "fade", "inside", "outside"]
     latest = state.cache.buffers.latest
     assert np.shares_memory(state.logits, latest)
     with pytest.raises(ValueError, match="read-only"):
@@ -219,15 +218,15 @@ def test_logits_of_all_positions(tmp_path):
     caches = [m.empty_cache(2) for m in (host, device)]
     past = np.zeros((2, host.vocabulary), np.float32)
     for length, before in ((5, 0), (1, 5), (3, 6), (1, 9)):
-        inputs = step_inputs(random_step(model, 2, length, before, seed=length)) | {graph.PAST_LOGITS: past}
+        inputs = step_inputs(random_step(model, 2, length, before, seed=length)) | {graph_names.PAST_LOGITS: past}
         given = []
         for at, runner in enumerate((host, device)):
-            outputs, caches[at] = runner.step(inputs, caches[at], [graph.LOGITS, graph.LOAD])
+            outputs, caches[at] = runner.step(inputs, caches[at], [graph_names.LOGITS, graph_names.LOAD])
             given.append(outputs)
-        for name in (graph.LOGITS, graph.LOAD):
+        for name in (graph_names.LOGITS, graph_names.LOAD):
             np.testing.assert_array_equal(given[0][name], given[1][name])
-        assert given[1][graph.LOGITS].shape[1] == length
-        past = given[1][graph.LOGITS][:, -1]
+        assert given[1][graph_names.LOGITS].shape[1] == length
+        past = given[1][graph_names.LOGITS][:, -1]
 
 
 def test_the_accumulation_is_a_valid_graph():
@@ -241,7 +240,7 @@ def test_a_running_score_rounds_as_on_the_host():
     start = [rng.random(shape, np.float32) for shape in shapes]
     session = onnxruntime.InferenceSession(accumulation(), providers=["CPUExecutionProvider"])
     scores = [HostScore(start), DeviceScore(session, start, "cpu")]
-    used = Slab({graph.score(n): (shape, np.float32) for n, shape in enumerate(shapes)}, "cpu")
+    used = Slab({graph_names.score(n): (shape, np.float32) for n, shape in enumerate(shapes)}, "cpu")
     masks = [rng.random(shape) < 0.5 for shape in shapes]
     for step in range(20):
         if step == 9:
@@ -249,7 +248,7 @@ def test_a_running_score_rounds_as_on_the_host():
         if step == 15:
             scores = copy.deepcopy(scores)
         share = [rng.random(shape, np.float32) for shape in shapes]
-        used.write({graph.score(n): values for n, values in enumerate(share)})
+        used.write({graph_names.score(n): values for n, values in enumerate(share)})
         factors = [rng.random((3, 1), np.float32) for _ in range(3)]
         scores[0].add(share, masks, *factors)
         scores[1].add(used, masks, *factors)

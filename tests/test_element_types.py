@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 
 from clada.benchmark.storage import initializer
-from clada.plugins.errors import CladaError
-from clada.plugins.onnx import function_proto
+from clada.errors import CladaError
+from clada.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_LINEAR, VERSION
+from clada.ops.onnx import function_proto
 from clada.plugins.onnxruntime import register
-from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_LINEAR, VERSION
 from clada.runtime.backends.onnxruntime import Execution, create_session
 
 WIDTH, OUTPUTS, OPSET = 1024, 64, 20

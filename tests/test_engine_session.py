@@ -19,9 +19,13 @@ import onnx
 import onnxruntime
 import pytest
 
+from clada.contract.engine_record import COPIED, IN_PLACE, EngineRecord, read_record, record_path, write_record
+from clada.contract.manifest import MANIFEST_NAME
+from clada.contract.pieces import file_hash
+from clada.contract.pool import CLOSED_TOKENS
+from clada.errors import CladaError
 from clada.exporter.export import ExportConfig, export
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.ops import graph_names
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.backends.driver import why_no_gpu
 from clada.runtime.backends.engine import EngineModel
@@ -31,11 +35,7 @@ from clada.runtime.backends.tensorrt import build_accumulation
 from clada.runtime.building.package import log_of
 from clada.runtime.building.profiles import Limits, profiles_for
 from clada.runtime.cli import main as clada_main
-from clada.runtime.engine_record import COPIED, IN_PLACE, EngineRecord, read_record, record_path, write_record
 from clada.runtime.generation import generate
-from clada.runtime.manifest import MANIFEST_NAME
-from clada.runtime.pieces import file_hash
-from clada.runtime.pool import CLOSED_TOKENS
 from tests.checkpoints import write_checkpoint
 from tests.conftest import HALF_OF_NEURONS
 from tests.engine_stand_in import HostMemory, host_model
@@ -187,7 +187,7 @@ def write_in_place_engine(model: Path) -> Path:
             for node in proto.graph.node:
                 node.input[:] = [f"every.{value.name}" if name == value.name else name for name in node.input]
             proto.graph.node.append(onnx.helper.make_node("Identity", [concat.input[1]], [value.name]))
-            value.type.tensor_type.shape.dim[2].dim_param = graph.SEQUENCE_LENGTH
+            value.type.tensor_type.shape.dim[2].dim_param = graph_names.SEQUENCE_LENGTH
     onnx.save(proto, str(model.with_name("in_place.onnx")))
     profiles = profiles_for(_Network(model), Limits(MAX_BATCH, MAX_PROMPT, SLOTS), IN_PLACE)
     engine = write_engine(model, kv_cache=IN_PLACE, capacity=SLOTS, profiles=profiles)
@@ -293,7 +293,7 @@ def test_only_what_is_new_goes_to_the_gpu(copy, stood_in, monkeypatch):
     write = Slab.write
     monkeypatch.setattr(Slab, "write", lambda self, arrays: (written.extend(sorted(arrays)), write(self, arrays)))
     session.decode(state, [9])
-    inputs = [graph.INPUT_IDS, graph.POSITION_IDS, graph.ATTENTION_MASK]
+    inputs = [graph_names.INPUT_IDS, graph_names.POSITION_IDS, graph_names.ATTENTION_MASK]
     assert written == [*inputs, "fade", "inside", "outside"]
 
 
@@ -336,8 +336,8 @@ def test_shapes_that_no_profile_takes_are_refused(copy, stood_in):
     engine = write_engine(copy)
     session = Session(engine)
     short = [dataclasses.replace(p, shapes=dict(p.shapes)) for p in stood_in[0]._record.profiles]
-    low, usual, _ = short[0].shapes[graph.INPUT_IDS]
-    short[0].shapes[graph.INPUT_IDS] = (low, usual, (1, 8))
+    low, usual, _ = short[0].shapes[graph_names.INPUT_IDS]
+    short[0].shapes[graph_names.INPUT_IDS] = (low, usual, (1, 8))
     session = Session(write_engine(copy, profiles=short))
     with pytest.raises(CladaError, match=r"prefill profile does not take input_ids at shape \[1, 9\]: build it again"):
         session.prefill([[7] * 9])
@@ -513,7 +513,7 @@ def test_a_driver_that_tensorrt_cannot_use_is_told(engine, driver):
 _MEMORY = """
 import gc
 import numpy as np
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.backends.driver import Gpu
 from clada.runtime.backends.memory import Slab, read
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from clada.errors import CladaError
 from clada.evaluation.artefact import evaluate_artefact
 from clada.evaluation.cloze import CONTEXT_IN_DECODE, identifiers
 from clada.evaluation.evaluate import evaluate
@@ -28,7 +29,6 @@ from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.patch import sparsify
 from clada.exporter.verify import load_constants, scale_of_load
-from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint

@@ -13,18 +13,18 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from clada.contract.artefact import file_hash
+from clada.errors import CladaError
 from clada.exporter import cli, trace, verify
 from clada.exporter.calibration_text import read_texts, sample_file
 from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.families import FAMILIES
 from clada.exporter.patch import sparsify
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL
-from clada.plugins.ops.record import evaluate
+from clada.ops import LOAD_SIGNAL
+from clada.ops.record import evaluate
 from clada.runtime import GenerationConfig, Session
 from clada.runtime import cli as runtime_cli
-from clada.runtime.artefact import file_hash
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY
 from tests.conftest import HALF_OF_NEURONS
 from tests.exhaustive import exhaustive, few

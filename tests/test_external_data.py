@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.backends.external_data import check_external_data
 from clada.runtime.backends.onnxruntime import Execution, create_session
 

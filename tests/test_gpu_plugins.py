@@ -17,9 +17,9 @@ from clada.benchmark.gpu.plugin_build import build_plugins
 from clada.benchmark.gpu.plugins import Plugins, load_plugins
 from clada.benchmark.gpu.tables import LeftOut
 from clada.benchmark.timing import wall_seconds
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL, OPS
-from clada.plugins.ops.record import FLOAT_TYPES
+from clada.errors import CladaError
+from clada.ops import LOAD_SIGNAL, OPS
+from clada.ops.record import FLOAT_TYPES
 from tests.conftest import ROOT
 
 KERNELS = ROOT / "plugins" / "kernels"

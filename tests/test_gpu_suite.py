@@ -33,9 +33,9 @@ from clada.benchmark.report import Row, Table
 from clada.benchmark.shapes import SHAPES
 from clada.benchmark.thresholds import exact_share
 from clada.benchmark.timing import wall_seconds
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN
-from clada.plugins.ops.record import FLOAT_TYPES, Op
+from clada.errors import CladaError
+from clada.ops import OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.ops.record import FLOAT_TYPES, Op
 from tests.conftest import ROOT
 
 SHAPE = SHAPES["tiny"]

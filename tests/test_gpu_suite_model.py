@@ -18,7 +18,7 @@ from clada.benchmark.gpu.custom_ops import build_custom_ops
 from clada.benchmark.gpu.model_needs import headers, missing
 from clada.benchmark.gpu.tables import IN_GRAPH, LAUNCHED, LeftOut, Timing
 from clada.benchmark.gpu.targets import MODEL, targets
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.plugins.onnxruntime import library as libraries
 from clada.plugins.onnxruntime import library_path, use_library
 from tests.conftest import ROOT

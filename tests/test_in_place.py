@@ -10,6 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
+from clada.contract.artefact import data_name, in_place_name
+from clada.errors import CladaError
 from clada.exporter import trace as tracing
 from clada.exporter.cli import main as export_main
 from clada.exporter.decoder import Decoder
@@ -19,10 +21,8 @@ from clada.exporter.onnxruntime_graph import DOMAIN, drop_reshapes
 from clada.exporter.patch import sparsify
 from clada.exporter.rotary import OP as ROTARY
 from clada.exporter.steps import constants, first_step, next_step, random_step
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.ops import graph_names
 from clada.runtime import GenerationConfig, Session
-from clada.runtime.artefact import data_name, in_place_name
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel, older_than
 from clada.runtime.cli import main as clada_main
@@ -88,9 +88,9 @@ def exported(tmp_path_factory):
 
 
 def step_inputs(step: dict) -> dict[str, np.ndarray]:
-    names = [graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS]
+    names = [graph_names.INPUT_IDS, graph_names.ATTENTION_MASK, graph_names.POSITION_IDS, graph_names.PAST_LOGITS]
     return {name: step[name].numpy() for name in names} | {
-        graph.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])
+        graph_names.pool(n): pool.numpy() for n, pool in enumerate(step["pools"])
     }
 
 
@@ -101,8 +101,8 @@ def run_steps(variant, lengths, all_logits=False):
     cache = exported.empty_cache(1)
     decoder, values = Decoder(model, sparsity, load_map.surprisal_weight, all_logits), constants(sparsity, load_map)
     tokens = torch.randint(0, VOCABULARY, (1, sum(lengths)), generator=torch.Generator().manual_seed(5))
-    fetch = [graph.LOGITS, graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE]
-    fetch += [graph.score(n) for n in range(LAYERS)]
+    fetch = [graph_names.LOGITS, graph_names.LOAD, graph_names.SURPRISAL, graph_names.ENTROPY, graph_names.ACTIVE]
+    fetch += [graph_names.score(n) for n in range(LAYERS)]
     at = lengths[0]
     step = first_step(model, tokens[:, :at], torch.ones(1, at, dtype=torch.int64))
     inputs = step_inputs(step)
@@ -114,7 +114,7 @@ def run_steps(variant, lengths, all_logits=False):
         yield given, {name: tensor.numpy() for name, tensor in expected.items()}, cache, present
         step = next_step(step, tokens[:, at : at + length], logits, present)
         step["position_ids"] = torch.arange(at, at + length)[None]
-        inputs = step_inputs(step) | {graph.PAST_LOGITS: given[graph.LOGITS][:, -1]}
+        inputs = step_inputs(step) | {graph_names.PAST_LOGITS: given[graph_names.LOGITS][:, -1]}
         at += length
 
 
@@ -133,7 +133,7 @@ def test_steps_equal_pytorch(exported, family, dtype, opset, parts):
     for given, expected, cache, present in run_steps(exported(family, dtype, opset, parts), [61, *[1] * 7]):
         assert_close(given, expected, TOLERANCES[dtype])
         if dtype == torch.float32:
-            np.testing.assert_array_equal(given[graph.ACTIVE], expected[graph.ACTIVE])
+            np.testing.assert_array_equal(given[graph_names.ACTIVE], expected[graph_names.ACTIVE])
         capacities.append(cache.capacity)
         for buffer, tensor in zip(cache.buffers, present, strict=True):
             held, value = buffer[:, :, : cache.length], tensor.numpy()
@@ -176,18 +176,18 @@ def test_logits_outlive_the_next_step(exported):
     for given, *_ in run_steps(exported("mistral"), [7, 1, 1, 1, 1]):
         if last is not None:
             np.testing.assert_array_equal(last[0], last[1])
-            assert not np.array_equal(last[1], given[graph.LOGITS])
-        last = given[graph.LOGITS], given[graph.LOGITS].copy()
+            assert not np.array_equal(last[1], given[graph_names.LOGITS])
+        last = given[graph_names.LOGITS], given[graph_names.LOGITS].copy()
 
 
 def test_cache_ends_where_the_context_does(exported):
     model, *_, path = exported("gpt_neox")
     exported_model = InPlaceModel(path, context_length=100)
     step = random_step(model, 1, 70, 0)
-    _, cache = exported_model.step(step_inputs(step), exported_model.empty_cache(1), [graph.LOGITS])
+    _, cache = exported_model.step(step_inputs(step), exported_model.empty_cache(1), [graph_names.LOGITS])
     assert cache.capacity == 100
     with pytest.raises(CladaError, match="the text has 101 tokens; the model's context is 100"):
-        exported_model.step(step_inputs(random_step(model, 1, 31, 70)), cache, [graph.LOGITS])
+        exported_model.step(step_inputs(random_step(model, 1, 31, 70)), cache, [graph_names.LOGITS])
 
 
 def test_padding_is_refused(exported):
@@ -196,7 +196,7 @@ def test_padding_is_refused(exported):
     step = random_step(model, 1, 5, 0)
     step["attention_mask"][:, 0] = 0
     with pytest.raises(CladaError, match="the text is padded"):
-        exported_model.step(step_inputs(step), exported_model.empty_cache(1), [graph.LOGITS])
+        exported_model.step(step_inputs(step), exported_model.empty_cache(1), [graph_names.LOGITS])
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
     assert_constants_are_kept(path, sparsity, load_map, portable.with_name(data_name(portable)))
     attention = [node for node in proto.graph.node if (node.domain, node.op_type) == (DOMAIN, OP)]
     assert len(attention) == LAYERS
-    assert [list(node.input[3:5]) for node in attention] == [list(graph.past(n)) for n in range(LAYERS)]
-    assert [list(node.output[1:]) for node in attention] == [list(graph.present(n)) for n in range(LAYERS)]
+    assert [list(node.input[3:5]) for node in attention] == [list(graph_names.past(n)) for n in range(LAYERS)]
+    assert [list(node.output[1:]) for node in attention] == [list(graph_names.present(n)) for n in range(LAYERS)]
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     shapes = {value.name: value.shape for value in [*session.get_inputs(), *session.get_outputs()]}

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.contract.engine_record import IN_PLACE, read_record
+from clada.errors import CladaError
+from clada.ops import graph_names
 from clada.runtime import Session
 from clada.runtime.cli import main
-from clada.runtime.engine_record import IN_PLACE, read_record
 from tests.checkpoints import LAYERS
 from tests.test_device import CONFIG, PROMPTS, SAMPLED, assert_same, on_device
 from tests.test_engine_session import on_host, stood_in, write_engine
@@ -63,5 +63,5 @@ def test_tensorrt_builds_it(artefact, capsys):
     record = read_record(artefact.with_suffix(".engine"))
     shapes = record.profiles[0].shapes
     assert len(shapes) == 5 + 2 * LAYERS
-    assert shapes[graph.EFFORT] == ((1,), (2,), (2,))
+    assert shapes[graph_names.EFFORT] == ((1,), (2,), (2,))
     assert record.kv_cache == IN_PLACE

@@ -11,6 +11,8 @@ import onnx
 import pytest
 import torch
 
+from clada.contract.artefact import artefact_files
+from clada.errors import CladaError
 from clada.exporter import cli, price_export
 from clada.exporter import export as exporting
 from clada.exporter.calibrate import CalibrationConfig
@@ -22,10 +24,8 @@ from clada.exporter.kept_calibration import kept_path
 from clada.exporter.packed_weights import read_packed
 from clada.exporter.product_quantization import hold_products
 from clada.exporter.products import find_products
-from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime import cli as runtime_cli
-from clada.runtime.artefact import artefact_files
 from tests.checkpoints import LAYERS, VOCABULARY, tiny_tokenizer, write_checkpoint
 from tests.exhaustive import few
 from tests.manifests import edit_manifest, read_manifest

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from clada.errors import UnreachableError
 from clada.evaluation.input_rules import BLOCK, compare, dense_rule, make_rule, part_weights, weigh
 from clada.evaluation.neuron_rules import NEURON_RULES, decode_neurons
 from clada.evaluation.statistics import exp_mean
@@ -14,7 +15,6 @@ from clada.evaluation.teal_search import blocks_of, error, kept_shares, search
 from clada.exporter.decode_pass import Texts
 from clada.exporter.patch import sparsify
 from clada.exporter.products import find_products
-from clada.plugins.errors import UnreachableError
 from tests.checkpoints import LAYERS, VOCABULARY, random_model
 
 PROMPT, LEAST, STEP = 8, 0.3, 0.04

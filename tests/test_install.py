@@ -96,7 +96,7 @@ def test_wheel_holds_only_clada(installed_sdist):
     names = zipfile.ZipFile(installed_sdist[0]).namelist()
     assert {name.split("/")[0] for name in names} == {"clada", "clada-0.1.0.dist-info"}
     packages = {name.split("/")[1] for name in names if name.count("/") > 1 and name.startswith("clada/")}
-    assert packages == {"benchmark", "evaluation", "exporter", "plugins", "runtime"}
+    assert packages == {"benchmark", "contract", "evaluation", "exporter", "ops", "plugins", "runtime"}
     assert "clada/py.typed" in names
     assert {"clada/exporter/data/calibration.jsonl", "clada/exporter/data/LICENSE-PSF.txt"} <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
@@ -223,12 +223,12 @@ def test_exporter_without_torch_says_what_to_install(clean_python):
     assert "pip install 'clada[export]'" in result.stderr
 
 
-LAYERS = ("plugins", "runtime", "exporter", "evaluation", "benchmark")
+LAYERS = ("ops", "contract", "plugins", "runtime", "exporter", "evaluation", "benchmark")
 
 
 @pytest.mark.parametrize("package", LAYERS)
 def test_nothing_imports_upward(package):
-    """The plugins know none of the others, the runtime not the exporter, and nothing knows the benchmark."""
+    """The ops know none of the others, the runtime not the exporter, and nothing knows the benchmark."""
     above = [f"clada.{name}" for name in LAYERS[LAYERS.index(package) + 1 :]]
     for path in (ROOT / "clada" / package).resolve().rglob("*.py"):
         imports = [line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]

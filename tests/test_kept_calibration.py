@@ -6,14 +6,14 @@ import numpy as np
 import onnx
 import pytest
 
+from clada.contract.artefact import open_artefact
+from clada.errors import CladaError
 from clada.exporter import export as exporting
 from clada.exporter import neuron_export
 from clada.exporter.calibrate import CalibrationConfig, calibrate
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.kept_calibration import kept_path
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import open_artefact
+from clada.ops import graph_names
 from tests.checkpoints import LAYERS, write_checkpoint
 from tests.conftest import HALF_OF_NEURONS
 
@@ -68,9 +68,9 @@ def test_rerun_takes_the_calibration_of_a_failed_export(source, tmp_path, monkey
     assert pools.sizes == calibration.pools.sizes
     np.testing.assert_array_equal(pools.prior, calibration.pools.prior)
     in_file = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
-    names = [*map(graph.threshold, range(LAYERS)), *map(graph.compensation, range(LAYERS))]
-    probed = next(n for n in range(LAYERS) if graph.anticipation(n)[0] in in_file)
-    for name, tensor in zip([*names, *graph.anticipation(probed)], tensors, strict=True):
+    names = [*map(graph_names.threshold, range(LAYERS)), *map(graph_names.compensation, range(LAYERS))]
+    probed = next(n for n in range(LAYERS) if graph_names.anticipation(n)[0] in in_file)
+    for name, tensor in zip([*names, *graph_names.anticipation(probed)], tensors, strict=True):
         np.testing.assert_array_equal(in_file[name], tensor.numpy(), err_msg=name)
 
 

@@ -14,15 +14,14 @@ import pytest
 import torch
 
 import clada.plugins.onnxruntime
+from clada.errors import CladaError
 from clada.exporter.checkpoint import load_model
 from clada.exporter.decoder import Decoder
 from clada.exporter.patch import sparse_layers, sparsify
 from clada.exporter.steps import constants, first_step
 from clada.exporter.verify import load_constants
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.ops import LOAD_SIGNAL, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN, graph_names
 from clada.plugins.onnxruntime import library_path, register
-from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
 from tests.op_backends import INSTRUCTIONS, body_model, make_constant
@@ -36,11 +35,11 @@ def decode_inputs(model: OnnxRuntimeModel, ids: list[int], at: int, past_logits)
     first = PROMPT_TOKENS if at == 0 else 1
     tokens = np.array([ids[:first] if at == 0 else ids[at : at + 1]], np.int64)
     return {
-        graph.INPUT_IDS: tokens,
-        graph.ATTENTION_MASK: np.ones((1, at + first), np.int64),
-        graph.POSITION_IDS: np.arange(at, at + first)[None],
-        graph.PAST_LOGITS: past_logits,
-        **{graph.pool(n): np.ones((1, f), np.bool_) for n, f in enumerate(model.neurons)},
+        graph_names.INPUT_IDS: tokens,
+        graph_names.ATTENTION_MASK: np.ones((1, at + first), np.int64),
+        graph_names.POSITION_IDS: np.arange(at, at + first)[None],
+        graph_names.PAST_LOGITS: past_logits,
+        **{graph_names.pool(n): np.ones((1, f), np.bool_) for n, f in enumerate(model.neurons)},
     }
 
 
@@ -55,8 +54,15 @@ def test_native_session_computes_what_the_bodies_do(demo_artefact, demo_session,
     native = OnnxRuntimeModel(demo_artefact, Execution(2, "native", instructions=instructions))
     assert (bodies.kernels, native.kernels) == ("function bodies", f"native kernels, {instructions}")
     ids = demo_session.encode(TEXT)[: PROMPT_TOKENS + 48]
-    scores = [graph.score(n) for n in range(bodies.layers)]
-    fetch = [graph.LOGITS, graph.LOAD, graph.SURPRISAL, graph.ENTROPY, graph.ACTIVE, *scores]
+    scores = [graph_names.score(n) for n in range(bodies.layers)]
+    fetch = [
+        graph_names.LOGITS,
+        graph_names.LOAD,
+        graph_names.SURPRISAL,
+        graph_names.ENTROPY,
+        graph_names.ACTIVE,
+        *scores,
+    ]
     cache, past_logits, flips, compared = bodies.empty_cache(1), np.zeros((1, bodies.vocabulary), np.float32), 0, 0
     for at in [0, *range(PROMPT_TOKENS, len(ids))]:
         inputs = decode_inputs(bodies, ids, at, past_logits)
@@ -64,14 +70,14 @@ def test_native_session_computes_what_the_bodies_do(demo_artefact, demo_session,
         theirs, cache = bodies.step(inputs, cache, fetch)
         flipped = sum(int(((ours[name] > 0) != (theirs[name] > 0)).sum()) for name in scores)
         flips += flipped
-        past_logits = theirs[graph.LOGITS][:, -1]
-        for name in (graph.LOAD, graph.SURPRISAL, graph.ENTROPY):
+        past_logits = theirs[graph_names.LOGITS][:, -1]
+        for name in (graph_names.LOAD, graph_names.SURPRISAL, graph_names.ENTROPY):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
         if not flipped:
             compared += 1
-            np.testing.assert_array_equal(ours[graph.ACTIVE], theirs[graph.ACTIVE])
-            spread = np.ptp(theirs[graph.LOGITS])
-            assert np.abs(ours[graph.LOGITS] - theirs[graph.LOGITS]).max() <= 1e-5 * spread
+            np.testing.assert_array_equal(ours[graph_names.ACTIVE], theirs[graph_names.ACTIVE])
+            spread = np.ptp(theirs[graph_names.LOGITS])
+            assert np.abs(ours[graph_names.LOGITS] - theirs[graph_names.LOGITS]).max() <= 1e-5 * spread
     record_property("flipped", f"{flips} of {(len(ids) - PROMPT_TOKENS) * sum(bodies.neurons)} neurons")
     assert compared >= 46
     assert flips <= 3

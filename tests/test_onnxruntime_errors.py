@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
+from clada.ops import graph_names
 from clada.plugins.native_library import file_name
 from clada.runtime.backends import onnxruntime as backend
 from clada.runtime.backends.errors import ONNXRUNTIME_ERRORS, one_line_errors, reason_of
@@ -32,13 +32,13 @@ def load(path: Path, kernels: str) -> OnnxRuntimeModel:
 
 def read_tokens(model: OnnxRuntimeModel, ids: list[int]) -> None:
     inputs = {
-        graph.INPUT_IDS: np.array([ids], np.int64),
-        graph.ATTENTION_MASK: np.ones((1, len(ids)), np.int64),
-        graph.POSITION_IDS: np.arange(len(ids))[None],
-        graph.PAST_LOGITS: np.zeros((1, model.vocabulary), model.dtype),
-        **{graph.pool(n): np.ones((1, f), np.bool_) for n, f in enumerate(model.neurons)},
+        graph_names.INPUT_IDS: np.array([ids], np.int64),
+        graph_names.ATTENTION_MASK: np.ones((1, len(ids)), np.int64),
+        graph_names.POSITION_IDS: np.arange(len(ids))[None],
+        graph_names.PAST_LOGITS: np.zeros((1, model.vocabulary), model.dtype),
+        **{graph_names.pool(n): np.ones((1, f), np.bool_) for n, f in enumerate(model.neurons)},
     }
-    model.step(inputs, model.empty_cache(1), [graph.LOGITS])
+    model.step(inputs, model.empty_cache(1), [graph_names.LOGITS])
 
 
 @pytest.fixture

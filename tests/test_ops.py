@@ -9,13 +9,13 @@ import onnx
 import pytest
 import torch
 
-from clada.plugins.errors import CladaError
-from clada.plugins.onnx import function_proto, schema
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_GATED_FFN
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.record import Case, Op, evaluate
-from clada.plugins.torch import ACTIVATIONS as TORCH_ACTIVATIONS
-from clada.plugins.torch import torch_op
+from clada.errors import CladaError
+from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_GATED_FFN
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.onnx import function_proto, schema
+from clada.ops.record import Case, Op, evaluate
+from clada.ops.torch import ACTIVATIONS as TORCH_ACTIVATIONS
+from clada.ops.torch import torch_op
 from tests.conftest import ROOT
 from tests.op_backends import BACKENDS, body_model, make_constant
 

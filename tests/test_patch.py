@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from clada.errors import CladaError
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.families import FAMILIES
 from clada.exporter.patch import sparse_layers, sparsify
-from clada.plugins.errors import CladaError
 from tests.checkpoints import CONFIGS, LAYERS, NEURONS, VOCABULARY, random_model
 
 families = pytest.mark.parametrize("family", FAMILIES)

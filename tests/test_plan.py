@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from clada.errors import UnreachableError
 from clada.exporter.decode_pass import Decoded
 from clada.exporter.goal import Goal
 from clada.exporter.neurons import threshold
 from clada.exporter.plan import CostHistogram, level_of, plan, predicted_cost
-from clada.plugins.errors import UnreachableError
 
 # Costs and prices lie on powers that no bin of a histogram separates otherwise than they do: results are exact.
 STEP = 0.125

@@ -5,10 +5,10 @@ import functools
 import pytest
 import torch
 
+from clada.errors import UnreachableError
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
 from clada.exporter.policies import POLICIES, without
-from clada.plugins.errors import UnreachableError
 from tests.demo_model import patched_demo
 from tests.token_by_token import Read, read_rows
 

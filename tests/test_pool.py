@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from clada.runtime import Session
-from clada.runtime.pool import (
+from clada.contract.pool import (
     CLOSED_TOKENS,
     MEMORY_TOKENS,
     REFRESH_TOKENS,
@@ -18,6 +17,7 @@ from clada.runtime.pool import (
     overdue,
     update_pools,
 )
+from clada.runtime import Session
 from tests.conftest import ROOT
 
 NEURONS = (12, 20)

@@ -9,6 +9,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from clada.command_line import _quietly
+from clada.contract.dial import DialPoint, effort_of_bytes
+from clada.errors import CladaError, UnreachableError
 from clada.exporter.calibration_rows import CalibrationRows
 from clada.exporter.input_pass import Run, decode_each
 from clada.exporter.price_calibration import SHARES, calibrate_price, choose
@@ -22,9 +25,6 @@ from clada.exporter.price_file import (
 )
 from clada.exporter.products import find_products
 from clada.exporter.progress import tracked
-from clada.plugins.command_line import _quietly
-from clada.plugins.errors import CladaError, UnreachableError
-from clada.runtime.dial import DialPoint, effort_of_bytes
 from tests.checkpoints import random_model
 from tests.test_input_probes import probe
 

@@ -13,6 +13,9 @@ import onnxruntime
 import pytest
 import torch
 
+from clada.contract.artefact import open_artefact
+from clada.contract.typed_json import plain
+from clada.errors import CladaError
 from clada.evaluation.artefact import evaluate_artefact
 from clada.evaluation.report_data import read_groups
 from clada.evaluation.result import result_json
@@ -32,14 +35,11 @@ from clada.exporter.product_quantization import quantize_products
 from clada.exporter.products import find_products
 from clada.exporter.quantization import QuantizationConfig, hold, linear_modules, quantize_model
 from clada.exporter.verify import load_constants
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import QUANTIZED
-from clada.plugins.ops.block_quantization import dequantize, quantize
+from clada.ops import QUANTIZED
+from clada.ops.block_quantization import dequantize, quantize
 from clada.runtime import GenerationConfig, Session
-from clada.runtime.artefact import open_artefact
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, session_options
 from clada.runtime.cli import main as clada_main
-from clada.runtime.typed_json import plain
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, ROOT
 from tests.demo_model import rows_for

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clada.errors import CladaError
 from clada.evaluation.regression import KL_FLOOR, active_share, log_kl, predicted, regress, write_regression
 from clada.evaluation.regression_plot import regression_figure
 from clada.evaluation.token_table import TokenTable, read_token_table
-from clada.plugins.errors import CladaError
 
 LAYERS, SEQUENCES, TOKENS = 12, 40, 100
 NEURONS = 100_000  # so many that rounding to whole neurons is nothing

@@ -11,13 +11,13 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from clada.command_line import exit_code
 from clada.evaluation.curves import curves_figure
 from clada.evaluation.heat_map import Cell, HeatMap, heat_map, load_colour
 from clada.evaluation.layer_plot import layers_figure
 from clada.evaluation.report import report_html
 from clada.evaluation.report_command import add_parser
 from clada.evaluation.report_data import read_groups
-from clada.plugins.command_line import exit_code
 from clada.runtime import Session, TokenStats
 from tests.browser import find_browser, look
 from tests.test_bad_input import fails_with

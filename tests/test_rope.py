@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from clada.errors import CladaError
 from clada.exporter import trace as tracing
 from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.calibration_text import read_texts, sample_file
@@ -18,7 +19,6 @@ from clada.exporter.patch import sparsify
 from clada.exporter.policies import POLICIES
 from clada.exporter.rope import check_rope, context_length
 from clada.exporter.verify import require_passed, verification_rows, verify
-from clada.plugins.errors import CladaError
 from clada.runtime import Session
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel
 from tests.checkpoints import write_checkpoint

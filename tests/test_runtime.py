@@ -14,14 +14,14 @@ import pytest
 import torch
 import transformers
 
+from clada.contract.pool import CLOSED_TOKENS
+from clada.errors import CladaError
 from clada.exporter.checkpoint import load_model
 from clada.exporter.patch import sparsify
 from clada.exporter.verify import greedy_tokens, load_constants
-from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session, TokenStats
 from clada.runtime.detokenize import TextStream
 from clada.runtime.model_settings import default_sampling, end_tokens
-from clada.runtime.pool import CLOSED_TOKENS
 from clada.runtime.sampling import probabilities
 from clada.runtime.telemetry import mean_stats
 from tests.checkpoints import random_model, tiny_tokenizer

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.sampling import SamplingConfig, _draw, probabilities, sample
 
 SEEN = np.array([3, 5, 5, 40])

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from clada.contract.artefact import PENDING_NAME, artefact_files, open_artefact
+from clada.errors import CladaError
 from clada.exporter import staging
 from clada.exporter.folder_lock import LOCK_NAME, locked
 from clada.exporter.staging import staged
-from clada.plugins.errors import CladaError
 from clada.runtime import Session
-from clada.runtime.artefact import PENDING_NAME, artefact_files, open_artefact
 from tests.manifests import edit_manifest, vouch_for
 
 NEW_POLICY = "another"
@@ -156,7 +156,7 @@ EXPORT = """
 import shutil, sys, time
 from pathlib import Path
 from clada.exporter.staging import staged
-from clada.plugins.command_line import exit_code
+from clada.command_line import exit_code
 
 def run():
     with staged(Path(sys.argv[2]) / "model.onnx", True) as folder:

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from clada.benchmark.gpu.plugin_build import build_probe, tensorrt_headers
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, VERSION
+from clada.errors import CladaError
+from clada.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, VERSION
 from clada.plugins.tensorrt import library, library_path, library_version, register
 from tests.conftest import ROOT, built_for_cuda
 from tests.tensorrt.checks import all_fields

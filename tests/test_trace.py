@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from clada.errors import CladaError
 from clada.exporter import trace as tracing
 from clada.exporter.anticipation import Anticipation
 from clada.exporter.decoder import Decoder, LoadMap
@@ -17,9 +18,7 @@ from clada.exporter.families import FAMILIES
 from clada.exporter.patch import Sparsity, sparsify
 from clada.exporter.steps import constant_names, constants, random_step
 from clada.exporter.verify import load_constants
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, PLUGIN_ATTRIBUTES
+from clada.ops import DOMAIN, LOAD_SIGNAL, PLUGIN_ATTRIBUTES, graph_names
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 from tests.exhaustive import exhaustive, few
 
@@ -135,7 +134,7 @@ def test_graph_equals_module(exported, family, opset, parts, batch, sequence, pa
             out, value = np.moveaxis(out, 2, 1)[real], np.moveaxis(value, 2, 1)[real]
         assert np.isfinite(out).all(), name
         np.testing.assert_allclose(out, value, atol=2e-4 * max(1.0, np.abs(value).max()), err_msg=name)
-    np.testing.assert_array_equal(given[graph.ACTIVE], expected[graph.ACTIVE])
+    np.testing.assert_array_equal(given[graph_names.ACTIVE], expected[graph_names.ACTIVE])
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
@@ -151,7 +150,7 @@ def test_prefill_is_dense_and_decode_sparse(exported, family, parts):
         "decode": (3, 1, 5),
     }.items():
         given, _ = run_both(*variant, random_step(model, *sizes))
-        active[name] = given[graph.ACTIVE].mean(axis=1).sum()
+        active[name] = given[graph_names.ACTIVE].mean(axis=1).sum()
     # Dense drops only what is exactly zero: nothing for SiLU, about half for ReLU.
     dense = LAYERS * NEURONS if family == "llama" else 0.35 * LAYERS * NEURONS
     assert min(active["prompt"], active["more prompt"], active["one token"]) >= dense
@@ -167,10 +166,10 @@ def test_load_opens_the_pool(exported):
     step["past_logits"][0, step["input_ids"][0]] = 50  # expected: no surprise, no entropy
     step["past_logits"][1, step["input_ids"][1]] = -50  # unexpected, and all else equally likely
     given, _ = run_both(*variant, step)
-    assert given[graph.LOAD][0] < 0.1
-    assert given[graph.LOAD][1] >= 0.9
-    assert given[graph.ACTIVE][:, 0].tolist() == [0] * LAYERS
-    assert (given[graph.ACTIVE][:, 1] > 0).all()
+    assert given[graph_names.LOAD][0] < 0.1
+    assert given[graph_names.LOAD][1] >= 0.9
+    assert given[graph_names.ACTIVE][:, 0].tolist() == [0] * LAYERS
+    assert (given[graph_names.ACTIVE][:, 1] > 0).all()
 
 
 @pytest.mark.parametrize("family", few(["llama", "opt"], ["llama"]))
@@ -180,17 +179,17 @@ def test_what_is_added_to_thresholds_leaves_prefill_alone(exported, family):
     prompt, decode = random_step(variant[0], 2, 7, 0), random_step(variant[0], 2, 1, 5)
     with torch.no_grad():
         dense = random_model(family)(prompt["input_ids"]).logits[:, -1:].numpy()
-    given = [run_both(*which, prompt)[0][graph.LOGITS] for which in (plain, variant)]
+    given = [run_both(*which, prompt)[0][graph_names.LOGITS] for which in (plain, variant)]
     for logits in given:
         np.testing.assert_allclose(logits, dense, atol=2e-4 * np.abs(dense).max())
-    given = [run_both(*which, decode)[0][graph.LOGITS] for which in (plain, variant)]
+    given = [run_both(*which, decode)[0][graph_names.LOGITS] for which in (plain, variant)]
     assert np.abs(given[0] - given[1]).max() > 0.05 * np.ptp(given[0])
 
 
 def test_a_probe_moves_the_layers_from_its_own_on(exported):
     """What the graph computes below the probe is what it computes without one."""
     plain, variant = exported("llama"), exported("llama", tracing.MINIMUM_OPSET, "clada")
-    active = [run_both(*which, random_step(variant[0], 3, 1, 5))[0][graph.ACTIVE] for which in (plain, variant)]
+    active = [run_both(*which, random_step(variant[0], 3, 1, 5))[0][graph_names.ACTIVE] for which in (plain, variant)]
     np.testing.assert_array_equal(active[0][:PROBED], active[1][:PROBED])
     assert (active[0][PROBED] != active[1][PROBED]).any()
 
@@ -201,7 +200,7 @@ def test_a_table_decides_by_token(exported):
     step = random_step(variant[0], 3, 1, 5)
     step["input_ids"][:, 0] = torch.tensor([5, 0, 6])
     given, _ = run_both(*variant, step)
-    active = given[graph.ACTIVE].sum(axis=0)
+    active = given[graph_names.ACTIVE].sum(axis=0)
     assert active[1] == LAYERS * NEURONS
     assert max(active[0], active[2]) < 0.9 * LAYERS * NEURONS
 
@@ -217,7 +216,7 @@ def test_padding_does_not_change_a_prompt(exported, parts):
     padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
     one, _ = run_both(*variant, alone)
     other, _ = run_both(*variant, padded)
-    for name in [graph.LOGITS, *(graph.score(n) for n in range(LAYERS))]:
+    for name in [graph_names.LOGITS, *(graph_names.score(n) for n in range(LAYERS))]:
         np.testing.assert_allclose(one[name], other[name], atol=1e-5, err_msg=name)
 
 
@@ -319,7 +318,7 @@ def test_all_logits_on_request(exported):
     model, *_, path = exported("llama", all_logits=True)
     step = random_step(model, 2, 7, 0)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    logits = session.run([graph.LOGITS], flat_inputs(step))[0]
+    logits = session.run([graph_names.LOGITS], flat_inputs(step))[0]
     with torch.no_grad():
         expected = model(step["input_ids"]).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=2e-4 * np.abs(expected).max())
@@ -352,6 +351,8 @@ def test_four_layers_are_traced(in_place_cache):
     model = random_model("llama", num_hidden_layers=4)
     traced = tracing.trace(model, sparsify(model), LOAD_MAP, in_place_cache=in_place_cache)
     sizes = {str(dim) for value in traced.graph.inputs for dim in value.shape if not isinstance(dim, int)}
-    wanted = {graph.SEQUENCE_LENGTH, graph.TOTAL_SEQUENCE_LENGTH}
-    wanted |= {graph.CACHE_CAPACITY} if in_place_cache else {graph.BATCH_SIZE, graph.PAST_SEQUENCE_LENGTH}
+    wanted = {graph_names.SEQUENCE_LENGTH, graph_names.TOTAL_SEQUENCE_LENGTH}
+    wanted |= (
+        {graph_names.CACHE_CAPACITY} if in_place_cache else {graph_names.BATCH_SIZE, graph_names.PAST_SEQUENCE_LENGTH}
+    )
     assert sizes == wanted

@@ -6,15 +6,14 @@ import onnxruntime
 import pytest
 import torch
 
+from clada.contract.artefact import in_place_name
+from clada.errors import CladaError
 from clada.exporter import trace as tracing
 from clada.exporter.decoder import Decoder
 from clada.exporter.products import find_products
 from clada.exporter.sparse_products import SparseProduct, sparse_products, sparsify_products
 from clada.exporter.steps import constants, first_step, next_step, random_step
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, SPARSE_LINEAR
-from clada.runtime.artefact import in_place_name
+from clada.ops import DOMAIN, SPARSE_LINEAR, graph_names
 from clada.runtime.backends.in_place import InPlaceModel
 from tests.checkpoints import LAYERS, VOCABULARY, random_model, tiny_tokenizer
 from tests.exhaustive import few
@@ -61,14 +60,14 @@ def test_graph_equals_module(exported, batch, sequence, past):
         decoder = Decoder(model, sparsity, LOAD_MAP.surprisal_weight)
         logits, present, score, load, *_, active, read = decoder(**step, **constants(sparsity, LOAD_MAP))
     assert score == []
-    np.testing.assert_allclose(found[graph.LOGITS], logits.numpy(), atol=1e-5)
-    np.testing.assert_array_equal(found[graph.ACTIVE], active.numpy())
-    np.testing.assert_allclose(found[graph.READ], read[0].numpy(), rtol=1e-6)
-    np.testing.assert_allclose(found[graph.LOAD], load.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found[graph_names.LOGITS], logits.numpy(), atol=1e-5)
+    np.testing.assert_array_equal(found[graph_names.ACTIVE], active.numpy())
+    np.testing.assert_allclose(found[graph_names.READ], read[0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(found[graph_names.LOAD], load.numpy(), atol=1e-5)
     for n, tensor in enumerate(present):
-        np.testing.assert_allclose(found[graph.present(n // 2)[n % 2]], tensor.numpy(), atol=1e-5)
+        np.testing.assert_allclose(found[graph_names.present(n // 2)[n % 2]], tensor.numpy(), atol=1e-5)
     is_decode = sequence == 1 and past > 0
-    assert (found[graph.READ] < 0.95).all() == is_decode
+    assert (found[graph_names.READ] < 0.95).all() == is_decode
 
 
 def test_in_place_steps_equal_the_module(exported):
@@ -80,13 +79,13 @@ def test_in_place_steps_equal_the_module(exported):
     step = first_step(model, tokens[:, :8], torch.ones(1, 8, dtype=torch.int64))
     names = ("input_ids", "attention_mask", "position_ids", "past_logits")
     for at in range(8, 13):
-        inputs = {name: step[name].numpy() for name in names} | {graph.EFFORT: np.ones(1, np.float32)}
-        found, cache = exported_model.step(inputs, cache, [graph.LOGITS, graph.ACTIVE, graph.READ])
+        inputs = {name: step[name].numpy() for name in names} | {graph_names.EFFORT: np.ones(1, np.float32)}
+        found, cache = exported_model.step(inputs, cache, [graph_names.LOGITS, graph_names.ACTIVE, graph_names.READ])
         with torch.no_grad():
             logits, present, *_, active, read = decoder(**step, **values)
-        np.testing.assert_allclose(found[graph.LOGITS], logits.numpy(), atol=1e-5)
-        np.testing.assert_array_equal(found[graph.ACTIVE], active.numpy())
-        np.testing.assert_allclose(found[graph.READ], read[0].numpy(), rtol=1e-6)
+        np.testing.assert_allclose(found[graph_names.LOGITS], logits.numpy(), atol=1e-5)
+        np.testing.assert_array_equal(found[graph_names.ACTIVE], active.numpy())
+        np.testing.assert_allclose(found[graph_names.READ], read[0].numpy(), rtol=1e-6)
         if at < 12:
             step = next_step(step, tokens[:, at : at + 1], logits, present)
 
@@ -96,7 +95,7 @@ def test_every_matrix_is_one_node_with_thresholds_of_its_own(exported):
     for file in (path, path.with_name(in_place_name(path))):
         nodes = [n for n in onnx.load(file, load_external_data=False).graph.node if n.domain == DOMAIN]
         ours = [node for node in nodes if node.op_type == SPARSE_LINEAR.name]
-        assert {node.input[2] for node in ours} == {graph.threshold(n) for n in range(PRODUCTS)}
+        assert {node.input[2] for node in ours} == {graph_names.threshold(n) for n in range(PRODUCTS)}
         assert len(ours) == PRODUCTS
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from clada.contract.pool import choose_pools, overdue, update_pools
 from clada.exporter.calibrate import Calibration
 from clada.exporter.decoder import Decoder, LoadMap
 from clada.exporter.patch import Sparsity, sparse_layers
 from clada.exporter.steps import constants, first_step, next_step
 from clada.exporter.verify import scale_of_load
-from clada.runtime.pool import choose_pools, overdue, update_pools
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from clada.exporter.patch import Sparsity
-from clada.plugins.ops.record import Op
+from clada.ops.record import Op
 
 _PLAIN = (str, int, float, bool, type(None), torch.dtype, torch.device)
 # What transformers notes of where a model and its configuration come from, which no graph does.

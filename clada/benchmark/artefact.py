@@ -22,7 +22,7 @@ from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import Settings
 from clada.benchmark.storage import save_beside
 from clada.benchmark.timing import measure
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime import Session
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import Execution

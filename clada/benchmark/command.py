@@ -7,7 +7,7 @@ from pathlib import Path
 from clada.benchmark.precisions import OF_MODELS, PRECISIONS
 from clada.benchmark.settings import CONTEXT, SHARES, Settings
 from clada.benchmark.shapes import SHAPES, TINY, WHATS
-from clada.plugins.command_line import add_quiet
+from clada.command_line import add_quiet
 
 
 def _run(args: argparse.Namespace) -> None:

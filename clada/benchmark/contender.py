@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clada.plugins.errors import CladaError
-from clada.plugins.ops.record import Array
+from clada.errors import CladaError
+from clada.ops.record import Array
 
 
 def dense(precision: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from clada.benchmark.shapes import Shape
 from clada.benchmark.tokens import random_tokens
-from clada.plugins.ops.record import Array
+from clada.ops.record import Array
 from clada.runtime import Session
 from clada.runtime.backends.onnxruntime import SPINNING
 

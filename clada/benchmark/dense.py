@@ -6,8 +6,8 @@ from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from clada.benchmark.storage import initializer, sizes, transposed, weight
-from clada.plugins.ops import DOMAIN, LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_GATED_FFN, SPARSE_LINEAR
-from clada.plugins.ops.block_quantization import dequantize
+from clada.ops import DOMAIN, LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.ops.block_quantization import dequantize
 
 
 def _zero(shape: list[int], dtype: type) -> onnx_ir.Node:

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir
 
 from clada.benchmark.storage import weight
+from clada.ops import DOMAIN
+from clada.ops.record import Array
 from clada.plugins.onnxruntime import library_path
-from clada.plugins.ops import DOMAIN
-from clada.plugins.ops.record import Array
 
 # Far beyond any cache.
 _BYTES = 1 << 29

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 _STATUS = Path("/proc/self/status")
 

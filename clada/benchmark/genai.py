@@ -27,7 +27,7 @@ from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import Shape
 from clada.benchmark.timing import measure
 from clada.benchmark.tokens import random_tokens
-from clada.runtime.artefact import data_name
+from clada.contract.artefact import data_name
 
 SHARE = 0.4
 CONTEXTS = (64, 2048)

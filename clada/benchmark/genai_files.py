@@ -18,6 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from clada.benchmark.model_graph import load_that_moves_nothing, random_model
 from clada.benchmark.shapes import Shape
 from clada.benchmark.tokens import random_tokens
+from clada.contract.artefact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.contract.manifest import CalibrationSection, LayerCalibration, Policy, PolicySection
+from clada.errors import CladaError
 from clada.exporter.checkpoint import load_model
 from clada.exporter.decode_pass import layer_hooks
 from clada.exporter.decoder import LoadMap
@@ -28,9 +31,6 @@ from clada.exporter.patch import Sparsity, sparse_layers, sparsify
 from clada.exporter.quantization import QuantizationConfig, quantize_model
 from clada.exporter.settings import DEFAULT_QUANTIZED_OPSET
 from clada.exporter.trace import save, save_in_place, trace
-from clada.plugins.errors import CladaError
-from clada.runtime.artefact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
-from clada.runtime.manifest import CalibrationSection, LayerCalibration, Policy, PolicySection
 
 # 4 bits in blocks of 32, what the builder makes where nothing else is asked for.
 FORMAT, FORMAT_NAME = QuantizationConfig(), "int4"

@@ -27,8 +27,8 @@ from clada.benchmark.sessions import Bound, execution
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import Shape
 from clada.benchmark.variants import Variants, write_variants
-from clada.plugins.errors import CladaError
-from clada.plugins.ops.record import Array
+from clada.errors import CladaError
+from clada.ops.record import Array
 from clada.runtime.backends.onnxruntime import create_session
 
 

@@ -14,10 +14,10 @@ from clada.benchmark.shapes import Shape
 from clada.benchmark.storage import initializer
 from clada.benchmark.thresholds import exact_share
 from clada.exporter.settings import DEFAULT_OPSET
-from clada.plugins.onnx import function_proto
-from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_GATED_FFN, VERSION
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.record import Array, Tensor
+from clada.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_GATED_FFN, VERSION
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.onnx import function_proto
+from clada.ops.record import Array, Tensor
 
 _ATTRIBUTES = {"activation": ACTIVATION}
 _BYTES_READ = 1 << 29

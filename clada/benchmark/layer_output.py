@@ -6,8 +6,8 @@ import numpy as np
 
 from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.rounding import restored
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.record import Array
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.record import Array
 
 ACTIVATION = "silu"
 

@@ -22,11 +22,11 @@ from clada.benchmark.shapes import Shape
 from clada.benchmark.storage import initializer
 from clada.benchmark.thresholds import exact_share
 from clada.benchmark.variants import Variants, write_variants
+from clada.errors import CladaError
 from clada.exporter.settings import DEFAULT_OPSET
-from clada.plugins.errors import CladaError
-from clada.plugins.onnx import function_proto
-from clada.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_LINEAR, VERSION
-from clada.plugins.ops.record import Array
+from clada.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_LINEAR, VERSION
+from clada.ops.onnx import function_proto
+from clada.ops.record import Array
 from clada.runtime.backends.onnxruntime import create_session
 
 

@@ -8,7 +8,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from clada.benchmark.precisions import Blocks
 from clada.benchmark.rounding import rounded
 from clada.benchmark.storage import initializer, sizes, weight
-from clada.plugins.ops.record import Array
+from clada.ops.record import Array
 
 # Compute in int8: the fastest that the kernels have on a CPU.
 _ACCURACY_LEVEL = 4

@@ -23,8 +23,8 @@ from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
 from clada.benchmark.tokens import random_tokens
 from clada.benchmark.variants import Graph, Variants, write_variants
-from clada.plugins import graph
-from clada.plugins.ops.record import Array
+from clada.ops import graph_names
+from clada.ops.record import Array
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
 from clada.runtime.sampling import SamplingConfig, sample
@@ -111,10 +111,10 @@ class _Steps:
     ) -> None:
         self._sampling, self._random = sampling, np.random.default_rng(0)
         self._runner, self._neurons = runner, model.shape.neurons
-        self._fetch = [graph.LOGITS, graph.ACTIVE] if counts else [graph.LOGITS]
-        fixed = {graph.PAST_LOGITS: np.zeros((1, model.shape.vocabulary), np.float32)}
-        fixed |= {graph.pool(n): np.ones((1, model.shape.neurons), np.bool_) for n in range(model.shape.layers)}
-        fixed |= {graph.threshold(n): threshold for n, threshold in enumerate(thresholds)}
+        self._fetch = [graph_names.LOGITS, graph_names.ACTIVE] if counts else [graph_names.LOGITS]
+        fixed = {graph_names.PAST_LOGITS: np.zeros((1, model.shape.vocabulary), np.float32)}
+        fixed |= {graph_names.pool(n): np.ones((1, model.shape.neurons), np.bool_) for n in range(model.shape.layers)}
+        fixed |= {graph_names.threshold(n): threshold for n, threshold in enumerate(thresholds)}
         self._cache = runner.empty_cache(1)
         before = 0
         if tokens == 1:
@@ -128,17 +128,17 @@ class _Steps:
         """Read the next tokens after the same past: logits of the last, and the share of neurons it computed."""
         outputs, _ = self._runner.step(next(self._inputs), self._cache, self._fetch)
         if self._sampling is not None:
-            sample(outputs[graph.LOGITS][0, -1], _NOTHING_SEEN, self._sampling, self._random)
-        active = outputs[graph.ACTIVE].mean() / self._neurons if graph.ACTIVE in outputs else 1.0
-        return outputs[graph.LOGITS], float(active)
+            sample(outputs[graph_names.LOGITS][0, -1], _NOTHING_SEEN, self._sampling, self._random)
+        active = outputs[graph_names.ACTIVE].mean() / self._neurons if graph_names.ACTIVE in outputs else 1.0
+        return outputs[graph_names.LOGITS], float(active)
 
 
 def _positions(ids: Array, before: int) -> dict[str, Array]:
     total = before + ids.shape[1]
     return {
-        graph.INPUT_IDS: ids,
-        graph.ATTENTION_MASK: np.ones((1, total), np.int64),
-        graph.POSITION_IDS: np.arange(before, total)[None],
+        graph_names.INPUT_IDS: ids,
+        graph_names.ATTENTION_MASK: np.ones((1, total), np.int64),
+        graph_names.POSITION_IDS: np.arange(before, total)[None],
     }
 
 

@@ -15,8 +15,8 @@ from clada.exporter.decoder import LoadMap
 from clada.exporter.neurons import activations
 from clada.exporter.patch import sparse_layers, sparsify
 from clada.exporter.trace import trace
-from clada.plugins import graph
-from clada.plugins.ops.record import Array
+from clada.ops import graph_names
+from clada.ops.record import Array
 
 _CALIBRATION_TOKENS = 64
 
@@ -76,7 +76,7 @@ def traced_model(
     thresholds = _thresholds(model, shape, fractions)  # in float32, which a CPU is quick in
     traced = trace(model.to(dtype), sparsity, load_that_moves_nothing(), in_place_cache=True)
     for layer in range(shape.layers):
-        value = traced.graph.initializers.pop(graph.threshold(layer))
+        value = traced.graph.initializers.pop(graph_names.threshold(layer))
         value.const_value = None
         traced.graph.inputs.append(value)
     return traced, thresholds

@@ -7,8 +7,8 @@ from clada.benchmark.matmul_nbits import make_products_quantized
 from clada.benchmark.precisions import Blocks
 from clada.benchmark.rounding import rounded
 from clada.benchmark.storage import initializer, weight
-from clada.plugins.onnx import function_proto
-from clada.plugins.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, QUANTIZED
+from clada.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, QUANTIZED
+from clada.ops.onnx import function_proto
 
 
 def _inputs(graph: onnx_ir.Graph, node: onnx_ir.Node, blocks: Blocks) -> list[onnx_ir.Value | None]:

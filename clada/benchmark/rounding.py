@@ -3,8 +3,8 @@
 import numpy as np
 
 from clada.benchmark.precisions import Blocks
-from clada.plugins.ops.block_quantization import dequantize, quantize
-from clada.plugins.ops.record import Array
+from clada.ops.block_quantization import dequantize, quantize
+from clada.ops.record import Array
 
 _ROWS = 2048
 

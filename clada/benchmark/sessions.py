@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import onnxruntime
 
-from clada.plugins.ops.record import Array
-from clada.plugins.settings import WEIGHTS
+from clada.ops.devices import WEIGHTS
+from clada.ops.record import Array
 from clada.runtime.backends.onnxruntime import Execution
 
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 from clada.benchmark.precisions import PRECISIONS
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.threads import check_threads
 
 PLOT_FORMATS = (".png", ".svg")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clada.plugins.ops.record import Array
+from clada.ops.record import Array
 
 # How far on its side of the cut a neuron's threshold lies where no other token is in the way; twice that is how far
 # the neuron is from it at least.

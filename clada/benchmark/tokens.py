@@ -3,7 +3,7 @@
 import numpy as np
 
 from clada.benchmark.shapes import Shape
-from clada.plugins.ops.record import Array
+from clada.ops.record import Array
 
 
 def random_tokens(shape: Shape, tokens: int, seed: int) -> Array:

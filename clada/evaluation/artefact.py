@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from clada.contract.artefact import Artefact
+from clada.contract.typed_json import plain
+from clada.errors import CladaError
 from clada.evaluation.dense_subject import DenseSubject
 from clada.evaluation.evaluate import Evaluation, evaluate
 from clada.evaluation.reference import dense_logits
@@ -18,10 +21,7 @@ from clada.evaluation.suite import prepare
 from clada.evaluation.torch_session import TorchSession
 from clada.exporter.checkpoint import load_model
 from clada.exporter.sparse_sites import sparsified
-from clada.plugins.errors import CladaError
 from clada.runtime import Session
-from clada.runtime.artefact import Artefact
-from clada.runtime.typed_json import plain
 
 # Largest difference of a dense logit allowed, as a share of their range: float16 needs a tenth of it.
 _TOLERANCE = 2e-2

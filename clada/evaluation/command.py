@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clada.command_line import add_bytes, add_quiet
 from clada.evaluation.settings import Settings
 from clada.exporter.command_options import add_trust_options
-from clada.plugins.command_line import add_bytes, add_quiet
 
 if TYPE_CHECKING:
     from clada.evaluation.evaluate import Evaluation
@@ -46,9 +46,9 @@ def _part_lines(evaluation: "Evaluation") -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from clada.contract.files import check_writable, write
     from clada.evaluation.artefact import evaluate_artefact
     from clada.evaluation.result import result_json, token_table
-    from clada.exporter.output import check_writable, write
     from clada.runtime.find_model import find_model
 
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})

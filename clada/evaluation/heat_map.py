@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session, TokenStats
 
 _TOKENS = 128

@@ -15,14 +15,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.contract.typed_json import plain
+from clada.errors import CladaError
 from clada.evaluation.lm_eval_command import NAME
-from clada.plugins.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
-from clada.runtime.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.runtime.chat_template import render_chat
 from clada.runtime.find_model import find_model
 from clada.runtime.session import State
-from clada.runtime.typed_json import plain
 
 # Of a context, so many tokens at its end are read in decode too, or half of it if it is short: the prefill, which is
 # dense, would otherwise predict the continuation's first token, which is often all there is.

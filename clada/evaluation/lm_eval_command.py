@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 # What lm-eval calls an artefact: --model clada.
 NAME = "clada"

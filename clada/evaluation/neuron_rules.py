@@ -13,14 +13,14 @@ from typing import Literal
 
 import torch
 
+from clada.contract.manifest import Policy
+from clada.errors import UnreachableError
 from clada.evaluation.input_rules import Outcome, Part, outcome_of, share_left
 from clada.exporter.decode_pass import Texts
 from clada.exporter.goal import Goal
 from clada.exporter.neurons import matrix_names
 from clada.exporter.policies import POLICIES
 from clada.exporter.selection import pools_of, select
-from clada.plugins.errors import UnreachableError
-from clada.runtime.manifest import Policy
 
 NeuronRule = Literal["cats", "griffin", "clada"]
 NEURON_RULES: tuple[NeuronRule, ...] = ("cats", "griffin", "clada")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from clada.errors import CladaError
 from clada.evaluation.result import read_result
 from clada.evaluation.statistics import Estimate, bootstrap, difference, relative_difference
-from clada.plugins.errors import CladaError
 
 # Of "data": what decides the sequences, and the questions made from them.
 _SAME = ("sha256", "sequences", "prompt_tokens", "scored_tokens", "generation_tokens", "seed")

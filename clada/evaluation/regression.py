@@ -11,9 +11,9 @@ import numpy.typing as npt
 from statsmodels.regression.mixed_linear_model import MixedLM, VCSpec
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
+from clada.contract.files import write
+from clada.errors import CladaError
 from clada.evaluation.token_table import TokenTable
-from clada.exporter.output import write
-from clada.plugins.errors import CladaError
 
 PUBLISHED_R2 = 0.17
 """Of the multi-level regression that ties load to sparsity in the paper (arXiv 2502.19078)."""

@@ -3,17 +3,17 @@
 import argparse
 from pathlib import Path
 
-from clada.plugins.command_line import utf8_text
-from clada.plugins.errors import CladaError
+from clada.command_line import utf8_text
+from clada.errors import CladaError
 
 
 def _run(args: argparse.Namespace) -> None:
+    from clada.contract.files import check_writable, write
     from clada.evaluation.heat_map import heat_map
     from clada.evaluation.regression import regress
     from clada.evaluation.report import report_html
     from clada.evaluation.report_data import read_groups
     from clada.evaluation.token_table import read_token_table
-    from clada.exporter.output import check_writable, write
     from clada.runtime.find_model import find_model
 
     if (args.model is None) != (args.prompt is None):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clada.errors import CladaError
 from clada.evaluation.result import read_result
 from clada.evaluation.statistics import Estimate
 from clada.evaluation.subject import with_weights
-from clada.plugins.errors import CladaError
 
 # How much more perplexity is little; the whole interval must be below it.
 GOOD_PERPLEXITY = 0.01

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from clada.errors import CladaError
 from clada.evaluation.evaluate import Evaluation
 from clada.evaluation.subject import Floats
-from clada.plugins.errors import CladaError
 
 FORMAT = 1
 _TOOLS = ("clada", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")

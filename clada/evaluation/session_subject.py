@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clada.contract.manifest import Manifest, QuantizationSection
+from clada.contract.typed_json import plain
 from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo, with_weights
-from clada.plugins.ops import OPS
-from clada.plugins.ops.quantized_matrices import matrix_names
+from clada.ops import OPS
+from clada.ops.quantized_matrices import matrix_names
 from clada.runtime import Session, TokenStats
-from clada.runtime.manifest import Manifest, QuantizationSection
 from clada.runtime.session import State
-from clada.runtime.typed_json import plain
 
 
 def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> int:

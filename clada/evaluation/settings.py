@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 
 @dataclass(frozen=True)

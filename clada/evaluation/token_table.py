@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 
 @dataclass(frozen=True)

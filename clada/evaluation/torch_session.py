@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from clada.contract.artefact import Artefact
 from clada.exporter.decoder import Decoder
 from clada.exporter.sparse_sites import sparsified
 from clada.exporter.steps import cache_shapes, constants
 from clada.exporter.verify import load_constants
-from clada.plugins import graph
+from clada.ops import graph_names
 from clada.runtime import Session
-from clada.runtime.artefact import Artefact
 from clada.runtime.backends.model import Array, Model
 
 
@@ -33,14 +33,14 @@ class TorchModel(Model):
         self._decoder = Decoder(model, sparsity, load_map.surprisal_weight)
         self._constants = constants(sparsity, load_map)
         inputs: dict[str, tuple[Sequence[Any], type]] = {
-            graph.PAST_LOGITS: ((None, model.config.vocab_size), np.float32)
+            graph_names.PAST_LOGITS: ((None, model.config.vocab_size), np.float32)
         }
         if manifest.inputs is not None:
-            inputs[graph.EFFORT] = ((None,), np.float32)
+            inputs[graph_names.EFFORT] = ((None,), np.float32)
         for n, neurons in enumerate(manifest.model.neurons):
-            inputs[graph.pool(n)] = ((None, neurons), np.bool_)
+            inputs[graph_names.pool(n)] = ((None, neurons), np.bool_)
         for n, cache in enumerate(cache_shapes(model)):
-            for name, width in zip(graph.past(n), (cache.key_width, cache.value_width), strict=True):
+            for name, width in zip(graph_names.past(n), (cache.key_width, cache.value_width), strict=True):
                 inputs[name] = ((None, cache.heads, None, width), np.float32)
         super().__init__(inputs, "PyTorch")
 
@@ -55,17 +55,22 @@ class TorchModel(Model):
     @torch.no_grad()
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
         """See Model."""
-        names = (graph.INPUT_IDS, graph.ATTENTION_MASK, graph.POSITION_IDS, graph.PAST_LOGITS)
+        names = (graph_names.INPUT_IDS, graph_names.ATTENTION_MASK, graph_names.POSITION_IDS, graph_names.PAST_LOGITS)
         logits, present, score, load, surprisal, entropy, active, read = self._decoder(
             **{name: torch.from_numpy(inputs[name]) for name in names},
-            effort=[torch.from_numpy(inputs[graph.EFFORT])] if self.by_input else [],
-            pools=[torch.from_numpy(inputs[graph.pool(n)]) for n in range(len(self.neurons))],
+            effort=[torch.from_numpy(inputs[graph_names.EFFORT])] if self.by_input else [],
+            pools=[torch.from_numpy(inputs[graph_names.pool(n)]) for n in range(len(self.neurons))],
             past=list(zip(cache[::2], cache[1::2], strict=True)),
             **self._constants,
         )
-        outputs = {graph.LOGITS: logits, graph.LOAD: load, graph.SURPRISAL: surprisal, graph.ENTROPY: entropy}
-        outputs |= {graph.READ: share for share in read}  # noqa: B035 - there is one, or none
-        outputs |= {graph.ACTIVE: active} | {graph.score(n): of_layer for n, of_layer in enumerate(score)}
+        outputs = {
+            graph_names.LOGITS: logits,
+            graph_names.LOAD: load,
+            graph_names.SURPRISAL: surprisal,
+            graph_names.ENTROPY: entropy,
+        }
+        outputs |= {graph_names.READ: share for share in read}  # noqa: B035 - there is one, or none
+        outputs |= {graph_names.ACTIVE: active} | {graph_names.score(n): of_layer for n, of_layer in enumerate(score)}
         return {name: outputs[name].numpy() for name in fetch}, present
 
 

@@ -17,7 +17,7 @@ from clada.evaluation.subject import Reading, Subject, SubjectInfo
 from clada.exporter.neurons import matrix_names
 from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
 from clada.exporter.rope import context_length
-from clada.plugins.torch import ACTIVATIONS
+from clada.ops.torch import ACTIVATIONS
 
 # For each layer, by the name of a matrix: f32[inputs], the magnitude below which an input is skipped. A matrix that is
 # not named is computed in full, and how much of it is read is not counted.

@@ -11,13 +11,13 @@ enum class Element { kFloat32, kFloat16, kBFloat16 };
 
 static inline size_t element_size(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
-// How weights are quantised, as in plugins/ops/block_quantization.py; bits is 0 where they are not.
+// How weights are quantised, as in clada/ops/block_quantization.py; bits is 0 where they are not.
 struct Quantization {
   int32_t bits, block_size;
 };
 
 // One call of SparseGatedFFN, of SparseFFN where w_up is null, or of their quantised variants; names and formulas as in
-// plugins/ops/sparse_ffn.py and plugins/ops/quantized_ffn.py.
+// clada/ops/sparse_ffn.py and clada/ops/quantized_ffn.py.
 struct SparseFfnCall {
   int64_t batch, sequence, width, neurons;  // B, S, D, F
   Activation activation;
@@ -41,8 +41,8 @@ struct SparseFfnCall {
   float* score;            // [B, F]
 };
 
-// One call of SparseLinear or of its quantised variant; names and formulas as in plugins/ops/sparse_linear.py and
-// plugins/ops/quantized_linear.py.
+// One call of SparseLinear or of its quantised variant; names and formulas as in clada/ops/sparse_linear.py and
+// clada/ops/quantized_linear.py.
 struct SparseLinearCall {
   int64_t batch, sequence, width, outputs;  // B, S, D, N
   Element element;                          // of x and y
@@ -57,7 +57,7 @@ struct SparseLinearCall {
   int32_t* kept;           // [B, S]
 };
 
-// One call of LoadSignal; names and formulas as in plugins/ops/load_signal.py.
+// One call of LoadSignal; names and formulas as in clada/ops/load_signal.py.
 struct LoadSignalCall {
   int64_t batch, vocabulary, knots, scale_knots_count;  // B, V, K, M
   float surprisal_weight;

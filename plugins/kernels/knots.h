@@ -1,4 +1,4 @@
-// The piecewise-linear maps of the load signal; formulas as in plugins/ops/load_signal.py.
+// The piecewise-linear maps of the load signal; formulas as in clada/ops/load_signal.py.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// The load signal of a row of logits, in two passes over it; names and formulas as in plugins/ops/load_signal.py.
+// The load signal of a row of logits, in two passes over it; names and formulas as in clada/ops/load_signal.py.
 #pragma once
 #include "activations.h"
 #include "convert.h"

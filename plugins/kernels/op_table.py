@@ -8,9 +8,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
 
-from clada.plugins.ops import DOMAIN, OPS, VERSION
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.record import Attribute, Op, Tensor
+from clada.ops import DOMAIN, OPS, VERSION
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.record import Attribute, Op, Tensor
 
 
 def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
@@ -50,7 +50,7 @@ struct {op.name} {{
 
 def header() -> str:
     """The header: the domain and its version, the activations, and each op's inputs, outputs and attributes."""
-    return f"""// Generated from plugins/ops; do not edit.
+    return f"""// Generated from clada/ops; do not edit.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -7,7 +7,7 @@ from typing import Any
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.plugins.native_library import library_file
 
 # By device. Not one library: ONNX Runtime takes a domain once in a session, and the CPU's must load without CUDA.
@@ -26,7 +26,7 @@ def library_path(device: str = "cpu") -> Path:
     """The library that `onnxruntime.SessionOptions.register_custom_ops_library` loads.
 
     Args:
-        device: Of clada.plugins.settings.DEVICES.
+        device: Of clada.ops.devices.DEVICES.
 
     Raises:
         CladaError: This installation has none.

@@ -5,9 +5,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
+from clada.ops import DOMAIN, OPS, VERSION
 from clada.plugins.native_library import file_name, library_file
-from clada.plugins.ops import DOMAIN, OPS, VERSION
 
 _LIBRARY = "clada_trt"
 _NAME = file_name(_LIBRARY)

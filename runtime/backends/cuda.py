@@ -7,7 +7,7 @@ from typing import Any
 
 import onnxruntime
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.plugins.onnxruntime import CUDA_PROVIDER, check_provider
 from clada.runtime.backends.driver import why_no_gpu
 

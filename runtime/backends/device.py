@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime
 
-from clada.plugins import graph
+from clada.ops import graph_names
 from clada.runtime.backends.cuda import cuda_providers
 from clada.runtime.backends.device_score import accumulation
 from clada.runtime.backends.errors import one_line_errors
@@ -34,7 +34,7 @@ class DeviceModel(ResidentModel):
         inputs = {value.name: (value.shape, NUMPY_TYPES[value.type]) for value in self._session.get_inputs()}
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
         place = partial(put, device=execution.device)
-        sites, all_logits = int(outputs[graph.ACTIVE][0]), outputs[graph.LOGITS][1] != 1
+        sites, all_logits = int(outputs[graph_names.ACTIVE][0]), outputs[graph_names.LOGITS][1] != 1
         super().__init__(inputs, kernels, execution.device, place, sites, all_logits)
 
     def _binding(self) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from clada.plugins import graph
+from clada.ops import graph_names
 from clada.runtime.backends.cuda import GRAPH_ID, NO_GRAPH
 from clada.runtime.backends.device import DeviceModel
 from clada.runtime.backends.in_place import capacity_for, refuse_padding
@@ -70,7 +70,7 @@ class DeviceInPlaceModel(DeviceModel):
             return buffers, values
         buffers, values = self._buffers(1, capacity), [put(array, self._device) for array in arrays]
         buffers.graph_id, self._graphs = self._graphs, self._graphs + len(buffers.bindings)
-        buffers.mask.write({graph.ATTENTION_MASK: np.ones(capacity, np.int64)})
+        buffers.mask.write({graph_names.ATTENTION_MASK: np.ones(capacity, np.int64)})
         for binding in buffers.bindings:
             for past, present, value in zip(self._past, self._present, values, strict=True):
                 binding.bind_ortvalue_input(past, value)
@@ -95,7 +95,7 @@ class DeviceInPlaceModel(DeviceModel):
     def _bind_mask(self, binding: Any, cache: DeviceCache, mask: Array, decodes: bool) -> None:
         # All ones, and there already; how long it is says how much of the cache is text, or may be.
         length = _capacity(cache) if decodes and self._fixed_shapes else mask.shape[1]
-        cache.buffers.mask.bind_input(binding, graph.ATTENTION_MASK, shape=(1, length))
+        cache.buffers.mask.bind_input(binding, graph_names.ATTENTION_MASK, shape=(1, length))
 
     def _bind_cache(self, binding: Any, cache: DeviceCache, total: int) -> None:
         """Bound where the memory was made."""
@@ -115,5 +115,5 @@ class DeviceInPlaceModel(DeviceModel):
         Raises:
             CladaError: The text is padded, or longer than the model's context; and as of DeviceModel.
         """
-        refuse_padding(inputs[graph.ATTENTION_MASK])
+        refuse_padding(inputs[graph_names.ATTENTION_MASK])
         return super().step(inputs, cache, fetch)

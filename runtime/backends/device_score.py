@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from clada.plugins import graph
+from clada.contract.pool import Masks
+from clada.ops import graph_names
 from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.graph_proto import BOOL, FLOAT, INT32, Node, Vector, graph_bytes
 from clada.runtime.backends.memory import Array, Put, Slab
-from clada.runtime.pool import Masks
 
 # Inputs of the graph that are numbers of a text; the others are of its elements.
 FACTORS = ("fade", "inside", "outside")
@@ -45,10 +45,10 @@ class DeviceScore:
 
     def __init__(self, session: Any, score: Sequence[Array], device: str, place: Put | None = None) -> None:
         self._session, self._device, self._place = session, device, place
-        shapes = {graph.score(layer): values.shape for layer, values in enumerate(score)}
+        shapes = {graph_names.score(layer): values.shape for layer, values in enumerate(score)}
         # Two, as not all that runs the graph takes one array as input and output: the first of them is read.
         self._scores = [self._slab(shapes, np.float32) for _ in range(2)]
-        self._scores[0].write({graph.score(layer): values for layer, values in enumerate(score)})
+        self._scores[0].write({graph_names.score(layer): values for layer, values in enumerate(score)})
         self._mask = self._slab(shapes, np.bool_)
         self._masks: Masks = []
         self._text = self._slab(shapes, np.int32)
@@ -80,7 +80,7 @@ class DeviceScore:
     def add(self, used: Slab, masks: Masks, fade: Array, inside: Array, outside: Array) -> None:
         """See RunningScore; `used` holds the scores as this one does."""
         if len(masks) != len(self._masks) or any(new is not old for new, old in zip(masks, self._masks, strict=True)):
-            self._mask.write({graph.score(layer): mask for layer, mask in enumerate(masks)})
+            self._mask.write({graph_names.score(layer): mask for layer, mask in enumerate(masks)})
             self._masks = list(masks)
         self._factors.write(dict(zip(FACTORS, (fade, inside, outside), strict=True)))
         self._bindings[0].bind_input("used", *used.whole(np.float32))

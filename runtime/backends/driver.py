@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 from clada.runtime.backends.memory import Array
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.contract.engine_record import DECODE, PREFILL, EngineRecord
+from clada.errors import CladaError
+from clada.ops import graph_names
 from clada.runtime.backends.engine_session import EngineBinding, EngineSession
 from clada.runtime.backends.memory import Array, Memory, Placed, padded
 from clada.runtime.backends.resident import Buffers, ResidentModel
-from clada.runtime.engine_record import DECODE, PREFILL, EngineRecord
 
 
 @dataclass
@@ -110,7 +110,7 @@ class EngineModel(ResidentModel):
         Raises:
             CladaError: The prompt or the text is longer than the engine has room for; and as of ResidentModel.
         """
-        tokens, total = inputs[graph.INPUT_IDS].shape[1], inputs[graph.ATTENTION_MASK].shape[1]
+        tokens, total = inputs[graph_names.INPUT_IDS].shape[1], inputs[graph_names.ATTENTION_MASK].shape[1]
         if tokens > self._record.max_prompt:
             raise CladaError(
                 f"the prompt has {tokens} tokens, and the engine was built for {self._record.max_prompt}: build it "

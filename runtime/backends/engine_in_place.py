@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from clada.plugins import graph
+from clada.contract.engine_record import DECODE, PREFILL
+from clada.ops import graph_names
 from clada.runtime.backends.engine import EngineCache, EngineModel
 from clada.runtime.backends.memory import Array, Placed
 from clada.runtime.backends.resident import Buffers
-from clada.runtime.engine_record import DECODE, PREFILL
 
 _FEWEST_SLOTS = 64
 
@@ -52,8 +52,8 @@ class EngineInPlaceModel(EngineModel):
             slots = np.zeros((cache.texts, cache.slots + 1), np.int64)
             slots[:, : cache.length], slots[:, -1:] = mask[:, :-1], mask[:, -1:]
             mask = slots
-        cache.buffers.mask.write({graph.ATTENTION_MASK: mask})
-        cache.buffers.mask.bind_input(binding, graph.ATTENTION_MASK, shape=mask.shape)
+        cache.buffers.mask.write({graph_names.ATTENTION_MASK: mask})
+        cache.buffers.mask.bind_input(binding, graph_names.ATTENTION_MASK, shape=mask.shape)
 
     def _bind_cache(self, binding: Any, cache: EngineCache, total: int) -> None:
         every, new = (keys_values.data_ptr() for keys_values in cache.keys_values)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
+from clada.ops import graph_names
 
 # By the names of TensorRT's types.
 _NUMPY_TYPES: dict[str, npt.DTypeLike] = {
@@ -134,7 +134,7 @@ class EngineSession:
                 self.inputs[name] = tuple(engine.get_tensor_shape(name)), dtype
         # The accumulation of a running score has no such output.
         named = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-        self.sites = int(engine.get_tensor_shape(graph.ACTIVE)[0]) if graph.ACTIVE in named else 0
+        self.sites = int(engine.get_tensor_shape(graph_names.ACTIVE)[0]) if graph_names.ACTIVE in named else 0
         self._engine = engine  # contexts refer to it
 
     def io_binding(self) -> EngineBinding:

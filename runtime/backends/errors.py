@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 # Its errors have no base of their own, and which there are depends on the release; a run with a binding raises none of
 # them, but RuntimeError.

@@ -5,8 +5,8 @@ That an artefact's are in the file that its manifest lists is checked when it is
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from clada.plugins.errors import CladaError
-from clada.runtime.onnx_file import external_files
+from clada.contract.onnx_wire import external_files
+from clada.errors import CladaError
 
 
 def check_external_data(model: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
+from clada.ops import graph_names
 from clada.runtime.backends.errors import one_line_errors
 from clada.runtime.backends.model import Array
 from clada.runtime.backends.onnxruntime import NUMPY_TYPES, Execution, OnnxRuntimeModel
@@ -81,7 +81,7 @@ class InPlaceModel(OnnxRuntimeModel):
         """A cache that holds keys and values T[1, H, P, d], those of each layer in turn."""
         length = keys_values[0].shape[2]
         buffers = [self._with_room(array, length, length) for array in keys_values]
-        logits = (self._output(graph.LOGITS, 1), self._output(graph.LOGITS, 1))
+        logits = (self._output(graph_names.LOGITS, 1), self._output(graph_names.LOGITS, 1))
         return InPlaceCache(self._session.io_binding(), buffers, logits, length)
 
     def copy_cache(self, cache: InPlaceCache) -> InPlaceCache:
@@ -97,7 +97,7 @@ class InPlaceModel(OnnxRuntimeModel):
 
     def _output(self, name: str, length: int) -> Array:
         output = self._outputs[name]
-        shape = [length if size == graph.SEQUENCE_LENGTH else size for size in output.shape]
+        shape = [length if size == graph_names.SEQUENCE_LENGTH else size for size in output.shape]
         return np.empty(shape, NUMPY_TYPES[output.type])
 
     def step(
@@ -116,7 +116,7 @@ class InPlaceModel(OnnxRuntimeModel):
         Raises:
             CladaError: The text is padded, or longer than the model's context, or ONNX Runtime fails.
         """
-        mask = inputs[graph.ATTENTION_MASK]
+        mask = inputs[graph_names.ATTENTION_MASK]
         refuse_padding(mask)
         total, binding = mask.shape[1], cache.binding
         if total > cache.capacity:
@@ -129,10 +129,10 @@ class InPlaceModel(OnnxRuntimeModel):
             if cache.inputs.get(name) is not array:
                 binding.bind_cpu_input(name, array)
                 cache.inputs[name] = array
-        outputs = {name: self._output(name, inputs[graph.INPUT_IDS].shape[1]) for name in fetch}
-        if graph.LOGITS in outputs and outputs[graph.LOGITS].shape == cache.logits[0].shape:
-            read = inputs[graph.PAST_LOGITS]
-            outputs[graph.LOGITS] = next(array for array in cache.logits if not np.may_share_memory(array, read))
+        outputs = {name: self._output(name, inputs[graph_names.INPUT_IDS].shape[1]) for name in fetch}
+        if graph_names.LOGITS in outputs and outputs[graph_names.LOGITS].shape == cache.logits[0].shape:
+            read = inputs[graph_names.PAST_LOGITS]
+            outputs[graph_names.LOGITS] = next(array for array in cache.logits if not np.may_share_memory(array, read))
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         with one_line_errors():

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clada.plugins import graph
-from clada.runtime.pool import Floats, HostScore, RunningScore
+from clada.contract.pool import Floats, HostScore, RunningScore
+from clada.ops import graph_names
 
 Array = npt.NDArray[Any]
-_PAST = graph.past(0)[0].partition("0")[0]
+_PAST = graph_names.past(0)[0].partition("0")[0]
 
 
 class Model(ABC):
@@ -38,13 +38,13 @@ class Model(ABC):
         self.process = os.getpid()
         _LOADED.add(self)
         self.turn: AbstractContextManager[Any] = nullcontext()
-        self.layers = sum(name.startswith(_PAST) for name in inputs) // len(graph.past(0))
-        self.by_input = graph.EFFORT in inputs
-        self.neurons = [] if self.by_input else [int(inputs[graph.pool(n)][0][1]) for n in range(self.layers)]
-        logits_shape, logits_type = inputs[graph.PAST_LOGITS]
+        self.layers = sum(name.startswith(_PAST) for name in inputs) // len(graph_names.past(0))
+        self.by_input = graph_names.EFFORT in inputs
+        self.neurons = [] if self.by_input else [int(inputs[graph_names.pool(n)][0][1]) for n in range(self.layers)]
+        logits_shape, logits_type = inputs[graph_names.PAST_LOGITS]
         self.vocabulary, self.dtype = int(logits_shape[1]), np.dtype(logits_type)
-        self._past = [name for n in range(self.layers) for name in graph.past(n)]
-        self._present = [name for n in range(self.layers) for name in graph.present(n)]
+        self._past = [name for n in range(self.layers) for name in graph_names.past(n)]
+        self._present = [name for n in range(self.layers) for name in graph_names.present(n)]
         self._cache_sizes = [(int(inputs[name][0][1]), int(inputs[name][0][3])) for name in self._past]
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Model(ABC):
 
     def scores(self, outputs: Mapping[str, Any]) -> Any:
         """Of the outputs of a decode step, the scores of all layers, as `running_score` takes them."""
-        return [outputs[graph.score(layer)] for layer in range(len(self.neurons))]
+        return [outputs[graph_names.score(layer)] for layer in range(len(self.neurons))]
 
     def running_score(self, score: list[Floats]) -> RunningScore:
         """A running score that takes in what `scores` gives, and begins at f32[B, F] for each layer."""

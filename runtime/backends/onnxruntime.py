@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
+from clada.ops.devices import DEVICES, WEIGHTS
 from clada.plugins.onnxruntime import instructions as best_instructions
 from clada.plugins.onnxruntime import register
-from clada.plugins.settings import DEVICES, WEIGHTS
 from clada.runtime.backends.cuda import check_cuda, check_runs_on_cuda, cuda_providers
 from clada.runtime.backends.errors import ONNXRUNTIME_ERRORS, memory_is_full, one_line_errors, reason_of
 from clada.runtime.backends.external_data import check_external_data

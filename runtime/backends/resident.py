@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
+from clada.contract.pool import Floats, RunningScore
+from clada.errors import CladaError
+from clada.ops import graph_names
 from clada.runtime.backends.device_score import DeviceScore
 from clada.runtime.backends.memory import Array, Placed, Put, Slab, read
 from clada.runtime.backends.model import Model
-from clada.runtime.pool import Floats, RunningScore
 
 # Of a step's outputs: the Slab that holds all scores of a decode step, which stay on the device.
 _SCORES = "scores"
@@ -119,24 +119,29 @@ class ResidentModel(Model):
 
     def _buffers(self, texts: int, room: int = 64) -> Buffers:
         """Memory for so many texts, what lasts already bound."""
-        names = (graph.SURPRISAL, graph.ENTROPY, graph.LOAD, *([graph.READ] if self.by_input else []))
+        names = (
+            graph_names.SURPRISAL,
+            graph_names.ENTROPY,
+            graph_names.LOAD,
+            *([graph_names.READ] if self.by_input else []),
+        )
         scalars = dict.fromkeys(names, ((texts,), np.float32))
         sizes = list(enumerate(self.neurons))
-        pools = {graph.pool(n): ((texts, neurons), np.bool_) for n, neurons in sizes}
-        scores = {graph.score(n): ((texts, neurons), np.float32) for n, neurons in sizes}
+        pools = {graph_names.pool(n): ((texts, neurons), np.bool_) for n, neurons in sizes}
+        scores = {graph_names.score(n): ((texts, neurons), np.float32) for n, neurons in sizes}
         nothing = np.zeros((texts, 1, self.vocabulary), self.dtype)
         buffers = Buffers(
-            self._slab(dict.fromkeys((graph.INPUT_IDS, graph.POSITION_IDS), ((texts, 1), np.int64))),
+            self._slab(dict.fromkeys((graph_names.INPUT_IDS, graph_names.POSITION_IDS), ((texts, 1), np.int64))),
             self._mask_slab(texts, room),
-            self._slab({graph.EFFORT: ((texts,), np.float32)} if self.by_input else pools),
+            self._slab({graph_names.EFFORT: ((texts,), np.float32)} if self.by_input else pools),
             (self._place(nothing), self._place(nothing)),
-            self._slab(scalars | {graph.ACTIVE: ((self._sites, texts), np.int32)}),
+            self._slab(scalars | {graph_names.ACTIVE: ((self._sites, texts), np.int32)}),
             self._slab(scores) if scores else None,
             (self._binding(), self._binding()),
         )
         for reads, binding in enumerate(buffers.bindings):
             shape, address = [texts, self.vocabulary], buffers.logits[reads].data_ptr()
-            binding.bind_input(graph.PAST_LOGITS, self._device, 0, self.dtype.type, shape, address)
+            binding.bind_input(graph_names.PAST_LOGITS, self._device, 0, self.dtype.type, shape, address)
             self._bind_logits(binding, buffers.logits[1 - reads], texts)
             for slab in filter(None, (buffers.telemetry, buffers.scores)):
                 for name in slab.layout:
@@ -147,10 +152,10 @@ class ResidentModel(Model):
 
     def _bind_logits(self, binding: Any, logits: Placed, texts: int) -> None:
         shape = [texts, 1, self.vocabulary]
-        binding.bind_output(graph.LOGITS, self._device, 0, self.dtype.type, shape, logits.data_ptr())
+        binding.bind_output(graph_names.LOGITS, self._device, 0, self.dtype.type, shape, logits.data_ptr())
 
     def _mask_slab(self, texts: int, room: int) -> Slab:
-        return self._slab({graph.ATTENTION_MASK: ((texts * room,), np.int64)})
+        return self._slab({graph_names.ATTENTION_MASK: ((texts * room,), np.int64)})
 
     def scores(self, outputs: Mapping[str, Any]) -> Any:
         """See Model; they stay on the device."""
@@ -175,7 +180,7 @@ class ResidentModel(Model):
         Raises:
             CladaError: A token is not in the vocabulary, or the device fails or is out of memory.
         """
-        ids, total = inputs[graph.INPUT_IDS], inputs[graph.ATTENTION_MASK].shape[1]
+        ids, total = inputs[graph_names.INPUT_IDS], inputs[graph_names.ATTENTION_MASK].shape[1]
         outside = ids[(ids < 0) | (ids >= self.vocabulary)]
         if outside.size:  # a device cannot raise
             raise CladaError(f"token {outside[0]} is not in the model's vocabulary of {self.vocabulary}")
@@ -184,14 +189,14 @@ class ResidentModel(Model):
             self._prepare_cache(cache, total)
             buffers: Buffers = cache.buffers
             buffers.write_steering(inputs)
-            buffers.write_logits(inputs[graph.PAST_LOGITS])
+            buffers.write_logits(inputs[graph_names.PAST_LOGITS])
             binding = buffers.bindings[buffers.reads]
             tokens = self._bind_tokens(binding, buffers.tokens if decodes else None, inputs)
-            self._bind_mask(binding, cache, inputs[graph.ATTENTION_MASK], decodes)
+            self._bind_mask(binding, cache, inputs[graph_names.ATTENTION_MASK], decodes)
             self._bind_cache(binding, cache, total)
             every_position = self._logits_of_all and ids.shape[1] > 1
             if every_position:
-                binding.bind_output(graph.LOGITS, self._device, 0)
+                binding.bind_output(graph_names.LOGITS, self._device, 0)
             self._run(binding, buffers, decodes)
             self._take_cache(binding, cache, total)
             if every_position:
@@ -207,7 +212,7 @@ class ResidentModel(Model):
             return self._outputs_of(buffers, logits, fetch, decodes), cache
 
     def _outputs_of(self, buffers: Buffers, logits: Array, fetch: Sequence[str], decodes: bool) -> dict[str, Any]:
-        outputs: dict[str, Any] = {graph.LOGITS: logits}
+        outputs: dict[str, Any] = {graph_names.LOGITS: logits}
         if any(name in buffers.telemetry.layout for name in fetch):
             outputs |= buffers.telemetry.read()
         if buffers.scores is None:
@@ -220,7 +225,7 @@ class ResidentModel(Model):
 
     def _bind_tokens(self, binding: Any, slab: Slab | None, inputs: Mapping[str, Array]) -> Slab:
         """Bind ids and positions, in memory of a decode step's or of their own; returns what must live."""
-        arrays = {name: inputs[name] for name in (graph.INPUT_IDS, graph.POSITION_IDS)}
+        arrays = {name: inputs[name] for name in (graph_names.INPUT_IDS, graph_names.POSITION_IDS)}
         slab = slab or self._slab({name: (array.shape, np.int64) for name, array in arrays.items()})
         slab.write(arrays)
         for name in arrays:
@@ -229,10 +234,10 @@ class ResidentModel(Model):
 
     def _bind_mask(self, binding: Any, cache: Any, mask: Array, decodes: bool) -> None:
         slab = cache.buffers.mask
-        if mask.size > slab.layout[graph.ATTENTION_MASK][0][0]:
+        if mask.size > slab.layout[graph_names.ATTENTION_MASK][0][0]:
             slab = cache.buffers.mask = self._mask_slab(len(mask), 1 << (mask.shape[1] - 1).bit_length())
-        slab.write({graph.ATTENTION_MASK: mask})
-        slab.bind_input(binding, graph.ATTENTION_MASK, shape=mask.shape)
+        slab.write({graph_names.ATTENTION_MASK: mask})
+        slab.bind_input(binding, graph_names.ATTENTION_MASK, shape=mask.shape)
 
     @abstractmethod
     def _run(self, binding: Any, buffers: Buffers, decodes: bool) -> None:

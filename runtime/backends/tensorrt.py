@@ -8,7 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clada.plugins.errors import CladaError
+from clada.contract.engine_choices import TENSORRT_RTX
+from clada.contract.engine_record import DECODE, IN_PLACE, EngineRecord
+from clada.errors import CladaError
 from clada.plugins.tensorrt.library import register
 from clada.runtime.backends.device_score import FACTORS, accumulation
 from clada.runtime.backends.driver import Gpu, in_bytes, why_no_gpu
@@ -16,8 +18,6 @@ from clada.runtime.backends.engine import EngineModel
 from clada.runtime.backends.engine_in_place import EngineInPlaceModel
 from clada.runtime.backends.engine_session import EngineSession
 from clada.runtime.building.package import MODULES, log_of
-from clada.runtime.building.settings import TENSORRT_RTX
-from clada.runtime.engine_record import DECODE, IN_PLACE, EngineRecord
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemory")
 

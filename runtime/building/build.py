@@ -8,9 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN
-from clada.runtime.artefact import CONFIG_NAME, Artefact, open_artefact
+from clada.contract.artefact import CONFIG_NAME, Artefact, open_artefact
+from clada.contract.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
+from clada.contract.manifest import MANIFEST_NAME
+from clada.contract.onnx_wire import nodes_of, opset_of, without_functions
+from clada.contract.pieces import file_hash
+from clada.contract.unfinished import unfinished
+from clada.errors import CladaError
+from clada.ops import DOMAIN
 from clada.runtime.backends.driver import compute_capability
 from clada.runtime.building.imported_ops import check_imported
 from clada.runtime.building.kv_cache import cut_cache, window_of
@@ -28,11 +33,6 @@ from clada.runtime.building.profiles import add_profiles, limits_for, profiles_f
 from clada.runtime.building.progress import progress_monitor, stopped_by_interrupt
 from clada.runtime.building.quantization_scales import check_scales_of
 from clada.runtime.building.timing_cache import keep_cache, use_cache
-from clada.runtime.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
-from clada.runtime.manifest import MANIFEST_NAME
-from clada.runtime.onnx_file import nodes_of, opset_of, without_functions
-from clada.runtime.pieces import file_hash
-from clada.runtime.unfinished import unfinished
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "not enough memory")
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from clada.plugins.command_line import add_progress_options, progress
-from clada.runtime.building.settings import KERNELS, RUNTIMES
+from clada.command_line import add_progress_options, progress
+from clada.contract.engine_choices import KERNELS, RUNTIMES
 
 
 def _run(args: argparse.Namespace) -> None:

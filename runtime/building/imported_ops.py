@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from clada.plugins.errors import CladaError
-from clada.runtime.onnx_file import Node
+from clada.contract.onnx_wire import Node
+from clada.errors import CladaError
 
 _KINDS = {True: "a plugin", False: "its function body"}
 

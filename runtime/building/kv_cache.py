@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from clada.plugins import graph
-from clada.runtime.engine_record import COPIED, IN_PLACE
+from clada.contract.engine_record import COPIED, IN_PLACE
+from clada.ops import graph_names
 
 
 def window_of(config: dict[str, Any]) -> int | None:
@@ -34,7 +34,7 @@ def cut_cache(trt: Any, network: Any, window: int | None, capacity: int) -> tupl
     outputs = {tensor.name: tensor for tensor in map(network.get_output, range(network.num_outputs))}
     cuts = []
     for layer in range(len(outputs)):
-        for past, present in zip(graph.past(layer), graph.present(layer), strict=True):
+        for past, present in zip(graph_names.past(layer), graph_names.present(layer), strict=True):
             if present not in outputs:
                 continue
             joined = producers.get(present)

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clada.plugins.errors import CladaError
+from clada.contract.engine_choices import BODIES, KERNELS, PLUGINS, RUNTIMES, TENSORRT, TENSORRT_RTX
+from clada.errors import CladaError
 from clada.plugins.tensorrt import library_path, register
 from clada.runtime.backends.driver import compute_capability
-from clada.runtime.building.settings import BODIES, KERNELS, PLUGINS, RUNTIMES, TENSORRT, TENSORRT_RTX
 from clada.runtime.building.timing_cache import cache_path
 
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 # What an op's function body calls the weights that it has unpacked; the parser numbers all but the first.
 _UNPACKED = re.compile(r"w(_\w+)?_wide(_\d+)?")

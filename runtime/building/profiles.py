@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.runtime.engine_record import DECODE, IN_PLACE, PREFILL, Profile, Shape
+from clada.contract.engine_record import DECODE, IN_PLACE, PREFILL, Profile, Shape
+from clada.errors import CladaError
+from clada.ops import graph_names
 
 # Where nothing else is asked for: an engine's memory grows with both.
 DEFAULT_CAPACITY = 4096
@@ -53,10 +53,10 @@ def limits_for(context_length: int, max_batch: int, max_prompt: int | None, capa
 
 def _sizes(batch: int, length: int, past: int) -> dict[str, int]:
     return {
-        graph.BATCH_SIZE: batch,
-        graph.SEQUENCE_LENGTH: length,
-        graph.PAST_SEQUENCE_LENGTH: past,
-        graph.TOTAL_SEQUENCE_LENGTH: past + length,
+        graph_names.BATCH_SIZE: batch,
+        graph_names.SEQUENCE_LENGTH: length,
+        graph_names.PAST_SEQUENCE_LENGTH: past,
+        graph_names.TOTAL_SEQUENCE_LENGTH: past + length,
     }
 
 

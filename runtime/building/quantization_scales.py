@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import QUANTIZED
-from clada.plugins.ops.block_quantization import check_scales
-from clada.plugins.ops.quantized_matrices import matrix_names, scales_name
-from clada.plugins.ops.record import Array
-from clada.runtime.artefact import data_name
-from clada.runtime.onnx_file import Constant, Node, constants_of
+from clada.contract.artefact import data_name
+from clada.contract.onnx_wire import Constant, Node, constants_of
+from clada.errors import CladaError
+from clada.ops import QUANTIZED
+from clada.ops.block_quantization import check_scales
+from clada.ops.quantized_matrices import matrix_names, scales_name
+from clada.ops.record import Array
 
 
 def check_scales_of(model: Path, content: bytes, nodes: list[Node]) -> None:

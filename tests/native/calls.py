@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED_LINEAR
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.quantized_matrices import scales_name
-from clada.plugins.ops.record import Array, Op
+from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.quantized_matrices import scales_name
+from clada.ops.record import Array, Op
 
 ELEMENTS = ("float32", "float16", "bfloat16")
 SENTINEL = 0xA5

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from clada.plugins.ops import (
+from clada.ops import (
     OPS,
     QUANTIZED,
     QUANTIZED_FFN,
@@ -16,11 +16,11 @@ from clada.plugins.ops import (
     SPARSE_GATED_FFN,
     SPARSE_LINEAR,
 )
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.block_quantization import dequantize, quantize
-from clada.plugins.ops.quantized_matrices import scales_name
-from clada.plugins.ops.record import Array, Case, Op, evaluate
-from clada.plugins.ops.thresholds import tie_free_threshold
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.block_quantization import dequantize, quantize
+from clada.ops.quantized_matrices import scales_name
+from clada.ops.record import Array, Case, Op, evaluate
+from clada.ops.thresholds import tie_free_threshold
 from tests.native.calls import rounded
 
 FFN_CASES = [

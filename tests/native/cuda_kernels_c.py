@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clada.plugins.ops.record import Array, Op
+from clada.ops.record import Array, Op
 from tests.native.calls import (
     GuardedMemory,
     from_element,

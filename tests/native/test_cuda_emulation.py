@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from clada.plugins.ops.record import Array
+from clada.ops.record import Array
 from tests.native.calls import GuardedMemory, rounded
 from tests.native.cuda_kernels_c import load_emulated
 

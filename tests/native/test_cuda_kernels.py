@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
-from clada.plugins.ops.record import Array, Case, Op, evaluate
+from clada.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.ops.record import Array, Case, Op, evaluate
 from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS

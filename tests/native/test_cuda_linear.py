@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED_LINEAR, SPARSE_LINEAR
-from clada.plugins.ops.record import Array, Case, Op, evaluate
+from clada.ops import QUANTIZED_LINEAR, SPARSE_LINEAR
+from clada.ops.record import Array, Case, Op, evaluate
 from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS

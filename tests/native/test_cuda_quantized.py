@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED_FFN
-from clada.plugins.ops.block_quantization import BITS, BLOCK_SIZES, dequantize, pack
-from clada.plugins.ops.quantized_matrices import scales_name
-from clada.plugins.ops.record import Array
+from clada.ops import QUANTIZED_FFN
+from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize, pack
+from clada.ops.quantized_matrices import scales_name
+from clada.ops.record import Array
 from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS

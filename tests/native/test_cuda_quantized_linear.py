@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED_LINEAR
-from clada.plugins.ops.block_quantization import dequantize, pack
-from clada.plugins.ops.record import Array, Case
+from clada.ops import QUANTIZED_LINEAR
+from clada.ops.block_quantization import dequantize, pack
+from clada.ops.record import Array, Case
 from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS

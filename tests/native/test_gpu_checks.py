@@ -11,8 +11,8 @@ from clada.benchmark.gpu.library import Kernels, load
 from clada.benchmark.gpu.parity import Check
 from clada.benchmark.gpu.real_sizes import layers, linear_checks, prompt_checks
 from clada.benchmark.shapes import SHAPES
-from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
-from clada.plugins.ops.record import FLOAT_TYPES
+from clada.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.ops.record import FLOAT_TYPES
 from tests.test_gpu_suite import HOST
 
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.record import Case, Op, evaluate
+from clada.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.record import Case, Op, evaluate
 from tests.exhaustive import few
 from tests.native import kernels_c
 from tests.native.calls import ELEMENTS, from_element, to_element

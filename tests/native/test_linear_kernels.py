@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clada.plugins.ops import SPARSE_LINEAR
-from clada.plugins.ops.record import Case, evaluate
+from clada.ops import SPARSE_LINEAR
+from clada.ops.record import Case, evaluate
 from tests.native import kernels_c
 from tests.native.cases import check_outputs, large_linear_case, rounded_case
 from tests.native.test_kernels import instructions, weight_element

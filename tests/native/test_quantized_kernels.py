@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
-from clada.plugins.ops.record import Case, Op
+from clada.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.ops.record import Case, Op
 from tests.exhaustive import few
 from tests.native import kernels_c
 from tests.native.cases import QUANTIZED_FFN_CASES, check_outputs, large_case, rounded_case

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clada.plugins.ops import QUANTIZED_LINEAR
-from clada.plugins.ops.record import Array, Case, evaluate
+from clada.ops import QUANTIZED_LINEAR
+from clada.ops.record import Array, Case, evaluate
 from tests.native import kernels_c
 from tests.native.cases import check_outputs, large_linear_case, rounded_case
 from tests.native.test_quantized_kernels import instructions, quantization

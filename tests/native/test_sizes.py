@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
-from clada.plugins.ops.record import Array, Case, Op
+from clada.ops import LOAD_SIGNAL, QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
+from clada.ops.record import Array, Case, Op
 from tests.native import cuda_kernels_c, kernels_c
 from tests.native.cases import check_outputs, large_case, rounded_case
 from tests.native.test_kernels import ALL_INSTRUCTIONS

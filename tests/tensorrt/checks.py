@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
-from clada.plugins.ops import PLUGIN_ATTRIBUTES
-from clada.plugins.ops.record import FLOAT_TYPES, Op
+from clada.ops import PLUGIN_ATTRIBUTES
+from clada.ops.record import FLOAT_TYPES, Op
 
 Fields = dict[str, str | float]
 

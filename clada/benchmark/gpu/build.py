@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from clada.exporter.output import write
-from clada.plugins.errors import CladaError
+from clada.contract.files import write
+from clada.errors import CladaError
 
 _LIBRARY = "libclada_cuda.so"
 # Where CUDA usually is.

@@ -2,8 +2,8 @@
 
 import ctypes
 
-from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED_LINEAR
-from clada.plugins.ops.record import FLOAT_TYPES
+from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR
+from clada.ops.record import FLOAT_TYPES
 
 # In the order of C++'s enum Element.
 ELEMENTS = FLOAT_TYPES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 _DRIVER = "libcuda.so.1"
 

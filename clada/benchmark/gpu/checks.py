@@ -7,8 +7,8 @@ import torch
 
 from clada.benchmark.gpu.device import Device
 from clada.benchmark.gpu.parity import Check, Expected, compared, expected, rounded
-from clada.plugins.ops import OPS
-from clada.plugins.ops.record import FLOAT_TYPES, Op
+from clada.ops import OPS
+from clada.ops.record import FLOAT_TYPES, Op
 
 
 class Launch(Protocol):

@@ -10,8 +10,8 @@ import torch
 from clada.benchmark.gpu.layer_data import Layer, name_of
 from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.shapes import Shape
-from clada.plugins.ops.record import Op
-from clada.plugins.ops.sparse_ffn import weight_matrices
+from clada.ops.record import Op
+from clada.ops.sparse_ffn import weight_matrices
 
 _CACHES = 4
 _FEWEST = 4

@@ -12,9 +12,9 @@ from clada.benchmark.gpu.copies import Copies
 from clada.benchmark.gpu.layer_data import exact_selection, name_of, random_x, selection
 from clada.benchmark.gpu.library import Call, Kernels
 from clada.benchmark.gpu.repeats import contender
-from clada.plugins.errors import CladaError
-from clada.plugins.ops.sparse_ffn import weight_matrices
-from clada.plugins.torch import ACTIVATIONS
+from clada.errors import CladaError
+from clada.ops.sparse_ffn import weight_matrices
+from clada.ops.torch import ACTIVATIONS
 
 _Weights = Mapping[str, torch.Tensor]
 _Dense = Callable[[torch.Tensor, _Weights], torch.Tensor]

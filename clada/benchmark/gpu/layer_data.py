@@ -9,10 +9,10 @@ from clada.benchmark.gpu.widened import float_op, widened
 from clada.benchmark.precisions import BLOCKS, Blocks
 from clada.benchmark.shapes import Shape
 from clada.benchmark.thresholds import exact_share
-from clada.plugins.ops import QUANTIZED
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.quantized_matrices import scales_name
-from clada.plugins.ops.record import Array, Op
+from clada.ops import QUANTIZED
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.quantized_matrices import scales_name
+from clada.ops.record import Array, Op
 
 # What each op is measured with; a ReLU is zero for half of the neurons, so that no larger share could be kept.
 _ACTIVATION = {True: "silu", False: "gelu"}

@@ -12,10 +12,10 @@ from clada.benchmark.gpu.calls import ELEMENTS, FFN_NAMES, LoadSignalCall, Spars
 from clada.benchmark.gpu.device import Device
 from clada.benchmark.gpu.guarded import Guarded
 from clada.benchmark.gpu.products import torch_products
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_LINEAR
-from clada.plugins.ops.activations import ACTIVATIONS
-from clada.plugins.ops.record import Op
+from clada.errors import CladaError
+from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_LINEAR
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.record import Op
 
 
 @dataclass(frozen=True)

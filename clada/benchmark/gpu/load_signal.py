@@ -10,8 +10,8 @@ import torch
 from clada.benchmark.contender import Contender
 from clada.benchmark.gpu.library import Call, Kernels
 from clada.benchmark.gpu.repeats import contender
-from clada.plugins.ops import LOAD_SIGNAL
-from clada.plugins.torch import torch_op
+from clada.ops import LOAD_SIGNAL
+from clada.ops.torch import torch_op
 
 _KNOTS = 33
 _ATTRIBUTES = {"surprisal_weight": 0.5}

@@ -25,9 +25,9 @@ from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
 from clada.benchmark.timing import Samples, measure, wall_seconds
 from clada.benchmark.tokens import random_tokens
 from clada.benchmark.variants import Graph, write_pair
-from clada.plugins import graph
-from clada.plugins.errors import CladaError
-from clada.plugins.ops.record import Array
+from clada.errors import CladaError
+from clada.ops import graph_names
+from clada.ops.record import Array
 from clada.runtime.backends.device_in_place import DeviceInPlaceModel
 from clada.runtime.backends.memory import Slab
 from clada.runtime.backends.onnxruntime import Execution
@@ -89,8 +89,8 @@ class Runner(DeviceInPlaceModel):
 
     def slab(self, thresholds: Sequence[Array]) -> Slab:
         """Thresholds on the device, for the caches that are made while they are `self.thresholds`."""
-        slab = Slab({graph.threshold(n): (t.shape, np.float32) for n, t in enumerate(thresholds)}, self._device)
-        slab.write({graph.threshold(n): threshold for n, threshold in enumerate(thresholds)})
+        slab = Slab({graph_names.threshold(n): (t.shape, np.float32) for n, t in enumerate(thresholds)}, self._device)
+        slab.write({graph_names.threshold(n): threshold for n, threshold in enumerate(thresholds)})
         return slab
 
     def _buffers(self, texts: int, room: int = 64) -> Buffers:
@@ -102,7 +102,7 @@ class Runner(DeviceInPlaceModel):
             if not self.counts:
                 # Constants there, which an ordinary export does not have.
                 binding.clear_binding_outputs()
-                binding.bind_ortvalue_output(graph.LOGITS, buffers.logits[1 - reads])
+                binding.bind_ortvalue_output(graph_names.LOGITS, buffers.logits[1 - reads])
         return buffers
 
     def _run(self, binding: Any, buffers: Buffers, decodes: bool) -> None:
@@ -123,12 +123,12 @@ class Steps:
 
     def __init__(self, runner: Runner, shape: Shape, thresholds: Sequence[Array] | None, context: int) -> None:
         self.runner, self._neurons, self._context = runner, shape.neurons, context
-        self._fetch = [graph.LOGITS, graph.ACTIVE] if runner.counts else [graph.LOGITS]
+        self._fetch = [graph_names.LOGITS, graph_names.ACTIVE] if runner.counts else [graph_names.LOGITS]
         self._slab = runner.thresholds = None if thresholds is None else runner.slab(thresholds)
         width = shape.hidden // shape.heads
         empty = np.zeros((1, shape.key_value_heads, context + 1, width), runner.dtype)
         self._cache = runner.load_cache([empty] * (2 * shape.layers))
-        self._pools = {graph.pool(n): np.ones((1, shape.neurons), np.bool_) for n in range(shape.layers)}
+        self._pools = {graph_names.pool(n): np.ones((1, shape.neurons), np.bool_) for n in range(shape.layers)}
         self._logits: Array = np.zeros((1, 1, shape.vocabulary), runner.dtype)
         self._read(random_tokens(shape, context, seed=2), 0)
         ids = random_tokens(shape, _TOKENS, seed=3).reshape(_TOKENS, 1, 1)
@@ -138,15 +138,15 @@ class Steps:
         """Read tokens after so many others; the share of neurons that the last computed."""
         total = before + ids.shape[1]
         inputs = {
-            graph.INPUT_IDS: ids,
-            graph.ATTENTION_MASK: np.ones((1, total), np.int64),
-            graph.POSITION_IDS: np.arange(before, total)[None],
-            graph.PAST_LOGITS: self._logits[:, -1],
+            graph_names.INPUT_IDS: ids,
+            graph_names.ATTENTION_MASK: np.ones((1, total), np.int64),
+            graph_names.POSITION_IDS: np.arange(before, total)[None],
+            graph_names.PAST_LOGITS: self._logits[:, -1],
             **self._pools,
         }
         outputs, self._cache = self.runner.step(inputs, self._cache, self._fetch)
-        self._logits = outputs[graph.LOGITS]
-        return float(outputs[graph.ACTIVE].mean()) / self._neurons if self.runner.counts else 1.0
+        self._logits = outputs[graph_names.LOGITS]
+        return float(outputs[graph_names.ACTIVE].mean()) / self._neurons if self.runner.counts else 1.0
 
     def logits(self) -> Array:
         """Of the prompt's last token before any step was taken, else of the last step."""

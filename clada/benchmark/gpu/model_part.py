@@ -10,7 +10,7 @@ from clada.benchmark.gpu.tables import LeftOut, Timing
 from clada.benchmark.gpu.targets import MODEL
 from clada.benchmark.report import Table
 from clada.benchmark.shapes import TINY, Shape
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 _SHAPES = ("llama-3.2-1b", TINY)
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from clada.benchmark.gpu.widened import float_op, widened
-from clada.plugins.ops import LOAD_SIGNAL, SPARSE_LINEAR
-from clada.plugins.ops.record import Array, Case, Op, evaluate
-from clada.plugins.torch import torch_op
+from clada.ops import LOAD_SIGNAL, SPARSE_LINEAR
+from clada.ops.record import Array, Case, Op, evaluate
+from clada.ops.torch import torch_op
 
 # How many times the error of plain torch in the same types is allowed.
 _TIMES = 2.0

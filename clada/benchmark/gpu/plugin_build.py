@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from clada.benchmark.gpu.build import compile_to, nvcc_path
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 _PROBE = "plugin_probe.cpp"
 

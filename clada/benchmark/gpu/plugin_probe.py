@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clada.plugins.errors import CladaError
-from clada.plugins.ops import DOMAIN, VERSION
-from clada.plugins.ops.record import Op
+from clada.errors import CladaError
+from clada.ops import DOMAIN, VERSION
+from clada.ops.record import Op
 
 Shape = Sequence[int]
 Fields = Mapping[str, str | float]

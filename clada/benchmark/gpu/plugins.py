@@ -13,8 +13,8 @@ from clada.benchmark.gpu.parity import Check
 from clada.benchmark.gpu.plugin_build import build_plugins, build_probe, tensorrt_headers
 from clada.benchmark.gpu.plugin_probe import PluginLibrary, tensors_of
 from clada.benchmark.gpu.tables import LeftOut
-from clada.plugins.errors import CladaError
-from clada.plugins.ops.record import Op
+from clada.errors import CladaError
+from clada.ops.record import Op
 from clada.plugins.tensorrt.library import library_version
 
 

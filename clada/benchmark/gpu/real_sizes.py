@@ -22,8 +22,8 @@ from clada.benchmark.gpu.parity import Check, Expected, Rounded, expected, round
 from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.shapes import Shape
 from clada.benchmark.thresholds import exact_share
-from clada.plugins.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
-from clada.plugins.ops.record import FLOAT_TYPES, Array, Case, Op
+from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
+from clada.ops.record import FLOAT_TYPES, Array, Case, Op
 
 MOST_SEQUENCES = 8
 _QUANTIZED = ("int4", "int8")

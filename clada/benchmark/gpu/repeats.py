@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from clada.benchmark.contender import Contender
 from clada.benchmark.gpu.device import Device, Run
-from clada.plugins.errors import CladaError
+from clada.errors import CladaError
 
 # What starts and ends a time is far below this.
 _SECONDS = 2e-3

@@ -23,8 +23,8 @@ from clada.benchmark.gpu.targets import target_lines, targets
 from clada.benchmark.report import Table
 from clada.benchmark.settings import Settings, checked
 from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
-from clada.exporter.output import check_writable, write
-from clada.plugins.errors import CladaError
+from clada.contract.files import check_writable, write
+from clada.errors import CladaError
 
 PARTS = ("parity", "tensorrt", "kernels", "model")
 

@@ -16,8 +16,8 @@ from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.report import Table, rows
 from clada.benchmark.shapes import Shape
 from clada.benchmark.timing import Samples, measure
-from clada.plugins.ops import SPARSE_FFN, SPARSE_GATED_FFN
-from clada.plugins.ops.record import Op
+from clada.ops import SPARSE_FFN, SPARSE_GATED_FFN
+from clada.ops.record import Op
 
 LAYER, PLAIN_LAYER, QUANTIZED_LAYER, LOAD = "layer", "layer without a gate", "quantised layer", "load signal"
 IN_GRAPH, LAUNCHED, PREFILL = "decode in a CUDA graph", "decode, launched one by one", "prefill in a CUDA graph"

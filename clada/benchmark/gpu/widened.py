@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import torch
 
-from clada.plugins.ops import OPS, QUANTIZED
-from clada.plugins.ops.quantized_matrices import is_matrix, scales_name
-from clada.plugins.ops.record import Op
-from clada.plugins.torch import dequantized
+from clada.ops import OPS, QUANTIZED
+from clada.ops.quantized_matrices import is_matrix, scales_name
+from clada.ops.record import Op
+from clada.ops.torch import dequantized
 
 # By name of the quantised op, the op whose variant it is.
 _OF_FLOATS = {quantized.name: OPS[name] for name, quantized in QUANTIZED.items()}

@@ -1,4 +1,4 @@
-// The activation functions; names and formulas as in plugins/ops/activations.py.
+// The activation functions; names and formulas as in clada/ops/activations.py.
 #pragma once
 #include "launchers.h"
 

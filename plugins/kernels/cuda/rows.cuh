@@ -65,7 +65,7 @@ __device__ __forceinline__ float weight_at(unsigned word, int position, float sc
               -scale * static_cast<float>((1 << (23 - position)) + static_cast<int>(half)));
 }
 
-// Codes as plugins/ops/block_quantization.py packs them.
+// Codes as clada/ops/block_quantization.py packs them.
 struct Int8 {
   static constexpr int kBits = 8;
 

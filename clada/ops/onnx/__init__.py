@@ -1,0 +1,7 @@
+"""The ops in ONNX: schemas, function bodies and the translation that torch's exporter calls; needs onnx."""
+
+from clada.ops.onnx.functions import function_proto
+from clada.ops.onnx.schemas import schema
+from clada.ops.onnx.translations import translation
+
+__all__ = ["function_proto", "schema", "translation"]

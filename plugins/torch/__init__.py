@@ -1,6 +1,0 @@
-"""The ops in torch, `torch.ops.clada.*`: eager, fake, and ready for export; needs torch."""
-
-from clada.plugins.torch.eager import ACTIVATIONS, dequantized
-from clada.plugins.torch.library import torch_op
-
-__all__ = ["ACTIVATIONS", "dequantized", "torch_op"]
