@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Named after the modules there are: an editable installation knows where each is, and is made anew when one is moved.
+PACKAGE := $(VENV)/package.$(shell find -L clada -name '*.py' | sort | cksum | cut -d ' ' -f 1).stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles what it imports, when it does, and keeps that: else every process of the tests compiles torch again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -92,12 +94,12 @@ $(VENV)/export.stamp: $(VENV)/tools.stamp pyproject.toml scripts/requirements.py
 	@touch $@
 
 # clada itself, as this folder has it: an edit of Python is what runs next.
-$(VENV)/package.stamp: $(VENV)/tools.stamp pyproject.toml
+$(PACKAGE): $(VENV)/tools.stamp pyproject.toml
 	$(STEP) "compiling the kernels" $(PIP) install --no-compile --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # The kernels as their sources are now; a tenth of a second where nothing has changed.
-native: $(VENV)/package.stamp
+native: $(PACKAGE)
 ifneq ($(CLADA_NATIVE),none)
 	$(STEP) "bringing the kernels up to date" $(BIN)/python -c "import clada; clada.__loader__.rebuild()"
 endif

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clada.errors import CladaError
-    from clada.exporter.calibrate import CalibrationConfig
-    from clada.exporter.calibrate_command import write_calibration as calibrate
+    from clada.exporter.calibration.calibrate import CalibrationConfig
+    from clada.exporter.calibration.to_file import calibrate
     from clada.exporter.export import ExportConfig, export
     from clada.runtime.generation import Completion, GenerationConfig, Piece
     from clada.runtime.sampling import SamplingConfig
@@ -34,7 +34,7 @@ __all__ = [
 
 # Each is imported when it is first used: the runtime needs no torch, and the command line's help no ONNX Runtime.
 _HOMES = {
-    "CalibrationConfig": "clada.exporter.calibrate:CalibrationConfig",
+    "CalibrationConfig": "clada.exporter.calibration.calibrate:CalibrationConfig",
     "CladaError": "clada.errors:CladaError",
     "Completion": "clada.runtime.generation:Completion",
     "ExportConfig": "clada.exporter.export:ExportConfig",
@@ -43,7 +43,7 @@ _HOMES = {
     "SamplingConfig": "clada.runtime.sampling:SamplingConfig",
     "Session": "clada.runtime.session:Session",
     "TokenStats": "clada.runtime.telemetry:TokenStats",
-    "calibrate": "clada.exporter.calibrate_command:write_calibration",
+    "calibrate": "clada.exporter.calibration.to_file:calibrate",
     "export": "clada.exporter.export:export",
 }
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from clada.contract.manifest import CalibrationSection, InputsSection
 from clada.contract.pool import PoolPolicy
-from clada.exporter.decoder import LoadMap
-from clada.exporter.patch import Sparsity
-from clada.exporter.quantization import Quantized
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.patch import Sparsity
+from clada.exporter.quantization.quantize import Quantized
 
 
 @dataclass(frozen=True)

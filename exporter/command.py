@@ -6,10 +6,9 @@ from pathlib import Path
 
 from clada.command_line import add_progress_options, progress
 from clada.contract.manifest import GOALS
+from clada.exporter.calibration.policies import POLICIES, SUMMARIES, without
 from clada.exporter.command_options import add_calibration_options, add_trust_options
-from clada.exporter.families import FAMILIES
-from clada.exporter.policies import POLICIES, SUMMARIES, without
-from clada.exporter.settings import (
+from clada.exporter.defaults import (
     BLOCK_SIZE,
     BYTES,
     BYTES_POLICY,
@@ -21,6 +20,7 @@ from clada.exporter.settings import (
     METHODS,
     NEURONS_POLICY,
 )
+from clada.exporter.model.families import FAMILIES
 from clada.ops.block_quantization import BLOCK_SIZES
 
 DESCRIPTION = "Export a Hugging Face causal LM as a dynamically sparse ONNX model."
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from clada.exporter.calibrate import CalibrationConfig
+    from clada.exporter.calibration.calibrate import CalibrationConfig
     from clada.exporter.export import ExportConfig, export
 
     goal = {name: getattr(args, name) for name in GOALS}

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clada.exporter.settings import CALIBRATION_TOKENS
+from clada.exporter.defaults import CALIBRATION_TOKENS
 
 
 def add_trust_options(parser: argparse.ArgumentParser) -> None:

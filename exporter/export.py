@@ -13,19 +13,13 @@ import torch
 from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 from clada.contract.manifest import CalibrationSection
 from clada.errors import CladaError
-from clada.exporter.calibrate import CalibrationConfig
 from clada.exporter.calibrated import Calibrated
-from clada.exporter.calibration_rows import CalibrationRows, calibration_rows, read_calibration_text
-from clada.exporter.calibration_text import texts_of
-from clada.exporter.checkpoint import load_config, load_model
-from clada.exporter.in_place import minimum_onnxruntime
-from clada.exporter.kept_calibration import kept_path
-from clada.exporter.manifest import model_section, policy_section, quantization_section, write_manifest
-from clada.exporter.neuron_export import calibrate_neurons
-from clada.exporter.policies import POLICIES
-from clada.exporter.price_export import calibrate_inputs, take_inputs
-from clada.exporter.quantization import QuantizationConfig
-from clada.exporter.settings import (
+from clada.exporter.calibration.calibrate import CalibrationConfig
+from clada.exporter.calibration.kept import kept_path
+from clada.exporter.calibration.policies import POLICIES
+from clada.exporter.calibration.rows import CalibrationRows, calibration_rows, read_calibration_text
+from clada.exporter.calibration.text import texts_of
+from clada.exporter.defaults import (
     BYTES_POLICY,
     CALIBRATION_TOKENS,
     DEFAULT_OPSET,
@@ -34,8 +28,14 @@ from clada.exporter.settings import (
     FORMATS,
     FURTHER,
 )
+from clada.exporter.graph.ort_attention import minimum_onnxruntime
+from clada.exporter.graph.trace import check_opset, save, save_in_place, trace
+from clada.exporter.manifest_sections import model_section, policy_section, quantization_section, write_manifest
+from clada.exporter.model.checkpoint import load_config, load_model
+from clada.exporter.neuron_export import calibrate_neurons
+from clada.exporter.price_export import calibrate_inputs, take_inputs
+from clada.exporter.quantization.quantize import QuantizationConfig
 from clada.exporter.staging import staged
-from clada.exporter.trace import check_opset, save, save_in_place, trace
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
 from clada.runtime.backends.onnxruntime import older_than
 

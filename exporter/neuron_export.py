@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
 from clada.exporter.calibrated import Calibrated
-from clada.exporter.kept_calibration import calibration_key, keep_calibration, take_calibration
-from clada.exporter.manifest import calibration_section
-from clada.exporter.patch import Sparsity, sparsify
-from clada.exporter.quantization import QuantizationConfig, Quantized, hold, quantize_model
+from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig, calibrate
+from clada.exporter.calibration.kept import calibration_key, keep_calibration, take_calibration
+from clada.exporter.manifest_sections import calibration_section
+from clada.exporter.model.patch import Sparsity, sparsify
+from clada.exporter.quantization.quantize import QuantizationConfig, Quantized, hold, quantize_model
 
 
 def calibrate_neurons(

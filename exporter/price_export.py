@@ -11,23 +11,23 @@ from torch import Tensor
 
 from clada.contract.manifest import Policy
 from clada.errors import CladaError
-from clada.exporter.calibrate import prompt_tokens
 from clada.exporter.calibrated import Calibrated
-from clada.exporter.calibration_rows import CalibrationRows
-from clada.exporter.manifest import inputs_section, price_section
-from clada.exporter.patch import Sparsity
-from clada.exporter.price_calibration import PriceCalibration, calibrate_price, choose
-from clada.exporter.price_file import (
+from clada.exporter.calibration.calibrate import prompt_tokens
+from clada.exporter.calibration.price_calibration import PriceCalibration, calibrate_price, choose
+from clada.exporter.calibration.price_file import (
     CalibratedOn,
     model_hash,
     read_price_calibration,
     tensors_hash,
     write_price_calibration,
 )
-from clada.exporter.product_quantization import hold_products, quantize_products
-from clada.exporter.products import Product, find_products
-from clada.exporter.quantization import QuantizationConfig, Quantized
-from clada.exporter.sparse_products import sparsify_products
+from clada.exporter.calibration.rows import CalibrationRows
+from clada.exporter.manifest_sections import inputs_section, price_section
+from clada.exporter.model.patch import Sparsity
+from clada.exporter.model.products import Product, find_products
+from clada.exporter.model.sparse_products import sparsify_products
+from clada.exporter.quantization.product_quantization import hold_products, quantize_products
+from clada.exporter.quantization.quantize import QuantizationConfig, Quantized
 
 
 def calibrate_inputs(

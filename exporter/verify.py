@@ -11,22 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clada.contract.artefact import data_name
-from clada.contract.graph_constants import GraphConstants
-from clada.contract.onnx_wire import nodes_of
-from clada.contract.pool import PoolPolicy, choose_pools, overdue, update_pools
 from clada.errors import CladaError
-from clada.exporter.anticipation import from_named
-from clada.exporter.calibration_text import token_rows
-from clada.exporter.decoder import NO_POOL, Decoder, LoadMap
-from clada.exporter.neurons import activations
-from clada.exporter.patch import Sparsity
-from clada.exporter.rope import context_length
-from clada.exporter.sparse_products import SparseProduct, sparse_products
-from clada.exporter.sparse_sites import Site, sparse_sites
-from clada.exporter.steps import cache_shapes, constants, first_step, next_step
-from clada.exporter.watched_graph import Watched, watched
-from clada.ops import DOMAIN, LOAD_SIGNAL, QUANTIZED_LINEAR, graph_names
+from clada.exporter.calibration.text import token_rows
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.steps import cache_shapes, constants, first_step, next_step
+from clada.exporter.graph.watched import Watched, watched
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.neurons import activations
+from clada.exporter.model.patch import Sparsity
+from clada.exporter.model.rope import context_length
+from clada.exporter.model.sparse_products import SparseProduct, sparse_products
+from clada.exporter.model.sparse_sites import Site, sparse_sites
+from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, graph_names
 from clada.ops.torch import torch_op
 from clada.runtime.backends.in_place import InPlaceModel
 from clada.runtime.backends.onnxruntime import BODIES, Execution, OnnxRuntimeModel
@@ -62,39 +58,6 @@ class Check:
         return self.required <= self.tolerance
 
 
-def load_constants(path: Path, sparsity: Sparsity, data: Path | None = None) -> LoadMap:
-    """Give a patched model the calibrated values of an exported graph; returns its load map.
-
-    Args:
-        path: The ONNX file.
-        sparsity: State of the model; its thresholds, compensation and anticipations are replaced.
-        data: The file of the graph's weights; the portable graph's own where None.
-    """
-    content = path.read_bytes()
-    values = GraphConstants(content, data or path.with_name(data_name(path)))
-
-    def constant(name: str) -> Tensor:
-        return torch.from_numpy(values.read(name).copy())
-
-    layers = range(len(sparsity.thresholds))
-    sparsity.thresholds[:] = [constant(graph_names.threshold(n)) for n in layers]
-    sparsity.compensation[:] = [constant(name) for name in map(graph_names.compensation, layers) if name in values]
-    probed = [n for n in layers if graph_names.anticipation(n)[0] in values]
-    sparsity.anticipations = from_named(probed, constant)
-    node = next(node for node in nodes_of(content, DOMAIN) if node.op == LOAD_SIGNAL.name)
-    weight = dict(node.floats)[LOAD_SIGNAL.attributes[0].name]
-    return LoadMap(
-        surprisal_knots=constant(graph_names.SURPRISAL_KNOTS),
-        entropy_knots=constant(graph_names.ENTROPY_KNOTS),
-        scale_knots=constant(graph_names.SCALE_KNOTS),
-        reanalysis_load=constant(graph_names.REANALYSIS_LOAD)
-        if graph_names.REANALYSIS_LOAD in values
-        else torch.tensor(NO_POOL),
-        surprisal_weight=weight,
-        token_scale=constant(graph_names.TOKEN_SCALE) if graph_names.TOKEN_SCALE in values else None,
-    )
-
-
 def _relative(ours: Any, reference: Tensor) -> float:
     """Largest difference as a share of the range of the reference; infinite where either is not finite."""
     expected = reference.double().numpy().reshape(len(reference), -1)
@@ -102,42 +65,6 @@ def _relative(ours: Any, reference: Tensor) -> float:
     if not (np.isfinite(given).all() and np.isfinite(expected).all()):
         return float("inf")
     return float((np.abs(given - expected).max(axis=1) / np.ptp(expected, axis=1)).max())
-
-
-@torch.no_grad()
-def greedy_tokens(
-    model: Any, sparsity: Sparsity, load_map: LoadMap, pools: PoolPolicy | None, prompt: Sequence[int], count: int
-) -> list[int]:
-    """What PyTorch generates by itself from the patched model: prefill dense, decode sparse, greedy.
-
-    Args:
-        model: A causal LM after `sparsify`.
-        sparsity: Its state, with the calibrated values.
-        load_map: Constants of the load signal.
-        pools: How its pools are chosen; None where every neuron may be used.
-        prompt: Token ids.
-        count: How many tokens to generate.
-    """
-    decoder = Decoder(model, sparsity, load_map.surprisal_weight)
-    values = constants(sparsity, load_map)
-    ids = torch.tensor([list(prompt)])
-    step = first_step(model, ids, torch.ones_like(ids))
-    logits, present, score, load, *_ = decoder(**step, **values)
-    chosen = choose_pools(pools, [s.numpy() for s in score], np.array([len(prompt)])) if pools else None
-    tokens: list[int] = []
-    while True:
-        tokens.append(int(logits[0, -1].argmax()))
-        if len(tokens) == count:
-            return tokens
-        step = next_step(step, torch.tensor([tokens[-1:]]), logits, present)
-        due = np.zeros(1, np.bool_)
-        if chosen is not None:
-            due = overdue(chosen, load_map.reanalysis_load.item())
-            step["pools"] = [torch.from_numpy(mask | due[:, None]) for mask in chosen.masks]
-        logits, present, score, load, *_ = decoder(**step, **values)
-        if pools and chosen:
-            opened = due | (load >= load_map.reanalysis_load).numpy()
-            update_pools(pools, chosen, [s.numpy() for s in score], opened, np.ones(1, np.bool_))
 
 
 def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str]) -> dict[str, Any]:

@@ -19,10 +19,10 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
 
     from clada.contract.artefact import open_artefact
     from clada.errors import CladaError
-    from clada.exporter.calibration_text import read_texts, sample_file
-    from clada.exporter.checkpoint import load_model
-    from clada.exporter.sparse_sites import sparsified
-    from clada.exporter.verify import check_lines, load_constants, require_passed, verification_rows, verify
+    from clada.exporter.calibration.text import read_texts, sample_file
+    from clada.exporter.from_artefact import load_constants, sparsified
+    from clada.exporter.model.checkpoint import load_model
+    from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
     from clada.runtime.backends.onnxruntime import older_than
 
     artefact = open_artefact(artefact_model)

@@ -16,7 +16,7 @@ from clada.command_line import exit_code
 from clada.contract.files import check_writable, write
 from clada.errors import CladaError
 from clada.evaluation.statistics import mean_with_interval
-from clada.exporter.calibration_text import digest, read_texts
+from clada.exporter.calibration.text import digest, read_texts
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.find_model import find_model
 from clada.runtime.generation import Completion

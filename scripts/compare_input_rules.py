@@ -36,12 +36,12 @@ from clada.evaluation.input_rules import (
 from clada.evaluation.neuron_rules import NEURON_RULES, decode_neurons
 from clada.evaluation.statistics import bootstrap, exp_mean, mean, mean_with_interval, ratio
 from clada.evaluation.teal_search import Descent, search
-from clada.exporter.calibration_text import digest, read_texts, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
-from clada.exporter.decode_pass import Texts
-from clada.exporter.patch import sparsify
-from clada.exporter.price import Worth
-from clada.exporter.products import Product, find_products
+from clada.exporter.calibration.decode_pass import Texts
+from clada.exporter.calibration.price import Worth
+from clada.exporter.calibration.text import digest, read_texts, sample_file, token_rows
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparsify
+from clada.exporter.model.products import Product, find_products
 
 ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"

@@ -19,16 +19,16 @@ from torch import Tensor
 from clada.command_line import exit_code
 from clada.contract.files import check_writable, write
 from clada.evaluation.statistics import bootstrap, mean_with_interval, relative_difference
-from clada.exporter.calibration_text import digest, read_texts, row_length, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
-from clada.exporter.decode_pass import Decoded
-from clada.exporter.input_pass import Run, decode_each
-from clada.exporter.load_fit import load_by, scale_by, to_float
-from clada.exporter.price_calibration import PriceCalibration, choose
-from clada.exporter.price_file import read_price_calibration
-from clada.exporter.probe import fit_table, knots_of, log_divergence
-from clada.exporter.products import Product, find_products
-from clada.exporter.scale_map import Floats, fit_scale_map
+from clada.exporter.calibration.decode_pass import Decoded
+from clada.exporter.calibration.input_pass import Run, decode_each
+from clada.exporter.calibration.load_fit import load_by, scale_by, to_float
+from clada.exporter.calibration.price_calibration import PriceCalibration, choose
+from clada.exporter.calibration.price_file import read_price_calibration
+from clada.exporter.calibration.probe import fit_table, knots_of, log_divergence
+from clada.exporter.calibration.scale_map import Floats, fit_scale_map
+from clada.exporter.calibration.text import digest, read_texts, row_length, sample_file, token_rows
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.products import Product, find_products
 
 ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from clada.contract.artefact import open_artefact
-from clada.exporter.checkpoint import load_model
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.sparse_sites import sparsified
-from clada.exporter.verify import greedy_tokens, load_constants
+from clada.exporter.from_artefact import load_constants, sparsified
+from clada.exporter.graph.greedy import greedy_tokens
+from clada.exporter.model.checkpoint import load_model
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.telemetry import mean_stats
 

@@ -27,12 +27,12 @@ from clada.evaluation.settings import Settings
 from clada.evaluation.shuffled import ShuffledLoad
 from clada.evaluation.suite import Suite, prepare
 from clada.evaluation.token_table import read_token_table
-from clada.exporter.calibrate import CalibrationConfig
-from clada.exporter.calibration_text import read_texts, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
+from clada.exporter.calibration.calibrate import CalibrationConfig
+from clada.exporter.calibration.policies import PARTS, POLICIES, without
+from clada.exporter.calibration.text import read_texts, sample_file, token_rows
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.patch import sparsify
-from clada.exporter.policies import PARTS, POLICIES, without
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparsify
 from clada.runtime import Session
 
 ROOT = Path(__file__).resolve().parent.parent

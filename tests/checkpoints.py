@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from clada.exporter.calibration_text import read_texts, sample_file
+from clada.exporter.calibration.text import read_texts, sample_file
 
 VOCABULARY = 512
 # Of two, the tiny artefact is calibrated to thresholds that no load changes, and tests of the load would see nothing.

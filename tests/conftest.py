@@ -7,7 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from clada.exporter.calibrate import CalibrationConfig
+from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
 from clada.runtime import Session
 from tests.checkpoints import write_checkpoint

@@ -3,9 +3,9 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from clada.exporter.calibration_text import read_texts, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
-from clada.exporter.patch import Sparsity, sparsify
+from clada.exporter.calibration.text import read_texts, sample_file, token_rows
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import Sparsity, sparsify
 from tests.conftest import DEMO_MODEL
 
 # Characters of each text: many texts in few tokens.

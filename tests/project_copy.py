@@ -23,7 +23,7 @@ def copy_project(folder: Path) -> dict[str, str]:
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     ours = Path(sysconfig.get_path("purelib"))
     (venv / ours.relative_to(sys.prefix) / "tests.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
-    # In the order in which they are made: nothing is older than what it is made of.
-    for stamp in ("tools", "package", "export", "dependencies"):
-        (venv / f"{stamp}.stamp").touch()
+    # The oldest first: nothing is older than what it is made of.
+    for stamp in sorted((ROOT / ".venv").glob("*.stamp"), key=lambda stamp: stamp.stat().st_mtime):
+        (venv / stamp.name).touch()
     return {**os.environ, "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"}

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from clada.exporter.adaptation import adapt
-from clada.exporter.decode_pass import Decoded, Texts
-from clada.exporter.patch import sparsify
-from clada.exporter.policies import POLICIES, Policy, without
-from clada.exporter.scale_map import FACTORS
+from clada.exporter.calibration.adaptation import adapt
+from clada.exporter.calibration.decode_pass import Decoded, Texts
+from clada.exporter.calibration.policies import POLICIES, Policy, without
+from clada.exporter.calibration.scale_map import FACTORS
+from clada.exporter.model.patch import sparsify
 from clada.ops import LOAD_SIGNAL
 from clada.ops.torch import torch_op
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model

@@ -13,11 +13,11 @@ from clada.evaluation.scores import log_softmax
 from clada.evaluation.settings import Settings
 from clada.evaluation.suite import draw_rows, prepare
 from clada.evaluation.torch_subject import TorchSubject, forward_skipping, skipping
-from clada.exporter.calibration_text import read_texts, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
-from clada.exporter.decode_pass import Texts
-from clada.exporter.neurons import matrix_names
-from clada.exporter.patch import sparse_layers, sparsify
+from clada.exporter.calibration.decode_pass import Texts
+from clada.exporter.calibration.text import read_texts, sample_file, token_rows
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.neurons import matrix_names
+from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.ops.torch import ACTIVATIONS
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, tiny_tokenizer, write_checkpoint
 from tests.conftest import DEMO_MODEL, ROOT

@@ -23,7 +23,7 @@ from clada.benchmark.shapes import SHAPES
 from clada.benchmark.targets import target_lines, targets
 from clada.contract.artefact import open_artefact
 from clada.errors import CladaError
-from clada.exporter.calibrate import CalibrationConfig
+from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
 from clada.ops import SPARSE_GATED_FFN
 from clada.ops.block_quantization import quantize

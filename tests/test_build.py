@@ -31,9 +31,9 @@ from clada.contract.onnx_wire import (
 from clada.contract.pieces import file_hash
 from clada.contract.sealed_json import SEAL, sealed
 from clada.errors import CladaError
-from clada.exporter import trace as tracing
-from clada.exporter.families import FAMILIES
-from clada.exporter.patch import sparsify
+from clada.exporter.graph import trace as tracing
+from clada.exporter.model.families import FAMILIES
+from clada.exporter.model.patch import sparsify
 from clada.ops import DOMAIN, LOAD_SIGNAL, VERSION
 from clada.runtime.building import build, package
 from clada.runtime.building.build import BuildConfig, build_engine, check_engine

@@ -17,10 +17,10 @@ import torch
 from clada.contract.artefact import CONFIG_NAME, data_name
 from clada.contract.onnx_wire import nodes_of, without_functions
 from clada.errors import CladaError
-from clada.exporter import trace as tracing
-from clada.exporter.packed_weights import read_packed
-from clada.exporter.patch import sparsify
-from clada.exporter.quantization import QuantizationConfig, quantize_model
+from clada.exporter.graph import trace as tracing
+from clada.exporter.model.patch import sparsify
+from clada.exporter.quantization.packed import read_packed
+from clada.exporter.quantization.quantize import QuantizationConfig, quantize_model
 from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, PLUGIN_ATTRIBUTES, QUANTIZED, VERSION
 from clada.runtime.building.packed_weights import keep_packed
 from clada.runtime.building.quantization_scales import check_scales_of

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from clada.errors import CladaError, UnreachableError
-from clada.exporter import calibrate as calibration
 from clada.exporter import export as exporting
 from clada.exporter import neuron_export
-from clada.exporter.calibrate import CalibrationConfig, calibrate
-from clada.exporter.calibration_text import read_texts, token_rows
-from clada.exporter.decode_pass import Texts
-from clada.exporter.neurons import activations, outward_matrix
-from clada.exporter.patch import sparsify
-from clada.exporter.policies import POLICIES, Policy
-from clada.exporter.selection import pools_of
+from clada.exporter.calibration import calibrate as calibration
+from clada.exporter.calibration.calibrate import CalibrationConfig, calibrate
+from clada.exporter.calibration.decode_pass import Texts
+from clada.exporter.calibration.policies import POLICIES, Policy
+from clada.exporter.calibration.selection import pools_of
+from clada.exporter.calibration.text import read_texts, token_rows
+from clada.exporter.model.neurons import activations, outward_matrix
+from clada.exporter.model.patch import sparsify
 from tests.checkpoints import NEURONS, random_model, tiny_tokenizer
 from tests.conftest import HALF_OF_NEURONS
 from tests.demo_model import patched_demo, rows_for

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clada.errors import CladaError
-from clada.exporter.checkpoint import load_model
+from clada.exporter.model.checkpoint import load_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -5,12 +5,12 @@ from dataclasses import fields
 import pytest
 import torch
 
-from clada.exporter import decode_pass
-from clada.exporter.anticipation import Anticipation
-from clada.exporter.decode_pass import Decoded, Texts
-from clada.exporter.decoder import LoadMap
-from clada.exporter.neurons import activations
-from clada.exporter.patch import sparse_layers, sparsify
+from clada.exporter.calibration import decode_pass
+from clada.exporter.calibration.decode_pass import Decoded, Texts
+from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.neurons import activations
+from clada.exporter.model.patch import sparse_layers, sparsify
 from tests.checkpoints import random_model, tiny_tokenizer
 from tests.demo_model import patched_demo, rows_for
 from tests.token_by_token import read_rows

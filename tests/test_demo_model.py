@@ -4,8 +4,8 @@ import ast
 
 import torch
 
-from clada.exporter.calibration_text import read_texts, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
+from clada.exporter.calibration.text import read_texts, sample_file, token_rows
+from clada.exporter.model.checkpoint import load_model
 from clada.runtime import GenerationConfig
 from tests.conftest import DEMO_MODEL
 

@@ -17,10 +17,10 @@ import pytest
 import clada.plugins.onnxruntime.library
 from clada.contract.pool import CLOSED_TOKENS, HostScore
 from clada.errors import CladaError
-from clada.exporter import trace as tracing
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.patch import sparsify
-from clada.exporter.steps import random_step
+from clada.exporter.graph import trace as tracing
+from clada.exporter.graph.steps import random_step
+from clada.exporter.model.patch import sparsify
 from clada.ops import OPS, graph_names
 from clada.plugins.onnxruntime import CUDA_PROVIDER, library_path, register
 from clada.runtime import GenerationConfig, SamplingConfig, Session

@@ -24,11 +24,12 @@ from clada.evaluation.statistics import bootstrap, mean, ratio
 from clada.evaluation.subject import Reading, Subject, SubjectInfo
 from clada.evaluation.suite import draw_rows, prepare
 from clada.evaluation.tasks import CANDIDATES, choice_items
-from clada.exporter.calibration_text import read_texts
-from clada.exporter.checkpoint import load_model
+from clada.exporter.calibration.text import read_texts
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.patch import sparsify
-from clada.exporter.verify import load_constants, scale_of_load
+from clada.exporter.from_artefact import load_constants
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparsify
+from clada.exporter.verify import scale_of_load
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint

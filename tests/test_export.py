@@ -15,12 +15,14 @@ from transformers import AutoTokenizer
 
 from clada.contract.artefact import file_hash
 from clada.errors import CladaError
-from clada.exporter import cli, trace, verify
-from clada.exporter.calibration_text import read_texts, sample_file
-from clada.exporter.checkpoint import load_model
+from clada.exporter import cli, verify
+from clada.exporter.calibration.text import read_texts, sample_file
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.families import FAMILIES
-from clada.exporter.patch import sparsify
+from clada.exporter.from_artefact import load_constants
+from clada.exporter.graph import trace
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.families import FAMILIES
+from clada.exporter.model.patch import sparsify
 from clada.ops import LOAD_SIGNAL
 from clada.ops.record import evaluate
 from clada.runtime import GenerationConfig, Session
@@ -291,7 +293,7 @@ def test_verify_notices_a_changed_constant(tiny_artefact, checkpoint, tmp_path, 
     """A graph whose constants are not the model's does not pass: neither weights nor what calibration found."""
     hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
     sparsity = sparsify(hf_model)
-    load_map = verify.load_constants(tiny_artefact, sparsity)
+    load_map = load_constants(tiny_artefact, sparsity)
     shutil.copytree(tiny_artefact.parent, tmp_path / "artefact")
     path = tmp_path / "artefact" / "model.onnx"
     assert_verify_notices(path, hf_model, sparsity, load_map, tokenizer, initializer, factor)

@@ -7,8 +7,8 @@ from importlib.metadata import distribution, entry_points
 
 import pytest
 
+from clada.exporter.calibration.policies import POLICIES, SUMMARIES
 from clada.exporter.cli import main as export_main
-from clada.exporter.policies import POLICIES, SUMMARIES
 from clada.runtime.cli import main as clada_main
 
 VERBS = ("run", "chat", "inspect", "build", *sorted(entry_points(group="clada.commands").names))

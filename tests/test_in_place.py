@@ -12,15 +12,15 @@ import torch
 
 from clada.contract.artefact import data_name, in_place_name
 from clada.errors import CladaError
-from clada.exporter import trace as tracing
 from clada.exporter.cli import main as export_main
-from clada.exporter.decoder import Decoder
-from clada.exporter.families import FAMILIES
-from clada.exporter.in_place import OP, BufferCache, _attention, minimum_onnxruntime
-from clada.exporter.onnxruntime_graph import DOMAIN, drop_reshapes
-from clada.exporter.patch import sparsify
-from clada.exporter.rotary import OP as ROTARY
-from clada.exporter.steps import constants, first_step, next_step, random_step
+from clada.exporter.graph import trace as tracing
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.ort_attention import OP, BufferCache, _attention, minimum_onnxruntime
+from clada.exporter.graph.rewrites import DOMAIN, drop_reshapes
+from clada.exporter.graph.rotary import OP as ROTARY
+from clada.exporter.graph.steps import constants, first_step, next_step, random_step
+from clada.exporter.model.families import FAMILIES
+from clada.exporter.model.patch import sparsify
 from clada.ops import graph_names
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.backends.in_place import InPlaceModel

@@ -15,15 +15,15 @@ from clada.contract.artefact import artefact_files
 from clada.errors import CladaError
 from clada.exporter import cli, price_export
 from clada.exporter import export as exporting
-from clada.exporter.calibrate import CalibrationConfig
-from clada.exporter.calibration_text import read_texts, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
+from clada.exporter.calibration.calibrate import CalibrationConfig
+from clada.exporter.calibration.kept import kept_path
+from clada.exporter.calibration.text import read_texts, sample_file, token_rows
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.families import FAMILIES
-from clada.exporter.kept_calibration import kept_path
-from clada.exporter.packed_weights import read_packed
-from clada.exporter.product_quantization import hold_products
-from clada.exporter.products import find_products
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.families import FAMILIES
+from clada.exporter.model.products import find_products
+from clada.exporter.quantization.packed import read_packed
+from clada.exporter.quantization.product_quantization import hold_products
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime import cli as runtime_cli
 from tests.checkpoints import LAYERS, VOCABULARY, tiny_tokenizer, write_checkpoint

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from clada.exporter.anticipation import Anticipation
-from clada.exporter.decode_pass import Decoded
-from clada.exporter.decoder import Decoder
-from clada.exporter.input_pass import Run, decode_each
-from clada.exporter.input_probes import fit_foresight, probed_products, read_densely
-from clada.exporter.products import find_products
-from clada.exporter.sparse_products import sparsify_products
-from clada.exporter.steps import constants, first_step, next_step
+from clada.exporter.calibration.decode_pass import Decoded
+from clada.exporter.calibration.input_pass import Run, decode_each
+from clada.exporter.calibration.input_probes import fit_foresight, probed_products, read_densely
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.steps import constants, first_step, next_step
+from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.products import find_products
+from clada.exporter.model.sparse_products import sparsify_products
 from clada.exporter.verify import scale_of_load
 from tests.checkpoints import LAYERS, VOCABULARY, random_model
 from tests.test_trace import LOAD_MAP

@@ -12,9 +12,9 @@ from clada.evaluation.input_rules import BLOCK, compare, dense_rule, make_rule, 
 from clada.evaluation.neuron_rules import NEURON_RULES, decode_neurons
 from clada.evaluation.statistics import exp_mean
 from clada.evaluation.teal_search import blocks_of, error, kept_shares, search
-from clada.exporter.decode_pass import Texts
-from clada.exporter.patch import sparsify
-from clada.exporter.products import find_products
+from clada.exporter.calibration.decode_pass import Texts
+from clada.exporter.model.patch import sparsify
+from clada.exporter.model.products import find_products
 from tests.checkpoints import LAYERS, VOCABULARY, random_model
 
 PROMPT, LEAST, STEP = 8, 0.3, 0.04

@@ -10,9 +10,9 @@ from clada.contract.artefact import open_artefact
 from clada.errors import CladaError
 from clada.exporter import export as exporting
 from clada.exporter import neuron_export
-from clada.exporter.calibrate import CalibrationConfig, calibrate
+from clada.exporter.calibration.calibrate import CalibrationConfig, calibrate
+from clada.exporter.calibration.kept import kept_path
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.kept_calibration import kept_path
 from clada.ops import graph_names
 from tests.checkpoints import LAYERS, write_checkpoint
 from tests.conftest import HALF_OF_NEURONS

@@ -18,10 +18,10 @@ from lm_eval.tasks import TaskManager
 from clada.contract.artefact import CHAT_TEMPLATE_NAME
 from clada.errors import CladaError
 from clada.evaluation.lm_eval_adapter import CladaLM, generation_config
-from clada.exporter.calibrate import CalibrationConfig
-from clada.exporter.checkpoint import load_model
+from clada.exporter.calibration.calibrate import CalibrationConfig
+from clada.exporter.calibration.policies import POLICIES
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.policies import POLICIES
+from clada.exporter.model.checkpoint import load_model
 from clada.runtime import GenerationConfig
 from clada.runtime.cli import main
 from tests.conftest import DEMO_MODEL, ROOT

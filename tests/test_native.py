@@ -15,11 +15,11 @@ import torch
 
 import clada.plugins.onnxruntime
 from clada.errors import CladaError
-from clada.exporter.checkpoint import load_model
-from clada.exporter.decoder import Decoder
-from clada.exporter.patch import sparse_layers, sparsify
-from clada.exporter.steps import constants, first_step
-from clada.exporter.verify import load_constants
+from clada.exporter.from_artefact import load_constants
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.steps import constants, first_step
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.ops import LOAD_SIGNAL, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN, graph_names
 from clada.plugins.onnxruntime import library_path, register
 from clada.runtime import GenerationConfig, Session

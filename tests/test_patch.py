@@ -6,9 +6,9 @@ import torch
 from transformers import BertConfig, BertModel
 
 from clada.errors import CladaError
-from clada.exporter.anticipation import Anticipation
-from clada.exporter.families import FAMILIES
-from clada.exporter.patch import sparse_layers, sparsify
+from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.families import FAMILIES
+from clada.exporter.model.patch import sparse_layers, sparsify
 from tests.checkpoints import CONFIGS, LAYERS, NEURONS, VOCABULARY, random_model
 
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from clada.errors import UnreachableError
-from clada.exporter.decode_pass import Decoded
-from clada.exporter.goal import Goal
-from clada.exporter.neurons import threshold
-from clada.exporter.plan import CostHistogram, level_of, plan, predicted_cost
+from clada.exporter.calibration.decode_pass import Decoded
+from clada.exporter.calibration.goal import Goal
+from clada.exporter.calibration.plan import CostHistogram, level_of, plan, predicted_cost
+from clada.exporter.model.neurons import threshold
 
 # Costs and prices lie on powers that no bin of a histogram separates otherwise than they do: results are exact.
 STEP = 0.125

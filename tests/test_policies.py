@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from clada.errors import UnreachableError
-from clada.exporter.anticipation import Anticipation
-from clada.exporter.calibrate import Calibration, CalibrationConfig, calibrate
-from clada.exporter.policies import POLICIES, without
+from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig, calibrate
+from clada.exporter.calibration.policies import POLICIES, without
+from clada.exporter.model.anticipation import Anticipation
 from tests.demo_model import patched_demo
 from tests.token_by_token import Read, read_rows
 

@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from clada.evaluation.input_rules import PARTS, Rule, compare, make_rule, part_of, weigh
-from clada.exporter.price import by_sensitivity, measure, price_of, read_share, sensitivities
-from clada.exporter.products import find_products, input_hooks
+from clada.exporter.calibration.price import by_sensitivity, measure, price_of, read_share, sensitivities
+from clada.exporter.model.products import find_products, input_hooks
 from tests.checkpoints import random_model
 
 VOCABULARY, TOKENS, PROMPT = 24, 5, 2

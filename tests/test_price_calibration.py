@@ -12,18 +12,18 @@ import torch
 from clada.command_line import _quietly
 from clada.contract.dial import DialPoint, effort_of_bytes
 from clada.errors import CladaError, UnreachableError
-from clada.exporter.calibration_rows import CalibrationRows
-from clada.exporter.input_pass import Run, decode_each
-from clada.exporter.price_calibration import SHARES, calibrate_price, choose
-from clada.exporter.price_export import take_inputs
-from clada.exporter.price_file import (
+from clada.exporter.calibration.input_pass import Run, decode_each
+from clada.exporter.calibration.price_calibration import SHARES, calibrate_price, choose
+from clada.exporter.calibration.price_file import (
     CalibratedOn,
     model_hash,
     read_price_calibration,
     tensors_hash,
     write_price_calibration,
 )
-from clada.exporter.products import find_products
+from clada.exporter.calibration.rows import CalibrationRows
+from clada.exporter.model.products import find_products
+from clada.exporter.price_export import take_inputs
 from clada.exporter.progress import tracked
 from tests.checkpoints import random_model
 from tests.test_input_probes import probe

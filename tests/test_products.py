@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from clada.exporter.families import FAMILIES
-from clada.exporter.products import find_products, input_hooks
+from clada.exporter.model.families import FAMILIES
+from clada.exporter.model.products import find_products, input_hooks
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 
 WIDTH = 48

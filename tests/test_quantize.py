@@ -22,19 +22,19 @@ from clada.evaluation.result import result_json
 from clada.evaluation.session_subject import SessionSubject
 from clada.evaluation.settings import Settings
 from clada.evaluation.torch_session import TorchSession
-from clada.exporter import trace as tracing
-from clada.exporter.calibrate import calibrate
-from clada.exporter.calibration_text import read_texts, row_length, sample_file, token_rows
-from clada.exporter.checkpoint import load_model
+from clada.exporter.calibration.calibrate import calibrate
+from clada.exporter.calibration.text import read_texts, row_length, sample_file, token_rows
 from clada.exporter.cli import main as export_main
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.gptq import round_inward, round_outward
-from clada.exporter.packed_weights import read_packed
-from clada.exporter.patch import sparse_layers, sparsify
-from clada.exporter.product_quantization import quantize_products
-from clada.exporter.products import find_products
-from clada.exporter.quantization import QuantizationConfig, hold, linear_modules, quantize_model
-from clada.exporter.verify import load_constants
+from clada.exporter.from_artefact import load_constants
+from clada.exporter.graph import trace as tracing
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparse_layers, sparsify
+from clada.exporter.model.products import find_products
+from clada.exporter.quantization.gptq import round_inward, round_outward
+from clada.exporter.quantization.packed import read_packed
+from clada.exporter.quantization.product_quantization import quantize_products
+from clada.exporter.quantization.quantize import QuantizationConfig, hold, linear_modules, quantize_model
 from clada.ops import QUANTIZED
 from clada.ops.block_quantization import dequantize, quantize
 from clada.runtime import GenerationConfig, Session

@@ -5,9 +5,9 @@ import functools
 import pytest
 
 from clada.exporter import verify
-from clada.exporter.calibrate import CalibrationConfig
+from clada.exporter.calibration.calibrate import CalibrationConfig
+from clada.exporter.calibration.policies import POLICIES
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.policies import POLICIES
 from clada.exporter.verify import Execution
 from clada.exporter.verify_command import verify_artefact
 from tests.checkpoints import write_checkpoint

@@ -10,14 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from clada.errors import CladaError
-from clada.exporter import trace as tracing
-from clada.exporter.calibrate import CalibrationConfig
-from clada.exporter.calibration_text import read_texts, sample_file
-from clada.exporter.checkpoint import load_model
+from clada.exporter.calibration.calibrate import CalibrationConfig
+from clada.exporter.calibration.policies import POLICIES
+from clada.exporter.calibration.text import read_texts, sample_file
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.patch import sparsify
-from clada.exporter.policies import POLICIES
-from clada.exporter.rope import check_rope, context_length
+from clada.exporter.graph import trace as tracing
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparsify
+from clada.exporter.model.rope import check_rope, context_length
 from clada.exporter.verify import require_passed, verification_rows, verify
 from clada.runtime import Session
 from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel

@@ -16,9 +16,10 @@ import transformers
 
 from clada.contract.pool import CLOSED_TOKENS
 from clada.errors import CladaError
-from clada.exporter.checkpoint import load_model
-from clada.exporter.patch import sparsify
-from clada.exporter.verify import greedy_tokens, load_constants
+from clada.exporter.from_artefact import load_constants
+from clada.exporter.graph.greedy import greedy_tokens
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparsify
 from clada.runtime import GenerationConfig, SamplingConfig, Session, TokenStats
 from clada.runtime.detokenize import TextStream
 from clada.runtime.model_settings import default_sampling, end_tokens

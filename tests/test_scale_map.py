@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clada.exporter.decode_pass import Decoded
-from clada.exporter.probe import KNOTS, fit_probe, fit_table, knots_of, log_divergence
-from clada.exporter.scale_map import FACTORS, _monotone, fit_scale_map
+from clada.exporter.calibration.decode_pass import Decoded
+from clada.exporter.calibration.probe import KNOTS, fit_probe, fit_table, knots_of, log_divergence
+from clada.exporter.calibration.scale_map import FACTORS, _monotone, fit_scale_map
 
 AT = np.linspace(0, 1, 9)
 ROWS, TOKENS = 16, 96

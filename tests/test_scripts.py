@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from clada.exporter.calibrate_command import write_calibration
-from clada.exporter.calibration_text import sample_file
-from clada.exporter.checkpoint import load_model
-from clada.exporter.patch import sparsify
+from clada.exporter.calibration.text import sample_file
+from clada.exporter.calibration.to_file import calibrate
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparsify
 from tests.conftest import DEMO_MODEL, ROOT
 from tests.exhaustive import exhaustive
 
@@ -179,7 +179,7 @@ def test_completions_are_compared_with_the_dense_models(inputs_artefact, tmp_pat
 
 def test_what_the_scale_follows_is_compared_at_equal_bytes(checkpoint, tmp_path):
     source, calibration, out = checkpoint("llama"), tmp_path / "c.safetensors", tmp_path / "load.json"
-    write_calibration(calibration, str(source), tokens=600, report=lambda _: None)
+    calibrate(calibration, str(source), tokens=600, report=lambda _: None)
     sizes = ["--tokens", 256, "--prompt-tokens", 16, "--decode-tokens", 48, "--calibration-tokens", 600]
     text = run_script("compare_load.py", source, calibration, "--bytes", 0.6, *sizes, "--json", out)
     ways = json.loads(out.read_text(encoding="utf-8"))["ways"]

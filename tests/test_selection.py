@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from clada.exporter import decode_pass
-from clada.exporter.decode_pass import Texts
-from clada.exporter.goal import Goal
-from clada.exporter.neurons import activations
-from clada.exporter.patch import sparsify
-from clada.exporter.policies import PARTS, POLICIES, Policy, without
-from clada.exporter.selection import Measured, measure, pool_policy, pools_of, select
-from clada.exporter.sensitivity import sensitivities
+from clada.exporter.calibration import decode_pass
+from clada.exporter.calibration.decode_pass import Texts
+from clada.exporter.calibration.goal import Goal
+from clada.exporter.calibration.policies import PARTS, POLICIES, Policy, without
+from clada.exporter.calibration.selection import Measured, measure, pool_policy, pools_of, select
+from clada.exporter.calibration.sensitivity import sensitivities
+from clada.exporter.model.neurons import activations
+from clada.exporter.model.patch import sparsify
 from tests.checkpoints import VOCABULARY, random_model, tiny_tokenizer
 from tests.demo_model import patched_demo, rows_for
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from clada.exporter.decode_pass import Texts
-from clada.exporter.neurons import activations
-from clada.exporter.patch import decoder_layers, sparsify
-from clada.exporter.sensitivity import sensitivities
+from clada.exporter.calibration.decode_pass import Texts
+from clada.exporter.calibration.sensitivity import sensitivities
+from clada.exporter.model.neurons import activations
+from clada.exporter.model.patch import decoder_layers, sparsify
 from tests.checkpoints import NEURONS, random_model
 from tests.demo_model import patched_demo
 

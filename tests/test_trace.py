@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from clada.errors import CladaError
-from clada.exporter import trace as tracing
-from clada.exporter.anticipation import Anticipation
-from clada.exporter.decoder import Decoder, LoadMap
-from clada.exporter.families import FAMILIES
-from clada.exporter.patch import Sparsity, sparsify
-from clada.exporter.steps import constant_names, constants, random_step
-from clada.exporter.verify import load_constants
+from clada.exporter.from_artefact import load_constants
+from clada.exporter.graph import trace as tracing
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.steps import constant_names, constants, random_step
+from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.families import FAMILIES
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.patch import Sparsity, sparsify
 from clada.ops import DOMAIN, LOAD_SIGNAL, PLUGIN_ATTRIBUTES, graph_names
 from tests.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 from tests.exhaustive import exhaustive, few

@@ -8,11 +8,11 @@ import torch
 
 from clada.contract.artefact import in_place_name
 from clada.errors import CladaError
-from clada.exporter import trace as tracing
-from clada.exporter.decoder import Decoder
-from clada.exporter.products import find_products
-from clada.exporter.sparse_products import SparseProduct, sparse_products, sparsify_products
-from clada.exporter.steps import constants, first_step, next_step, random_step
+from clada.exporter.graph import trace as tracing
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.steps import constants, first_step, next_step, random_step
+from clada.exporter.model.products import find_products
+from clada.exporter.model.sparse_products import SparseProduct, sparse_products, sparsify_products
 from clada.ops import DOMAIN, SPARSE_LINEAR, graph_names
 from clada.runtime.backends.in_place import InPlaceModel
 from tests.checkpoints import LAYERS, VOCABULARY, random_model, tiny_tokenizer

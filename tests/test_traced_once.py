@@ -9,11 +9,11 @@ import onnx_ir
 import pytest
 import torch
 
-from clada.exporter.anticipation import Anticipation
-from clada.exporter.checkpoint import load_model
-from clada.exporter.decoder import Decoder
-from clada.exporter.in_place import in_place_attention
-from clada.exporter.patch import sparsify
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.ort_attention import in_place_attention
+from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.patch import sparsify
 from tests.checkpoints import NEURONS, random_model
 from tests.traced_once import traced_once
 

@@ -8,10 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from clada.contract.pool import choose_pools, overdue, update_pools
-from clada.exporter.calibrate import Calibration
-from clada.exporter.decoder import Decoder, LoadMap
-from clada.exporter.patch import Sparsity, sparse_layers
-from clada.exporter.steps import constants, first_step, next_step
+from clada.exporter.calibration.calibrate import Calibration
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.steps import constants, first_step, next_step
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.patch import Sparsity, sparse_layers
 from clada.exporter.verify import scale_of_load
 
 

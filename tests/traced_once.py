@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from clada.exporter.patch import Sparsity
+from clada.exporter.model.patch import Sparsity
 from clada.ops.record import Op
 
 _PLAIN = (str, int, float, bool, type(None), torch.dtype, torch.device)

@@ -21,16 +21,16 @@ from clada.benchmark.tokens import random_tokens
 from clada.contract.artefact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.contract.manifest import CalibrationSection, LayerCalibration, Policy, PolicySection
 from clada.errors import CladaError
-from clada.exporter.checkpoint import load_model
-from clada.exporter.decode_pass import layer_hooks
-from clada.exporter.decoder import LoadMap
-from clada.exporter.in_place import minimum_onnxruntime
-from clada.exporter.manifest import model_section, quantization_section, write_manifest
-from clada.exporter.neurons import activations
-from clada.exporter.patch import Sparsity, sparse_layers, sparsify
-from clada.exporter.quantization import QuantizationConfig, quantize_model
-from clada.exporter.settings import DEFAULT_QUANTIZED_OPSET
-from clada.exporter.trace import save, save_in_place, trace
+from clada.exporter.calibration.decode_pass import layer_hooks
+from clada.exporter.defaults import DEFAULT_QUANTIZED_OPSET
+from clada.exporter.graph.ort_attention import minimum_onnxruntime
+from clada.exporter.graph.trace import save, save_in_place, trace
+from clada.exporter.manifest_sections import model_section, quantization_section, write_manifest
+from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.neurons import activations
+from clada.exporter.model.patch import Sparsity, sparse_layers, sparsify
+from clada.exporter.quantization.quantize import QuantizationConfig, quantize_model
 
 # 4 bits in blocks of 32, what the builder makes where nothing else is asked for.
 FORMAT, FORMAT_NAME = QuantizationConfig(), "int4"

@@ -13,7 +13,7 @@ from clada.benchmark.layer_output import ACTIVATION
 from clada.benchmark.shapes import Shape
 from clada.benchmark.storage import initializer
 from clada.benchmark.thresholds import exact_share
-from clada.exporter.settings import DEFAULT_OPSET
+from clada.exporter.defaults import DEFAULT_OPSET
 from clada.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_GATED_FFN, VERSION
 from clada.ops.activations import ACTIVATIONS
 from clada.ops.onnx import function_proto

@@ -23,7 +23,7 @@ from clada.benchmark.storage import initializer
 from clada.benchmark.thresholds import exact_share
 from clada.benchmark.variants import Variants, write_variants
 from clada.errors import CladaError
-from clada.exporter.settings import DEFAULT_OPSET
+from clada.exporter.defaults import DEFAULT_OPSET
 from clada.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_LINEAR, VERSION
 from clada.ops.onnx import function_proto
 from clada.ops.record import Array

@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
 from clada.benchmark.tokens import random_tokens
-from clada.exporter.decoder import LoadMap
-from clada.exporter.neurons import activations
-from clada.exporter.patch import sparse_layers, sparsify
-from clada.exporter.trace import trace
+from clada.exporter.graph.trace import trace
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.neurons import activations
+from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.ops import graph_names
 from clada.ops.record import Array
 

@@ -18,7 +18,7 @@ from clada.benchmark.tables import layer_tables, linears_tables, model_tables
 from clada.benchmark.targets import target_lines, targets
 from clada.contract.files import check_writable, write
 from clada.errors import CladaError
-from clada.exporter.calibration_text import read_texts, sample_file
+from clada.exporter.calibration.text import read_texts, sample_file
 from clada.runtime.terminal import read_prompt
 
 _MEASURES: dict[str, Callable[[Shape, Settings], Iterator[Table | list[Footprint]]]] = {

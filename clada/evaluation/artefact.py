@@ -19,8 +19,8 @@ from clada.evaluation.settings import Settings
 from clada.evaluation.subject import SubjectInfo, with_weights
 from clada.evaluation.suite import prepare
 from clada.evaluation.torch_session import TorchSession
-from clada.exporter.checkpoint import load_model
-from clada.exporter.sparse_sites import sparsified
+from clada.exporter.from_artefact import sparsified
+from clada.exporter.model.checkpoint import load_model
 from clada.runtime import Session
 
 # Largest difference of a dense logit allowed, as a share of their range: float16 needs a tenth of it.

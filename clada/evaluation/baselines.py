@@ -23,10 +23,10 @@ from torch import Tensor
 from clada.errors import CladaError, UnreachableError
 from clada.evaluation.subject import Floats
 from clada.evaluation.torch_subject import InputThresholds, TorchSubject, read_shares, skipping
-from clada.exporter.calibrate import prompt_tokens
-from clada.exporter.decode_pass import Texts
-from clada.exporter.neurons import activations, matrix_names, outward_matrix, threshold
-from clada.exporter.patch import SparseLayer, Sparsity
+from clada.exporter.calibration.calibrate import prompt_tokens
+from clada.exporter.calibration.decode_pass import Texts
+from clada.exporter.model.neurons import activations, matrix_names, outward_matrix, threshold
+from clada.exporter.model.patch import SparseLayer, Sparsity
 
 # Tokens that a calibration decodes at most: for one knob few do.
 _TOKENS = 2048

@@ -20,11 +20,11 @@ from torch import Tensor
 from clada.errors import UnreachableError
 from clada.evaluation.subject import Floats
 from clada.evaluation.teal_search import Descent, kept_shares
-from clada.exporter.decode_pass import Decoded
-from clada.exporter.input_pass import Run, decode_each, share_by_part
-from clada.exporter.patch import family_of
-from clada.exporter.price import Worth, by_sensitivity, measure, price_of, read_share, sensitivities
-from clada.exporter.products import Product
+from clada.exporter.calibration.decode_pass import Decoded
+from clada.exporter.calibration.input_pass import Run, decode_each, share_by_part
+from clada.exporter.calibration.price import Worth, by_sensitivity, measure, price_of, read_share, sensitivities
+from clada.exporter.model.patch import family_of
+from clada.exporter.model.products import Product
 
 Weighing = Literal["price", "wina", "teal"]
 Part = Literal["ffn", "attention", "output"]

@@ -5,7 +5,7 @@ griffin  Dong et al. 2024: the neurons that the prompt used most, the same share
 clada    thresholds by what neurons are worth and a pool that the prompt chooses, as the policy of that name; without
          its compensation, load and anticipation
 
-These are the exporter's own policies (exporter/policies.py), calibrated by its own search (exporter/selection.py).
+These are the exporter's own policies and its own search (policies.py and selection.py of exporter/calibration).
 """
 
 from dataclasses import replace
@@ -16,11 +16,11 @@ import torch
 from clada.contract.manifest import Policy
 from clada.errors import UnreachableError
 from clada.evaluation.input_rules import Outcome, Part, outcome_of, share_left
-from clada.exporter.decode_pass import Texts
-from clada.exporter.goal import Goal
-from clada.exporter.neurons import matrix_names
-from clada.exporter.policies import POLICIES
-from clada.exporter.selection import pools_of, select
+from clada.exporter.calibration.decode_pass import Texts
+from clada.exporter.calibration.goal import Goal
+from clada.exporter.calibration.policies import POLICIES
+from clada.exporter.calibration.selection import pools_of, select
+from clada.exporter.model.neurons import matrix_names
 
 NeuronRule = Literal["cats", "griffin", "clada"]
 NEURON_RULES: tuple[NeuronRule, ...] = ("cats", "griffin", "clada")

@@ -13,8 +13,8 @@ from clada.evaluation.cloze import cloze_items
 from clada.evaluation.reference import dense_continuation, dense_log_likelihoods
 from clada.evaluation.settings import Settings
 from clada.evaluation.tasks import Item, choice_items
-from clada.exporter.calibration_text import digest, read_texts, token_rows
-from clada.exporter.rope import context_length
+from clada.exporter.calibration.text import digest, read_texts, token_rows
+from clada.exporter.model.rope import context_length
 
 _DATA = "evaluation data"
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from clada.evaluation.subject import Floats
-from clada.exporter.patch import decoder_layers
-from clada.exporter.price import Worth, price_of
-from clada.exporter.products import input_hooks, layer_starts
+from clada.exporter.calibration.price import Worth, price_of
+from clada.exporter.model.patch import decoder_layers
+from clada.exporter.model.products import input_hooks, layer_starts
 from clada.exporter.progress import tracked
 
 

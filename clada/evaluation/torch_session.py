@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from clada.contract.artefact import Artefact
-from clada.exporter.decoder import Decoder
-from clada.exporter.sparse_sites import sparsified
-from clada.exporter.steps import cache_shapes, constants
-from clada.exporter.verify import load_constants
+from clada.exporter.from_artefact import load_constants, sparsified
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.steps import cache_shapes, constants
 from clada.ops import graph_names
 from clada.runtime import Session
 from clada.runtime.backends.model import Array, Model

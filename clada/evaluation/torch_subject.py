@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from clada.evaluation.scores import log_softmax
 from clada.evaluation.subject import Reading, Subject, SubjectInfo
-from clada.exporter.neurons import matrix_names
-from clada.exporter.patch import SparseLayer, Sparsity, sparse_layers
-from clada.exporter.rope import context_length
+from clada.exporter.model.neurons import matrix_names
+from clada.exporter.model.patch import SparseLayer, Sparsity, sparse_layers
+from clada.exporter.model.rope import context_length
 from clada.ops.torch import ACTIVATIONS
 
 # For each layer, by the name of a matrix: f32[inputs], the magnitude below which an input is skipped. A matrix that is

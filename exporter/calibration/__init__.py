@@ -1,0 +1,1 @@
+"""What calibration text tells: which bytes matter, by price or by neuron, and what load and probes are worth."""

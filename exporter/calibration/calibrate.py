@@ -1,0 +1,230 @@
+"""Calibration: thresholds, pools and what adapts them, for a cost, a sparsity or an error budget."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from clada.contract.manifest import GOALS, LayerCalibration, Policy
+from clada.contract.pool import PoolPolicy
+from clada.errors import CladaError
+from clada.exporter.calibration.adaptation import adapt
+from clada.exporter.calibration.decode_pass import Decoded, Texts
+from clada.exporter.calibration.goal import Goal
+from clada.exporter.calibration.policies import POLICIES
+from clada.exporter.calibration.selection import pools_of, select
+from clada.exporter.defaults import BYTES, BYTES_POLICY, NEURONS_POLICY, TARGET_SPARSITY
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.neurons import activations, outward_matrix
+from clada.exporter.model.patch import Sparsity
+
+# How much looser and tighter, in logarithm, the thresholds may get once everything else is fitted: what compensation
+# gives back makes later layers more active.
+_FACTORS = (-1.5, 3.0)
+_LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """What to calibrate for: one goal, or none for the policy's usual one.
+
+    Args:
+        bytes: Share of all weights' bytes that a token reads, in (0, 1): the goal of the policy "price", and only that.
+        target_sparsity: Mean share of neurons that a token does not compute, in (0, 1).
+        ffn_cost: Share of the feed-forward weights' bytes that a token reads, in (0, 1).
+        error_budget: Highest KL divergence from the dense model, nats a token.
+        policy: How the model is made sparse; None for the goal's usual one, "price" where there is no goal.
+        name: What the policy is called, where it is not one of POLICIES.
+
+    Raises:
+        CladaError: Two goals, one out of range, or one that the policy has not.
+    """
+
+    bytes: float | None = None
+    target_sparsity: float | None = None
+    ffn_cost: float | None = None
+    error_budget: float | None = None
+    policy: Policy | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self._given) > 1:
+            raise CladaError(f"there are several goals, {' and '.join(self._given)}: give one of them")
+        for name, share in (
+            ("target sparsity", self.target_sparsity),
+            ("FFN cost", self.ffn_cost),
+            ("share of bytes", self.bytes),
+        ):
+            if share is not None and not 0 < share < 1:
+                raise CladaError(f"the {name} is {share}; it must lie between 0 and 1, exclusive")
+        if self.error_budget is not None and not 0 < self.error_budget < float("inf"):
+            raise CladaError(f"the error budget is {self.error_budget}; it must be a positive number of nats")
+
+        if (self.goal.name == "bytes") != self.skips_inputs:
+            raise CladaError(
+                f"the policy is {self.policy_name}, and the goal {self.goal.name}: a share of all weights' bytes "
+                f"is the goal of the policy {BYTES_POLICY}, and of no other"
+            )
+
+    @property
+    def _given(self) -> dict[str, float]:
+        values = {name: getattr(self, name) for name in GOALS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def goal(self) -> Goal:
+        """What is asked for."""
+        for name, value in self._given.items():
+            return Goal(name, value)
+        return Goal("bytes", BYTES) if self.skips_inputs else Goal("target_sparsity", TARGET_SPARSITY)
+
+    @property
+    def skips_inputs(self) -> bool:
+        """Whether inputs of all products are skipped, and not neurons."""
+        return self.rules.thresholds == "price"
+
+    @property
+    def rules(self) -> Policy:
+        """The policy that is followed."""
+        if self.policy is not None:
+            return self.policy
+        return POLICIES[NEURONS_POLICY if self._given.keys() - {"bytes"} else BYTES_POLICY]
+
+    @property
+    def policy_name(self) -> str:
+        """What that is called."""
+        return self.name or next((name for name, policy in POLICIES.items() if policy == self.rules), "custom")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The outcome; thresholds, compensation and anticipations are in the model's Sparsity.
+
+    Args:
+        load_map: Constants of the load signal.
+        pools: How pools are chosen; None where every neuron may be used.
+        layers: What each layer was given.
+        divergence: KL divergence of the output from the dense model's, nats a token.
+        agreement: Share of tokens whose most likely successor is the dense model's.
+        ffn_cost: Share of the feed-forward weights' bytes that were read.
+        tokens: Tokens that were measured, the dense prompts not counted.
+        prompt_tokens: Tokens of each row that were read densely, as a prompt is.
+        gains: Share of the divergence that the load's map and anticipation save by themselves, as estimated on
+            text that they were not fitted on.
+        anticipation_r2: Share of the variance of a token's log divergence that the probe explains on such text.
+    """
+
+    load_map: LoadMap
+    pools: PoolPolicy | None
+    layers: list[LayerCalibration]
+    divergence: float
+    agreement: float
+    ffn_cost: float
+    tokens: int
+    prompt_tokens: int
+    gains: dict[str, float]
+    anticipation_r2: float | None
+
+
+def prompt_tokens(row_tokens: int) -> int:
+    """How many tokens of a calibration row are read densely, as a prompt."""
+    return row_tokens // 4
+
+
+def _compensate(texts: Texts, sparsity: Sparsity, decode: Callable[..., Decoded]) -> None:
+    """Set the compensation: the mean over decoded tokens of what each layer, as it is steered, leaves out."""
+    width = outward_matrix(texts.layers[0]).shape[1]
+    sums = [torch.zeros(width, dtype=torch.float64) for _ in texts.layers]
+    sparsity.compensation = [torch.zeros(width) for _ in texts.layers]
+    handles = []
+    for index, layer in enumerate(texts.layers):
+
+        def hook(_module: Any, args: tuple[Tensor, ...], y: Tensor, index: int = index) -> None:
+            layer, x = texts.layers[index], args[0].reshape(-1, width)
+            a, up = activations(layer, x)
+            dense = (a * up) @ outward_matrix(layer)
+            if "b_out" in layer.weight_names:
+                dense = dense + layer.get_parameter("b_out")
+            scale = sparsity.scale
+            assert isinstance(scale, Tensor)
+            missing = (dense - y.reshape(-1, width))[scale.flatten() > 0]
+            sums[index] += missing.double().sum(0)
+
+        handles.append(layer.register_forward_hook(hook))
+    try:
+        decode()
+    finally:
+        for handle in handles:
+            handle.remove()
+    sparsity.compensation = [(total / texts.decoded_tokens).float() for total in sums]
+
+
+def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationConfig) -> Calibration:
+    """Choose what makes a patched model sparse, and set it.
+
+    Args:
+        model: A causal LM after `sparsify`, in float32.
+        sparsity: Its state; its thresholds, compensation and anticipations are replaced.
+        rows: i64[N, S] calibration tokens.
+        config: What to calibrate for.
+
+    Returns:
+        The load signal's constants, how pools are chosen, and what was measured.
+
+    Raises:
+        CladaError: The policy cannot reach the goal.
+    """
+    policy, goal = config.rules, config.goal
+    sparsity.thresholds[:] = [torch.zeros_like(t) for t in sparsity.thresholds]
+    sparsity.compensation, sparsity.anticipations = [], []
+    with tqdm(total=5, desc="calibrating", leave=False, disable=None) as bar:
+
+        def step(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        step("dense model")
+        texts = Texts(model, sparsity, rows, prompt_tokens(rows.shape[1]))
+        step("thresholds and pools")
+        pool_policy = select(texts, policy, goal)
+        pools = pools_of(pool_policy, texts)
+        if policy.compensation:
+            step("compensation")
+            _compensate(texts, sparsity, lambda: texts.decode(pools=pools))
+        step("adaptation")
+        adaptation = adapt(texts, policy, pools)
+        step("goal")
+        decoded = adaptation.decode(texts, pools)
+        if policy.thresholds:
+            chosen = list(sparsity.thresholds)
+
+            def tightened(logarithm: float) -> Decoded:
+                sparsity.thresholds[:] = [
+                    (t.double() * math.exp(logarithm)).clamp(max=_LARGEST).float() for t in chosen
+                ]
+                return adaptation.decode(texts, pools)
+
+            decoded = tightened(goal.search(tightened, *_FACTORS))
+    active = decoded.active.double().mean((0, 1)).tolist()
+    shares = [1.0] * len(active)
+    if pool_policy is not None:
+        shares = [size / layer.neurons for size, layer in zip(pool_policy.sizes, texts.layers, strict=True)]
+    return Calibration(
+        load_map=adaptation.load_map,
+        pools=pool_policy,
+        layers=[
+            LayerCalibration(1 - kept, share, float(t.median()))
+            for kept, share, t in zip(active, shares, sparsity.thresholds, strict=True)
+        ],
+        divergence=float(decoded.divergence.mean(dtype=torch.float64)),
+        agreement=float(decoded.agrees.double().mean()),
+        ffn_cost=float(decoded.read.mean(dtype=torch.float64)),
+        tokens=texts.decoded_tokens,
+        prompt_tokens=texts.prompt_tokens,
+        gains=adaptation.gains,
+        anticipation_r2=adaptation.anticipation_r2,
+    )

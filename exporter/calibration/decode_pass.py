@@ -1,0 +1,192 @@
+"""Decoding of whole texts in one pass: causal attention makes it the same as token by token, given what steers it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clada.exporter.model.patch import SparseLayer, Sparsity, sparse_layers
+from clada.ops.sparse_ffn import read_fraction
+
+_LOGITS_IN_FLIGHT = 2**25  # elements; bounds the rows in a batch for a large vocabulary
+_LOGITS_KEPT = 2**28  # elements; what is kept of the dense model's predictions, 1 GiB
+
+
+@contextmanager
+def layer_hooks(layers: list[SparseLayer], hook: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Within the context each layer's input T[..., D] is shown to a function of its index and it."""
+    handles = [
+        layer.register_forward_pre_hook(lambda _layer, args, index=index: hook(index, args[0]))
+        for index, layer in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of decoding T tokens of each of N rows.
+
+    Args:
+        divergence: f32[N, T], KL divergence of the next token's distribution from the dense model's, nats.
+        agrees: bool[N, T], whether its likeliest token is the dense model's.
+        read: f32[N, T], share of the feed-forward weights' bytes that were read.
+        active: f32[N, T, L], share of each layer's neurons that were computed.
+        surprisal: f32[N, T], of the token that was read, nats.
+        entropy: f32[N, T], of the distribution that predicted it, nats.
+        foreseen: bool[N, T], whether it is the likeliest of that distribution.
+    """
+
+    divergence: Tensor
+    agrees: Tensor
+    read: Tensor
+    active: Tensor
+    surprisal: Tensor
+    entropy: Tensor
+    foreseen: Tensor
+
+
+class Texts:
+    """Rows of calibration text, and what the dense model makes of them.
+
+    Args:
+        model: A causal LM after `sparsify`, in float32.
+        sparsity: Its state.
+        rows: i64[N, S] tokens.
+        prompt_tokens: P; the tokens after them are decoded.
+        dense: Inputs of the output matrix in a dense pass, and scores of the prompts; computed where not given.
+    """
+
+    def __init__(self, model: Any, sparsity: Sparsity, rows: Tensor, prompt_tokens: int) -> None:
+        self.model, self.sparsity, self.rows, self.prompt_tokens = model, sparsity, rows, prompt_tokens
+        self.layers = sparse_layers(model)
+        size = max(1, min(16, _LOGITS_IN_FLIGHT // (model.config.vocab_size * rows.shape[1])))
+        self.batches = list(rows.split(size))
+        self._head = model.get_output_embeddings()
+        self._before_head: list[Tensor] = []
+        self._kept_log_probabilities: dict[int, Tensor] = {}
+        scores = []
+        handle = self._head.register_forward_pre_hook(lambda _head, args: self._before_head.append(args[0]))
+        with torch.no_grad(), sparsity.steered(0.0):
+            for ids in self.batches:
+                model(input_ids=ids, use_cache=False)
+        handle.remove()
+        with torch.no_grad():
+            for ids in self.batches:
+                # A scale for each token: some families flatten rows, and a score is of a row.
+                with sparsity.steered(torch.zeros(len(ids), prompt_tokens)):
+                    model(input_ids=ids[:, :prompt_tokens], use_cache=False, logits_to_keep=1)
+                scores.append(list(sparsity.score))
+        self.prompt_scores = [torch.cat(parts) for parts in zip(*scores, strict=True)]
+
+    @property
+    def decoded_tokens(self) -> int:
+        """How many tokens a pass decodes."""
+        return int(self.rows.shape[0] * (self.rows.shape[1] - self.prompt_tokens))
+
+    def first(self, tokens: int) -> "Texts":
+        """The first rows, with about so many tokens; at least one row."""
+        rows = self.rows[: max(1, tokens // self.rows.shape[1])]
+        return self if len(rows) == len(self.rows) else Texts(self.model, self.sparsity, rows, self.prompt_tokens)
+
+    @torch.no_grad()
+    def _log_probabilities(self, batch: int) -> Tensor:
+        """f32[B, T, V], of the dense model at decoded tokens; kept from one pass to the next where memory allows."""
+        found = self._kept_log_probabilities.get(batch)
+        if found is None:
+            logits = self._head(self._before_head[batch][:, self.prompt_tokens :])
+            found = torch.log_softmax(logits.float(), dim=-1)
+            if self.decoded_tokens * self.model.config.vocab_size <= _LOGITS_KEPT:
+                self._kept_log_probabilities[batch] = found
+        return found
+
+    @torch.no_grad()
+    def dense_inputs(self, take: Callable[[int, Tensor], None]) -> None:
+        """Show a function each layer's inputs T[B, T, D] at decoded tokens in dense passes, batch by batch."""
+        for ids in self.batches:
+
+            def show(index: int, x: Tensor, shape: tuple[int, ...] = tuple(ids.shape)) -> None:
+                take(index, x.reshape(*shape, -1)[:, self.prompt_tokens :])
+
+            with self.sparsity.steered(0.0), layer_hooks(self.layers, show):
+                self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        scale: Tensor | float = 1.0,
+        pools: list[Tensor] | None = None,
+        opened: Tensor | None = None,
+        load: Tensor | None = None,
+        take: Callable[[int, Tensor], None] | None = None,
+    ) -> Decoded:
+        """Decode every row, with the sparsity's thresholds, compensation and anticipations.
+
+        Args:
+            scale: f32[N, T] or one for all.
+            pools: bool[N, F] for each layer; None for all neurons.
+            opened: bool[N, T], the tokens that may use all neurons; None for none.
+            load: f32[N, T], which anticipation reads; None where there is none.
+            take: Shown each layer's index and inputs T[B, T, D] at decoded tokens, batch by batch.
+        """
+        n, s = self.rows.shape
+        start, t = self.prompt_tokens, s - self.prompt_tokens
+        token_scale = torch.as_tensor(scale, dtype=torch.float32).expand(n, t)
+        parts: list[Decoded] = []
+        at = 0
+        for index, ids in enumerate(self.batches):
+            b = len(ids)
+            rows = slice(at, at + b)
+            at += b
+            # Every token by itself, [B * S, 1, D]: a pool is then a token's own.
+            full = torch.zeros(b, s)
+            full[:, start:] = token_scale[rows]
+            steering: dict[str, Any] = {"scale": full.reshape(-1, 1)}
+            if load is not None:
+                full_load = torch.zeros(b, s)
+                full_load[:, start:] = load[rows]
+                steering["load"] = full_load.reshape(-1, 1)
+            allowed = [torch.full((b, t), layer.neurons) for layer in self.layers]
+            if pools is not None:
+                free = torch.ones(b, s, 1, dtype=torch.bool)
+                free[:, start:, 0] = False if opened is None else opened[rows]
+                masks = [pool[rows].unsqueeze(1) | free for pool in pools]
+                allowed = [mask[:, start:].sum(-1) for mask in masks]
+                steering["pools"] = [mask.flatten(0, 1) for mask in masks]
+
+            def show(layer: int, x: Tensor, shape: tuple[int, ...] = (b, s, -1)) -> None:
+                if take is not None:
+                    take(layer, x.reshape(shape)[:, start:])
+
+            with self.sparsity.steered(**steering), layer_hooks(self.layers, show):
+                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=t + 1).logits
+            active = [kept.reshape(b, s)[:, start:] for kept in self.sparsity.active]
+            parts.append(self._compared(index, ids, logits, allowed, active))
+        return Decoded(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Decoded)))
+
+    def _compared(
+        self, index: int, ids: Tensor, logits: Tensor, allowed: list[Tensor], active: list[Tensor]
+    ) -> Decoded:
+        start = self.prompt_tokens
+        sparse = torch.log_softmax(logits.float(), dim=-1)  # [B, T + 1, V], from the last token of the prompt on
+        dense = self._log_probabilities(index)
+        read, shares, neurons = torch.zeros(active[0].shape), [], sum(layer.neurons for layer in self.layers)
+        for layer, pool, kept in zip(self.layers, allowed, active, strict=True):
+            part = read_fraction(layer.op, pool.numpy(), kept.numpy(), layer.neurons)
+            read += torch.from_numpy(part).float() * (layer.neurons / neurons)
+            shares.append(kept / layer.neurons)
+        return Decoded(
+            divergence=(dense.exp() * (dense - sparse[:, 1:])).sum(-1),
+            agrees=dense.argmax(-1) == sparse[:, 1:].argmax(-1),
+            read=read,
+            active=torch.stack(shares, -1),
+            surprisal=-sparse[:, :-1].gather(-1, ids[:, start:, None]).squeeze(-1),
+            entropy=torch.special.entr(sparse[:, :-1].exp()).sum(-1),
+            foreseen=sparse[:, :-1].argmax(-1) == ids[:, start:],
+        )

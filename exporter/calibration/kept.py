@@ -1,0 +1,164 @@
+"""Keeps a calibration beside the output until the artefact is there, so that what fails after it need not repeat it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from clada.contract.files import write
+from clada.contract.manifest import LayerCalibration
+from clada.contract.pool import PoolPolicy
+from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig
+from clada.exporter.calibration.price_file import tensors_hash
+from clada.exporter.model.anticipation import from_named, named_tensors
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.patch import Sparsity
+from clada.exporter.quantization.quantize import Packed, QuantizationConfig, Quantized
+
+_SUFFIX = ".calibration.safetensors"
+_KEY, _VALUES, _CONTENT = "key", "values", "content"
+# Of what is kept: a file of another one is of something else.
+_LAYOUT = 2
+_LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name != "surprisal_weight")
+_MEASURED = ("divergence", "agreement", "ffn_cost", "tokens", "prompt_tokens", "gains", "anticipation_r2")
+
+
+def kept_path(model: Path) -> Path:
+    """Where the calibration of an ONNX file that could not be written is kept."""
+    return model.with_name(model.stem + _SUFFIX)
+
+
+def calibration_key(
+    model: Any, rows: Tensor, config: CalibrationConfig, quantization: QuantizationConfig | None
+) -> str:
+    """SHA-256, in hex, of all that a calibration depends on.
+
+    Args:
+        model: The causal LM, before anything is quantised.
+        rows: i64[N, S] calibration tokens.
+        config: What is calibrated for.
+        quantization: How weights are quantised first; None where they are not.
+    """
+    settings = [_LAYOUT, version("clada"), asdict(config), None if quantization is None else asdict(quantization)]
+    return tensors_hash(json.dumps(settings, sort_keys=True), {"rows": rows, **model.state_dict()})
+
+
+def _indexed(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{n}": tensor for n, tensor in enumerate(tensors)}
+
+
+def _listed(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    count = sum(1 for found in tensors if found.rpartition(".")[0] == name)
+    return [tensors[f"{name}.{n}"] for n in range(count)]
+
+
+def _packed_tensors(prefix: str, packed: Mapping[str, Packed]) -> dict[str, Tensor]:
+    return {
+        f"{prefix} {name} {part}": getattr(matrix, part)
+        for name, matrix in packed.items()
+        for part in ("codes", "scales")
+    }
+
+
+def _packed(prefix: str, tensors: Mapping[str, Tensor], bits: int) -> dict[str, Packed]:
+    begin, end = f"{prefix} ", " codes"
+    names = [key[len(begin) : -len(end)] for key in tensors if key.startswith(begin) and key.endswith(end)]
+    return {name: Packed(tensors[f"{prefix} {name} codes"], tensors[f"{prefix} {name} scales"], bits) for name in names}
+
+
+def keep_calibration(
+    path: Path, key: str, calibration: Calibration, sparsity: Sparsity, quantized: Quantized | None
+) -> None:
+    """Write a calibration, and the weights that were quantised before it, to a file.
+
+    Args:
+        path: See `kept_path`.
+        key: See `calibration_key`.
+        calibration: What came of it.
+        sparsity: The rest of what came of it.
+        quantized: The packed weights; None where nothing is quantised.
+
+    Raises:
+        CladaError: The file cannot be written.
+    """
+    tensors = _indexed("threshold", sparsity.thresholds) | _indexed("compensation", sparsity.compensation)
+    for name in _LOAD_MAP:
+        value = getattr(calibration.load_map, name)
+        if value is not None:
+            tensors[name] = value
+    values: dict[str, Any] = {name: getattr(calibration, name) for name in _MEASURED}
+    values["layers"] = [asdict(layer) for layer in calibration.layers]
+    values["surprisal_weight"] = calibration.load_map.surprisal_weight
+    values["anticipations"] = [anticipation.site for anticipation in sparsity.anticipations]
+    tensors |= named_tensors(sparsity.anticipations)
+    pools = calibration.pools
+    if pools is not None:
+        # JSON has no infinity.
+        values["pools"] = [pools.sizes, None if math.isinf(pools.prior_tokens) else pools.prior_tokens]
+        tensors |= _indexed("prior", [torch.from_numpy(a) for a in pools.prior])
+        tensors |= _indexed("weight", [torch.from_numpy(a) for a in pools.weight])
+    if quantized is not None:
+        values["quantized"] = [quantized.bits, quantized.block_size, len(quantized.layers)]
+        tensors |= _packed_tensors("linear", quantized.linears)
+        for n, layer in enumerate(quantized.layers):
+            tensors |= _packed_tensors(f"layer {n}", layer)
+    text = json.dumps(values)
+    metadata = {_KEY: key, _VALUES: text, _CONTENT: tensors_hash(text, tensors)}
+    write(path, safetensors.torch.save({name: t.clone().contiguous() for name, t in tensors.items()}, metadata))
+
+
+def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibration, Quantized | None] | None:
+    """Read a calibration that was kept, and set it.
+
+    Args:
+        path: See `kept_path`.
+        key: See `calibration_key`.
+        sparsity: Of the model that was calibrated; its thresholds, compensation and anticipations are replaced.
+
+    Returns:
+        The calibration and the packed weights; None where there is none, or it is damaged or of something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get(_KEY) != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, safetensors.SafetensorError):
+        return None
+    if tensors_hash(metadata.get(_VALUES, ""), tensors) != metadata.get(_CONTENT):
+        return None
+    values = json.loads(metadata[_VALUES])
+    sparsity.thresholds[:] = _listed("threshold", tensors)
+    sparsity.compensation = _listed("compensation", tensors)
+    sparsity.anticipations = from_named(values["anticipations"], tensors.__getitem__)
+    pools = None
+    if "pools" in values:
+        sizes, prior_tokens = values["pools"]
+        prior, weight = ([t.numpy() for t in _listed(name, tensors)] for name in ("prior", "weight"))
+        pools = PoolPolicy(sizes, math.inf if prior_tokens is None else prior_tokens, prior, weight)
+    quantized = None
+    if "quantized" in values:
+        bits, block_size, count = values["quantized"]
+        layers = [_packed(f"layer {n}", tensors, bits) for n in range(count)]
+        quantized = Quantized(bits, block_size, layers, _packed("linear", tensors, bits))
+    calibration = Calibration(
+        load_map=LoadMap(
+            **{name: tensors[name] for name in _LOAD_MAP if name in tensors},
+            surprisal_weight=values["surprisal_weight"],
+        ),
+        pools=pools,
+        layers=[LayerCalibration(**layer) for layer in values["layers"]],
+        **{name: values[name] for name in _MEASURED},
+    )
+    return calibration, quantized

@@ -1,0 +1,154 @@
+"""The graph that is traced: a patched model with flat inputs, its load signal, and what it tells of itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from clada.exporter.graph.ort_attention import BufferCache
+from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.patch import Sparsity
+from clada.ops import LOAD_SIGNAL, graph_names
+from clada.ops.torch import torch_op
+
+
+class Decoder(nn.Module):
+    """The contract's graph: prefill dense, decode sparse, padding skipped; see `forward`.
+
+    With `in_place_cache` it is for one text that is not padded, its keys and values are buffers with room for what is
+    yet to come, `attention_mask` may be longer than the text, and it can be traced only, within `in_place_attention`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        sparsity: Sparsity,
+        surprisal_weight: float,
+        all_logits: bool = False,
+        in_place_cache: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.sparsity = model, sparsity
+        self.surprisal_weight, self.all_logits, self.in_place_cache = surprisal_weight, all_logits, in_place_cache
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_logits: Tensor,
+        effort: list[Tensor],
+        pools: list[Tensor],
+        past: list[tuple[Tensor, Tensor]],
+        thresholds: list[Tensor],
+        surprisal_knots: Tensor,
+        entropy_knots: Tensor,
+        scale_knots: Tensor,
+        reanalysis_load: list[Tensor],
+        compensation: list[Tensor],
+        anticipation: list[Tensor],
+        token_scale: list[Tensor],
+        row_share: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+        """One step, prefill or decode.
+
+        Args:
+            input_ids: i64[B, S].
+            attention_mask: i64[B, P + S], 0 where padded.
+            position_ids: i64[B, S].
+            past_logits: T[B, V], the logits that predicted the last of input_ids; unused in prefill.
+            effort: f32[B], the factor on a text's thresholds; none where neurons are skipped.
+            pools: bool[B, F] for each layer; none where inputs are skipped.
+            past: Keys and values T[B, H, P, d] for each layer.
+            thresholds: See Sparsity.
+            surprisal_knots: See LoadMap, as are the following.
+            entropy_knots: See LoadMap.
+            scale_knots: See LoadMap.
+            reanalysis_load: That of LoadMap, or none.
+            compensation: See Sparsity.
+            anticipation: The tensors of all of Sparsity's, one's after another's.
+            token_scale: The table of LoadMap, or none.
+            row_share: That of Sparsity, or none.
+
+        Returns:
+            Logits T[B, 1, V] (or [B, S, V]), keys and values for each layer, scores f32[B, F] for each layer that skips
+            neurons, and of the last position load, surprisal, entropy f32[B], active i32[L, B] by site, and, where
+            inputs are skipped, the share f32[B] of all weights that was read.
+        """
+        scale, load, surprisal, entropy = torch_op(LOAD_SIGNAL)(
+            past_logits, input_ids[:, -1], surprisal_knots, entropy_knots, scale_knots, self.surprisal_weight
+        )
+        for table in token_scale:
+            scale = table[input_ids[:, -1]]
+        for factor in effort:
+            scale = scale * factor
+        if self.in_place_cache:
+            # From the positions: the mask may be longer than the text, so that its shape need not change.
+            is_prefill = (position_ids[:, -1:] > position_ids[:, :1]) | (position_ids[:, :1] == 0)
+        else:
+            # Lengths as tensors [B, 1]: a Python comparison would fix the graph to the example's sizes.
+            here = torch.ones_like(input_ids).sum(1, keepdim=True)
+            total = torch.ones_like(attention_mask).sum(1, keepdim=True)
+            is_prefill = (here > 1) | (total == here)
+        scales = torch.where(is_prefill, 0.0, scale.unsqueeze(1)).expand(input_ids.shape)
+        if not self.in_place_cache:
+            is_padding = attention_mask[:, -input_ids.shape[1] :] == 0
+            scales = torch.where(is_padding, -1.0, scales)
+        pool_open = is_prefill
+        for least in reanalysis_load:
+            pool_open = is_prefill | (load >= least).unsqueeze(1)
+
+        logits, present = self.run(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past,
+            scale=scales,
+            pools=[pool | pool_open for pool in pools] or None,
+            thresholds=thresholds,
+            compensation=compensation,
+            anticipations=self._anticipations(anticipation),
+            load=load.unsqueeze(1).expand(input_ids.shape),
+        )
+        active = self._active_of_last()
+        read = [share @ active.float() for share in row_share]
+        return logits, present, list(self.sparsity.score), load, surprisal, entropy, active, read
+
+    def _active_of_last(self) -> Tensor:
+        """i32[L, B], what each site kept of the last position."""
+        sites = self.sparsity.active
+        # One slice for all sites of as many tokens, not one each; the output matrix may have been given one alone.
+        apart = sites[-1:] if self.sparsity.row_share is not None else []
+        together = sites[: len(sites) - len(apart)]
+        groups = [torch.cat(group)[:, -1].unflatten(0, (len(group), -1)) for group in (together, apart) if group]
+        return torch.cat(groups) if apart else groups[0]
+
+    def _anticipations(self, tensors: list[Tensor]) -> list[Anticipation]:
+        each = len(graph_names.ANTICIPATION)
+        return [
+            Anticipation(calibrated.site, *tensors[each * n : each * (n + 1)])
+            for n, calibrated in enumerate(self.sparsity.anticipations)
+        ]
+
+    def run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[tuple[Tensor, Tensor]],
+        **steering: Any,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The model alone: arguments and results as of `forward`, and what `Sparsity.steered` takes."""
+        cache: Any = BufferCache(past, attention_mask, position_ids) if self.in_place_cache else DynamicCache(past)
+        with self.sparsity.steered(last_only=not self.all_logits, **steering):
+            logits: Tensor = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=0 if self.all_logits else 1,
+                **({"buffers": cache} if self.in_place_cache else {}),
+            ).logits
+        return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

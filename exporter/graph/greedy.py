@@ -1,0 +1,49 @@
+"""What PyTorch generates from a patched model, by a loop of its own: what a session is compared with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from clada.contract.pool import PoolPolicy, choose_pools, overdue, update_pools
+from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.steps import constants, first_step, next_step
+from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.patch import Sparsity
+
+
+@torch.no_grad()
+def greedy_tokens(
+    model: Any, sparsity: Sparsity, load_map: LoadMap, pools: PoolPolicy | None, prompt: Sequence[int], count: int
+) -> list[int]:
+    """What PyTorch generates by itself from the patched model: prefill dense, decode sparse, greedy.
+
+    Args:
+        model: A causal LM after `sparsify`.
+        sparsity: Its state, with the calibrated values.
+        load_map: Constants of the load signal.
+        pools: How its pools are chosen; None where every neuron may be used.
+        prompt: Token ids.
+        count: How many tokens to generate.
+    """
+    decoder = Decoder(model, sparsity, load_map.surprisal_weight)
+    values = constants(sparsity, load_map)
+    ids = torch.tensor([list(prompt)])
+    step = first_step(model, ids, torch.ones_like(ids))
+    logits, present, score, load, *_ = decoder(**step, **values)
+    chosen = choose_pools(pools, [s.numpy() for s in score], np.array([len(prompt)])) if pools else None
+    tokens: list[int] = []
+    while True:
+        tokens.append(int(logits[0, -1].argmax()))
+        if len(tokens) == count:
+            return tokens
+        step = next_step(step, torch.tensor([tokens[-1:]]), logits, present)
+        due = np.zeros(1, np.bool_)
+        if chosen is not None:
+            due = overdue(chosen, load_map.reanalysis_load.item())
+            step["pools"] = [torch.from_numpy(mask | due[:, None]) for mask in chosen.masks]
+        logits, present, score, load, *_ = decoder(**step, **values)
+        if pools and chosen:
+            opened = due | (load >= load_map.reanalysis_load).numpy()
+            update_pools(pools, chosen, [s.numpy() for s in score], opened, np.ones(1, np.bool_))

@@ -1,0 +1,117 @@
+"""Attention that keeps its cache in place: ONNX Runtime's GroupQueryAttention, for every family alike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from clada.errors import CladaError
+from clada.exporter.graph.rewrites import DOMAIN
+from clada.exporter.graph.rotary import rotary_ops
+
+OP = "GroupQueryAttention"
+_ATTENTION = "clada_in_place"
+# Arguments of an attention function that change its result in ways the op cannot express.
+_REFUSED = ("softcap", "s_aux", "position_bias")
+_WIDTH_MULTIPLE = 8
+_MINIMUM_ONNXRUNTIME = "1.20"
+# Earlier releases count one token more into the window: a graph cannot be right in both.
+_MINIMUM_ONNXRUNTIME_WITH_WINDOW = "1.24"
+
+
+class BufferCache(DynamicCache):
+    """Buffers of any capacity that attention writes into; a call's own keys and values pass through untouched.
+
+    Args:
+        past: Keys and values T[1, H, C, d] for each layer.
+        attention_mask: i64[1, T], all ones; T is at least how much of the buffers is text once this call is done.
+        position_ids: i64[1, S], the places that this call writes.
+    """
+
+    def __init__(self, past: list[tuple[Tensor, Tensor]], attention_mask: Tensor, position_ids: Tensor) -> None:
+        super().__init__()
+        for keys, values in past:
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            self.layers.append(layer)
+        # On a GPU the op wants the total on the CPU and the last place on the GPU: a shape is on the CPU already.
+        self.total = torch.scalar_tensor(attention_mask.shape[1], dtype=torch.int32)
+        self.last = position_ids[:, -1].to(torch.int32)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What a model's attention layer calls before its attention function."""
+        return key_states, value_states
+
+
+def _check(module: nn.Module, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
+    """Raise CladaError for an attention that the op does not compute."""
+    reasons = [f"its attention takes {name}" for name in _REFUSED if options.get(name) is not None]
+    if mask is not None:
+        reasons.append("it makes an attention mask of its own")
+    if not getattr(module, "is_causal", True) or options.get("is_causal") is False:
+        reasons.append("its attention is not causal")
+    if key.shape[-1] != value.shape[-1]:
+        reasons.append(f"its keys are {key.shape[-1]} wide and its values {value.shape[-1]}")
+    elif key.shape[-1] % _WIDTH_MULTIPLE:
+        reasons.append(f"its heads are {key.shape[-1]} wide, which is no multiple of {_WIDTH_MULTIPLE}")
+    if reasons:
+        raise CladaError(f"{OP} cannot stand for the model's attention: {'; '.join(reasons)}")
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    buffers: BufferCache,
+    scaling: float,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls it: T[1, H, S, d] each, rotary embedding applied."""
+    _check(module, key, value, attention_mask, options)
+    layer: Any = buffers.layers[int(module.layer_idx)]  # type: ignore[arg-type]
+    heads, length, width = query.shape[1:]
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": float(scaling)}
+    if sliding_window is not None:
+        attributes["local_window_size"] = sliding_window
+    rows = [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)]
+    # Not computed here: what it must give is what PyTorch gives with the model's own attention.
+    output, layer.keys, layer.values = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::{OP}",
+        (*rows, layer.keys, layer.values, buffers.last, buffers.total),
+        attributes,
+        dtypes=(query.dtype,) * 3,
+        shapes=([1, length, heads * width], layer.keys.shape, layer.values.shape),
+        version=1,
+    )
+    return output.unflatten(2, (heads, width)), None
+
+
+AttentionInterface.register(_ATTENTION, _attention)
+
+
+@contextmanager
+def in_place_attention(model: Any) -> Iterator[None]:
+    """Within the context the model attends through the op, into the buffers given as its argument `buffers`."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_ATTENTION)
+    try:
+        with rotary_ops(model):
+            yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def minimum_onnxruntime(traced: onnx_ir.Model) -> str:
+    """The first release of ONNX Runtime that computes a graph with an in-place cache as PyTorch does."""
+    windows = any("local_window_size" in node.attributes for node in traced.graph if node.op_type == OP)
+    return _MINIMUM_ONNXRUNTIME_WITH_WINDOW if windows else _MINIMUM_ONNXRUNTIME

@@ -1,0 +1,1 @@
+"""A causal LM made sparse: which families there are, what is swapped in them, and what steers it."""

@@ -1,0 +1,140 @@
+"""Swaps the linear layers of a causal LM, in place, for products that skip inputs: every matrix a token reads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clada.errors import CladaError
+from clada.exporter.model.patch import Sparsity, replace
+from clada.exporter.model.products import Product, joined_weights
+from clada.ops import SPARSE_LINEAR, Op
+from clada.ops.torch import torch_op
+
+_NO_FORMATS: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass
+class _Parts:
+    """What the layers of a product share out among them in a pass: their input, and what it gives each."""
+
+    x: Tensor | None = None
+    outputs: Sequence[Tensor] = ()
+
+
+class SparseProduct(nn.Module):
+    """The linear layers of one input as one product that skips inputs.
+
+    Args:
+        index: Of the product.
+        product: The layers; their weights are copied.
+        sparsity: The state that its thresholds and scale come from.
+        is_output: Whether it is the output matrix, which may be given each text's last token alone.
+    """
+
+    def __init__(self, index: int, product: Product, sparsity: Sparsity, is_output: bool) -> None:
+        super().__init__()
+        self.index, self.sparsity, self.is_output = index, sparsity, is_output
+        self.widths = [linear.out_features for linear in product.linears]
+        self.name, self.weight_names = product.name, list[str]()
+        self.set_weights(SPARSE_LINEAR, {"w": joined_weights(product)})
+        self._parts = _Parts()
+
+    def set_weights(self, op: Op, weights: Mapping[str, Tensor], formats: Mapping[str, int] = _NO_FORMATS) -> None:
+        """Compute by an op from here on, with its weights by input name, and its attributes, in order."""
+        for name in self.weight_names:
+            delattr(self, name)
+        self.op, self.weight_names, self.formats = op, list(weights), dict(formats)
+        for name, weight in weights.items():
+            self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+
+    def forward(self, x: Tensor, part: int) -> Tensor:
+        """What the layer of a number gives for x [B, S, D], or [B * S, D]; the first computes for all."""
+        parts = self._parts
+        if part == 0:
+            parts.x, parts.outputs = x, self._computed(x)
+        if parts.x is not x:
+            raise RuntimeError(f"the layers of product {self.index} no longer read the same input")
+        output = parts.outputs[part]
+        if part + 1 == len(self.widths):
+            parts.x, parts.outputs = None, ()
+        return output
+
+    def _computed(self, x: Tensor) -> Sequence[Tensor]:
+        shared = self.sparsity
+        scale = shared.scale_at(self.index, x, of_last=self.is_output and shared.last_only)
+        tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
+        if shared.pools is not None:
+            tokens_first = torch.where(shared.pools[self.index].unsqueeze(1), tokens_first, 0)
+        weights = [self.get_parameter(name) for name in self.weight_names]
+        y, shared.active[self.index] = torch_op(self.op)(
+            tokens_first, *weights, shared.thresholds[self.index], scale, *self.formats.values()
+        )
+        whole = y.reshape(*x.shape[:-1], y.shape[-1])
+        return whole.split(self.widths, dim=-1) if len(self.widths) > 1 else [whole]
+
+
+class ProductPart(nn.Module):
+    """One linear layer of a product."""
+
+    def __init__(self, product: SparseProduct, part: int, linear: nn.Linear) -> None:
+        super().__init__()
+        self.product, self.part, self.bias = product, part, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the linear layer, less what is skipped."""
+        y: Tensor = self.product(x, self.part)
+        return y if self.bias is None else y + self.bias
+
+
+def sparse_products(model: nn.Module) -> list[SparseProduct]:
+    """The products of a model after `sparsify_products`, in the order in which they run."""
+    found = {module.index: module for module in model.modules() if isinstance(module, SparseProduct)}
+    return [found[index] for index in sorted(found)]
+
+
+def sparsify_products(model: Any, products: Sequence[Product], thresholds: Sequence[Tensor] | None = None) -> Sparsity:
+    """Swap a causal LM's linear layers in place for products that skip inputs.
+
+    One product of the model is in memory twice at a time. The model computes densely until the returned state's
+    `scale` is raised above 0.
+
+    Args:
+        model: A causal LM.
+        products: Its products, see `find_products`.
+        thresholds: f32[D] for each of them; zeros where not given.
+
+    Returns:
+        The state through which all products are steered and read.
+
+    Raises:
+        CladaError: The thresholds do not fit.
+    """
+    if thresholds is None:
+        thresholds = [torch.zeros(product.inputs) for product in products]
+    for product, threshold in zip(products, thresholds, strict=True):
+        if threshold.shape != (product.inputs,) or threshold.dtype != torch.float32:
+            raise CladaError(
+                f"threshold of {product.name} is {threshold.dtype} {list(threshold.shape)}, "
+                f"expected torch.float32 [{product.inputs}]"
+            )
+    sparsity = Sparsity(
+        thresholds=list(thresholds),
+        row_share=row_shares(products),
+        active=[torch.empty(0)] * len(products),
+    )
+    output = model.get_output_embeddings()
+    for index, product in enumerate(products):
+        sparse = SparseProduct(index, product, sparsity, output in product.linears)
+        for part, (path, linear) in enumerate(zip(product.names, product.linears, strict=True)):
+            replace(model, path, ProductPart(sparse, part, linear))
+    return sparsity
+
+
+def row_shares(products: Sequence[Product]) -> Tensor:
+    """f32[P], the share of all their weights that is in a row of each product."""
+    total = sum(product.weights for product in products)
+    return torch.tensor([product.outputs / total for product in products])

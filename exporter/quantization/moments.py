@@ -1,0 +1,86 @@
+"""Second moments of what a model's matrices are multiplied with, on calibration text."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clada.exporter.model.neurons import activations
+from clada.exporter.model.patch import SparseLayer, Sparsity
+from clada.exporter.model.products import Product, input_hooks
+
+_ROWS_AT_A_TIME = 4
+
+
+class _SeenError(Exception):
+    """Ends a pass where all that is wanted has been seen."""
+
+
+@torch.no_grad()
+def input_moments(
+    model: Any, sparsity: Sparsity, rows: Tensor, owners: Iterable[nn.Module]
+) -> dict[tuple[nn.Module, bool], Tensor]:
+    """Sums over tokens of products of inputs, in dense passes that end at the last owner.
+
+    Args:
+        model: A causal LM after `sparsify`.
+        sparsity: Its state.
+        rows: i64[N, S] calibration tokens.
+        owners: The modules whose inputs are meant, in the order in which they run.
+
+    Returns:
+        For each owner f32[D, D] of its inputs, under (owner, False); of a feed-forward network f32[F, F] of what its
+        neurons give, under (owner, True).
+    """
+    owners = list(owners)
+    moments: dict[tuple[nn.Module, bool], Tensor] = {}
+
+    def add(owner: nn.Module, outward: bool, inputs: Tensor) -> None:
+        flat = inputs.reshape(-1, inputs.shape[-1]).float()
+        product = flat.T @ flat
+        key = (owner, outward)
+        moments[key] = moments[key] + product if key in moments else product
+
+    def show(owner: nn.Module, args: tuple[Tensor, ...]) -> None:
+        add(owner, False, args[0])
+        if isinstance(owner, SparseLayer):
+            a, up = activations(owner, args[0])
+            add(owner, True, a * up)
+        if owner is owners[-1]:
+            raise _SeenError
+
+    handles = [owner.register_forward_pre_hook(show) for owner in owners]
+    try:
+        for ids in rows.split(_ROWS_AT_A_TIME):
+            with suppress(_SeenError), sparsity.steered(0.0):
+                model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return moments
+
+
+@torch.no_grad()
+def product_moments(model: Any, products: Sequence[Product], rows: Tensor) -> list[Tensor]:
+    """Sums over tokens of products of inputs, f32[D, D] of each product, in dense passes that end at the last one.
+
+    Args:
+        model: A causal LM, not patched.
+        products: Some of its products, in the order in which they run.
+        rows: i64[N, S] calibration tokens.
+    """
+    moments = [torch.zeros(product.inputs, product.inputs) for product in products]
+
+    def add(index: int, x: Tensor) -> None:
+        flat = x.reshape(-1, x.shape[-1]).float()
+        moments[index].addmm_(flat.T, flat)
+        if index + 1 == len(products):
+            raise _SeenError
+
+    with input_hooks(products, add):
+        for ids in rows.split(_ROWS_AT_A_TIME):
+            with suppress(_SeenError):
+                model(input_ids=ids, use_cache=False)
+    return moments

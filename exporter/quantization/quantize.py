@@ -1,0 +1,254 @@
+"""Quantises a patched model's matrices; the model then holds the values that the packed weights stand for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from clada.errors import CladaError
+from clada.exporter.defaults import BLOCK_SIZE, METHOD, METHODS
+from clada.exporter.model.neurons import matrix_names
+from clada.exporter.model.patch import SparseLayer, Sparsity, decoder_layers, sparse_layers
+from clada.exporter.quantization.gptq import quantize_rows, round_inward, round_outward
+from clada.exporter.quantization.moments import input_moments
+from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
+
+# Rows that are rounded at a time: what that takes beside the matrix.
+_ROWS = 4096
+# How far weights of the same checkpoint may be from quantised ones, as a share of their norm; int4 needs a quarter.
+_FARTHEST = 0.5
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How to quantise.
+
+    Args:
+        bits: One of BITS.
+        block_size: Weights a scale, one of BLOCK_SIZES.
+        method: "rtn" rounds to the nearest; with "gptq" later weights make up for the rounding of earlier ones, on
+            calibration text.
+    """
+
+    bits: int = 4
+    block_size: int = BLOCK_SIZE
+    method: str = METHOD
+
+    @property
+    def follows_text(self) -> bool:
+        """Whether what a weight is rounded to depends on calibration text."""
+        return self.method == "gptq"
+
+    def __post_init__(self) -> None:
+        choices = {"bits": BITS, "block_size": BLOCK_SIZES, "method": METHODS}
+        for name, values in choices.items():
+            if getattr(self, name) not in values:
+                raise CladaError(f"{name} is {getattr(self, name)}; it must be one of {', '.join(map(str, values))}")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantised matrix, rows along which the blocks lie.
+
+    Args:
+        codes: i8[F, P].
+        scales: f16[F, N].
+        bits: Of a code.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+
+    def values(self) -> Tensor:
+        """f32[F, D], what it stands for."""
+        parts = zip(self.codes.split(_ROWS), self.scales.split(_ROWS), strict=True)
+        wide = [dequantize(c.numpy(), s.numpy().astype(np.float32), self.bits) for c, s in parts]
+        return torch.from_numpy(np.concatenate(wide))
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The packed weights of a model.
+
+    Args:
+        bits: Of a code.
+        block_size: Weights a scale.
+        layers: By input name of the op, of each feed-forward network.
+        linears: By path from the model, of attention's projections and of the output matrix; rows are outputs.
+        products: Where inputs are skipped, by name, in the place of the others; rows are inputs.
+    """
+
+    bits: int
+    block_size: int
+    layers: list[dict[str, Packed]] = field(default_factory=list)
+    linears: dict[str, Packed] = field(default_factory=dict)
+    products: dict[str, Packed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix of the model, blocks along its rows.
+
+    Args:
+        name: For messages.
+        owner: The module that holds it.
+        parameter: Its name there.
+        outward: Whether its rows are its inputs: it leads out of the neurons.
+    """
+
+    name: str
+    owner: nn.Module
+    parameter: str
+    outward: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """Its values."""
+        return self.owner.get_parameter(self.parameter).data
+
+
+def linear_modules(model: Any) -> dict[str, nn.Linear]:
+    """What is quantised beside the feed-forward networks, by path: attention's projections, and the output matrix."""
+    inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
+    head = model.get_output_embeddings()
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (id(module) in inside or module is head)
+    }
+
+
+def _groups(model: Any) -> Iterator[list[_Matrix]]:
+    """The matrices of each decoder layer, in the order in which they are used, then the output matrix."""
+    linears = {id(linear): _Matrix(path, linear, "weight") for path, linear in linear_modules(model).items()}
+    for layer in decoder_layers(model):
+        group = [linears[id(module)] for module in layer.modules() if id(module) in linears]
+        for sparse in (module for module in layer.modules() if isinstance(module, SparseLayer)):
+            *inward, outward = matrix_names(sparse)
+            of_layer = f"of layer {sparse.index}"
+            group += [_Matrix(f"{name} {of_layer}", sparse, name) for name in inward]
+            group.append(_Matrix(f"{outward} {of_layer}", sparse, outward, outward=True))
+        yield group
+    yield [linears[id(model.get_output_embeddings())]]
+
+
+def check_can_be_quantized(model: Any, config: QuantizationConfig) -> None:
+    """Raise CladaError for the first matrix that cannot be quantised: blocks do not divide it, or it is not finite."""
+    for matrix in (matrix for group in _groups(model) for matrix in group):
+        width = matrix.weight.shape[1]
+        if width % config.block_size:
+            what = "input dimension" if isinstance(matrix.owner, nn.Linear) else "width"
+            raise CladaError(
+                f"{matrix.name} cannot be quantised: a block of {config.block_size} does not divide its {what}, {width}"
+            )
+        if not bool(torch.isfinite(matrix.weight).all()):
+            raise CladaError(f"{matrix.name} cannot be quantised: it holds NaN or infinite weights")
+
+
+def round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """Codes i8[F, P] and scales f16[F, N] of a matrix f32[F, D], each weight as near as it gets."""
+    parts = [quantize_rows(part.numpy(), bits, block_size) for part in matrix.split(_ROWS)]
+    codes, scales = (torch.from_numpy(np.concatenate(of)) for of in zip(*parts, strict=True))
+    return codes, scales
+
+
+def _packed(matrix: _Matrix, config: QuantizationConfig, moments: dict[tuple[nn.Module, bool], Tensor]) -> Packed:
+    form = config.bits, config.block_size
+    try:
+        if not config.follows_text:
+            return Packed(*round_to_nearest(matrix.weight, *form), config.bits)
+        rounding = round_outward if matrix.outward else round_inward
+        return Packed(*rounding(matrix.weight, moments[matrix.owner, matrix.outward], *form), config.bits)
+    except CladaError as error:
+        raise CladaError(f"{matrix.name} cannot be quantised: {error}") from error
+
+
+def untie(model: Any) -> None:
+    """Give the output matrix values of its own, where it has the embedding's: that stays as it is."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+
+
+def round_embedding(model: Any) -> None:
+    """Round the embedding to float16, in which the graph holds it: a table that tokens pick rows of costs no time."""
+    weight = model.get_input_embeddings().weight.data
+    weight.copy_(weight.half())
+
+
+@torch.no_grad()
+def quantize_model(
+    model: Any, sparsity: Sparsity, rows: Tensor, config: QuantizationConfig, report: Callable[[str], None] = print
+) -> Quantized:
+    """Quantise a patched model in place; it computes with the values of the packed weights from then on.
+
+    Args:
+        model: A causal LM after `sparsify`, in float32.
+        sparsity: Its state.
+        rows: i64[N, S] calibration tokens; for "gptq".
+        config: How.
+        report: Called with each line of progress.
+
+    Raises:
+        CladaError: Names the first matrix that cannot be quantised.
+    """
+    check_can_be_quantized(model, config)
+    untie(model)
+    round_embedding(model)
+    paths = {id(linear): path for path, linear in linear_modules(model).items()}
+    quantized = Quantized(config.bits, config.block_size, [{} for _ in sparse_layers(model)])
+    wrong = total = 0.0
+    for group in tqdm(list(_groups(model)), desc="quantising", leave=False, disable=None):
+        owners = dict.fromkeys(matrix.owner for matrix in group)
+        moments = input_moments(model, sparsity, rows, owners) if config.follows_text else {}
+        for matrix in group:
+            packed = _packed(matrix, config, moments)
+            values = packed.values()
+            wrong += float((matrix.weight - values).square().sum())
+            total += float(matrix.weight.square().sum())
+            matrix.weight.copy_(values)
+            if isinstance(matrix.owner, SparseLayer):
+                quantized.layers[matrix.owner.index][matrix.parameter] = packed
+            else:
+                quantized.linears[paths[id(matrix.owner)]] = packed
+    report(f"  weights moved by {(wrong / max(total, 1e-30)) ** 0.5:.1%} of their norm ({config.method})")
+    return quantized
+
+
+@torch.no_grad()
+def hold(model: Any, quantized: Quantized) -> None:
+    """Have a patched model compute with the values of packed weights that were made of it before.
+
+    Raises:
+        CladaError: They were made of another model.
+    """
+    untie(model)
+    round_embedding(model)
+    paths = {id(linear): path for path, linear in linear_modules(model).items()}
+    for matrix in (matrix for group in _groups(model) for matrix in group):
+        if isinstance(matrix.owner, SparseLayer):
+            packed = quantized.layers[matrix.owner.index].get(matrix.parameter)
+        else:
+            packed = quantized.linears.get(paths[id(matrix.owner)])
+        if packed is None:
+            raise CladaError(f"the artefact has no quantised {matrix.name}")
+        values = packed.values()
+        if values.shape != matrix.weight.shape:
+            raise CladaError(
+                f"{matrix.name} is {list(matrix.weight.shape)} in the checkpoint, {list(values.shape)} in the artefact"
+            )
+        check_is_near(matrix.name, matrix.weight, values)
+        matrix.weight.copy_(values)
+
+
+def check_is_near(name: str, weight: Tensor, values: Tensor) -> None:
+    """Raise CladaError for values that were not rounded from a matrix of a checkpoint."""
+    distance = torch.linalg.vector_norm(weight.float() - values)
+    if not bool(distance <= _FARTHEST * torch.linalg.vector_norm(weight.float())):
+        raise CladaError(f"{name} of the artefact was not quantised from the checkpoint's: they are far apart")
