@@ -37,7 +37,7 @@ from clada.exporter.price_export import calibrate_inputs, take_inputs
 from clada.exporter.quantization.quantize import QuantizationConfig
 from clada.exporter.staging import staged
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
-from clada.runtime.backends.onnxruntime import older_than
+from clada.runtime.models.ort_cpu import older_than
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from clada.exporter.model.sparse_products import SparseProduct, sparse_products
 from clada.exporter.model.sparse_sites import Site, sparse_sites
 from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, graph_names
 from clada.ops.torch import torch_op
-from clada.runtime.backends.in_place import InPlaceModel
-from clada.runtime.backends.onnxruntime import BODIES, Execution, OnnxRuntimeModel
+from clada.runtime.models.ort_cpu import BODIES, Execution, OnnxRuntimeModel
+from clada.runtime.models.ort_cpu_in_place import InPlaceModel
 
 # Largest difference of a logit allowed, as a share of the range of the logits, for a model of one layer: each adds
 # rounding of its own, and what is random adds up as its square root.

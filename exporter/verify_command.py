@@ -23,7 +23,7 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
     from clada.exporter.from_artefact import load_constants, sparsified
     from clada.exporter.model.checkpoint import load_model
     from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
-    from clada.runtime.backends.onnxruntime import older_than
+    from clada.runtime.models.ort_cpu import older_than
 
     artefact = open_artefact(artefact_model)
     manifest = artefact.manifest

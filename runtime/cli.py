@@ -8,9 +8,9 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, e
 from typing import Any
 
 from clada.command_line import Parser, add_version, run_command
-from clada.runtime.building.command import add_parser as add_build_parser
 from clada.runtime.generation_command import add_chat_parser, add_run_parser
 from clada.runtime.inspect_command import add_parser as add_inspect_parser
+from clada.runtime.trt.building.command import add_parser as add_build_parser
 
 
 def _other_commands() -> list[EntryPoint]:

@@ -7,7 +7,7 @@ from clada.contract.artefact import Artefact
 from clada.contract.engine_record import EngineRecord
 from clada.contract.manifest import InputsSection, Manifest
 from clada.contract.typed_json import plain
-from clada.runtime.backends.onnxruntime import kernels_here
+from clada.runtime.models.ort_cpu import kernels_here
 
 _Row = tuple[str, ...]
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from clada.contract.artefact import GENERATION_CONFIG_NAME, Artefact
 from clada.errors import CladaError
-from clada.runtime.chat_template import render_chat, special_tokens
+from clada.runtime.chat.template import render_chat, special_tokens
 from clada.runtime.sampling import SamplingConfig
 
 # What transformers chooses by where a model that samples does not say.

@@ -30,20 +30,20 @@ from clada.contract.pool import Masks, Pools, choose_pools, overdue, update_pool
 from clada.errors import CladaError
 from clada.ops import OPS, graph_names
 from clada.ops.sparse_ffn import read_fraction
-from clada.runtime.backends.cuda import check_cuda
-from clada.runtime.backends.device import DeviceModel
-from clada.runtime.backends.device_in_place import DeviceInPlaceModel
-from clada.runtime.backends.in_place import InPlaceModel
-from clada.runtime.backends.model import Model
-from clada.runtime.backends.onnxruntime import Execution, OnnxRuntimeModel, older_than
-from clada.runtime.backends.resident import ResidentModel
-from clada.runtime.backends.tensorrt import load_engine
-from clada.runtime.chat_template import Message, render_chat
+from clada.runtime.chat.template import Message, render_chat
 from clada.runtime.generation import Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.model_settings import default_sampling, end_tokens
+from clada.runtime.models.base import Model
+from clada.runtime.models.ort_cpu import Execution, OnnxRuntimeModel, older_than
+from clada.runtime.models.ort_cpu_in_place import InPlaceModel
+from clada.runtime.models.ort_cuda import DeviceModel
+from clada.runtime.models.ort_cuda_in_place import DeviceInPlaceModel
+from clada.runtime.models.ort_cuda_session import check_cuda
+from clada.runtime.models.resident import ResidentModel
 from clada.runtime.sampling import SamplingConfig
 from clada.runtime.telemetry import TokenStats
-from clada.runtime.text import load_tokenizer
+from clada.runtime.tokenizer import load_tokenizer
+from clada.runtime.trt.load import load_engine
 
 # What ONNX Runtime's GroupQueryAttention computes in on a GPU.
 IN_PLACE_CUDA_TYPES = ("float16",)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "faults.md"
 # As the README has them: wrong results first.
 AREAS = ("results", "native", "files", "text", "command line", "installation")
-# The properties by which tests/fault_marker.py writes a test's marker into the XML.
+# The properties by which tests/support/fault_marker.py writes a test's marker into the XML.
 AREA, KIND, NOW, CASES = "fault area", "fault kind", "fault now", "cases"
 
 

@@ -20,8 +20,8 @@ def main() -> int:
         if find_spec(name) is None:
             print(f"error: {name} is not installed for {sys.executable}; install it, torch with CUDA", file=sys.stderr)
             return 1
-    from clada.benchmark.gpu.suite import main as suite
     from clada.command_line import exit_code
+    from gpu_suite.suite import main as suite
 
     return exit_code(lambda: suite(ROOT))
 

@@ -10,9 +10,9 @@ from filelock import FileLock
 from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
 from clada.runtime import Session
-from tests.checkpoints import write_checkpoint
-from tests.fault_marker import write_markers
-from tests.traced_once import traced_once
+from tests.support.checkpoints import write_checkpoint
+from tests.support.fault_marker import write_markers
+from tests.support.traced_once import traced_once
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = ROOT / "models" / "demo"

@@ -24,9 +24,9 @@ from clada.benchmark.storage import save_beside
 from clada.benchmark.timing import measure
 from clada.errors import CladaError
 from clada.runtime import Session
-from clada.runtime.backends.in_place import InPlaceModel
-from clada.runtime.backends.onnxruntime import Execution
 from clada.runtime.find_model import find_model
+from clada.runtime.models.ort_cpu import Execution
+from clada.runtime.models.ort_cpu_in_place import InPlaceModel
 
 
 @contextmanager

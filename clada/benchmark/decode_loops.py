@@ -11,7 +11,7 @@ from clada.benchmark.shapes import Shape
 from clada.benchmark.tokens import random_tokens
 from clada.ops.record import Array
 from clada.runtime import Session
-from clada.runtime.backends.onnxruntime import SPINNING
+from clada.runtime.models.ort_cpu import SPINNING
 
 # Read each time, after one more that is not timed: the first after going back binds its buffers anew.
 TOKENS = 8

@@ -29,7 +29,7 @@ from clada.benchmark.shapes import Shape
 from clada.benchmark.variants import Variants, write_variants
 from clada.errors import CladaError
 from clada.ops.record import Array
-from clada.runtime.backends.onnxruntime import create_session
+from clada.runtime.models.ort_cpu import create_session
 
 
 @dataclass(frozen=True)

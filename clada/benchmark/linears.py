@@ -27,7 +27,7 @@ from clada.exporter.defaults import DEFAULT_OPSET
 from clada.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_LINEAR, VERSION
 from clada.ops.onnx import function_proto
 from clada.ops.record import Array
-from clada.runtime.backends.onnxruntime import create_session
+from clada.runtime.models.ort_cpu import create_session
 
 
 def products(shape: Shape) -> dict[str, tuple[int, int]]:

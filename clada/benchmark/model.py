@@ -25,8 +25,8 @@ from clada.benchmark.tokens import random_tokens
 from clada.benchmark.variants import Graph, Variants, write_variants
 from clada.ops import graph_names
 from clada.ops.record import Array
-from clada.runtime.backends.in_place import InPlaceModel
-from clada.runtime.backends.onnxruntime import OnnxRuntimeModel
+from clada.runtime.models.ort_cpu import OnnxRuntimeModel
+from clada.runtime.models.ort_cpu_in_place import InPlaceModel
 from clada.runtime.sampling import SamplingConfig, sample
 
 # Decoding goes through these in turn: what is active differs by token.

@@ -6,7 +6,7 @@ import onnxruntime
 
 from clada.ops.devices import WEIGHTS
 from clada.ops.record import Array
-from clada.runtime.backends.onnxruntime import Execution
+from clada.runtime.models.ort_cpu import Execution
 
 
 def execution(threads: int, precision: str | None) -> Execution:

@@ -20,7 +20,7 @@ from clada.contract.typed_json import plain
 from clada.errors import CladaError
 from clada.evaluation.lm_eval_command import NAME
 from clada.runtime import GenerationConfig, SamplingConfig, Session
-from clada.runtime.chat_template import render_chat
+from clada.runtime.chat.template import render_chat
 from clada.runtime.find_model import find_model
 from clada.runtime.session import State
 

@@ -13,7 +13,7 @@ from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.steps import cache_shapes, constants
 from clada.ops import graph_names
 from clada.runtime import Session
-from clada.runtime.backends.model import Array, Model
+from clada.runtime.models.base import Array, Model
 
 
 class TorchModel(Model):

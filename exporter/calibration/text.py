@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clada.errors import CladaError
-from clada.runtime.chat_template import render
+from clada.runtime.chat.template import render
 
 CALIBRATION_DATA = "calibration data"
 _ROW_LENGTH = 256

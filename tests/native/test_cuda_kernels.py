@@ -11,11 +11,11 @@ import pytest
 
 from clada.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.ops.record import Array, Case, Op, evaluate
-from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS
 from tests.native.cases import FFN_CASES, check_outputs, dense_case, large_case, rounded_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS, RUNS
+from tests.support.exhaustive import in_turn
 
 FFN_OPS = pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
 elements = pytest.mark.parametrize("element", ELEMENTS)

@@ -8,12 +8,12 @@ import pytest
 
 from clada.ops import QUANTIZED_LINEAR, SPARSE_LINEAR
 from clada.ops.record import Array, Case, Op, evaluate
-from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS
 from tests.native.cases import check_outputs, large_linear_case, rounded_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS
 from tests.native.test_cuda_kernels import elements, same_in_all_runs, sequences
+from tests.support.exhaustive import in_turn
 
 INVALID_VALUE = 1
 

@@ -7,12 +7,12 @@ from clada.ops import QUANTIZED_FFN
 from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize, pack
 from clada.ops.quantized_matrices import scales_name
 from clada.ops.record import Array
-from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS
 from tests.native.cases import QUANTIZED_FFN_CASES, dense_case, large_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS, RUNS
 from tests.native.test_cuda_kernels import check_ffn, run_ffn, sequences
+from tests.support.exhaustive import in_turn
 
 FORMATS = [(bits, block) for bits in BITS for block in BLOCK_SIZES]
 GATED, PLAIN = QUANTIZED_FFN.values()

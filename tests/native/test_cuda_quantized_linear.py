@@ -8,7 +8,6 @@ import pytest
 from clada.ops import QUANTIZED_LINEAR
 from clada.ops.block_quantization import dequantize, pack
 from clada.ops.record import Array, Case
-from tests.exhaustive import in_turn
 from tests.native import cuda_kernels_c
 from tests.native.calls import ELEMENTS
 from tests.native.cases import large_linear_case
@@ -23,6 +22,7 @@ from tests.native.test_cuda_linear import (
     run,
 )
 from tests.native.test_cuda_quantized import FORMATS, every_bits, formats
+from tests.support.exhaustive import in_turn
 
 
 @pytest.mark.parametrize("case", list(QUANTIZED_LINEAR.cases()), ids=lambda case: case.name)

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from clada.benchmark.gpu.checks import sample_checks
-from clada.benchmark.gpu.library import Kernels, load
-from clada.benchmark.gpu.parity import Check
-from clada.benchmark.gpu.real_sizes import layers, linear_checks, prompt_checks
 from clada.benchmark.shapes import SHAPES
 from clada.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.ops.record import FLOAT_TYPES
-from tests.test_gpu_suite import HOST
+from gpu_suite.checks import sample_checks
+from gpu_suite.library import Kernels, load
+from gpu_suite.parity import Check
+from gpu_suite.real_sizes import layers, linear_checks, prompt_checks
+from tests.gpu.test_gpu_suite import HOST
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 from clada.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.ops.activations import ACTIVATIONS
 from clada.ops.record import Case, Op, evaluate
-from tests.exhaustive import few
 from tests.native import kernels_c
 from tests.native.calls import ELEMENTS, from_element, to_element
 from tests.native.cases import FFN_CASES, check_outputs, dense_case, large_case, rounded_case
+from tests.support.exhaustive import few
 
 ALL_INSTRUCTIONS = ("avx512_vnni", "avx512", "avx_vnni", "avx2", "portable")
 INSTRUCTIONS = [name for name in ALL_INSTRUCTIONS if kernels_c.available(name) and "vnni" not in name]

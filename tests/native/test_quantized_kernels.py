@@ -7,10 +7,10 @@ import pytest
 
 from clada.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.ops.record import Case, Op
-from tests.exhaustive import few
 from tests.native import kernels_c
 from tests.native.cases import QUANTIZED_FFN_CASES, check_outputs, large_case, rounded_case
 from tests.native.test_kernels import ALL_INSTRUCTIONS
+from tests.support.exhaustive import few
 
 INSTRUCTIONS = [name for name in ALL_INSTRUCTIONS if kernels_c.available(name)]
 instructions = pytest.mark.parametrize("instructions", INSTRUCTIONS)

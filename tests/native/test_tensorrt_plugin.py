@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
 from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, VERSION
 from clada.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
+from gpu_suite.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
 from tests.native.calls import GuardedMemory, from_element, to_element
 from tests.native.cases import (
     FFN_CASES,

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Iterator, Mapping
 
-from clada.benchmark.gpu.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
 from clada.ops import PLUGIN_ATTRIBUTES
 from clada.ops.record import FLOAT_TYPES, Op
+from gpu_suite.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
 
 Fields = dict[str, str | float]
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from clada.benchmark.gpu.plugin_probe import PluginLibrary
 from clada.ops import DOMAIN, OPS, VERSION
 from clada.ops.record import FLOAT_TYPES
 from clada.plugins.tensorrt import register
+from gpu_suite.plugin_probe import PluginLibrary
 from tests.tensorrt.checks import all_fields, check_fields, check_formats, check_output_shapes, check_output_types
 
 

@@ -1,0 +1,166 @@
+"""A feed-forward layer of real sizes on the device: random weights, tokens, and thresholds that keep an exact share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clada.benchmark.precisions import BLOCKS, Blocks
+from clada.benchmark.shapes import Shape
+from clada.benchmark.thresholds import exact_share
+from clada.ops import QUANTIZED
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.quantized_matrices import scales_name
+from clada.ops.record import Array, Op
+from gpu_suite.widened import float_op, widened
+
+# What each op is measured with; a ReLU is zero for half of the neurons, so that no larger share could be kept.
+_ACTIVATION = {True: "silu", False: "gelu"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer.
+
+    Args:
+        op: A feed-forward op.
+        shape: Its sizes.
+        activation: Name of its activation.
+        dtype: Of its tokens, and of its weights where they are not quantised.
+        weights: Weights, scales and biases by the op's input names, on the device.
+        precision: What its weights are in: the name of the type, or of one of BLOCKS.
+    """
+
+    op: Op
+    shape: Shape
+    activation: str
+    dtype: torch.dtype
+    weights: dict[str, torch.Tensor]
+    precision: str
+
+    @property
+    def gated(self) -> bool:
+        """Whether it has a gate."""
+        return "w_up" in self.weights
+
+    @property
+    def attributes(self) -> dict[str, str | float]:
+        """Of its op."""
+        blocks = BLOCKS.get(self.precision)
+        of_blocks = {"bits": blocks.bits, "block_size": blocks.block_size} if blocks else {}
+        return {**of_blocks, "activation": self.activation}
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(iter(self.weights.values())).device
+
+    @property
+    def inward(self) -> torch.Tensor:
+        """The matrix [F, D] that the activations are of; in float32 where it is quantised."""
+        name = "w_gate" if self.gated else "w_in"
+        some = {tensor: self.weights[tensor] for tensor in (name, scales_name(name)) if tensor in self.weights}
+        return widened(self.op, some, self.attributes, torch.float32)[name]
+
+    def widened(self) -> "Layer":
+        """The layer with the weights that its quantised ones stand for, rounded to its type."""
+        weights = widened(self.op, self.weights, self.attributes, self.dtype)
+        return Layer(float_op(self.op), self.shape, self.activation, self.dtype, weights, name_of(self.dtype))
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As the op records have it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def random_layer(op: Op, shape: Shape, dtype: torch.dtype, device: str) -> Layer:
+    """Weights scaled so that activations are of the order of 1; the same at each call."""
+    generator = torch.Generator(device).manual_seed(0)
+    sizes = {"F": shape.neurons, "D": shape.hidden}
+    weights = {}
+    for spec in op.inputs:
+        if spec.name == "x" or spec.dtype != "T":
+            continue
+        size = [sizes[axis] for axis in spec.axes]
+        factor = shape.hidden**-0.5 if len(size) == 2 else 0.25
+        weights[spec.name] = (torch.randn(size, generator=generator, device=device) * factor).to(dtype)
+    return Layer(op, shape, _ACTIVATION["w_up" in weights], dtype, weights, name_of(dtype))
+
+
+def codes_and_scales(
+    rows: int, width: int, terms: int, blocks: Blocks, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random quantised matrix.
+
+    Args:
+        rows: Of the matrix.
+        width: Weights a row.
+        terms: How many products with its weights are added up, for sums of the order of 1.
+        blocks: How it is quantised.
+        generator: Of the device that it is to be on.
+    """
+    device = generator.device
+    packed, scales = width * blocks.bits // 8, width // blocks.block_size
+    codes = torch.randint(0, 256, (rows, packed), dtype=torch.uint8, generator=generator, device=device)
+    # Codes are as likely one as the other, so that their square is a third of the largest one's.
+    factor = (3 / terms) ** 0.5 / (1 << (blocks.bits - 1))
+    signs = 1 - 2 * torch.randint(0, 2, (rows, scales), generator=generator, device=device)
+    spread = 0.5 + torch.rand((rows, scales), generator=generator, device=device)
+    return codes.view(torch.int8), (signs * spread * factor).half()
+
+
+def random_quantized_layer(op: Op, shape: Shape, dtype: torch.dtype, precision: str, device: str) -> Layer:
+    """The quantised variant of a layer, of random codes and scales; the same at each call.
+
+    Args:
+        op: SparseGatedFFN or SparseFFN.
+        shape: Its sizes.
+        dtype: Of tokens and biases.
+        precision: One of BLOCKS.
+        device: Where it is made.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    weights: dict[str, torch.Tensor] = {}
+    for spec in op.inputs:
+        if spec.name.startswith("w_"):
+            names, hidden = (spec.name, scales_name(spec.name)), shape.hidden
+            matrix = codes_and_scales(shape.neurons, hidden, hidden, BLOCKS[precision], generator)
+            weights |= zip(names, matrix, strict=True)
+        elif spec.name.startswith("b_"):
+            size = shape.neurons if spec.axes == ("F",) else shape.hidden
+            weights[spec.name] = (torch.randn(size, generator=generator, device=device) * 0.25).to(dtype)
+    return Layer(QUANTIZED[op.name], shape, _ACTIVATION["w_up" in weights], dtype, weights, precision)
+
+
+def random_x(layer: Layer, batch: int, tokens: int) -> torch.Tensor:
+    """Tokens T[B, S, D], the same at each call."""
+    generator = torch.Generator(layer.device).manual_seed(1)
+    size = (batch, tokens, layer.shape.hidden)
+    return torch.randn(size, generator=generator, device=layer.device).to(layer.dtype)
+
+
+def magnitudes(layer: Layer, x: torch.Tensor) -> Array:
+    """|a| of every neuron of every token, float64[B * S, F], for x T[B, S, D]."""
+    z = x.flatten(0, 1).double() @ layer.inward.double().T
+    if "b_in" in layer.weights:
+        z += layer.weights["b_in"].double()
+    return np.abs(ACTIVATIONS[layer.activation].reference(z.cpu().numpy()))
+
+
+def selection(
+    layer: Layer, threshold: Array | None, scale: Array, pool: Array | None = None
+) -> dict[str, torch.Tensor]:
+    """The inputs that choose neurons: thresholds (0 where None), scale f32[B, S], and the pool (all where None)."""
+    neurons = layer.shape.neurons
+    arrays = {
+        "threshold": np.zeros(neurons, np.float32) if threshold is None else threshold,
+        "scale": scale,
+        "pool": np.ones((len(scale), neurons), np.bool_) if pool is None else pool,
+    }
+    return {name: torch.from_numpy(array).to(layer.device) for name, array in arrays.items()}
+
+
+def exact_selection(layer: Layer, x: torch.Tensor, fraction: float) -> dict[str, torch.Tensor]:
+    """What keeps exactly this share of neurons for each token of x T[B, 1, D]."""
+    threshold, scale = exact_share(magnitudes(layer, x), fraction)
+    return selection(layer, threshold, scale[:, None])

@@ -1,0 +1,134 @@
+"""The kernels' library: every op's launcher, called with tensors."""
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clada.errors import CladaError
+from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_LINEAR
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.record import Op
+from gpu_suite.calls import ELEMENTS, FFN_NAMES, LoadSignalCall, SparseFfnCall, SparseLinearCall
+from gpu_suite.device import Device
+from gpu_suite.guarded import Guarded
+from gpu_suite.products import torch_products
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The C interface of the kernels (plugins/kernels/cuda/c_interface.cpp).
+
+    Args:
+        library: Loaded.
+        device: What its pointers are of.
+        products: What it multiplies matrices with.
+        rowwise_tokens: Up to this many tokens it skips what is not kept.
+    """
+
+    library: ctypes.CDLL
+    device: Device
+    products: Any
+    rowwise_tokens: int
+
+    def call(self, op: Op, inputs: Mapping[str, torch.Tensor], attributes: Mapping[str, str | float]) -> "Call":
+        """One call of an op, made ready."""
+        return Call(self, op, inputs, attributes)
+
+
+def load(path: Path, device: Device) -> Kernels:
+    """Load a library.
+
+    Raises:
+        CladaError: It does not load or has not all functions.
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+        for name in ("sparse_ffn", "sparse_linear", "load_signal"):
+            getattr(library, f"clada_cuda_{name}_workspace").restype = ctypes.c_size_t
+            getattr(library, f"clada_cuda_{name}").restype = ctypes.c_int
+        library.clada_cuda_error_text.restype = ctypes.c_char_p
+        library.clada_cuda_rowwise_tokens.restype = ctypes.c_int64
+    except (OSError, AttributeError) as error:
+        raise CladaError(f"the library of kernels {path} cannot be used: {error}") from error
+    return Kernels(library, device, torch_products(device), library.clada_cuda_rowwise_tokens())
+
+
+class Call:
+    """One call of an op, made ready once: launching it again costs no more than the launch.
+
+    Args:
+        kernels: The library.
+        op: The op.
+        inputs: Contiguous tensors of the library's device, by the record's names.
+        attributes: By name.
+    """
+
+    def __init__(
+        self, kernels: Kernels, op: Op, inputs: Mapping[str, torch.Tensor], attributes: Mapping[str, str | float]
+    ) -> None:
+        self._kernels, self._op, self._inputs = kernels, op, dict(inputs)
+        sizes = {
+            axis: size for spec in op.inputs for axis, size in zip(spec.axes, inputs[spec.name].shape, strict=True)
+        }
+        sizes |= op.output_sizes(sizes, attributes)
+        dtype = inputs[op.inputs[0].name].dtype
+        self._memory = Guarded(kernels.device.name)
+        self.outputs = {
+            spec.name: self._memory.tensor(
+                [sizes[axis] for axis in spec.axes], dtype if spec.dtype == "T" else getattr(torch, spec.dtype)
+            )
+            for spec in op.outputs
+        }
+        element = ELEMENTS.index(str(dtype).removeprefix("torch."))
+        addresses = {
+            FFN_NAMES.get(name, name): tensor.data_ptr() for name, tensor in (self._inputs | self.outputs).items()
+        }
+        library = kernels.library
+        many = "S" in sizes and sizes["B"] * sizes["S"] > kernels.rowwise_tokens
+        products = [ctypes.byref(kernels.products) if many else None]
+        quantization = [int(attributes.get(name, 0)) for name in ("bits", "block_size")]
+        if op is LOAD_SIGNAL:
+            self._call: Any = LoadSignalCall(
+                *(sizes[axis] for axis in "BVKM"), float(attributes["surprisal_weight"]), element, **addresses
+            )
+            size_of, self._launch = library.clada_cuda_load_signal_workspace, library.clada_cuda_load_signal
+            products = []
+        elif op in (SPARSE_LINEAR, QUANTIZED_LINEAR):
+            self._call = SparseLinearCall(
+                *(sizes[axis] for axis in "BSDN"), element, element, *quantization, **addresses
+            )
+            size_of, self._launch = library.clada_cuda_sparse_linear_workspace, library.clada_cuda_sparse_linear
+        else:
+            activation = list(ACTIVATIONS).index(str(attributes["activation"]))
+            self._call = SparseFfnCall(
+                *(sizes[axis] for axis in "BSDF"), activation, element, element, *quantization, **addresses
+            )
+            size_of, self._launch = library.clada_cuda_sparse_ffn_workspace, library.clada_cuda_sparse_ffn
+        self._workspace = self._memory.tensor([size_of(ctypes.byref(self._call))], torch.uint8)
+        self._arguments = (
+            *(ctypes.byref(self._call), ctypes.c_void_p(self._workspace.data_ptr())),
+            *products,
+        )
+
+    def launch(self) -> None:
+        """Launch it on torch's current stream.
+
+        Raises:
+            CladaError: The launch failed.
+        """
+        result = self._launch(*self._arguments, ctypes.c_void_p(self._kernels.device.stream()))
+        if result:
+            text = self._kernels.library.clada_cuda_error_text(result).decode()
+            raise CladaError(f"{self._op.name} cannot be launched: {text} (CUDA error {result})")
+
+    def poison(self) -> None:
+        """Fill outputs and workspace with NaN, so that what is not written shows."""
+        self._memory.poison()
+
+    def written_outside(self) -> bool:
+        """Whether memory around outputs and workspace was changed."""
+        return self._memory.damaged()

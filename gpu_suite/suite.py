@@ -1,0 +1,177 @@
+"""The whole suite in order: find the card, build, check, time, write."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from clada.benchmark.report import Table
+from clada.benchmark.settings import Settings, checked
+from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
+from clada.contract.files import check_writable, write
+from clada.errors import CladaError
+from gpu_suite.build import build, nvcc_path
+from gpu_suite.card import find_card
+from gpu_suite.checks import sample_checks
+from gpu_suite.device import CUDA
+from gpu_suite.library import Kernels, load
+from gpu_suite.machine import machine
+from gpu_suite.model_part import whole_models
+from gpu_suite.parity import Check
+from gpu_suite.plugins import Plugins, load_plugins, plugin_checks
+from gpu_suite.real_sizes import real_checks
+from gpu_suite.summary import Report, json_text, markdown, parity, parity_lines, table_lines
+from gpu_suite.tables import LeftOut, Timing, tables
+from gpu_suite.targets import target_lines, targets
+
+PARTS = ("parity", "tensorrt", "kernels", "model")
+
+
+def _checked(checks: Iterable[Check]) -> list[Check]:
+    """Go through the checks, and show a failure at once."""
+    done = []
+    for check in checks:
+        done.append(check)
+        if not check.passed:
+            print(f"FAILED {check.subject}: {check.what}: {check.error:.3g}, allowed {check.allowed:.3g}", flush=True)
+    return done
+
+
+def check_kernels(kernels: Kernels, shapes: Sequence[Shape]) -> Report:
+    """The correctness of every op: sample cases, then the sizes of these models."""
+    samples = _checked(sample_checks(kernels))
+    found = parity([*samples, *_checked(real_checks(kernels, shapes))])
+    print("\n".join(parity_lines(found)), flush=True)
+    return Report({}, {}, parity=tuple(found))
+
+
+def check_plugins(plugins: Plugins | LeftOut) -> Report:
+    """The correctness of TensorRT's plugins, or why they are not called."""
+    if isinstance(plugins, LeftOut):
+        print(f"left out: {plugins.what}: {plugins.why}", flush=True)
+        return Report({}, {}, left_out=(plugins,))
+    print(f"plugins of clada {plugins.release}", flush=True)
+    found = parity(_checked(plugin_checks(plugins)))
+    print("\n".join(parity_lines(found)), flush=True)
+    return Report({}, {}, parity=tuple(found))
+
+
+def timed(results: Iterable[Table | LeftOut]) -> Report:
+    """Go through what is timed, and show each result at once."""
+    found: list[Table] = []
+    left_out: list[LeftOut] = []
+    for result in results:
+        if isinstance(result, LeftOut):
+            left_out.append(result)
+            print(f"\nleft out: {result.what}: {result.why}", flush=True)
+            continue
+        found.append(result)
+        print("\n" + "\n".join(table_lines([result])), flush=True)
+    return Report({}, {}, tables=tuple(found), left_out=tuple(left_out))
+
+
+def time_kernels(timing: Timing, shapes: Sequence[Shape]) -> Report:
+    """The times of every op at the sizes of these models."""
+    return timed(tables(timing, shapes))
+
+
+def together(report: Report, part: Report) -> Report:
+    """A report with what a part of the suite found."""
+    return replace(
+        report,
+        parity=report.parity + part.parity,
+        tables=report.tables + part.tables,
+        left_out=report.left_out + part.left_out,
+    )
+
+
+def save(report: Report, path: Path) -> None:
+    """Write the report as JSON, and as Markdown beside it."""
+    write(path, json_text(report).encode())
+    write(path.with_suffix(".md"), markdown(report).encode())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Build the CUDA kernels for this machine's GPU with nvcc, check them against the float64 "
+        "references, and time them against cuBLAS and the card's copy bandwidth. Fails where a check fails, not "
+        "where a speed is not reached."
+    )
+    real = [name for name in SHAPES if name != TINY]
+    parser.add_argument("--shape", nargs="+", default=real, metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument(
+        "--plugins",
+        type=Path,
+        metavar="FILE",
+        help="a library of TensorRT plugins to call; default: one of this checkout, where TENSORRT_INCLUDE_DIR is set",
+    )
+    parser.add_argument("--rounds", type=int, default=Timing.rounds, help="default: %(default)s")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="default: benchmarks/gpu/CARD.json; CARD.md beside it"
+    )
+    return parser
+
+
+def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
+    """Run the suite.
+
+    Args:
+        root: The checkout.
+        arguments: Of the command line; those of this process where None.
+
+    Returns:
+        Whether every check passed.
+
+    Raises:
+        CladaError: There is no card, driver, compiler or torch for it, or a wrong argument.
+    """
+    args = _parser().parse_args(arguments)
+    shapes = [shape for shape, _ in chosen_shapes(args.shape, None)]
+    rounds = checked(Settings(rounds=args.rounds)).rounds
+    card = find_card()
+    nvcc_path()
+    path = args.json or root / "benchmarks" / "gpu" / f"{card.file_name}.json"
+    if args.json is None:
+        path.parent.mkdir(exist_ok=True)
+    check_writable(path)
+    built = root / "build" / "gpu"
+    library = build(root, card.architecture, built)
+    kernels = load(library, CUDA)
+    plugins = load_plugins(root, library, built, args.plugins, CUDA)
+    timing = Timing(kernels, card.l2_bytes, lambda: torch.cuda.mem_get_info()[0], rounds=rounds)
+    settings = {
+        "shapes": args.shape,
+        "rounds": rounds,
+        "active": timing.fractions,
+        "elements": timing.elements,
+        "quantized": timing.quantized,
+    }
+    report = Report(machine(card, root), settings)
+    print(f"{card.name}, {card.architecture}, {card.memory_bytes / 1e9:.0f} GB, driver {card.driver}", flush=True)
+    parts = {
+        "parity": lambda: check_kernels(kernels, shapes),
+        "tensorrt": lambda: check_plugins(plugins),
+        "kernels": lambda: time_kernels(timing, shapes),
+        "model": lambda: timed(whole_models(root, library, timing, shapes)),
+    }
+    for name in args.parts:
+        print(f"\n{name}", flush=True)
+        report = together(report, parts[name]())
+        # After each part, so that none is lost where a later one fails.
+        save(report, path)
+    print("\n" + "\n".join(target_lines(targets(report.tables))))
+    print(f"written: {path} and {path.with_suffix('.md')}")
+    return report.passed
+
+
+def main(root: Path) -> None:
+    """The command.
+
+    Raises:
+        CladaError: It cannot run here, or a check failed.
+    """
+    if not run(root):
+        raise CladaError("a check failed: the kernels do not compute what the reference does; see above")

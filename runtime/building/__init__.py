@@ -1,1 +1,0 @@
-"""Builds the engine of an artefact, with TensorRT or TensorRT for RTX."""

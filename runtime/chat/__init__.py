@@ -1,0 +1,1 @@
+"""Conversations: the model's template, bounded, and the `chat` command's loop."""

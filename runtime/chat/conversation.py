@@ -1,0 +1,139 @@
+"""A conversation at a terminal, kept within the model's context."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from clada.command_line import complain, note
+from clada.errors import CladaError
+from clada.runtime.chat.template import Message, render_chat
+from clada.runtime.generation import GenerationConfig
+from clada.runtime.session import Session
+from clada.runtime.terminal import Shown, show
+
+# Tokens that are kept free for an answer, as far as leaving out earlier turns can do so: these, or a share of a short
+# context.
+_ROOM = 256
+_SHARE = 4
+_USER, _ANSWER = "user", "assistant"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A conversation that the context holds.
+
+    Args:
+        messages: What is left of it.
+        tokens: Their ids.
+        left_out: How many questions were left out, with their answers.
+    """
+
+    messages: list[Message]
+    tokens: list[int]
+    left_out: int
+
+
+def fit(
+    messages: Sequence[Message], encode: Callable[[Sequence[Message]], list[int]], context: int, room: int
+) -> Fitted:
+    """Leave out the oldest turns of a conversation until the context holds it and an answer.
+
+    Args:
+        messages: A system message or none, questions and answers in turn, and the question that is asked.
+        encode: Gives the token ids of a conversation.
+        context: Tokens that fit.
+        room: Tokens for the answer, as far as there are earlier turns to leave out.
+
+    Raises:
+        CladaError: The context does not hold the question alone.
+    """
+    first = int(messages[0]["role"] != _USER)
+    kept = list(messages)
+    while True:
+        tokens = encode(kept)
+        earlier = len(kept) - first - 1
+        if len(tokens) + room <= context or (earlier == 0 and len(tokens) < context):
+            return Fitted(kept, tokens, (len(messages) - len(kept)) // 2)
+        if earlier == 0:
+            raise CladaError(f"the question makes {len(tokens)} tokens, and the context is {context}; ask less")
+        del kept[first : first + 2]
+
+
+def hold_conversation(
+    session: Session, config: GenerationConfig, system: str | None, *, show_stats: bool = False, quiet: bool = False
+) -> None:
+    """Answer questions, a line each, until there are no more.
+
+    Args:
+        session: The model.
+        config: How to generate.
+        system: What to tell the model first.
+        show_stats: Whether to show a table of each answer's tokens.
+        quiet: Whether to leave out notes.
+
+    Raises:
+        CladaError: The model cannot chat.
+    """
+
+    def encode(messages: Sequence[Message]) -> list[int]:
+        text = render_chat(session.artefact, messages)
+        return list(session.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def say(line: str) -> None:
+        if not quiet:
+            note(line)
+
+    if sys.stdin is None:
+        raise CladaError("there is no standard input to read questions from")
+    if hasattr(sys.stdin, "reconfigure"):
+        # What is no text is told of, and the conversation goes on.
+        sys.stdin.reconfigure(errors="surrogateescape")
+    context = session.context_length
+    room = min(config.max_new_tokens or _ROOM, _ROOM, context // _SHARE)
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    # Fails before the first question if the model cannot chat at all.
+    fit([*messages, {"role": _USER, "content": "?"}], encode, context, room)
+    say("an empty line ends the conversation, Ctrl-C an answer")
+    while question := _next_question():
+        try:
+            fitted = fit([*messages, {"role": _USER, "content": question}], encode, context, room)
+            pieces = session.stream(fitted.tokens, config)
+        except CladaError as error:
+            complain(f"not asked: {error}")
+            continue
+        if fitted.left_out:
+            say(f"the conversation outgrows the context of {context} tokens: {_turns(fitted.left_out)} left out")
+        shown = show(pieces, show_stats, interruptible=True)
+        messages = [*fitted.messages, {"role": _ANSWER, "content": shown.text}]
+        if reason := _cut(shown, config, context):
+            say(reason)
+
+
+def _turns(count: int) -> str:
+    return "the first question and its answer are" if count == 1 else f"the first {count} questions and answers are"
+
+
+def _cut(shown: Shown, config: GenerationConfig, context: int) -> str:
+    """Why an answer is not whole; empty where it is."""
+    if shown.finish is None:
+        return "the answer was stopped"
+    if shown.finish != "length":
+        return ""
+    if shown.count == config.max_new_tokens:
+        return f"the answer was cut after {shown.count} tokens, as --max-new-tokens says"
+    return f"the answer was cut: the context of {context} tokens is full"
+
+
+def _next_question() -> str:
+    """A line of standard input that is text; empty where there is none."""
+    while True:
+        try:
+            question = input("> ").removeprefix("\ufeff")
+        except EOFError:
+            return ""
+        try:
+            question.encode()
+        except UnicodeEncodeError:
+            complain(f"not asked: the question is no text in this terminal's encoding, {sys.stdin.encoding}")
+            continue
+        return question if question.strip() else ""

@@ -1,0 +1,1 @@
+"""Engines made of an artefact."""

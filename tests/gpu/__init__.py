@@ -1,0 +1,1 @@
+"""The GPU suite, and the CUDA kernels as nvcc compiles them."""

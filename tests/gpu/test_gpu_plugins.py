@@ -1,0 +1,146 @@
+"""What the GPU suite does with TensorRT's plugins, as far as there need be no GPU: they compute on the CPU's memory."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from clada.benchmark.timing import wall_seconds
+from clada.errors import CladaError
+from clada.ops import LOAD_SIGNAL, OPS
+from clada.ops.record import FLOAT_TYPES
+from gpu_suite import suite
+from gpu_suite.build import write_op_table
+from gpu_suite.device import Device
+from gpu_suite.plugin_build import build_plugins
+from gpu_suite.plugins import Plugins, load_plugins
+from gpu_suite.tables import LeftOut
+from tests.conftest import ROOT
+
+KERNELS = ROOT / "plugins" / "kernels"
+# What replays as a graph would.
+HOST = Device("cpu", lambda: 0, lambda _, __: torch.empty(0), lambda: None, lambda run: run, wall_seconds)
+
+needs_headers = pytest.mark.skipif(
+    "TENSORRT_INCLUDE_DIR" not in os.environ, reason="TENSORRT_INCLUDE_DIR is not set: plugins cannot be compiled"
+)
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> Path:
+    """The kernels' library, with the CPU's; beside it what it was compiled with."""
+    folder = tmp_path_factory.mktemp("stand-in")
+    write_op_table(ROOT, folder)
+    path = folder / "libclada_cuda.so"
+    sources = [ROOT / "tests" / "support" / "cuda_stand_in.cpp", ROOT / "tests" / "support" / "tensorrt_stand_in.cpp"]
+    folders = [f"-I{place}" for place in (KERNELS, KERNELS / "cuda", folder)]
+    # cudart's own functions are left to the stand-in.
+    command = ["nvcc", "-shared", "-cudart=none", "-std=c++17", "-O1", "-Xcompiler=-fPIC", *folders, "-o", path]
+    subprocess.run([*map(str, command), *map(str, sources)], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(kernels) -> Plugins:
+    plugins = load_plugins(ROOT, kernels, kernels.parent, None, HOST)
+    assert isinstance(plugins, Plugins)
+    return plugins
+
+
+@pytest.fixture
+def fault(kernels) -> Iterator[ctypes.c_int]:
+    """What goes wrong in the kernels: nothing, so far."""
+    fault = ctypes.c_int.in_dll(ctypes.CDLL(str(kernels)), "clada_fault")
+    yield fault
+    fault.value = 0
+
+
+@needs_headers
+@needs_nvcc
+def test_every_op_passes_in_every_type(loaded):
+    report = suite.check_plugins(loaded)
+    assert report.passed
+    assert [group.subject for group in report.parity] == [f"TensorRT:{op} {name}" for op in OPS for name in FLOAT_TYPES]
+    # Each sample case: its outputs, a repetition, a graph, and what is around them.
+    for group in report.parity:
+        op = OPS[group.subject.split()[0].removeprefix("TensorRT:")]
+        assert group.checks == (len(op.outputs) + 3) * len(list(op.cases()))
+
+
+@needs_headers
+@needs_nvcc
+@pytest.mark.parametrize(("number", "found"), [(1, "y"), (3, "written outside of outputs and workspace")])
+def test_faults_are_found(loaded, fault, number, found):
+    fault.value = number
+    report = suite.check_plugins(loaded)
+    for group in report.parity:
+        assert {check.what for check in group.failed} == (set() if LOAD_SIGNAL.name in group.subject else {found})
+
+
+@needs_headers
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (6, "out of memory"),
+        (
+            7,
+            "no kernel image is available for execution on the device; build the plugins for its architecture "
+            "(CLADA_CUDA_ARCHITECTURES)",
+        ),
+    ],
+)
+def test_a_launch_that_fails_says_why(loaded, fault, number, why):
+    fault.value = number
+    with pytest.raises(CladaError) as failure:
+        suite.check_plugins(loaded)
+    line = f"error: SparseGatedFFN: the kernels could not be launched: {why}"
+    assert str(failure.value) == f"a plugin of TensorRT's failed: {line}"
+
+
+@needs_headers
+@needs_nvcc
+def test_a_library_that_is_given_is_called(kernels, loaded, tmp_path):
+    path = shutil.copy(kernels.with_name("libclada_trt.so"), tmp_path)
+    shutil.copy(kernels, tmp_path)
+    given = load_plugins(ROOT, kernels, kernels.parent, Path(path), HOST)
+    assert isinstance(given, Plugins)
+    assert given.release == loaded.release
+    with pytest.raises(CladaError, match=r"libclada_cuda.so is not a library of clada's TensorRT plugins"):
+        load_plugins(ROOT, kernels, kernels.parent, kernels, HOST)
+
+
+def test_without_headers_they_are_left_out_with_the_reason(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("TENSORRT_INCLUDE_DIR", raising=False)
+    left_out = load_plugins(ROOT, tmp_path / "kernels.so", tmp_path, None, HOST)
+    assert isinstance(left_out, LeftOut)
+    report = suite.check_plugins(left_out)
+    assert report.left_out == (left_out,)
+    assert report.passed
+    assert capsys.readouterr().out == (
+        "left out: TensorRT's plugins: TENSORRT_INCLUDE_DIR is not set; set it to the folder of TensorRT's "
+        "NvInferRuntime.h\n"
+    )
+    with pytest.raises(CladaError, match=r"libclada_trt.so cannot be called: TENSORRT_INCLUDE_DIR is not set"):
+        load_plugins(ROOT, tmp_path / "kernels.so", tmp_path, Path("libclada_trt.so"), HOST)
+
+
+def test_headers_that_are_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(tmp_path))
+    with pytest.raises(CladaError, match=rf"TENSORRT_INCLUDE_DIR is {tmp_path}, which holds no NvInferRuntime.h"):
+        load_plugins(ROOT, tmp_path / "kernels.so", tmp_path, None, HOST)
+
+
+@needs_nvcc
+def test_what_does_not_compile_is_said_in_one_line(tmp_path):
+    (tmp_path / "NvInferRuntime.h").write_text("#error these are none\n")
+    with pytest.raises(CladaError, match=r"nvcc cannot compile the TensorRT plugins: .*these are none") as failure:
+        build_plugins(ROOT, tmp_path, tmp_path / "libclada_cuda.so", tmp_path)
+    assert "\n" not in str(failure.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["NvInferRuntime.h"]

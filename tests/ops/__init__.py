@@ -1,0 +1,1 @@
+"""The op records, and what runs them."""

@@ -1,0 +1,1 @@
+"""Commands, installation, documents and scripts."""

@@ -1,0 +1,1 @@
+"""From an artefact to text."""

@@ -1,0 +1,1 @@
+"""What tests stand on: tiny checkpoints, stand-ins, copies of the project."""
