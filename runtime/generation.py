@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,8 @@ import numpy.typing as npt
 from clada.errors import CladaError
 from clada.runtime.detokenize import TextStream
 from clada.runtime.sampling import SamplingConfig, sample
+from clada.runtime.steps import Reader
 from clada.runtime.telemetry import TokenStats
-
-if TYPE_CHECKING:
-    from clada.runtime.session import Session
 
 
 @dataclass(frozen=True)
@@ -101,13 +99,21 @@ def _alive_rows(alive: Sequence[bool]) -> list[int]:
     return [row for row, going_on in enumerate(alive) if going_on]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How each token is chosen, and which of them end a text."""
+
+    sampling: SamplingConfig
+    end_tokens: frozenset[int]
+
+
 def _pieces(
-    session: "Session", prompts: Sequence[Sequence[int]], config: GenerationConfig
+    reader: Reader, choice: Choice, prompts: Sequence[Sequence[int]], config: GenerationConfig
 ) -> Iterator[tuple[int, Piece]]:
     """Pieces of each prompt's continuation, with the prompt's index, until all have ended."""
-    sampling = session.default_sampling if config.sampling is None else config.sampling
-    state = session.prefill(prompts)
-    texts = [TextStream(session.tokenizer, prompt, config.stop) for prompt in prompts]
+    sampling = choice.sampling
+    state = reader.prefill(prompts)
+    texts = [TextStream(reader.tokenizer, prompt, config.stop) for prompt in prompts]
     length = [len(prompt) for prompt in prompts]
     seen = _Seen(prompts, state.logits.shape[1]) if sampling.repetition_penalty != 1 else None
     sources = [np.random.default_rng(sampling.seed) for _ in prompts]
@@ -120,19 +126,19 @@ def _pieces(
             length[row] += 1
             if seen is not None:
                 seen.add(row, token)
-            if token in session.end_tokens or token in config.stop_tokens:
+            if token in choice.end_tokens or token in config.stop_tokens:
                 alive[row] = False
-                ended = "end" if token in session.end_tokens else "stop"
+                ended = "end" if token in choice.end_tokens else "stop"
                 yield row, Piece(token, texts[row].flush(), None, ended)
         if not any(alive):
             return
-        stats = session.decode(state, tokens, alive)
+        stats = reader.decode(state, tokens, alive)
         for row in _alive_rows(alive):
             text = texts[row].push(tokens[row])
             finish = None
             if texts[row].stopped:
                 finish = "stop"
-            elif count == config.max_new_tokens or length[row] >= session.context_length or session.is_full(state):
+            elif count == config.max_new_tokens or length[row] >= reader.context_length or reader.is_full(state):
                 finish, text = "length", text + texts[row].flush()
             alive[row] = finish is None
             yield row, Piece(tokens[row], text, stats[row], finish)
@@ -160,15 +166,17 @@ class _Seen:
         self._holds[row, token] = True
 
 
-def stream(session: "Session", prompt: Sequence[int], config: GenerationConfig) -> Iterator[Piece]:
+def stream(reader: Reader, choice: Choice, prompt: Sequence[int], config: GenerationConfig) -> Iterator[Piece]:
     """Continue one prompt, token by token."""
-    return (piece for _, piece in _pieces(session, [prompt], config))
+    return (piece for _, piece in _pieces(reader, choice, [prompt], config))
 
 
-def generate(session: "Session", prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[Completion]:
+def generate(
+    reader: Reader, choice: Choice, prompts: Sequence[Sequence[int]], config: GenerationConfig
+) -> list[Completion]:
     """Continue prompts as one batch."""
     completions = [Completion() for _ in prompts]
-    for row, piece in _pieces(session, prompts, config):
+    for row, piece in _pieces(reader, choice, prompts, config):
         completion = completions[row]
         completion.text += piece.text
         if piece.stats is not None:

@@ -104,14 +104,14 @@ def artefact_table(path: Path, shares: Sequence[float], context: int, text: str,
     prompt, tokens = np.array([ids[:context]]), np.array([ids[context:]])
     # One loaded graph serves all of ours: a share is an input of it.
     for session in sessions.values():
-        vars(session)["_single"] = first._single
+        session.models.take("single", first.models.of("single"))
     loops = {share: OurLoop(session, prompt, tokens) for share, session in sessions.items()}
 
     precision, quantization = _precision(first), manifest.quantization
     blocks = None if quantization is None else Blocks(quantization.bits, quantization.block_size)
     with _dense_graph(first.artefact.in_place_model, blocks) as file:
         theirs = Session(model, threads=settings.threads)
-        vars(theirs)["_single"] = InPlaceModel(file, theirs.context_length, Execution(settings.threads))
+        theirs.models.take("single", InPlaceModel(file, theirs.context_length, Execution(settings.threads)))
         reference = OurLoop(theirs, prompt, tokens)
         weights = sum(product.inputs * product.outputs for product in manifest.inputs.products)
         size = weights * _weight_bytes(first)

@@ -22,7 +22,7 @@ from clada.evaluation.lm_eval_command import NAME
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.chat.template import render_chat
 from clada.runtime.find_model import find_model
-from clada.runtime.session import State
+from clada.runtime.steps import State
 
 # Of a context, so many tokens at its end are read in decode too, or half of it if it is short: the prefill, which is
 # dense, would otherwise predict the continuation's first token, which is often all there is.

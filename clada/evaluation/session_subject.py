@@ -10,7 +10,7 @@ from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo, with
 from clada.ops import OPS
 from clada.ops.quantized_matrices import matrix_names
 from clada.runtime import Session, TokenStats
-from clada.runtime.session import State
+from clada.runtime.steps import State
 
 
 def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> int:

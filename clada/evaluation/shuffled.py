@@ -5,7 +5,7 @@ import numpy as np
 from clada.evaluation.session_subject import SessionSubject
 from clada.evaluation.subject import Floats
 from clada.runtime import Session, TokenStats
-from clada.runtime.session import State
+from clada.runtime.steps import State
 
 _SEED = 0
 

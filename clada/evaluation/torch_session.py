@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from clada.contract.artefact import Artefact
+from clada.contract.artefact import Artefact, open_artefact
 from clada.exporter.from_artefact import load_constants, sparsified
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.steps import cache_shapes, constants
 from clada.ops import graph_names
 from clada.runtime import Session
+from clada.runtime.loading import Models, Opened
 from clada.runtime.models.base import Array, Model
 
 
@@ -83,5 +84,6 @@ class TorchSession(Session):
     """
 
     def __init__(self, path: Path, model: Any, bytes: float | None = None) -> None:
-        super().__init__(path, bytes=bytes)
-        self._portable = self._single = self._load(path.name, lambda found: TorchModel(model, found, self.artefact))
+        artefact = open_artefact(path, check_weights=False)
+        own = artefact.load_graph(path.name, lambda found: TorchModel(model, found, artefact))
+        super().__init__(Opened(artefact, Models({"portable": lambda: own, "single": lambda: own})), bytes=bytes)

@@ -332,12 +332,12 @@ def tokens_of(path, prompts, count=70):
 def test_session_loads_the_graph_it_needs(tiny_artefact):
     session = Session(tiny_artefact, threads=1)
     ids = session.encode("def f(x):")
-    assert not {"_portable", "_single"} & set(vars(session))
+    assert not session.models._loaded
     assert type(session.prefill([ids]).model) is InPlaceModel
-    assert "_portable" not in vars(session)
+    assert set(session.models._loaded) == {"single"}
     session = Session(tiny_artefact, threads=1)
     assert type(session.prefill([ids, ids]).model) is OnnxRuntimeModel
-    assert "_single" not in vars(session)
+    assert set(session.models._loaded) == {"portable"}
 
 
 def test_texts_of_one_session_do_not_mix(tiny_artefact):

@@ -56,8 +56,8 @@ def on_device(path: Path, fixed_shapes: bool = False) -> Session:
     """A session whose models hold their state through ONNX Runtime, in the CPU's memory."""
     session = Session(path, threads=1)
     in_place = session.artefact.in_place_model
-    vars(session)["_portable"] = DeviceModel(path, EXECUTION)
-    vars(session)["_single"] = DeviceInPlaceModel(in_place, session.context_length, EXECUTION, fixed_shapes)
+    session.models.take("portable", DeviceModel(path, EXECUTION))
+    session.models.take("single", DeviceInPlaceModel(in_place, session.context_length, EXECUTION, fixed_shapes))
     return session
 
 
@@ -87,9 +87,9 @@ def test_a_batch_comes_out_as_on_the_host(artefact):
 
 def test_one_text_on_the_portable_graph(artefact):
     device = on_device(artefact)
-    vars(device)["_single"] = device._portable
+    device.models.take("single", device.models.of("portable"))
     host = Session(artefact, threads=1)
-    vars(host)["_single"] = host._portable
+    host.models.take("single", host.models.of("portable"))
     assert_same(device.generate(PROMPTS[0], CONFIG), host.generate(PROMPTS[0], CONFIG))
 
 
@@ -142,7 +142,7 @@ def test_fixed_shapes_keep_what_a_graph_is_captured_of(tiny_artefact, monkeypatc
 
         monkeypatch.setattr(onnxruntime.IOBinding, f"bind_{kind}", bind)
     session = on_device(tiny_artefact, fixed_shapes=True)
-    run, graphs = session._single._session.run_with_iobinding, {}
+    run, graphs = session.models.of("single")._session.run_with_iobinding, {}
 
     def watched(binding, options):
         graph_id = options.get_run_config_entry(GRAPH_ID)
@@ -154,7 +154,7 @@ def test_fixed_shapes_keep_what_a_graph_is_captured_of(tiny_artefact, monkeypatc
             assert shapes["input", graph_names.ATTENTION_MASK][0] in {(1, 64), (1, 128)}
         return run(binding, options)
 
-    monkeypatch.setattr(session._single._session, "run_with_iobinding", watched)
+    monkeypatch.setattr(session.models.of("single")._session, "run_with_iobinding", watched)
     for _ in range(3):
         session.generate(PROMPTS[0], GenerationConfig(max_new_tokens=70))
     assert len(graphs) == 4  # two capacities, two logits
@@ -386,7 +386,7 @@ def test_the_cuda_library_needs_no_driver(cuda_library):
 )
 def test_what_cannot_be_captured_is_refused(tiny_artefact, tmp_path, monkeypatch, change, reason):
     """Where there is a GPU: a session that says that it captures does."""
-    monkeypatch.setattr("clada.runtime.session.check_cuda", lambda: None)
+    monkeypatch.setattr("clada.runtime.loading.check_cuda", lambda: None)
     folder = Path(shutil.copytree(tiny_artefact.parent, tmp_path / "artefact"))
     edit_manifest(folder, lambda content: content.update(change))
     with pytest.raises(CladaError, match=f"cannot be captured in a CUDA graph: .*{reason}"):
@@ -438,7 +438,7 @@ def test_a_device_that_fails_after_the_step_ends_the_texts(tiny_artefact, monkey
 def test_what_is_on_a_device_is_for_the_process_that_made_it(tiny_artefact):
     session = on_device(tiny_artefact)
     assert session.kernels
-    session._begin_in_child()
+    session.models._begin_in_child()
     for use in (lambda: session.prefill([[5]]), lambda: session.generate("a")):
         with pytest.raises(CladaError, match=r"made before fork\(\), and what is on a GPU is the parent's"):
             use()

@@ -28,7 +28,6 @@ from clada.exporter.export import ExportConfig, export
 from clada.ops import graph_names
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.cli import main as clada_main
-from clada.runtime.generation import generate
 from clada.runtime.models.cuda_driver import why_no_gpu
 from clada.runtime.models.memory import Slab
 from clada.runtime.trt.building.profiles import Limits, profiles_for
@@ -121,14 +120,14 @@ def stood_in(monkeypatch):
         loaded.append(host_model(path.with_suffix(".onnx"), record, HostMemory()))
         return loaded[-1]
 
-    monkeypatch.setattr("clada.runtime.session.load_engine", load)
+    monkeypatch.setattr("clada.runtime.loading.load_engine", load)
     return loaded
 
 
 def on_host(model: Path) -> Session:
     """The session that an engine's must equal to the bit: all texts on the graph that the engine is of."""
     session = Session(model, threads=1)
-    vars(session)["_single"] = session._portable
+    session.models.take("single", session.models.of("portable"))
     return session
 
 
@@ -309,7 +308,7 @@ def test_texts_end_where_the_engine_s_cache_does(copy, stood_in):
     for texts, lengths in ((prompts[:1], [10]), (prompts[1:], [26]), (prompts, [10, 10])):
         state = session.prefill(texts)
         assert not session.is_full(state)
-        completions = generate(session, texts, GenerationConfig(max_new_tokens=60))
+        completions = session.generate(texts, GenerationConfig(max_new_tokens=60))
         assert [len(c.tokens) for c in completions] == lengths
         assert {c.finish for c in completions} == {"length"}
 

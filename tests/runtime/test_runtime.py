@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from clada.contract.artefact import Artefact
 from clada.contract.pool import CLOSED_TOKENS
 from clada.errors import CladaError
 from clada.exporter.from_artefact import load_constants
@@ -438,8 +439,8 @@ def test_threads_share_a_session(tiny_artefact):
 
 def test_graphs_are_loaded_once_by_all_threads(tiny_artefact, monkeypatch):
     session, loaded = Session(tiny_artefact, threads=1), []
-    load = session._load
-    monkeypatch.setattr(session, "_load", lambda *given: (loaded.append(1), time.sleep(0.05), load(*given))[-1])
+    load = Artefact.load_graph
+    monkeypatch.setattr(Artefact, "load_graph", lambda *given: (loaded.append(1), time.sleep(0.05), load(*given))[-1])
     threads = [threading.Thread(target=lambda: session.kernels) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -466,7 +467,7 @@ def test_a_session_goes_on_in_a_forked_process(tiny_artefact, threads):
                     use()
                 answers.put(str(caught.value))
 
-        with session._lock:  # as if another thread were loading
+        with session.models._lock:  # as if another thread were loading
             process = context.Process(target=child)
             process.start()
         try:

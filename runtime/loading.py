@@ -1,0 +1,190 @@
+"""Opens what is to be run, an artefact or an engine of one, and loads its graphs when they are first needed."""
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from clada.contract.artefact import Artefact, in_place_name, open_artefact, open_artefact_of_engine
+from clada.contract.engine_record import ENGINE_SUFFIX, read_record
+from clada.errors import CladaError
+from clada.runtime.models.base import Model
+from clada.runtime.models.ort_cpu import Execution, OnnxRuntimeModel, older_than
+from clada.runtime.models.ort_cpu_in_place import InPlaceModel
+from clada.runtime.models.ort_cuda import DeviceModel
+from clada.runtime.models.ort_cuda_in_place import DeviceInPlaceModel
+from clada.runtime.models.ort_cuda_session import check_cuda
+from clada.runtime.models.resident import ResidentModel
+from clada.runtime.trt.load import load_engine
+
+# The type that ONNX Runtime's GroupQueryAttention computes in on a GPU.
+IN_PLACE_CUDA_TYPES = ("float16",)
+_NEEDS_HALF = "its attention knows float16 there, and the artefact is of another type; export with --dtype float16"
+
+# The graph for any number of texts, and the one for a single text.
+Kind = Literal["portable", "single"]
+
+
+class Models:
+    """The graphs of an artefact, each loaded by whichever thread first needs it.
+
+    Args:
+        loaders: Loads the graph of each kind; None from "single" stands for the portable one.
+    """
+
+    def __init__(self, loaders: Mapping[Kind, Callable[[], Model | None]]) -> None:
+        self._loaders = loaders
+        self._loaded: dict[Kind, Model] = {}
+        self._unusable = ""
+        # functools' cached_property has a lock of its own in some releases of Python, which would stay locked in a
+        # forked process.
+        self._lock = threading.RLock()
+        _MODELS.add(self)
+
+    def of(self, kind: Kind) -> Model:
+        """The graph of a kind.
+
+        Raises:
+            CladaError: They were closed, or the graph cannot be loaded.
+        """
+        with self._lock:
+            self.check_open()
+            if kind not in self._loaded:
+                self._loaded[kind] = self._loaders[kind]() or self.of("portable")
+            return self._loaded[kind]
+
+    def take(self, kind: Kind, model: Model) -> None:
+        """Run a graph that is loaded already in the place of the artefact's own of a kind."""
+        self._loaded[kind] = model
+
+    def close(self) -> None:
+        """Give the graphs back, and with them their memory, once no State holds one."""
+        self._unusable = "the session is closed: make another"
+        self._loaded.clear()
+
+    def check_open(self) -> None:
+        """Raise CladaError where nothing can be read any more."""
+        if self._unusable:
+            raise CladaError(self._unusable)
+
+    def _begin_in_child(self) -> None:
+        """After fork(): the threads of the graphs are in the parent, and a lock may be held by one that is not here."""
+        self._lock = threading.RLock()
+        if any(isinstance(model, ResidentModel) for model in self._loaded.values()):
+            self._unusable = self._unusable or (
+                "the session was made before fork(), and what is on a GPU is the parent's: make a session in the child"
+            )
+            return
+        stay = {kind: model for kind, model in self._loaded.items() if not isinstance(model, OnnxRuntimeModel)}
+        self._loaded = stay
+
+
+_MODELS: "weakref.WeakSet[Models]" = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for models in list(_MODELS):
+        models._begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # where there is fork()
+    os.register_at_fork(after_in_child=_begin_in_child)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An artefact that can be run.
+
+    Args:
+        artefact: Its files.
+        models: Its graphs.
+        capacity: Tokens that an engine has room for, padding included; None where the model's context is the limit.
+        one_text: Whether decode is captured in CUDA graphs, which are for one text at a time.
+    """
+
+    artefact: Artefact
+    models: Models
+    capacity: int | None = None
+    one_text: bool = False
+
+
+def open_model(path: Path, threads: int, kernels: str, weights: str, device: str | None, cuda_graph: bool) -> Opened:
+    """Open an artefact, or an engine of one; for its arguments and errors see Session."""
+    if path.suffix == ENGINE_SUFFIX:
+        given = {"threads": threads, "kernels": kernels, "weights": weights, "cuda_graph": cuda_graph}
+        _refuse_options(path, given | {"device": device})
+        return _open_engine(path)
+    execution = Execution(threads, kernels, weights, device=device or "cpu", cuda_graph=cuda_graph)
+    if execution.device == "cuda":
+        check_cuda()
+    artefact = open_artefact(path, check_weights=False)
+    if execution.weights and artefact.quantization is not None:
+        raise CladaError(
+            f"weights={execution.weights} is for weights in float32, and those of {path} are quantised to "
+            f"{artefact.quantization.bits} bits: leave it out"
+        )
+    execution = replace(execution, element=artefact.manifest.model.dtype)
+    if execution.cuda_graph:
+        _check_can_be_captured(artefact)
+
+    def portable() -> Model:
+        kind: type[OnnxRuntimeModel | DeviceModel] = OnnxRuntimeModel if execution.device == "cpu" else DeviceModel
+        return artefact.load_graph(artefact.model.name, lambda file: kind(file, execution))
+
+    models = Models({"portable": portable, "single": lambda: _single(artefact, execution)})
+    return Opened(artefact, models, one_text=execution.cuda_graph)
+
+
+def _open_engine(path: Path) -> Opened:
+    record = read_record(path)
+    artefact = open_artefact_of_engine(path)
+    engine = load_engine(path, record)
+    return Opened(artefact, Models({"portable": lambda: engine, "single": lambda: engine}), record.capacity)
+
+
+def _single(artefact: Artefact, execution: Execution) -> Model | None:
+    """The graph for one text, where there is one that runs here."""
+    if artefact.manifest.in_place_cache is None:
+        return None
+    name, needed = in_place_name(artefact.model), artefact.in_place_needs
+    if older_than(needed):
+        warnings.warn(f"{name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
+        return None
+    capacity = artefact.manifest.model.context_length
+    if execution.device == "cpu":
+        return artefact.load_graph(name, lambda path: InPlaceModel(path, capacity, execution))
+    if artefact.manifest.model.dtype not in IN_PLACE_CUDA_TYPES:
+        warnings.warn(f"{name} would not run on the GPU: {_NEEDS_HALF}; running the portable graph", stacklevel=2)
+        return None
+    captured = execution.cuda_graph
+    return artefact.load_graph(name, lambda path: DeviceInPlaceModel(path, capacity, execution, captured))
+
+
+def _refuse_options(engine: Path, given: dict[str, Any]) -> None:
+    """Raise CladaError for an option that says how ONNX Runtime is to run a graph."""
+    usual = {field.name: field.default for field in fields(Execution)} | {"device": None}
+    for name, value in given.items():
+        if value != usual[name]:
+            raise CladaError(
+                f"{name} is {value!r}, which is for ONNX graphs, and {engine} runs on the GPU it was built for: leave "
+                "it out"
+            )
+
+
+def _check_can_be_captured(artefact: Artefact) -> None:
+    """Raise CladaError for an artefact whose decode steps no CUDA graph can hold."""
+    reason = ""
+    if artefact.in_place_model is None:
+        reason = "it has no graph with an in-place cache"
+    elif older_than(artefact.in_place_needs):
+        reason = f"its graph with an in-place cache needs ONNX Runtime {artefact.in_place_needs}"
+    elif not artefact.in_place_fixed_shapes:
+        reason = "it was exported by an older release of clada; export it again"
+    elif artefact.manifest.model.dtype not in IN_PLACE_CUDA_TYPES:
+        reason = _NEEDS_HALF
+    if reason:
+        raise CladaError(f"{artefact.model} cannot be captured in a CUDA graph: {reason}")
