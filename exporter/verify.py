@@ -38,6 +38,8 @@ SIGNAL_TOLERANCE = 1e-5
 FOLLOWING_TOLERANCE = 1e-5
 # Largest difference of the load allowed: it is steep where calibrated knots lie close together.
 LOAD_TOLERANCES = {torch.float32: 5e-2, torch.float16: 2e-1}
+# Share of the largest contribution of a layer's neurons below which one is rounding.
+_NEGLIGIBLE = 1e-6
 # The largest cache that is made to look at the end of a context.
 _CACHE_BYTES = 2**29
 PROMPT_TOKENS = 48
@@ -101,14 +103,22 @@ def _site_inputs(sites: Sequence[Site]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _decided(site: Site, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What PyTorch keeps of a token a text for x [B, D], bool[B, F] or bool[B, D], and the magnitudes it goes by."""
+def _decided(
+    site: Site, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's decisions of a token a text for x [B, D]: kept, the magnitudes it goes by, and where a decision shows.
+
+    All are of [B, F] or [B, D]. A neuron is seen to be kept by what it adds: nothing, where its other factor is 0.
+    """
     if isinstance(site, SparseProduct):
         magnitude = x.float().abs()
-        return (magnitude != 0) & ~(magnitude < scale * threshold), magnitude
+        kept = (magnitude != 0) & ~(magnitude < scale * threshold)
+        return kept, magnitude, torch.ones_like(kept)
     weights = [site.get_parameter(name) for name in site.weight_names]
     score = torch_op(site.op)(x.unsqueeze(1), *weights, threshold, scale, pool, site.activation)[2]
-    return score > 0, activations(site, x)[0].float().abs()
+    activation, other = activations(site, x)
+    added = (activation.float() * other.float()).abs()
+    return score > 0, activation.float().abs(), added > _NEGLIGIBLE * added.amax(-1, keepdim=True)
 
 
 def _decision_gap(
@@ -118,9 +128,9 @@ def _decision_gap(
 
     The distance is a share of the token's largest magnitude: what rounding moves one by is.
     """
-    decided, magnitude = _decided(site, x.reshape(len(kept), -1), threshold, scale, pool)
+    decided, magnitude, shows = _decided(site, x.reshape(len(kept), -1), threshold, scale, pool)
     distance = (magnitude - scale * threshold).abs() / magnitude.amax(-1, keepdim=True)
-    otherwise = decided != kept
+    otherwise = (decided != kept) & shows
     return int(otherwise.sum()), float(distance[otherwise].max()) if otherwise.any() else 0.0
 
 
