@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from clada.contract.artefact import POOLS_NAME
+from clada.contract.files import file_hash
 from clada.contract.manifest import (
     MANIFEST_NAME,
     AnticipationSection,
@@ -27,7 +28,7 @@ from clada.contract.manifest import (
     manifest_bytes,
     parse_manifest,
 )
-from clada.contract.pieces import PIECE_BYTES, file_hash, piece_hashes
+from clada.contract.pieces import PIECE_BYTES, piece_hashes
 from clada.contract.pool import PoolPolicy, prior_name, weight_name
 from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig
 from clada.exporter.calibration.price_calibration import PriceCalibration, PriceChoice

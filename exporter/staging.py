@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clada.contract.artefact import PENDING_NAME, artefact_files, data_name, open_artefact
+from clada.contract.files import file_hash
 from clada.contract.manifest import MANIFEST_NAME
-from clada.contract.pieces import file_hash
 from clada.contract.typed_json import WrongValueError, load
 from clada.errors import CladaError
 from clada.exporter.folder_lock import locked

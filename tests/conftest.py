@@ -16,6 +16,8 @@ from tests.support.traced_once import traced_once
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = ROOT / "models" / "demo"
+# Code that nothing was calibrated on.
+HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 # What is exported where a test is about neurons, or about neither way of skipping.
 HALF_OF_NEURONS = CalibrationConfig(target_sparsity=0.5)
 # Where `make` puts ONNX Runtime's headers: builds that tests start find them too.

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clada.contract.calibrated_values import check_graph
+from clada.contract.files import file_hash
 from clada.contract.manifest import MANIFEST_NAME, Manifest, QuantizationSection, parse_manifest
-from clada.contract.pieces import file_hash, piece_hashes
+from clada.contract.pieces import piece_hashes
 from clada.contract.pool import PoolPolicy, read_pool_policy
 from clada.errors import CladaError
 

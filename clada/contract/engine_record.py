@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clada.contract.engine_choices import RUNTIMES
+from clada.contract.files import file_hash, write
 from clada.contract.manifest import MANIFEST_NAME
-from clada.contract.pieces import file_hash
 from clada.contract.sealed_json import sealed_text, unsealed
 from clada.contract.typed_json import read_bytes, shown
-from clada.contract.unfinished import unfinished
 from clada.errors import CladaError
 
 FORMAT_VERSION = 2
@@ -107,12 +106,7 @@ def write_record(record: EngineRecord, path: Path) -> None:
     Raises:
         CladaError: The file cannot be written.
     """
-    try:
-        with unfinished(path) as file:
-            file.write_bytes(record_bytes(record))
-            file.replace(path)
-    except OSError as error:
-        raise CladaError(f"cannot write {path}: {error.strerror or error}") from error
+    write(path, record_bytes(record))
 
 
 def read_record(engine: Path) -> EngineRecord:

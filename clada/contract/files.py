@@ -1,24 +1,53 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and their hashes."""
 
+import hashlib
+import os
+import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from clada.contract.unfinished import unfinished
 from clada.errors import CladaError
 
 
-def write(path: Path, content: bytes) -> None:
+@contextmanager
+def unfinished(output: Path) -> Iterator[Path]:
+    """A new file in the output's folder, of the umask's mode, that is gone at the end unless it was renamed.
+
+    Args:
+        output: The file that it is to become; its suffix is the new file's too.
+
+    Raises:
+        OSError: The folder takes no files.
+    """
+    # Not by tempfile: that makes files for their owner alone.
+    path = output.with_name(f".clada-{secrets.token_hex(4)}{output.suffix}")
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(output: Path) -> Iterator[None]:
+    """Within the context a failure to write the output comes out as a CladaError."""
+    try:
+        yield
+    except OSError as error:
+        raise CladaError(f"cannot write {output}: {error.strerror or error}") from error
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file in one go.
 
     Raises:
         CladaError: It cannot be written.
     """
-    try:
-        with unfinished(path) as file:
-            file.write_bytes(content)
-            file.replace(path)
-    except OSError as error:
-        raise CladaError(f"cannot write {path}: {error.strerror or error}") from error
+    with written(path), unfinished(path) as file:
+        file.write_bytes(content)
+        file.replace(path)
 
 
 def check_writable(path: Path) -> None:
@@ -29,8 +58,14 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise CladaError(f"cannot write {path}: it is a folder")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise CladaError(f"cannot write {path}: {error.strerror or error}") from error
+    with written(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

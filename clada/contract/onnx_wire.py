@@ -1,7 +1,7 @@
-"""What the runtime and a build read of an ONNX file, without the onnx package, which a device need not have."""
+"""ONNX files without the onnx package, which a device need not have: reads of any, writes graphs of a few nodes."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -227,3 +227,56 @@ def opset_of(model: Message) -> int:
 def without_functions(model: Message) -> bytes:
     """A ModelProto without its function bodies."""
     return b"".join(field.whole for field in _fields(model) if field.number != _FUNCTIONS)
+
+
+# Of what is written: types of tensors, and the versions that every runtime in use reads.
+FLOAT, INT32, BOOL = 1, 6, 9
+_IR_VERSION, _OPSET = 8, 17
+
+
+@dataclass(frozen=True)
+class Vector:
+    """An input or output: a vector of any length.
+
+    Args:
+        name: Its name.
+        type: FLOAT, INT32 or BOOL.
+        length: Name of its dimension.
+    """
+
+    name: str
+    type: int
+    length: str
+
+
+def _encoded(number: int, value: int | str | bytes) -> bytes:
+    """One field of a protocol buffer's message; numbers here are below 128."""
+    if isinstance(value, int):
+        return bytes([number << 3, value])
+    content = value.encode() if isinstance(value, str) else value
+    size, length = len(content), b""
+    while size >= 128:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+def _value_info(vector: Vector) -> bytes:
+    shape = _encoded(1, _encoded(2, vector.length))
+    tensor = _encoded(1, vector.type) + _encoded(2, shape)
+    return _encoded(1, vector.name) + _encoded(2, _encoded(1, tensor))
+
+
+def _node(node: Node) -> bytes:
+    return (
+        b"".join(_encoded(_INPUT, name) for name in node.inputs)
+        + _encoded(_OUTPUT, node.outputs[0])
+        + _encoded(_OP_TYPE, node.op)
+    )
+
+
+def graph_bytes(nodes: Sequence[Node], inputs: Sequence[Vector], output: Vector) -> bytes:
+    """A model of these nodes, in order, as a ModelProto."""
+    graph = b"".join(_encoded(1, _node(node)) for node in nodes) + _encoded(2, "clada")
+    graph += b"".join(_encoded(11, _value_info(vector)) for vector in inputs) + _encoded(12, _value_info(output))
+    opset = _encoded(1, "") + _encoded(2, _OPSET)
+    return _encoded(1, _IR_VERSION) + _encoded(7, graph) + _encoded(8, opset)

@@ -1,4 +1,4 @@
-"""Hashes of files, and of the pieces of a large file, which several processors check at once."""
+"""Hashes of the pieces of a large file, which several processors check at once."""
 
 import hashlib
 import os
@@ -7,15 +7,6 @@ from pathlib import Path
 
 PIECE_BYTES = 1 << 26
 _READ_BYTES = 1 << 20
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _piece_hash(path: Path, start: int, size: int) -> str:

@@ -1,6 +1,5 @@
 """Reads calibration text and cuts it into rows of tokens."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clada.contract.files import file_hash
 from clada.errors import CladaError
 from clada.runtime.chat.template import render
 
@@ -147,7 +147,7 @@ def row_length(context_length: int) -> int:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_hash(path)
 
 
 def token_rows(

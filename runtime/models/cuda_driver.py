@@ -15,7 +15,7 @@ from clada.runtime.models.memory import Array
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 # Values of the driver's enumerations, which its versions keep.
-_OUT_OF_MEMORY = 2
+_ERROR_OUT_OF_MEMORY = 2
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _STREAM_NON_BLOCKING = 1
 _MEMORY_OF_DEVICE = 2
@@ -157,7 +157,7 @@ class Gpu:
         try:
             self._call("cuMemAlloc_v2", byref(address), c_size_t(size))
         except DriverError as error:
-            if error.code != _OUT_OF_MEMORY:
+            if error.code != _ERROR_OUT_OF_MEMORY:
                 raise
             raise CladaError(
                 f"the GPU's memory is full: {in_bytes(size)} were asked for and {in_bytes(self.free_memory())} are "

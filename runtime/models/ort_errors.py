@@ -8,6 +8,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from clada.errors import CladaError
+from clada.runtime.out_of_memory import says_memory_is_full
 
 # Its errors have no base of their own, and which there are depends on the release; a run with a binding raises none of
 # them, but RuntimeError.
@@ -16,8 +17,6 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
     RuntimeError,
 )
-# As its arenas, CUDA, cuBLAS and the host's allocator put it.
-_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 # What it puts before a reason: its own name and a code, and which node failed.
 _PREFIX = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : |Error in execution: )+")
 _NODE = re.compile(r"^Non-zero status code returned while running (\w+) node\. Name:'([^']*)' Status Message: ")
@@ -25,7 +24,7 @@ _NODE = re.compile(r"^Non-zero status code returned while running (\w+) node\. N
 
 def memory_is_full(error: Exception) -> bool:
     """Whether what ONNX Runtime raised is that there is no memory left."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or says_memory_is_full(str(error))
 
 
 def reason_of(error: Exception) -> str:

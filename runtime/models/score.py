@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from clada.contract.onnx_writer import BOOL, FLOAT, INT32, Node, Vector, graph_bytes
+from clada.contract.onnx_wire import BOOL, FLOAT, INT32, Node, Vector, graph_bytes
 from clada.contract.pool import Masks
 from clada.ops import graph_names
 from clada.runtime.models.memory import Array, Put, Slab
@@ -20,12 +20,12 @@ def accumulation() -> bytes:
 
     All arrays are flat, f32[N]; factors are f32[B], and `text` i32[N] says which of them an element takes.
     """
-    nodes = [Node("Gather", (name, "text"), f"{name}_of_text") for name in FACTORS]
+    nodes = [Node("", "Gather", (name, "text"), (f"{name}_of_text",)) for name in FACTORS]
     nodes += [
-        Node("Where", ("mask", "inside_of_text", "outside_of_text"), "weight"),
-        Node("Mul", ("score", "fade_of_text"), "faded"),
-        Node("Mul", ("used", "weight"), "added"),
-        Node("Add", ("faded", "added"), "sum"),
+        Node("", "Where", ("mask", "inside_of_text", "outside_of_text"), ("weight",)),
+        Node("", "Mul", ("score", "fade_of_text"), ("faded",)),
+        Node("", "Mul", ("used", "weight"), ("added",)),
+        Node("", "Add", ("faded", "added"), ("sum",)),
     ]
     inputs = [Vector(name, FLOAT, "B") for name in FACTORS]
     inputs += [Vector("text", INT32, "N"), Vector("mask", BOOL, "N"), Vector("score", FLOAT, "N")]

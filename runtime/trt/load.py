@@ -14,12 +14,11 @@ from clada.errors import CladaError
 from clada.plugins.tensorrt.library import register
 from clada.runtime.models.cuda_driver import Gpu, in_bytes, why_no_gpu
 from clada.runtime.models.score import FACTORS, accumulation
+from clada.runtime.out_of_memory import says_memory_is_full
 from clada.runtime.trt.contexts import EngineSession
 from clada.runtime.trt.model import EngineModel
 from clada.runtime.trt.model_in_place import EngineInPlaceModel
 from clada.runtime.trt.package import MODULES, log_of
-
-_OUT_OF_MEMORY = ("out of memory", "outofmemory")
 
 
 def load_engine(path: Path, record: EngineRecord) -> EngineModel:
@@ -96,7 +95,7 @@ def _session(
     log.errors.clear()
     engine = trt.Runtime(log).deserialize_cuda_engine(content)
     if engine is None:
-        if any(sign in said(log).lower() for sign in _OUT_OF_MEMORY):
+        if says_memory_is_full(said(log)):
             size, free = (in_bytes(count) for count in (memoryview(content).nbytes, gpu.free_memory()))
             raise CladaError(
                 f"the GPU's memory is too small for {name}: it is of {size} and {free} are free: export a smaller "

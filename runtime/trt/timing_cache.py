@@ -5,6 +5,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from clada.contract.files import write, written
+from clada.errors import CladaError
+
 
 def cache_path(release: str, capability: str) -> Path:
     """Where the measurements of a release of TensorRT on a GPU are kept, for all of a user's models."""
@@ -22,10 +25,9 @@ def use_cache(config: Any, path: Path) -> None:
 
 def keep_cache(config: Any, path: Path) -> None:
     """Keep what a build measured; where that cannot be, the next build measures again, and a note says so."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        unfinished.replace(path)
-    except OSError as error:
-        warnings.warn(f"the next build will take as long: cannot write {path}: {error.strerror or error}", stacklevel=2)
+        with written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, memoryview(config.get_timing_cache().serialize()))
+    except CladaError as error:
+        warnings.warn(f"the next build will take as long: {error}", stacklevel=2)

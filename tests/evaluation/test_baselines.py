@@ -19,10 +19,9 @@ from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.neurons import matrix_names
 from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.ops.torch import ACTIVATIONS
-from tests.conftest import DEMO_MODEL, ROOT
+from tests.conftest import DEMO_MODEL, HELDOUT
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, tiny_tokenizer, write_checkpoint
 
-HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 PROMPT = 32
 
 

@@ -32,12 +32,11 @@ from clada.exporter.model.patch import sparsify
 from clada.exporter.verify import scale_of_load
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
-from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, ROOT
+from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, HELDOUT
 from tests.project.test_bad_input import fails_with, snapshot
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.support.manifests import read_manifest
 
-HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 SETTINGS = Settings(sequences=4, prompt_tokens=40, decode_tokens=64, generation_tokens=12)
 SMALL = ["--sequences", 3, "--prompt-tokens", 16, "--decode-tokens", 40, "--generation-tokens", 5, "--threads", 1]
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from clada.contract.artefact import file_hash
+from clada.contract.files import file_hash
 from clada.errors import CladaError
 from clada.exporter import cli, verify
 from clada.exporter.calibration.text import read_texts, sample_file

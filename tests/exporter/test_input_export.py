@@ -25,13 +25,12 @@ from clada.exporter.quantization.packed import read_packed
 from clada.exporter.quantization.product_quantization import hold_products
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime import cli as runtime_cli
-from tests.conftest import ROOT
+from tests.conftest import HELDOUT
 from tests.support.checkpoints import LAYERS, VOCABULARY, tiny_tokenizer, write_checkpoint
 from tests.support.exhaustive import few
 from tests.support.manifests import edit_manifest, read_manifest
 
 SHARE, TOKENS = 0.6, 600
-HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 GREEDY = SamplingConfig(temperature=0)
 CONFIG = ExportConfig(CalibrationConfig(bytes=SHARE), calibration_tokens=TOKENS)
 

@@ -40,7 +40,7 @@ from clada.ops.block_quantization import dequantize, quantize
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
 from clada.runtime.models.ort_cpu import Execution, OnnxRuntimeModel, session_options
-from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, ROOT
+from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, HELDOUT
 from tests.exporter.test_export import batch_dependence
 from tests.exporter.test_trace import LOAD_MAP
 from tests.project.test_bad_input import fails_with, snapshot
@@ -49,7 +49,6 @@ from tests.support.demo_model import rows_for
 from tests.support.exhaustive import exhaustive, few
 from tests.support.manifests import read_manifest, write_manifest
 
-HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 # By family: the sizes that blocks need, and the options of its export. Output matrices of llama and gpt_neox are their
 # own, of qwen3 and opt the embedding's.
 SIZES = {

@@ -18,10 +18,8 @@ from clada.exporter.calibration.text import sample_file
 from clada.exporter.calibration.to_file import calibrate
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparsify
-from tests.conftest import DEMO_MODEL, ROOT
+from tests.conftest import DEMO_MODEL, HELDOUT, ROOT
 from tests.support.exhaustive import exhaustive
-
-HELDOUT = ROOT / "benchmarks" / "data" / "heldout.jsonl"
 
 
 def run_script(name: str, *args: object) -> str:

@@ -21,11 +21,10 @@ from clada.exporter.staging import staged
 from clada.ops import LOAD_SIGNAL, graph_names
 from clada.runtime import Session
 from clada.runtime.cli import main as clada_main
+from tests.conftest import HELDOUT
 from tests.support.checkpoints import VOCABULARY
 from tests.support.links import LAYOUTS
 from tests.support.manifests import vouch_for
-
-HELDOUT = Path(__file__).parent.parent / "benchmarks" / "data" / "heldout.jsonl"
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import torch
 
 from clada.contract.artefact import CONFIG_NAME
 from clada.contract.engine_record import COPIED, IN_PLACE, PREFILL, read_record, record_path, write_record
+from clada.contract.files import file_hash
 from clada.contract.manifest import MANIFEST_NAME
 from clada.contract.onnx_wire import (
     Constant,
@@ -28,7 +29,6 @@ from clada.contract.onnx_wire import (
     opset_of,
     without_functions,
 )
-from clada.contract.pieces import file_hash
 from clada.contract.sealed_json import SEAL, sealed
 from clada.errors import CladaError
 from clada.exporter.graph import trace as tracing

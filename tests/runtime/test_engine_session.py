@@ -20,8 +20,8 @@ import onnxruntime
 import pytest
 
 from clada.contract.engine_record import COPIED, IN_PLACE, EngineRecord, read_record, record_path, write_record
+from clada.contract.files import file_hash
 from clada.contract.manifest import MANIFEST_NAME
-from clada.contract.pieces import file_hash
 from clada.contract.pool import CLOSED_TOKENS
 from clada.errors import CladaError
 from clada.exporter.export import ExportConfig, export

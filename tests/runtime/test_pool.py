@@ -201,7 +201,7 @@ def session(demo_artefact) -> Session:
 def topics() -> dict[str, str]:
     """Long stretches of very different text."""
     rng = np.random.default_rng(0)
-    lines = (ROOT / "benchmarks" / "data" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = HELDOUT.read_text(encoding="utf-8").splitlines()
     table = "\n".join(", ".join(f"{x:.3f}" for x in rng.normal(0, 50, 8)) for _ in range(60))
     prose = (
         "The wind came down from the hills before dawn, and the people of the village woke to find that the river had "

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clada.contract.files import file_hash
 from clada.contract.manifest import MANIFEST_NAME
-from clada.contract.pieces import file_hash
 from clada.contract.sealed_json import SEAL, sealed
 
 

@@ -1,8 +1,7 @@
 """From an artefact to its engine and the engine's record."""
 
 import mmap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any, BinaryIO
 
 from clada.contract.artefact import CONFIG_NAME, Artefact, open_artefact
 from clada.contract.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
+from clada.contract.files import file_hash, unfinished, written
 from clada.contract.manifest import MANIFEST_NAME
 from clada.contract.onnx_wire import nodes_of, opset_of, without_functions
-from clada.contract.pieces import file_hash
-from clada.contract.unfinished import unfinished
 from clada.errors import CladaError
 from clada.ops import DOMAIN
 from clada.runtime.models.cuda_driver import compute_capability
+from clada.runtime.out_of_memory import says_memory_is_full
 from clada.runtime.trt.building.imported_ops import check_imported
 from clada.runtime.trt.building.kv_cache import cut_cache, window_of
 from clada.runtime.trt.building.packed_constants import keep_packed
@@ -33,8 +32,6 @@ from clada.runtime.trt.package import (
     timing_cache_for,
 )
 from clada.runtime.trt.timing_cache import keep_cache, use_cache
-
-_OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def build_engine(
     timings = timing_cache_for(runtime, trt, targets)
     if timings is not None:
         use_cache(builder_config, timings)
-    with _unfinished(output) as path:
+    with written(output), unfinished(output) as path:
         with path.open("wb") as file:
             _serialize(trt, builder, network, builder_config, file)
         if timings is not None:
@@ -146,15 +143,6 @@ def _check_output(output: Path, artefact: Artefact) -> None:
 
 def _config(artefact: Artefact) -> dict[str, Any]:
     return artefact.settings(CONFIG_NAME)
-
-
-@contextmanager
-def _unfinished(output: Path) -> Iterator[Path]:
-    try:
-        with unfinished(output) as path:
-            yield path
-    except OSError as error:
-        raise CladaError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 def _parse(trt: Any, builder: Any, model: Path, plugins: bool) -> tuple[Any, str]:
@@ -229,7 +217,7 @@ def _serialize(trt: Any, builder: Any, network: Any, config: Any, file: BinaryIO
 def _build_error(trt: Any, errors: list[str]) -> str:
     reason = errors[0] if errors else "it gives no reason"
     start = f"{trt.__name__} {trt.__version__} cannot build the engine"
-    if any(words in error.lower() for error in errors for words in _OUT_OF_MEMORY):
+    if any(map(says_memory_is_full, errors)):
         return f"{start}, memory is too small: lower --max-prompt, --capacity or --max-batch ({reason})"
     return f"{start}: {reason}"
 
