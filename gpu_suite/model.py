@@ -19,9 +19,8 @@ from clada.benchmark.contender import Contender, checked_error, ours
 from clada.benchmark.model_graph import traced_model
 from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import Settings
-from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
+from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape, random_tokens
 from clada.benchmark.timing import Samples, measure, wall_seconds
-from clada.benchmark.tokens import random_tokens
 from clada.benchmark.variants import Graph, write_pair
 from clada.errors import CladaError
 from clada.ops import graph_names

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from clada.benchmark.report import Row, Table
-from clada.benchmark.target import Target
+from clada.benchmark.report import Row, Table, Target
 from gpu_suite.tables import IN_GRAPH, LAYER
 
 _SHAPE = "llama-3-8b"

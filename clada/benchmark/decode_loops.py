@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clada.benchmark.shapes import Shape
-from clada.benchmark.tokens import random_tokens
+from clada.benchmark.shapes import Shape, random_tokens
 from clada.ops.record import Array
 from clada.runtime import Session
 from clada.runtime.models.ort_cpu import SPINNING

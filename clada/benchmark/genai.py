@@ -24,9 +24,8 @@ from clada.benchmark.genai_files import (
 )
 from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import Settings
-from clada.benchmark.shapes import Shape
+from clada.benchmark.shapes import Shape, random_tokens
 from clada.benchmark.timing import measure
-from clada.benchmark.tokens import random_tokens
 from clada.contract.artefact import data_name
 
 SHARE = 0.4

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from clada.benchmark.model_graph import load_that_moves_nothing, random_model
-from clada.benchmark.shapes import Shape
-from clada.benchmark.tokens import random_tokens
+from clada.benchmark.shapes import Shape, random_tokens
 from clada.contract.artefact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.contract.manifest import CalibrationSection, LayerCalibration, Policy, PolicySection
 from clada.errors import CladaError

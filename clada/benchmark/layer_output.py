@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clada.benchmark.precisions import BLOCKS
-from clada.benchmark.rounding import restored
+from clada.benchmark.precisions import BLOCKS, restored
 from clada.ops.activations import ACTIVATIONS
 from clada.ops.record import Array
 

@@ -14,8 +14,7 @@ import onnxruntime
 from clada.benchmark.contender import FARTHEST_OF_OWN, Contender, always, checked_error, dense, ours
 from clada.benchmark.layer_graph import copies_of_bytes, numbered
 from clada.benchmark.layer_output import weights_of_ours
-from clada.benchmark.precisions import BLOCKS
-from clada.benchmark.rounding import restored
+from clada.benchmark.precisions import BLOCKS, restored
 from clada.benchmark.sessions import Bound, execution
 from clada.benchmark.settings import Settings
 from clada.benchmark.shapes import Shape

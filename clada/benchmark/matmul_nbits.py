@@ -5,8 +5,7 @@ import onnx_ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from clada.benchmark.precisions import Blocks
-from clada.benchmark.rounding import rounded
+from clada.benchmark.precisions import Blocks, rounded
 from clada.benchmark.storage import initializer, sizes, weight
 from clada.ops.record import Array
 

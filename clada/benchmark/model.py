@@ -20,8 +20,7 @@ from clada.benchmark.model_graph import random_model, traced_model
 from clada.benchmark.precisions import OF_MODELS
 from clada.benchmark.sessions import execution
 from clada.benchmark.settings import Settings
-from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
-from clada.benchmark.tokens import random_tokens
+from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape, random_tokens
 from clada.benchmark.variants import Graph, Variants, write_variants
 from clada.ops import graph_names
 from clada.ops.record import Array

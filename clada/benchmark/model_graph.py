@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape
-from clada.benchmark.tokens import random_tokens
+from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape, random_tokens
 from clada.exporter.graph.trace import trace
 from clada.exporter.model.load_map import LoadMap
 from clada.exporter.model.neurons import activations

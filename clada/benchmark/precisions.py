@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from clada.ops.block_quantization import dequantize, quantize
+from clada.ops.record import Array
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -21,3 +26,19 @@ BLOCKS = {"int4": Blocks(4, 32), "int4-block128": Blocks(4, 128), "int8": Blocks
 PRECISIONS = (*FLOATS, *BLOCKS)
 # A whole model's contenders: each takes the memory of one more model.
 OF_MODELS = (*FLOATS, "int4")
+
+
+_ROWS = 2048
+
+
+def rounded(matrix: Array, blocks: Blocks) -> tuple[Array, Array]:
+    """Packed codes i8[F, P] and scales f16[F, N] of a matrix [F, D]."""
+    parts = (np.ascontiguousarray(matrix[start : start + _ROWS], np.float32) for start in range(0, len(matrix), _ROWS))
+    codes, scales = zip(*(quantize(part, blocks.bits, blocks.block_size) for part in parts), strict=True)
+    return np.concatenate(codes), np.concatenate(scales)
+
+
+def restored(matrix: Array, blocks: Blocks) -> Array:
+    """What a matrix [F, D] is after rounding, f32."""
+    codes, scales = rounded(matrix, blocks)
+    return dequantize(codes, scales.astype(np.float32), blocks.bits)

@@ -4,8 +4,7 @@ import onnx_ir
 from onnx_ir.convenience import replace_nodes_and_values
 
 from clada.benchmark.matmul_nbits import make_products_quantized
-from clada.benchmark.precisions import Blocks
-from clada.benchmark.rounding import rounded
+from clada.benchmark.precisions import Blocks, rounded
 from clada.benchmark.storage import initializer, weight
 from clada.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, QUANTIZED
 from clada.ops.onnx import function_proto

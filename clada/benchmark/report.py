@@ -10,11 +10,34 @@ import numpy as np
 from clada.benchmark.contender import GENAI, REFERENCE, SAMPLED, Contender, dense
 from clada.benchmark.footprint import Footprint
 from clada.benchmark.precisions import BLOCKS
-from clada.benchmark.target import Target
 from clada.benchmark.timing import Samples
 
 # What a table is of, where it is not of a whole model.
 _SUBJECTS = {"layer": "one FFN layer", "linears": "one layer's linears by inputs", "artefact": "artefact"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure that was to be reached.
+
+    Args:
+        what: Of what.
+        wanted: At least this.
+        reached: What was measured; None where it was not.
+        at_most: Whether it was to be this at most instead.
+    """
+
+    what: str
+    wanted: float
+    reached: float | None
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it was reached."""
+        if self.reached is None:
+            return False
+        return self.reached <= self.wanted if self.at_most else self.reached >= self.wanted
 
 
 @dataclass(frozen=True)

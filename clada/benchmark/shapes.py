@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from clada.errors import CladaError
+from clada.ops.record import Array
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,8 @@ def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tup
         wanted = _USUAL if whats is None else whats
         chosen.append((shape, [what for what in available if what in wanted]))
     return chosen
+
+
+def random_tokens(shape: Shape, tokens: int, seed: int) -> Array:
+    """Token ids i64[1, S]."""
+    return np.random.default_rng(seed).integers(0, shape.vocabulary, (1, tokens))

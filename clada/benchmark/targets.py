@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from clada.benchmark.contender import GENAI, dense, ours
 from clada.benchmark.footprint import Footprint
-from clada.benchmark.report import Table
-from clada.benchmark.target import Target
+from clada.benchmark.report import Table, Target
 
 _MODEL = "llama-3.2-1b"
 _SHAPES = (_MODEL, "llama-3-8b")

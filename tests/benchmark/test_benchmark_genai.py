@@ -11,8 +11,7 @@ from clada.benchmark.contender import GENAI, ours
 from clada.benchmark.decode_loops import TOKENS, GenaiLoop, OurLoop, load_genai, load_ours
 from clada.benchmark.footprint import footprint
 from clada.benchmark.genai import SHARE, genai_contenders, written_models
-from clada.benchmark.shapes import SHAPES
-from clada.benchmark.tokens import random_tokens
+from clada.benchmark.shapes import SHAPES, random_tokens
 from clada.errors import CladaError
 from clada.runtime.cli import main as clada_main
 from tests.project.test_bad_input import fails_with

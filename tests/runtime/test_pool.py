@@ -18,7 +18,7 @@ from clada.contract.pool import (
     update_pools,
 )
 from clada.runtime import Session
-from tests.conftest import ROOT
+from tests.conftest import HELDOUT
 
 NEURONS = (12, 20)
 SIZES = [4, 7]
