@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from clada.runtime.chat.conversation import hold_conversation
+    from clada.runtime.conversation import hold_conversation
 
     _check(args)
     session = _session(args)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.contract.typed_json import plain
 from clada.errors import CladaError
-from clada.evaluation.lm_eval_command import NAME
+from clada.evaluation.settings import LM_EVAL_MODEL
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.chat.template import render_chat
 from clada.runtime.find_model import find_model
@@ -74,7 +74,7 @@ def _special_token(session: Session, name: str) -> str | None:
     return value["content"] if isinstance(value, dict) else value
 
 
-@register_model(NAME)
+@register_model(LM_EVAL_MODEL)
 class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
     """An artefact, run on the CPU, one text at a time; tokens and windows are those of lm-eval's `hf` model.
 

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from clada.errors import CladaError
+from clada.evaluation.settings import LM_EVAL_MODEL
 
-# What lm-eval calls an artefact: --model clada.
-NAME = "clada"
 _INTRODUCTION = """usage: clada lm-eval --model_args model=PATH[,threads=N] --tasks TASK [TASK ...] [options of lm-eval]
 
 Run lm-eval's tasks on an artefact, PATH its .onnx file; --model is clada. `clada lm-eval ls tasks` lists the tasks.
@@ -22,7 +21,7 @@ def _words(options: Sequence[str]) -> list[str]:
     command, *rest = options
     if command in ("ls", "validate"):
         return list(options)
-    return ["run", "--model", NAME, *(rest if command == "run" else options)]
+    return ["run", "--model", LM_EVAL_MODEL, *(rest if command == "run" else options)]
 
 
 def _is_of_options(error: ValueError) -> bool:
@@ -41,7 +40,7 @@ def _print_help() -> None:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         cli_evaluate()
     print(_INTRODUCTION)
-    print(text.getvalue().replace("default: hf", f"default: {NAME}"), end="")
+    print(text.getvalue().replace("default: hf", f"default: {LM_EVAL_MODEL}"), end="")
 
 
 def _run(args: argparse.Namespace) -> None:

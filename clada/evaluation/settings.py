@@ -1,8 +1,11 @@
-"""How much to evaluate."""
+"""How much to evaluate, and under which name."""
 
 from dataclasses import dataclass
 
 from clada.errors import CladaError
+
+# The name by which lm-eval finds an artefact: --model clada.
+LM_EVAL_MODEL = "clada"
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Conversations: the model's template, bounded, and the `chat` command's loop."""
+"""The chat template of a model, rendered within a budget: it is a stranger's program."""

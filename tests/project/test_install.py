@@ -221,15 +221,3 @@ def test_exporter_without_torch_says_what_to_install(clean_python):
     assert result.returncode == 1
     assert result.stderr.startswith("error: clada-export needs ")
     assert "pip install 'clada[export]'" in result.stderr
-
-
-LAYERS = ("ops", "contract", "plugins", "runtime", "exporter", "evaluation", "benchmark")
-
-
-@pytest.mark.parametrize("package", LAYERS)
-def test_nothing_imports_upward(package):
-    """The ops know none of the others, the runtime not the exporter, and nothing knows the benchmark."""
-    above = [f"clada.{name}" for name in LAYERS[LAYERS.index(package) + 1 :]]
-    for path in (ROOT / "clada" / package).resolve().rglob("*.py"):
-        imports = [line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
-        assert not [line for line in imports if any(name in line for name in above)], path

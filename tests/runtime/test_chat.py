@@ -11,8 +11,8 @@ import pytest
 from clada.command_line import progress
 from clada.errors import CladaError
 from clada.runtime import GenerationConfig, Piece, SamplingConfig, Session
-from clada.runtime.chat.conversation import fit
 from clada.runtime.cli import main
+from clada.runtime.conversation import fit
 from clada.runtime.find_model import find_model
 
 SYSTEM, QUESTION = {"role": "system", "content": "s s"}, {"role": "user", "content": "q q q"}
@@ -55,7 +55,7 @@ def asked(monkeypatch):
         seen.append(write_plainly(folder, messages))
         return seen[-1]
 
-    monkeypatch.setattr("clada.runtime.chat.conversation.render_chat", write)
+    monkeypatch.setattr("clada.runtime.conversation.render_chat", write)
     return seen
 
 
