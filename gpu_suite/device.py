@@ -1,14 +1,110 @@
-"""What the measurements need of a device: streams, memory by address, CUDA graphs and a clock."""
+"""The card of this machine, and what the suite needs of a device: streams, memory, CUDA graphs and a clock."""
 
-from collections.abc import Callable
+import ctypes
+import math
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
+from clada.errors import CladaError
+
+_DRIVER = "libcuda.so.1"
 Run = Callable[[], object]
 # Warm-up runs before a capture: libraries make their handles and workspaces in the first.
 _BEFORE_CAPTURE = 3
+_MARGIN = 512
+_SENTINEL = 0xA5
+# As float32, float16 and bfloat16 a NaN, as int32 -1.
+_POISON = 0xFF
+# What the launchers ask for; torch's own memory is aligned to 512.
+_ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU.
+
+    Args:
+        name: As the driver calls it.
+        architecture: What nvcc calls it, as "sm_90".
+        multiprocessors: How many.
+        memory_bytes: All of it.
+        l2_bytes: Its last cache.
+        driver: The driver's version; empty where nvidia-smi is not there to tell.
+        driver_cuda: The newest CUDA that the driver serves, as "13.0".
+    """
+
+    name: str
+    architecture: str
+    multiprocessors: int
+    memory_bytes: int
+    l2_bytes: int
+    driver: str
+    driver_cuda: str
+
+    @property
+    def file_name(self) -> str:
+        """Its name in small letters, for a file."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.name.lower()).split())
+
+
+def _checked_driver() -> str:
+    """The newest CUDA that the driver serves.
+
+    Raises:
+        CladaError: There is no driver, or it finds no GPU.
+    """
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError as error:
+        raise CladaError(
+            f"this machine has no CUDA driver ({_DRIVER} does not load); run this where there is a GPU"
+        ) from error
+    result = driver.cuInit(0)
+    if result:
+        raise CladaError(f"the CUDA driver finds no GPU that it can use (cuInit returned {result}); see nvidia-smi")
+    number = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def _driver_version() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def find_card() -> Card:
+    """The card that torch computes on.
+
+    Raises:
+        CladaError: There is no driver, no GPU, or torch has no CUDA.
+    """
+    driver_cuda = _checked_driver()
+    if torch.version.cuda is None:
+        raise CladaError(f"torch {torch.__version__} was built without CUDA; install a build with CUDA")
+    if not torch.cuda.is_available():
+        raise CladaError(
+            f"torch {torch.__version__} cannot use this GPU: it was built for CUDA {torch.version.cuda}, "
+            f"the driver serves up to CUDA {driver_cuda}"
+        )
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return Card(
+        properties.name,
+        f"sm_{properties.major}{properties.minor}",
+        properties.multi_processor_count,
+        properties.total_memory,
+        properties.L2_cache_size,
+        _driver_version(),
+        driver_cuda,
+    )
 
 
 @dataclass(frozen=True)
@@ -75,3 +171,32 @@ CUDA = Device(
     captured=_captured,
     timed=_timed,
 )
+
+
+class Guarded:
+    """Memory that is watched."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._blocks: list[tuple[torch.Tensor, int, int]] = []
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor whose content is poison."""
+        size = math.prod(shape) * dtype.itemsize
+        block = torch.full((2 * _MARGIN + _ALIGNMENT + size,), _SENTINEL, dtype=torch.uint8, device=self._device)
+        start = _MARGIN + -(block.data_ptr() + _MARGIN) % _ALIGNMENT
+        block[start : start + size] = _POISON
+        self._blocks.append((block, start, size))
+        return block[start : start + size].view(dtype).view(*shape)
+
+    def poison(self) -> None:
+        """Fill every tensor with NaN, or -1."""
+        for block, start, size in self._blocks:
+            block[start : start + size] = _POISON
+
+    def damaged(self) -> bool:
+        """Whether anything around the tensors was written."""
+        return any(
+            bool((block[:start] != _SENTINEL).any() or (block[start + size :] != _SENTINEL).any())
+            for block, start, size in self._blocks
+        )

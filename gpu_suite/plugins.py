@@ -9,13 +9,11 @@ import torch
 from clada.errors import CladaError
 from clada.ops.record import Op
 from clada.plugins.tensorrt.library import library_version
-from gpu_suite.checks import sample_checks
-from gpu_suite.device import Device
-from gpu_suite.guarded import Guarded
-from gpu_suite.parity import Check
-from gpu_suite.plugin_build import build_plugins, build_probe, tensorrt_headers
+from gpu_suite.build import build_plugins, build_probe, tensorrt_headers
+from gpu_suite.checks import Check, sample_checks
+from gpu_suite.device import Device, Guarded
 from gpu_suite.plugin_probe import PluginLibrary, tensors_of
-from gpu_suite.tables import LeftOut
+from gpu_suite.timing import LeftOut
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The whole suite in order: find the card, build, check, time, write."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,21 +12,27 @@ from clada.benchmark.settings import Settings, checked
 from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
 from clada.contract.files import check_writable, write
 from clada.errors import CladaError
-from gpu_suite.build import build, nvcc_path
-from gpu_suite.card import find_card
-from gpu_suite.checks import sample_checks
-from gpu_suite.device import CUDA
-from gpu_suite.library import Kernels, load
-from gpu_suite.machine import machine
-from gpu_suite.model_part import whole_models
-from gpu_suite.parity import Check
+from gpu_suite.build import build, build_custom_ops, missing, nvcc_path, onnxruntime_headers
+from gpu_suite.checks import Check, real_checks, sample_checks
+from gpu_suite.device import CUDA, find_card
+from gpu_suite.kernels import Kernels, load
 from gpu_suite.plugins import Plugins, load_plugins, plugin_checks
-from gpu_suite.real_sizes import real_checks
-from gpu_suite.summary import Report, json_text, markdown, parity, parity_lines, table_lines
-from gpu_suite.tables import LeftOut, Timing, tables
-from gpu_suite.targets import target_lines, targets
+from gpu_suite.report import (
+    MODEL,
+    Report,
+    json_text,
+    machine,
+    markdown,
+    parity,
+    parity_lines,
+    table_lines,
+    target_lines,
+    targets,
+)
+from gpu_suite.timing import LeftOut, Timing, copy_bandwidth, tables
 
 PARTS = ("parity", "tensorrt", "kernels", "model")
+_WHOLE_SHAPES = ("llama-3.2-1b", TINY)
 
 
 def _checked(checks: Iterable[Check]) -> list[Check]:
@@ -75,6 +81,42 @@ def timed(results: Iterable[Table | LeftOut]) -> Report:
 def time_kernels(timing: Timing, shapes: Sequence[Shape]) -> Report:
     """The times of every op at the sizes of these models."""
     return timed(tables(timing, shapes))
+
+
+def whole_models(root: Path, kernels: Path, timing: Timing, shapes: list[Shape]) -> Iterator[Table | LeftOut]:
+    """Time whole models, those of the shapes that are measured whole.
+
+    Args:
+        root: The checkout.
+        kernels: The library of kernels for this card.
+        timing: How.
+        shapes: What the suite was asked for.
+    """
+    chosen = [shape for shape in shapes if shape.name in _WHOLE_SHAPES]
+    if not chosen:
+        return
+    wants = missing(root)
+    if wants:
+        yield LeftOut(MODEL, f"it needs more than this machine has: {wants}")
+        return
+    try:
+        # Only now: the machine need not have what these import.
+        from clada.plugins.onnxruntime import use_library
+        from clada.runtime.models.ort_cuda_session import check_cuda
+        from gpu_suite.models import model_tables, written_model
+
+        folder = onnxruntime_headers(root)
+        assert folder is not None
+        if timing.kernels.device.name == "cuda":
+            check_cuda()
+            use_library("cuda", build_custom_ops(root, kernels, folder))
+        fractions = [fraction for fraction in timing.fractions if fraction < 1]
+        bandwidth = copy_bandwidth(timing.kernels.device, timing.cache_bytes)
+        for shape in chosen:
+            with written_model(shape, fractions) as files:
+                yield from model_tables(timing, files, shape, bandwidth)
+    except (CladaError, ImportError) as error:
+        yield LeftOut(MODEL, str(error).splitlines()[0])
 
 
 def together(report: Report, part: Report) -> Report:

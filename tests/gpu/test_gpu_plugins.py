@@ -15,11 +15,10 @@ from clada.errors import CladaError
 from clada.ops import LOAD_SIGNAL, OPS
 from clada.ops.record import FLOAT_TYPES
 from gpu_suite import suite
-from gpu_suite.build import write_op_table
+from gpu_suite.build import build_plugins, write_op_table
 from gpu_suite.device import Device
-from gpu_suite.plugin_build import build_plugins
 from gpu_suite.plugins import Plugins, load_plugins
-from gpu_suite.tables import LeftOut
+from gpu_suite.timing import LeftOut
 from tests.conftest import ROOT
 
 KERNELS = ROOT / "plugins" / "kernels"

@@ -24,18 +24,33 @@ from clada.ops.record import FLOAT_TYPES, Op
 from gpu_suite import build as gpu_build
 from gpu_suite import suite
 from gpu_suite.calls import Product
-from gpu_suite.checks import checked_call
-from gpu_suite.copies import bytes_needed, copies_of, count_of, matrix_bytes
+from gpu_suite.checks import Check, checked_call, expected, rounded
 from gpu_suite.device import Device
-from gpu_suite.layer import dense_layers, layer_contenders
-from gpu_suite.layer_data import Layer, exact_selection, random_layer, random_quantized_layer, random_x
-from gpu_suite.library import Kernels, load
-from gpu_suite.load_signal import load_contenders
-from gpu_suite.parity import Check, expected, rounded
-from gpu_suite.products import torch_products
-from gpu_suite.summary import Report, json_text, markdown, parity
-from gpu_suite.tables import IN_GRAPH, LAUNCHED, LAYER, PREFILL, QUANTIZED_LAYER, LeftOut, Timing
-from gpu_suite.targets import targets
+from gpu_suite.kernels import Kernels, load, torch_products
+from gpu_suite.layers import (
+    Layer,
+    bytes_needed,
+    copies_of,
+    count_of,
+    exact_selection,
+    matrix_bytes,
+    random_layer,
+    random_quantized_layer,
+    random_x,
+)
+from gpu_suite.report import Report, json_text, markdown, parity, targets
+from gpu_suite.timing import (
+    IN_GRAPH,
+    LAUNCHED,
+    LAYER,
+    PREFILL,
+    QUANTIZED_LAYER,
+    LeftOut,
+    Timing,
+    dense_layers,
+    layer_contenders,
+    load_contenders,
+)
 from tests.conftest import ROOT
 
 SHAPE = SHAPES["tiny"]

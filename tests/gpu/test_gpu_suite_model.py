@@ -16,11 +16,10 @@ from clada.errors import CladaError
 from clada.plugins.onnxruntime import library as libraries
 from clada.plugins.onnxruntime import library_path, use_library
 from gpu_suite import build as gpu_build
-from gpu_suite import model, model_part, suite
-from gpu_suite.custom_ops import build_custom_ops
-from gpu_suite.model_needs import headers, missing
-from gpu_suite.tables import IN_GRAPH, LAUNCHED, LeftOut, Timing
-from gpu_suite.targets import MODEL, targets
+from gpu_suite import models, suite
+from gpu_suite.build import build_custom_ops, missing, onnxruntime_headers
+from gpu_suite.report import MODEL, targets
+from gpu_suite.timing import IN_GRAPH, LAUNCHED, LeftOut, Timing
 from tests.conftest import ROOT
 from tests.gpu.test_gpu_suite import HOST_WITH_GRAPHS, SHAPE, needs_nvcc, small_checkout
 
@@ -44,17 +43,17 @@ def bandwidth() -> float:
 
 @pytest.fixture(scope="module")
 def files():
-    with model.written_model(SHAPE, FRACTIONS) as written:
+    with models.written_model(SHAPE, FRACTIONS) as written:
         yield written
 
 
 @pytest.fixture(scope="module")
 def results(files):
-    return list(model.model_tables(TIMING, files, SHAPE, bandwidth, CONTEXT))
+    return list(models.model_tables(TIMING, files, SHAPE, bandwidth, CONTEXT))
 
 
 def test_every_phase_is_timed(results):
-    phases = [IN_GRAPH, model.STEP_IN_GRAPH, LAUNCHED, model.STEP_LAUNCHED]
+    phases = [IN_GRAPH, models.STEP_IN_GRAPH, LAUNCHED, models.STEP_LAUNCHED]
     assert [(table.what, table.phase, table.tokens, table.context) for table in results] == [
         (MODEL, phase, 1, CONTEXT) for phase in phases
     ]
@@ -67,13 +66,13 @@ def test_every_phase_is_timed(results):
 
 def test_a_graph_is_a_part_of_its_step(files):
     """The times of a step hold what goes to the device and back; those of the graph every step, and nothing else."""
-    runner = model.Runner(files.dense.path, model.Execution(threads=1), fixed_shapes=True, counts=False)
-    steps = model.Steps(runner, SHAPE, [np.zeros(SHAPE.neurons, np.float32)] * SHAPE.layers, CONTEXT)
+    runner = models.Runner(files.dense.path, models.Execution(threads=1), fixed_shapes=True, counts=False)
+    steps = models.Steps(runner, SHAPE, [np.zeros(SHAPE.neurons, np.float32)] * SHAPE.layers, CONTEXT)
     calls = []
     run = runner._session.run_with_iobinding
     runner._session.run_with_iobinding = lambda *given: (calls.append(given), time.sleep(0.01), run(*given))
     before = time.perf_counter()
-    seconds, active = model._graph_seconds([runner])(steps.run)
+    seconds, active = models._graph_seconds([runner])(steps.run)
     assert 0.08 < seconds < time.perf_counter() - before
     assert (len(calls), active) == (8, 1.0)
 
@@ -105,9 +104,9 @@ def test_target_is_taken_of_the_slowest_phase(results):
 
 def test_ours_is_compared_with_dense(results, files):
     assert all(0 < table.rows[1].error < 0.01 for table in results)
-    runner = model.Runner(files.ours.path, model.Execution(), fixed_shapes=True, counts=True)
+    runner = models.Runner(files.ours.path, models.Execution(), fixed_shapes=True, counts=True)
     thresholds = [np.zeros(SHAPE.neurons, np.float32)] * SHAPE.layers
-    steps = model.Steps(runner, SHAPE, thresholds, CONTEXT)
+    steps = models.Steps(runner, SHAPE, thresholds, CONTEXT)
     first = steps.logits()
     assert steps.run() == 1.0
     assert not np.array_equal(steps.logits(), first)
@@ -125,7 +124,7 @@ def test_other_weights_are_found(tmp_path, files):
     spoilt = dataclasses.replace(
         files, dense=dataclasses.replace(files.dense, path=tmp_path / "model" / files.dense.path.name)
     )
-    (first, second) = model.model_tables(TIMING, spoilt, SHAPE, bandwidth, CONTEXT)
+    (first, second) = models.model_tables(TIMING, spoilt, SHAPE, bandwidth, CONTEXT)
     assert isinstance(first, LeftOut)
     assert first.what == f"tiny, model, {IN_GRAPH}"
     assert "ours dense float16 does not compute what" in second.why
@@ -133,31 +132,31 @@ def test_other_weights_are_found(tmp_path, files):
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
     """Each package by the name that pip knows, and the headers."""
-    monkeypatch.setattr("gpu_suite.model_needs.find_spec", lambda name: None if "onnx" in name else name)
+    monkeypatch.setattr("gpu_suite.build.find_spec", lambda name: None if "onnx" in name else name)
     monkeypatch.setenv("CLADA_ONNXRUNTIME_INCLUDE", str(tmp_path))
-    report = suite.timed(model_part.whole_models(tmp_path, tmp_path / "kernels.so", TIMING, [SHAPE]))
+    report = suite.timed(suite.whole_models(tmp_path, tmp_path / "kernels.so", TIMING, [SHAPE]))
     (left,) = report.left_out
     assert left.what == "model"
     assert "pip install onnxruntime-gpu onnx onnx-ir onnxscript; set CLADA_ONNXRUNTIME_INCLUDE to" in left.why
     assert f"left out: model: {left.why}" in capsys.readouterr().out
     (tmp_path / "build" / "onnxruntime").mkdir(parents=True)
     (tmp_path / "build" / "onnxruntime" / "onnxruntime_cxx_api.h").touch()
-    assert headers(tmp_path) == tmp_path / "build" / "onnxruntime"
+    assert onnxruntime_headers(tmp_path) == tmp_path / "build" / "onnxruntime"
     monkeypatch.undo()
     assert missing(tmp_path) == ""
 
 
 def test_nothing_is_written_without_a_gpu(tmp_path, monkeypatch):
     """An ONNX Runtime, or a machine, that cannot use CUDA is found before a model is made."""
-    monkeypatch.setattr(model_part, "missing", lambda root: "")
-    monkeypatch.setattr(model_part, "headers", lambda root: root)
-    monkeypatch.setattr(model, "written_model", lambda *_: pytest.fail("a model was made"))
+    monkeypatch.setattr(suite, "missing", lambda root: "")
+    monkeypatch.setattr(suite, "onnxruntime_headers", lambda root: root)
+    monkeypatch.setattr(models, "written_model", lambda *_: pytest.fail("a model was made"))
     monkeypatch.setattr("clada.runtime.models.ort_cuda_session.check_provider", lambda: None)
     kernels = NoKernels()
     object.__setattr__(kernels, "device", dataclasses.replace(HOST_WITH_GRAPHS, name="cuda"))
     monkeypatch.setattr("clada.runtime.models.ort_cuda_session.why_no_gpu", lambda: "none is here")
     timing = dataclasses.replace(TIMING, kernels=kernels)
-    (left,) = model_part.whole_models(tmp_path, tmp_path / "kernels.so", timing, [SHAPE])
+    (left,) = suite.whole_models(tmp_path, tmp_path / "kernels.so", timing, [SHAPE])
     assert left == LeftOut("model", "no CUDA device: none is here")
 
 
@@ -173,7 +172,7 @@ def test_a_library_of_another_place_is_taken(tmp_path, monkeypatch):
 
 
 @needs_nvcc
-@pytest.mark.skipif(headers(ROOT) is None, reason="ONNX Runtime's headers are not here")
+@pytest.mark.skipif(onnxruntime_headers(ROOT) is None, reason="ONNX Runtime's headers are not here")
 def test_custom_ops_stand_on_the_kernels(tmp_path):
     """They load without a driver, wherever they are started from, and a complaint of nvcc's is one line."""
     root = small_checkout(tmp_path / "checkout")
@@ -181,7 +180,7 @@ def test_custom_ops_stand_on_the_kernels(tmp_path):
     for name in ("cublas_products.cpp", "cublas_products.h"):
         shutil.copy(ROOT / "plugins" / "kernels" / "cuda" / name, root / "plugins" / "kernels" / "cuda")
     kernels = gpu_build.build(root, "sm_90", tmp_path / "build")
-    library = build_custom_ops(root, kernels, headers(ROOT))
+    library = build_custom_ops(root, kernels, onnxruntime_headers(ROOT))
     assert ctypes.CDLL(str(library)).RegisterCustomOps
     with pytest.raises(CladaError, match=r"cannot compile ONNX Runtime's custom ops: .*onnxruntime_cxx_api.h"):
         build_custom_ops(root, kernels, Path(tmp_path))

@@ -9,10 +9,8 @@ import torch
 from clada.benchmark.shapes import SHAPES
 from clada.ops import QUANTIZED, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.ops.record import FLOAT_TYPES
-from gpu_suite.checks import sample_checks
-from gpu_suite.library import Kernels, load
-from gpu_suite.parity import Check
-from gpu_suite.real_sizes import layers, linear_checks, prompt_checks
+from gpu_suite.checks import Check, checked_layers, linear_checks, prompt_checks, sample_checks
+from gpu_suite.kernels import Kernels, load
 from tests.gpu.test_gpu_suite import HOST
 
 
@@ -35,7 +33,7 @@ def test_sample_cases(kernels, op):
 @pytest.mark.parametrize("element", FLOAT_TYPES)
 def test_prompts(kernels, op, element):
     """Whose products are rounded, and weights too where they were quantised."""
-    for layer in layers(op, SHAPES["tiny"], getattr(torch, element), "cpu"):
+    for layer in checked_layers(op, SHAPES["tiny"], getattr(torch, element), "cpu"):
         all_pass(list(prompt_checks(kernels, layer)))
 
 

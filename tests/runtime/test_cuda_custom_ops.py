@@ -13,8 +13,7 @@ import pytest
 
 from clada.ops import LOAD_SIGNAL, OPS, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN
 from clada.ops.record import Array, Case, Op, evaluate
-from gpu_suite.build import write_op_table
-from gpu_suite.model_needs import headers
+from gpu_suite.build import onnxruntime_headers, write_op_table
 from tests.conftest import ROOT
 from tests.native.cases import check_outputs, sized_case
 from tests.support.op_backends import body_model, make_constant
@@ -23,7 +22,8 @@ TOKEN_OPS = pytest.mark.parametrize("op", [op for op in OPS.values() if op is no
 GATED = QUANTIZED[SPARSE_GATED_FFN.name]
 PLUGINS = ROOT / "plugins"
 pytestmark = pytest.mark.skipif(
-    shutil.which("nvcc") is None or headers(ROOT) is None, reason="nvcc or ONNX Runtime's headers are not here"
+    shutil.which("nvcc") is None or onnxruntime_headers(ROOT) is None,
+    reason="nvcc or ONNX Runtime's headers are not here",
 )
 
 
@@ -42,7 +42,7 @@ def library(tmp_path_factory) -> Path:
     files += [ROOT / "tests" / "support" / "cuda_stand_in.cpp", ROOT / "tests" / "support" / "tensorrt_stand_in.cpp"]
     # cudart's own functions are left to the stand-in.
     command = ["nvcc", "-shared", "-cudart=none", "-std=c++17", "-O1", "-Xcompiler=-fPIC", "-o", path]
-    command += [*(f"-I{place}" for place in folders), "-isystem", headers(ROOT), *files]
+    command += [*(f"-I{place}" for place in folders), "-isystem", onnxruntime_headers(ROOT), *files]
     subprocess.run([*map(str, command)], check=True)
     return path
 

@@ -16,7 +16,7 @@ import pytest
 from clada.errors import CladaError
 from clada.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, VERSION
 from clada.plugins.tensorrt import library, library_path, library_version, register
-from gpu_suite.plugin_build import build_probe, tensorrt_headers
+from gpu_suite.build import build_probe, tensorrt_headers
 from tests.conftest import ROOT, built_for_cuda
 from tests.tensorrt.checks import all_fields
 

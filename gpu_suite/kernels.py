@@ -1,6 +1,7 @@
 """The kernels' library: every op's launcher, called with tensors."""
 
 import ctypes
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from clada.errors import CladaError
 from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_LINEAR
 from clada.ops.activations import ACTIVATIONS
 from clada.ops.record import Op
-from gpu_suite.calls import ELEMENTS, FFN_NAMES, LoadSignalCall, SparseFfnCall, SparseLinearCall
-from gpu_suite.device import Device
-from gpu_suite.guarded import Guarded
-from gpu_suite.products import torch_products
+from gpu_suite.calls import ELEMENTS, FFN_NAMES, MULTIPLY, LoadSignalCall, Products, SparseFfnCall, SparseLinearCall
+from gpu_suite.device import Device, Guarded
+
+# cudaErrorUnknown: what a product that failed returns.
+_FAILED = 999
 
 
 @dataclass(frozen=True)
@@ -132,3 +134,28 @@ class Call:
     def written_outside(self) -> bool:
         """Whether memory around outputs and workspace was changed."""
         return self._memory.damaged()
+
+
+def torch_products(device: Device) -> Products:
+    """Products that the kernels can call; they run on torch's current stream, which must be that of the call."""
+
+    def matrix(address: int, rows: int, columns: int, dtype: torch.dtype, row: int | None = None) -> torch.Tensor:
+        row = columns if row is None else row
+        elements = (rows - 1) * row + columns
+        return device.at(address, elements * dtype.itemsize).view(dtype).as_strided((rows, columns), (row, 1))
+
+    def multiply(_library: Any, pointer: Any, _stream: Any) -> int:
+        product = pointer.contents
+        m, n, k = product.m, product.n, product.k
+        try:
+            dtype = getattr(torch, ELEMENTS[product.element])
+            a, c = matrix(product.a, m, k, dtype), matrix(product.c, m, n, dtype, product.c_row)
+            b = matrix(product.b, n, k, dtype).T if product.transposed_b else matrix(product.b, k, n, dtype)
+            torch.mm(a, b, out=c)
+        except Exception:
+            # C++ cannot carry it further.
+            traceback.print_exc()
+            return _FAILED
+        return 0
+
+    return Products(ctypes.c_void_p(), MULTIPLY(multiply))

@@ -29,8 +29,8 @@ from clada.runtime.models.memory import Slab
 from clada.runtime.models.ort_cpu import Execution
 from clada.runtime.models.ort_cuda_in_place import DeviceInPlaceModel
 from clada.runtime.models.resident import Buffers
-from gpu_suite.tables import IN_GRAPH, LAUNCHED, LeftOut, Timing
-from gpu_suite.targets import MODEL
+from gpu_suite.report import MODEL
+from gpu_suite.timing import IN_GRAPH, LAUNCHED, LeftOut, Timing
 
 # The type that ONNX Runtime's attention knows on a GPU.
 ELEMENT = "float16"

@@ -1,15 +1,102 @@
-"""What the checks came to, and everything as text and as JSON."""
+"""What was found, as text and as JSON: what the checks came to, the times, the targets, and the machine."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from clada.benchmark.machine import host
 from clada.benchmark.report import Row, Table
-from gpu_suite.parity import Check
-from gpu_suite.tables import LeftOut
-from gpu_suite.targets import target_lines, targets
+from clada.benchmark.report import Target
+from gpu_suite.build import nvcc_path
+from gpu_suite.checks import Check
+from gpu_suite.device import Card
+from gpu_suite.timing import IN_GRAPH, LAYER, LeftOut
+
+_OPTIONAL_PACKAGES = ("onnxruntime-gpu", "tensorrt", "transformers")
+_TARGET_SHAPE = "llama-3-8b"
+_BANDWIDTH_SHARE, _BANDWIDTH_ACTIVE = 0.8, (0.6, 0.4)
+_LAYER_RATIO, _LAYER_ACTIVE = 1.6, 0.4
+_MODEL_RATIO, _MODEL_ACTIVE = 1.3, 0.4
+MODEL = "model"
+
+
+def _nvcc_version() -> str:
+    text = subprocess.run([nvcc_path(), "--version"], capture_output=True, text=True, check=False).stdout
+    return next((line.rsplit(",", 1)[-1].strip() for line in text.splitlines() if "release" in line), "")
+
+
+def _commit(root: Path) -> str:
+    """Of the checkout; empty where git does not know, with a plus where it was changed."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return result.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _versions() -> dict[str, str]:
+    found = {"torch": torch.__version__, "torch's CUDA": str(torch.version.cuda), "numpy": np.__version__}
+    return found | {name: installed for name in _OPTIONAL_PACKAGES if (installed := _version(name))}
+
+
+def machine(card: Card, root: Path) -> dict[str, Any]:
+    """The card, the host, the checkout and the versions."""
+    versions = {"driver": card.driver, "nvcc": _nvcc_version(), **_versions()}
+    return {"card": asdict(card), "host": host(), "commit": _commit(root), "versions": versions}
+
+
+def _layer_rows(tables: Sequence[Table], active: float) -> Iterator[Row]:
+    """Our rows of a layer's decode in a graph, one sequence, at a share of neurons."""
+    for table in tables:
+        if (table.shape, table.what, table.phase, table.tokens) == (_TARGET_SHAPE, LAYER, IN_GRAPH, 1):
+            yield from (row for row in table.rows if row.active_target == active)
+
+
+def targets(tables: Sequence[Table]) -> list[Target]:
+    """All targets; of a figure that was measured for several types, the lowest."""
+    found = []
+    for active in _BANDWIDTH_ACTIVE:
+        shares = [row.floor_share for row in _layer_rows(tables, active) if row.floor_share is not None]
+        what = f"share of copy bandwidth, {_TARGET_SHAPE} layer, {active:.0%} active"
+        found.append(Target(what, _BANDWIDTH_SHARE, min(shares, default=None)))
+    ratios = [row.ratio for row in _layer_rows(tables, _LAYER_ACTIVE) if row.ratio is not None]
+    what = f"times as fast as dense cuBLAS, {_TARGET_SHAPE} layer, {_LAYER_ACTIVE:.0%} active"
+    found.append(Target(what, _LAYER_RATIO, min(ratios, default=None)))
+    whole = [
+        row.ratio
+        for table in tables
+        if table.what == MODEL and table.tokens == 1
+        for row in table.rows
+        if row.active_target == _MODEL_ACTIVE and row.ratio is not None
+    ]
+    what = f"times as fast as dense, whole model, decode, {_MODEL_ACTIVE:.0%} active"
+    return [*found, Target(what, _MODEL_RATIO, min(whole, default=None))]
+
+
+def target_lines(found: Sequence[Target]) -> list[str]:
+    """A Markdown table of them."""
+    lines = ["| target | wanted | reached | met |", "|---|---|---|---|"]
+    for target in found:
+        reached = "not measured" if target.reached is None else f"{target.reached:.2f}"
+        lines.append(f"| {target.what} | {target.wanted:.2f} | {reached} | {'yes' if target.met else 'no'} |")
+    return lines
 
 
 @dataclass(frozen=True)
