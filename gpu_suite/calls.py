@@ -1,9 +1,11 @@
-"""The structures of plugins/kernels/calls.h and launchers.h, for ctypes."""
+"""The structures of plugins/kernels/calls.h and launchers.h for ctypes, and a call of any op in them."""
 
 import ctypes
+from collections.abc import Mapping, Sequence
 
-from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR
-from clada.ops.record import FLOAT_TYPES
+from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_LINEAR
+from clada.ops.activations import ACTIVATIONS
+from clada.ops.record import FLOAT_TYPES, Op
 
 # In the order of C++'s enum Element.
 ELEMENTS = FLOAT_TYPES
@@ -12,7 +14,7 @@ _FFN_POINTERS = (*_FFN_INPUTS, "y", "active", "score")
 _LINEAR_POINTERS = [spec.name for spec in (*QUANTIZED_LINEAR.inputs, *QUANTIZED_LINEAR.outputs)]
 _LOAD_SIGNAL_POINTERS = [spec.name for spec in (*LOAD_SIGNAL.inputs, *LOAD_SIGNAL.outputs)]
 # The names that a feed-forward call has for inputs of the gated op.
-FFN_NAMES = {"w_gate": "w_in", "w_down": "w_out", "s_gate": "s_in", "s_down": "s_out"}
+_FFN_NAMES = {"w_gate": "w_in", "w_down": "w_out", "s_gate": "s_in", "s_down": "s_out"}
 
 
 class SparseFfnCall(ctypes.Structure):
@@ -44,6 +46,45 @@ class LoadSignalCall(ctypes.Structure):
         ("element", ctypes.c_int),
         *((name, ctypes.c_void_p) for name in _LOAD_SIGNAL_POINTERS),
     )
+
+
+OpCall = SparseFfnCall | SparseLinearCall | LoadSignalCall
+
+
+def axis_sizes(op: Op, shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, str | float]) -> dict[str, int]:
+    """The size of every axis of an op by name, given its inputs' shapes."""
+    sizes = {axis: size for spec in op.inputs for axis, size in zip(spec.axes, shapes[spec.name], strict=True)}
+    return {**sizes, **op.output_sizes(sizes, attributes)}
+
+
+def op_call(
+    op: Op,
+    sizes: Mapping[str, int],
+    attributes: Mapping[str, str | float],
+    addresses: Mapping[str, int],
+    element: str,
+    weight_element: str | None = None,
+) -> OpCall:
+    """One call of an op.
+
+    Args:
+        op: The op.
+        sizes: Of its axes.
+        attributes: Of the op.
+        addresses: Of its inputs and outputs, by the record's names.
+        element: Type T.
+        weight_element: Type of weight matrices that are not quantized, where it is not T.
+    """
+    if op is LOAD_SIGNAL:
+        weight = float(attributes["surprisal_weight"])
+        return LoadSignalCall(*(sizes[axis] for axis in "BVKM"), weight, ELEMENTS.index(element), **addresses)
+    types = (ELEMENTS.index(element), ELEMENTS.index(weight_element or element))
+    quantization = [int(attributes.get(name, 0)) for name in ("bits", "block_size")]
+    if op in (SPARSE_LINEAR, QUANTIZED_LINEAR):
+        return SparseLinearCall(*(sizes[axis] for axis in "BSDN"), *types, *quantization, **addresses)
+    activation = list(ACTIVATIONS).index(str(attributes["activation"]))
+    named = {_FFN_NAMES.get(name, name): address for name, address in addresses.items()}
+    return SparseFfnCall(*(sizes[axis] for axis in "BSDF"), activation, *types, *quantization, **named)
 
 
 class Product(ctypes.Structure):

@@ -4,7 +4,7 @@ import ctypes
 import math
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,9 +19,9 @@ _BEFORE_CAPTURE = 3
 _MARGIN = 512
 _SENTINEL = 0xA5
 # As float32, float16 and bfloat16 a NaN, as int32 -1.
-_POISON = 0xFF
+POISON = 0xFF
 # What the launchers ask for; torch's own memory is aligned to 512.
-_ALIGNMENT = 256
+ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -173,30 +173,46 @@ CUDA = Device(
 )
 
 
-class Guarded:
-    """Memory that is watched."""
+class GuardedMemory:
+    """Memory in exactly as many bytes as are asked for, between bytes that nobody may write.
+
+    Args:
+        device: As torch calls it.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._blocks: list[tuple[torch.Tensor, int, int]] = []
 
+    def reserve(self, size: int, boundary: int = ALIGNMENT, offset: int = 0) -> tuple[torch.Tensor, int]:
+        """A block uint8[n], and where in it the memory starts: so many bytes past a boundary."""
+        block = torch.full((2 * _MARGIN + boundary + offset + size,), _SENTINEL, dtype=torch.uint8, device=self._device)
+        start = _MARGIN + -(block.data_ptr() + _MARGIN) % boundary + offset
+        self._blocks.append((block, start, size))
+        return block, start
+
     def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor whose content is poison."""
         size = math.prod(shape) * dtype.itemsize
-        block = torch.full((2 * _MARGIN + _ALIGNMENT + size,), _SENTINEL, dtype=torch.uint8, device=self._device)
-        start = _MARGIN + -(block.data_ptr() + _MARGIN) % _ALIGNMENT
-        block[start : start + size] = _POISON
-        self._blocks.append((block, start, size))
+        block, start = self.reserve(size)
+        block[start : start + size] = POISON
         return block[start : start + size].view(dtype).view(*shape)
 
     def poison(self) -> None:
-        """Fill every tensor with NaN, or -1."""
+        """Fill all of it with NaN, or -1."""
         for block, start, size in self._blocks:
-            block[start : start + size] = _POISON
+            block[start : start + size] = POISON
 
-    def damaged(self) -> bool:
-        """Whether anything around the tensors was written."""
-        return any(
-            bool((block[:start] != _SENTINEL).any() or (block[start + size :] != _SENTINEL).any())
-            for block, start, size in self._blocks
-        )
+    def surroundings(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What lies before each piece of it, and after."""
+        for block, start, size in self._blocks:
+            yield block[:start], block[start + size :]
+
+    def damage(self) -> str:
+        """Where something around it was written, in words; empty where nothing was."""
+        for before, after in self.surroundings():
+            if bool((before != _SENTINEL).any()):
+                return "written before the beginning"
+            if bool((after != _SENTINEL).any()):
+                return "written past the end"
+        return ""

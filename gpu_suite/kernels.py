@@ -11,10 +11,9 @@ import torch
 
 from clada.errors import CladaError
 from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, SPARSE_LINEAR
-from clada.ops.activations import ACTIVATIONS
 from clada.ops.record import Op
-from gpu_suite.calls import ELEMENTS, FFN_NAMES, MULTIPLY, LoadSignalCall, Products, SparseFfnCall, SparseLinearCall
-from gpu_suite.device import Device, Guarded
+from gpu_suite.calls import ELEMENTS, MULTIPLY, Products, axis_sizes, op_call
+from gpu_suite.device import Device, GuardedMemory
 
 # cudaErrorUnknown: what a product that failed returns.
 _FAILED = 999
@@ -59,6 +58,13 @@ def load(path: Path, device: Device) -> Kernels:
     return Kernels(library, device, torch_products(device), library.clada_cuda_rowwise_tokens())
 
 
+def _functions(op: Op) -> str:
+    """What the C functions of an op are called, but for their endings."""
+    if op is LOAD_SIGNAL:
+        return "clada_cuda_load_signal"
+    return f"clada_cuda_sparse_{'linear' if op in (SPARSE_LINEAR, QUANTIZED_LINEAR) else 'ffn'}"
+
+
 class Call:
     """One call of an op, made ready once: launching it again costs no more than the launch.
 
@@ -73,43 +79,21 @@ class Call:
         self, kernels: Kernels, op: Op, inputs: Mapping[str, torch.Tensor], attributes: Mapping[str, str | float]
     ) -> None:
         self._kernels, self._op, self._inputs = kernels, op, dict(inputs)
-        sizes = {
-            axis: size for spec in op.inputs for axis, size in zip(spec.axes, inputs[spec.name].shape, strict=True)
-        }
-        sizes |= op.output_sizes(sizes, attributes)
+        sizes = axis_sizes(op, {name: tensor.shape for name, tensor in inputs.items()}, attributes)
         dtype = inputs[op.inputs[0].name].dtype
-        self._memory = Guarded(kernels.device.name)
+        self._memory = GuardedMemory(kernels.device.name)
         self.outputs = {
             spec.name: self._memory.tensor(
                 [sizes[axis] for axis in spec.axes], dtype if spec.dtype == "T" else getattr(torch, spec.dtype)
             )
             for spec in op.outputs
         }
-        element = ELEMENTS.index(str(dtype).removeprefix("torch."))
-        addresses = {
-            FFN_NAMES.get(name, name): tensor.data_ptr() for name, tensor in (self._inputs | self.outputs).items()
-        }
-        library = kernels.library
+        addresses = {name: tensor.data_ptr() for name, tensor in (self._inputs | self.outputs).items()}
+        self._call = op_call(op, sizes, attributes, addresses, str(dtype).removeprefix("torch."))
+        name = _functions(op)
+        size_of, self._launch = (getattr(kernels.library, f"{name}{end}") for end in ("_workspace", ""))
         many = "S" in sizes and sizes["B"] * sizes["S"] > kernels.rowwise_tokens
-        products = [ctypes.byref(kernels.products) if many else None]
-        quantization = [int(attributes.get(name, 0)) for name in ("bits", "block_size")]
-        if op is LOAD_SIGNAL:
-            self._call: Any = LoadSignalCall(
-                *(sizes[axis] for axis in "BVKM"), float(attributes["surprisal_weight"]), element, **addresses
-            )
-            size_of, self._launch = library.clada_cuda_load_signal_workspace, library.clada_cuda_load_signal
-            products = []
-        elif op in (SPARSE_LINEAR, QUANTIZED_LINEAR):
-            self._call = SparseLinearCall(
-                *(sizes[axis] for axis in "BSDN"), element, element, *quantization, **addresses
-            )
-            size_of, self._launch = library.clada_cuda_sparse_linear_workspace, library.clada_cuda_sparse_linear
-        else:
-            activation = list(ACTIVATIONS).index(str(attributes["activation"]))
-            self._call = SparseFfnCall(
-                *(sizes[axis] for axis in "BSDF"), activation, element, element, *quantization, **addresses
-            )
-            size_of, self._launch = library.clada_cuda_sparse_ffn_workspace, library.clada_cuda_sparse_ffn
+        products = [] if op is LOAD_SIGNAL else [ctypes.byref(kernels.products) if many else None]
         self._workspace = self._memory.tensor([size_of(ctypes.byref(self._call))], torch.uint8)
         self._arguments = (
             *(ctypes.byref(self._call), ctypes.c_void_p(self._workspace.data_ptr())),
@@ -133,7 +117,7 @@ class Call:
 
     def written_outside(self) -> bool:
         """Whether memory around outputs and workspace was changed."""
-        return self._memory.damaged()
+        return bool(self._memory.damage())
 
 
 def torch_products(device: Device) -> Products:

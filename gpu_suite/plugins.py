@@ -10,8 +10,9 @@ from clada.errors import CladaError
 from clada.ops.record import Op
 from clada.plugins.tensorrt.library import library_version
 from gpu_suite.build import build_plugins, build_probe, tensorrt_headers
+from gpu_suite.calls import axis_sizes
 from gpu_suite.checks import Check, sample_checks
-from gpu_suite.device import Device, Guarded
+from gpu_suite.device import Device, GuardedMemory
 from gpu_suite.plugin_probe import PluginLibrary, tensors_of
 from gpu_suite.timing import LeftOut
 
@@ -53,14 +54,9 @@ class PluginCall:
     ) -> None:
         self._library, self._device = plugins.library, plugins.device
         self._inputs = [inputs[spec.name] for spec in op.inputs]
-        sizes = {
-            axis: size
-            for spec, tensor in zip(op.inputs, self._inputs, strict=True)
-            for axis, size in zip(spec.axes, tensor.shape, strict=True)
-        }
-        sizes |= op.output_sizes(sizes, attributes)
+        sizes = axis_sizes(op, {name: tensor.shape for name, tensor in inputs.items()}, attributes)
         dtype = self._inputs[0].dtype
-        self._memory = Guarded(plugins.device.name)
+        self._memory = GuardedMemory(plugins.device.name)
         self.outputs = {
             spec.name: self._memory.tensor(
                 [sizes[axis] for axis in spec.axes], dtype if spec.dtype == "T" else getattr(torch, spec.dtype)
@@ -101,7 +97,7 @@ class PluginCall:
 
     def written_outside(self) -> bool:
         """Whether memory around outputs and workspace was changed."""
-        return self._memory.damaged()
+        return bool(self._memory.damage())
 
 
 def load_plugins(root: Path, kernels: Path, generated: Path, given: Path | None, device: Device) -> Plugins | LeftOut:

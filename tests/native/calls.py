@@ -1,4 +1,4 @@
-"""The kernels' calls as C structures over NumPy arrays whose surroundings are watched."""
+"""The kernels' calls over NumPy arrays whose surroundings are watched."""
 
 import contextlib
 import ctypes
@@ -6,49 +6,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR
-from clada.ops.activations import ACTIVATIONS
-from clada.ops.quantized_matrices import scales_name
+from clada.ops import QUANTIZED_LINEAR, SPARSE_LINEAR
+from clada.ops.quantized_matrices import is_matrix
 from clada.ops.record import Array, Op
+from gpu_suite.calls import OpCall, axis_sizes, op_call
+from gpu_suite.device import POISON, GuardedMemory
 
-ELEMENTS = ("float32", "float16", "bfloat16")
-SENTINEL = 0xA5
-MARGIN = 192
-
-_FFN_MATRICES = ("w_in", "w_up", "w_out")
-_FFN_SCALES = ("s_in", "s_up", "s_out")
-_FFN_OTHERS = ("b_in", "b_out", "threshold", "scale", "pool", "y", "active", "score")
 _process = ctypes.CDLL(None)
-
-
-class SparseFfnCall(ctypes.Structure):
-    """SparseFfnCall of plugins/kernels/calls.h."""
-
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "neurons")]
-        + [(name, ctypes.c_int) for name in ("activation", "element", "weight_element", "bits", "block_size")]
-        + [(name, ctypes.c_void_p) for name in ("x", *_FFN_MATRICES, *_FFN_SCALES, *_FFN_OTHERS)]
-    )
-
-
-class SparseLinearCall(ctypes.Structure):
-    """SparseLinearCall of plugins/kernels/calls.h."""
-
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "outputs")]
-        + [(name, ctypes.c_int) for name in ("element", "weight_element", "bits", "block_size")]
-        + [(spec.name, ctypes.c_void_p) for spec in (*QUANTIZED_LINEAR.inputs, *QUANTIZED_LINEAR.outputs)]
-    )
-
-
-class LoadSignalCall(ctypes.Structure):
-    """LoadSignalCall of plugins/kernels/calls.h."""
-
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in ("batch", "vocabulary", "knots", "scale_knots_count")]
-        + [("surprisal_weight", ctypes.c_float), ("element", ctypes.c_int)]
-        + [(spec.name, ctypes.c_void_p) for spec in (*LOAD_SIGNAL.inputs, *LOAD_SIGNAL.outputs)]
-    )
 
 
 def to_element(array: Array, element: str) -> Array:
@@ -71,25 +35,23 @@ def rounded(array: Array, element: str) -> Array:
     return from_element(to_element(array, element), element)
 
 
-class GuardedMemory:
-    """Arrays in exactly as much memory as they need, at least `offset` bytes past a boundary, between sentinels."""
+class GuardedArrays(GuardedMemory):
+    """NumPy arrays in guarded memory, at least `offset` bytes past a boundary."""
 
     def __init__(self, offset: int) -> None:
-        self._offset, self._blocks = offset, []
+        super().__init__("cpu")
+        self._offset = offset
 
     def place(self, array: Array, boundary: int = 64) -> Array:
         """A copy of an array; one at a larger boundary than a cache line lies exactly there."""
         array = np.ascontiguousarray(array)
-        block = np.full(2 * MARGIN + boundary + array.nbytes, SENTINEL, np.uint8)
-        start = MARGIN + -(block.ctypes.data + MARGIN) % boundary
-        if boundary == 64:
-            start += -(-self._offset // array.itemsize) * array.itemsize
-        inside = block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        offset = -(-self._offset // array.itemsize) * array.itemsize if boundary == 64 else 0
+        block, start = self.reserve(array.nbytes, boundary, offset)
+        inside = block.numpy()[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
         inside[...] = array
-        self._blocks.append((block, start, array.nbytes))
         return inside
 
-    def place_unset(self, shape: tuple[int, ...], dtype: str, boundary: int = 64, fill: int = 0xFF) -> Array:
+    def place_unset(self, shape: tuple[int, ...], dtype: str, boundary: int = 64, fill: int = POISON) -> Array:
         """Filled with a byte; the default one makes NaN and -1."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return self.place(np.full(size, fill, np.uint8).view(dtype).reshape(shape), boundary)
@@ -102,116 +64,64 @@ class GuardedMemory:
             yield
         finally:
             self._tell_sanitizer("__asan_unpoison_memory_region")
-        for block, start, size in self._blocks:
-            assert (block[:start] == SENTINEL).all(), "written before the beginning"
-            assert (block[start + size :] == SENTINEL).all(), "written past the end"
+        damage = self.damage()
+        assert not damage, damage
 
     def _tell_sanitizer(self, function: str) -> None:
         tell = getattr(_process, function, None)
-        for block, start, size in self._blocks if tell else ():
-            for first, end in ((0, start // 8 * 8), (start + size, block.size)):
-                tell(ctypes.c_void_p(block.ctypes.data + first), ctypes.c_size_t(end - first))
+        for before, after in self.surroundings() if tell else ():
+            # What the sanitizer knows of 8 bytes is how many of the first are whole.
+            for address, size in ((before.data_ptr(), len(before) // 8 * 8), (after.data_ptr(), len(after))):
+                tell(ctypes.c_void_p(address), ctypes.c_size_t(size))
 
 
-def _address(array: Array | None) -> int | None:
-    return None if array is None else array.ctypes.data
-
-
-def place_ffn_call(
-    memory: GuardedMemory,
+def place_call(
+    memory: GuardedArrays,
     op: Op,
     inputs: Mapping[str, Array],
     attributes: Mapping[str, str | float],
     element: str,
     weight_element: str,
-) -> tuple[SparseFfnCall, list[Array]]:
-    """Place a feed-forward op's arrays.
+) -> tuple[OpCall, list[Array]]:
+    """Place an op's arrays.
 
     Args:
         memory: Where to.
-        op: A feed-forward op.
+        op: The op.
         inputs: As of a case of the op.
         attributes: As of a case of the op.
-        element: Type of x, the biases and y.
+        element: Type T, but of weight matrices.
         weight_element: Type of the weight matrices, where they are not quantised.
 
     Returns:
-        The call, and y (bits where bfloat16), active and score to be written.
+        The call, and the outputs to be written; bits where bfloat16.
     """
     placed = {}
-    for name, array in inputs.items():
-        if name.startswith("w_") and "bits" not in attributes:
-            array = to_element(array, weight_element)
-        elif name == "x" or name.startswith("b_"):
-            array = to_element(array, element)
-        placed[name] = memory.place(array)
-    batch, sequence, width = inputs["x"].shape
-    neurons = inputs["threshold"].shape[0]
-    outputs = [
-        memory.place_unset((batch, sequence, width), "uint16" if element == "bfloat16" else element),
-        memory.place_unset((batch, sequence), "int32"),
-        memory.place_unset((batch, neurons), "float32"),
-    ]
-    names = [spec.name for spec in op.inputs]
-    w_in, w_out = ("w_gate", "w_down") if "w_gate" in names else ("w_in", "w_out")
-    matrices = [w_in, "w_up", w_out]
-    call = SparseFfnCall(
-        *(batch, sequence, width, neurons, list(ACTIVATIONS).index(str(attributes["activation"]))),
-        *(ELEMENTS.index(element), ELEMENTS.index(weight_element)),
-        *(int(attributes.get(name, 0)) for name in ("bits", "block_size")),
-        *(_address(placed.get(name)) for name in ("x", *matrices, *map(scales_name, matrices), "b_in", "b_out")),
-        *(_address(array) for array in (placed["threshold"], placed["scale"], placed["pool"], *outputs)),
-    )
-    return call, outputs
+    for spec in op.inputs:
+        array = inputs[spec.name]
+        if spec.dtype == "T":
+            array = to_element(array, weight_element if is_matrix(spec.name) else element)
+        placed[spec.name] = memory.place(array)
+    sizes = axis_sizes(op, {name: array.shape for name, array in inputs.items()}, attributes)
+    stored = "uint16" if element == "bfloat16" else element
+    outputs = {
+        spec.name: memory.place_unset(
+            tuple(sizes[axis] for axis in spec.axes), stored if spec.dtype == "T" else spec.dtype
+        )
+        for spec in op.outputs
+    }
+    addresses = {name: array.ctypes.data for name, array in (placed | outputs).items()}
+    return op_call(op, sizes, attributes, addresses, element, weight_element), list(outputs.values())
 
 
 def place_linear_call(
-    memory: GuardedMemory,
+    memory: GuardedArrays,
     inputs: Mapping[str, Array],
     element: str,
     weight_element: str,
     quantization: tuple[int, int] | None = None,
-) -> tuple[SparseLinearCall, list[Array]]:
-    """Place the arrays of SparseLinear, or of its quantised variant.
-
-    Args:
-        memory: Where to.
-        inputs: As of a case of the op.
-        element: Type of x and y.
-        weight_element: Type of w, where it is not quantised.
-        quantization: Bits and block size.
-
-    Returns:
-        The call, and y (bits where bfloat16) and kept to be written.
-    """
-    types = {"x": element} if quantization else {"x": element, "w": weight_element}
-    placed = {name: memory.place(to_element(a, types[name]) if name in types else a) for name, a in inputs.items()}
-    batch, sequence, width = inputs["x"].shape
-    columns = inputs["w"].shape[1] * 8 // quantization[0] if quantization else inputs["w"].shape[1]
-    outputs = [
-        memory.place_unset((batch, sequence, columns), "uint16" if element == "bfloat16" else element),
-        memory.place_unset((batch, sequence), "int32"),
-    ]
-    call = SparseLinearCall(
-        *(batch, sequence, width, columns, ELEMENTS.index(element), ELEMENTS.index(weight_element)),
-        *(quantization or (0, 0)),
-        *(_address(placed.get(spec.name)) for spec in QUANTIZED_LINEAR.inputs),
-        *map(_address, outputs),
-    )
-    return call, outputs
-
-
-def place_load_signal_call(
-    memory: GuardedMemory, inputs: Mapping[str, Array], surprisal_weight: float, element: str
-) -> tuple[LoadSignalCall, list[Array]]:
-    """Place LoadSignal's arrays; returns the call and the outputs to be written."""
-    placed = {name: memory.place(to_element(a, element) if name == "logits" else a) for name, a in inputs.items()}
-    batch, vocabulary = inputs["logits"].shape
-    outputs = [memory.place_unset((batch,), "float32") for _ in LOAD_SIGNAL.outputs]
-    call = LoadSignalCall(
-        *(batch, vocabulary, len(inputs["surprisal_knots"]), len(inputs["scale_knots"])),
-        *(surprisal_weight, ELEMENTS.index(element)),
-        *(_address(placed[spec.name]) for spec in LOAD_SIGNAL.inputs),
-        *map(_address, outputs),
-    )
-    return call, outputs
+) -> tuple[OpCall, list[Array]]:
+    """Place the arrays of SparseLinear, or, with bits and a block size, of its quantised variant."""
+    op = QUANTIZED_LINEAR if quantization else SPARSE_LINEAR
+    attributes = dict(zip(("bits", "block_size"), quantization or (), strict=False))
+    return place_call(memory, op, inputs, attributes, element, weight_element)

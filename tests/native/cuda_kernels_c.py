@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clada.ops import LOAD_SIGNAL
 from clada.ops.record import Array, Op
 from tests.native.calls import (
-    GuardedMemory,
+    GuardedArrays,
     from_element,
-    place_ffn_call,
+    place_call,
     place_linear_call,
-    place_load_signal_call,
 )
 
 WORKSPACE_BOUNDARY = 256
@@ -55,7 +55,7 @@ def _check(error: int) -> None:
     assert error == 0, _library.cudaGetErrorString(error).decode()
 
 
-def _run_tokens(memory: GuardedMemory, name: str, call: Any, run: Run) -> None:
+def _run_tokens(memory: GuardedArrays, name: str, call: Any, run: Run) -> None:
     """Call the kernels of an op with a batch and a sequence, with products where there are many tokens."""
     launcher, size_of = (getattr(_library, f"clada_cuda_{name}{end}") for end in ("", "_workspace"))
     workspace = memory.place_unset((size_of(ctypes.byref(call)),), "uint8", WORKSPACE_BOUNDARY, run.garbage)
@@ -88,8 +88,8 @@ def sparse_ffn(
     Returns:
         y in float64, active and score.
     """
-    memory = GuardedMemory(offset)
-    call, (y, active, score) = place_ffn_call(memory, op, inputs, attributes, element, element)
+    memory = GuardedArrays(offset)
+    call, (y, active, score) = place_call(memory, op, inputs, attributes, element, element)
     _run_tokens(memory, "sparse_ffn", call, run)
     return from_element(y, element), active, score
 
@@ -107,7 +107,7 @@ def sparse_linear(
     Returns:
         y in float64, and kept.
     """
-    memory = GuardedMemory(offset)
+    memory = GuardedArrays(offset)
     call, (y, kept) = place_linear_call(memory, inputs, element, element, quantization)
     _run_tokens(memory, "sparse_linear", call, run)
     return from_element(y, element), kept
@@ -122,8 +122,8 @@ def load_signal(
     run: Run = RUNS[0],
 ) -> list[Array]:
     """Call the kernels of LoadSignal; returns its outputs."""
-    memory = GuardedMemory(offset)
-    call, outputs = place_load_signal_call(memory, inputs, surprisal_weight, element)
+    memory = GuardedArrays(offset)
+    call, outputs = place_call(memory, LOAD_SIGNAL, inputs, {"surprisal_weight": surprisal_weight}, element, element)
     size = _library.clada_cuda_load_signal_workspace(ctypes.byref(call))
     workspace = memory.place_unset((size,), "uint8", WORKSPACE_BOUNDARY, run.garbage)
     _library.cuda_emulation_order(run.order)
@@ -153,8 +153,8 @@ def sparse_ffn_error(
     Returns:
         The error's number.
     """
-    memory = GuardedMemory(0)
-    call, _ = place_ffn_call(memory, op, inputs, attributes, "float32", weight_element)
+    memory = GuardedArrays(0)
+    call, _ = place_call(memory, op, inputs, attributes, "float32", weight_element)
     if without:
         setattr(call, without, None)
     for name, size in (sizes or {}).items():
@@ -182,7 +182,7 @@ def sparse_linear_error(
     Returns:
         The error's number.
     """
-    memory = GuardedMemory(0)
+    memory = GuardedArrays(0)
     call, _ = place_linear_call(memory, inputs, "float32", weight_element, quantization)
     for name, value in (said or {}).items():
         setattr(call, name, value)
@@ -194,8 +194,8 @@ def sparse_linear_error(
 
 def load_signal_error(inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None) -> int:
     """The cudaError_t of a call of LoadSignal, which may say that it has other sizes than its inputs."""
-    memory = GuardedMemory(0)
-    call, _ = place_load_signal_call(memory, inputs, 0.5, "float32")
+    memory = GuardedArrays(0)
+    call, _ = place_call(memory, LOAD_SIGNAL, inputs, {"surprisal_weight": 0.5}, "float32", "float32")
     for name, size in (sizes or {}).items():
         setattr(call, name, size)
     size = _library.clada_cuda_load_signal_workspace(ctypes.byref(call))
@@ -206,14 +206,14 @@ def load_signal_error(inputs: Mapping[str, Array], sizes: Mapping[str, int] | No
 
 def sparse_ffn_workspace(op: Op, inputs: Mapping[str, Array], attributes: Mapping[str, str | float]) -> int:
     """Bytes that a float32 call needs."""
-    call, _ = place_ffn_call(GuardedMemory(0), op, inputs, attributes, "float32", "float32")
+    call, _ = place_call(GuardedArrays(0), op, inputs, attributes, "float32", "float32")
     size: int = _library.clada_cuda_sparse_ffn_workspace(ctypes.byref(call))
     return size
 
 
 def sparse_linear_workspace(inputs: Mapping[str, Array], quantization: tuple[int, int] | None = None) -> int:
     """Bytes that a float32 call needs."""
-    call, _ = place_linear_call(GuardedMemory(0), inputs, "float32", "float32", quantization)
+    call, _ = place_linear_call(GuardedArrays(0), inputs, "float32", "float32", quantization)
     size: int = _library.clada_cuda_sparse_linear_workspace(ctypes.byref(call))
     return size
 

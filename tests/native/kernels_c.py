@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from clada.ops import LOAD_SIGNAL
 from clada.ops.record import Array, Op
 from tests.native.calls import (
-    GuardedMemory,
+    GuardedArrays,
     from_element,
-    place_ffn_call,
+    place_call,
     place_linear_call,
-    place_load_signal_call,
 )
 
 _library = ctypes.CDLL(os.environ["CLADA_KERNELS_LIBRARY"])
@@ -44,8 +44,8 @@ def sparse_ffn(
     Returns:
         y in float64, active and score.
     """
-    memory = GuardedMemory(offset)
-    call, (y, active, score) = place_ffn_call(memory, op, inputs, attributes, element, weight_element)
+    memory = GuardedArrays(offset)
+    call, (y, active, score) = place_call(memory, op, inputs, attributes, element, weight_element)
     with memory.watched():
         assert _library.test_sparse_ffn(instructions.encode(), threads, ctypes.byref(call)) == 0
     return from_element(y, element), active, score
@@ -65,7 +65,7 @@ def sparse_linear(
 
     Other arguments are those of `sparse_ffn`; returns y in float64, and kept.
     """
-    memory = GuardedMemory(offset)
+    memory = GuardedArrays(offset)
     call, (y, kept) = place_linear_call(memory, inputs, element, weight_element, quantization)
     with memory.watched():
         assert _library.test_sparse_linear(instructions.encode(), threads, ctypes.byref(call)) == 0
@@ -81,8 +81,8 @@ def load_signal(
     offset: int = 0,
 ) -> tuple[int, list[Array]]:
     """Call the kernel of LoadSignal: 0, or the number of the row whose token is bad, from 1; and its outputs."""
-    memory = GuardedMemory(offset)
-    call, outputs = place_load_signal_call(memory, inputs, surprisal_weight, element)
+    memory = GuardedArrays(offset)
+    call, outputs = place_call(memory, LOAD_SIGNAL, inputs, {"surprisal_weight": surprisal_weight}, element, element)
     with memory.watched():
         result = _library.test_load_signal(instructions.encode(), ctypes.byref(call))
     assert result >= 0

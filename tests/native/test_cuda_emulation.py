@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clada.ops.record import Array
-from tests.native.calls import GuardedMemory, rounded
+from tests.native.calls import GuardedArrays, rounded
 from tests.native.cuda_kernels_c import load_emulated
 
 SAMPLES = os.environ["CLADA_CUDA_SAMPLES_LIBRARY"]
@@ -19,7 +19,7 @@ _library = load_emulated(SAMPLES)
 
 def run(kernel: str, values: Array, order: int = 0) -> tuple[Array, str]:
     """The array that a kernel leaves, and what the emulation reports."""
-    memory = GuardedMemory(offset=0)
+    memory = GuardedArrays(offset=0)
     data = memory.place(values.astype(np.float32))
     _library.cuda_emulation_order(order)
     with memory.watched():
@@ -128,7 +128,7 @@ def test_the_sanitizers_stop_what_they_find(kernel, size, found):
 
 
 def test_without_sanitizers_a_write_past_the_end_is_seen_afterwards():
-    memory = GuardedMemory(offset=4)
+    memory = GuardedArrays(offset=4)
     data = memory.place(np.zeros(3, np.float32))
     with pytest.raises(AssertionError, match="written past the end"), memory.watched():
         memory._tell_sanitizer("__asan_unpoison_memory_region")

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from clada.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
-from clada.ops.record import Array, Case, Op, evaluate
+from clada.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from tests.native import cuda_kernels_c
-from tests.native.calls import ELEMENTS
 from tests.native.cases import FFN_CASES, check_outputs, dense_case, large_case, rounded_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS, RUNS
 from tests.support.exhaustive import in_turn
 
 FFN_OPS = pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
-elements = pytest.mark.parametrize("element", ELEMENTS)
+elements = pytest.mark.parametrize("element", FLOAT_TYPES)
 # Row by row, and as products of matrices.
 sequences = pytest.mark.parametrize("sequence", [2, ROWWISE_TOKENS + 1])
 
@@ -53,7 +52,7 @@ LARGE = [(1, 1, 4160, 20), (1, 1, 72, 4200), (8, 1, 520, 70), (5, 1, 129, 515), 
 PLACED = [*((sizes, 0) for sizes in LARGE), (LARGE[0], 4), (LARGE[2], 4)]
 
 
-@pytest.mark.parametrize(("placed", "element"), in_turn(PLACED, ELEMENTS), ids=str)
+@pytest.mark.parametrize(("placed", "element"), in_turn(PLACED, FLOAT_TYPES), ids=str)
 @FFN_OPS
 def test_sizes_past_every_block(op, placed, element):
     sizes, offset = placed
@@ -61,7 +60,7 @@ def test_sizes_past_every_block(op, placed, element):
 
 
 @FFN_OPS
-@pytest.mark.parametrize(("batch", "element"), in_turn(range(1, 9), ELEMENTS))
+@pytest.mark.parametrize(("batch", "element"), in_turn(range(1, 9), FLOAT_TYPES))
 def test_every_batch_has_pools_of_its_own(op, batch, element):
     check_ffn(op, large_case(op, batch, 1, 40, 100, element=element), element)
 
@@ -82,7 +81,7 @@ def test_more_tokens_than_fit_a_chunk(op, sizes):
 
 
 @FFN_OPS
-@pytest.mark.parametrize(("element_offset", "element"), in_turn(range(1, 9), ELEMENTS))
+@pytest.mark.parametrize(("element_offset", "element"), in_turn(range(1, 9), FLOAT_TYPES))
 def test_every_misalignment(op, element_offset, element):
     size = 4 if element == "float32" else 2
     check_ffn(op, large_case(op, 1, 2, 64, 33, element=element), element, offset=size * element_offset)

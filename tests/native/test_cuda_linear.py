@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from clada.ops import QUANTIZED_LINEAR, SPARSE_LINEAR
-from clada.ops.record import Array, Case, Op, evaluate
+from clada.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from tests.native import cuda_kernels_c
-from tests.native.calls import ELEMENTS
 from tests.native.cases import check_outputs, large_linear_case, rounded_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS
 from tests.native.test_cuda_kernels import elements, same_in_all_runs, sequences
@@ -72,7 +71,7 @@ LARGE = [(1, 1, 70, 264), (8, 1, 70, 136), (5, 1, 70, 65), (2, 3, 17, 136), (2, 
 PLACED = [*((sizes, 0) for sizes in LARGE), (LARGE[0], 4)]
 
 
-@pytest.mark.parametrize(("placed", "element"), in_turn(PLACED, ELEMENTS), ids=str)
+@pytest.mark.parametrize(("placed", "element"), in_turn(PLACED, FLOAT_TYPES), ids=str)
 def test_sizes_past_every_block(placed, element):
     sizes, offset = placed
     check(large_linear_case(*sizes), element, offset=offset)
@@ -95,7 +94,7 @@ def test_a_vocabulary_whose_tiles_are_more_than_a_card_has_places():
     assert f"<<<({2 * tiles}, 1, 1), (256, 1, 1)>>>" in cuda_kernels_c.launches()[-1]
 
 
-@pytest.mark.parametrize(("batch", "element"), in_turn(range(1, 9), ELEMENTS))
+@pytest.mark.parametrize(("batch", "element"), in_turn(range(1, 9), FLOAT_TYPES))
 def test_every_batch(batch, element):
     check(large_linear_case(batch, 1, 40, 100), element)
 

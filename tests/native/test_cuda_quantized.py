@@ -6,9 +6,8 @@ import pytest
 from clada.ops import QUANTIZED_FFN
 from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize, pack
 from clada.ops.quantized_matrices import scales_name
-from clada.ops.record import Array
+from clada.ops.record import FLOAT_TYPES, Array
 from tests.native import cuda_kernels_c
-from tests.native.calls import ELEMENTS
 from tests.native.cases import QUANTIZED_FFN_CASES, dense_case, large_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS, RUNS
 from tests.native.test_cuda_kernels import check_ffn, run_ffn, sequences
@@ -22,7 +21,7 @@ every_bits = pytest.mark.parametrize("bits", BITS)
 
 @pytest.mark.parametrize(("op", "case"), QUANTIZED_FFN_CASES)
 def test_matches_reference(op, case):
-    for element in ELEMENTS:
+    for element in FLOAT_TYPES:
         check_ffn(op, case, element)
 
 
@@ -43,14 +42,14 @@ def test_sizes_past_every_block(sizes, bits):
 @pytest.mark.parametrize("batch", range(2, 9))
 def test_every_batch_has_pools_of_its_own(batch, bits):
     """With more columns than are staged of 8 tokens at a time, and rows that do not start at a whole vector."""
-    element = ELEMENTS[batch % 3]
+    element = FLOAT_TYPES[batch % 3]
     for op, offset in ((GATED, 0), (PLAIN, 2)):
         case = large_case(op, batch, 1, 544, 50, element=element, quantization=(bits, 32))
         check_ffn(op, case, element, offset=offset)
 
 
 @formats
-@pytest.mark.parametrize(("element_offset", "element"), in_turn([1, 4, 7], ELEMENTS))
+@pytest.mark.parametrize(("element_offset", "element"), in_turn([1, 4, 7], FLOAT_TYPES))
 def test_every_misalignment(element_offset, quantization, element):
     """Of x, codes and scales alike."""
     case = large_case(GATED, 1, 2, 256, 33, element=element, quantization=quantization)
@@ -59,7 +58,7 @@ def test_every_misalignment(element_offset, quantization, element):
 
 @pytest.mark.parametrize(
     ("quantization", "called"),
-    in_turn(FORMATS, [(PLAIN, "float32"), *((GATED, element) for element in ELEMENTS)]),
+    in_turn(FORMATS, [(PLAIN, "float32"), *((GATED, element) for element in FLOAT_TYPES)]),
     ids=lambda pair: "-".join(str(getattr(value, "name", value)) for value in pair),
 )
 def test_many_tokens_are_products_of_matrices(quantization, called):

@@ -7,9 +7,8 @@ import pytest
 
 from clada.ops import QUANTIZED_LINEAR
 from clada.ops.block_quantization import dequantize, pack
-from clada.ops.record import Array, Case
+from clada.ops.record import FLOAT_TYPES, Array, Case
 from tests.native import cuda_kernels_c
-from tests.native.calls import ELEMENTS
 from tests.native.cases import large_linear_case
 from tests.native.cuda_kernels_c import ROWWISE_TOKENS
 from tests.native.test_cuda_kernels import sequences
@@ -27,7 +26,7 @@ from tests.support.exhaustive import in_turn
 
 @pytest.mark.parametrize("case", list(QUANTIZED_LINEAR.cases()), ids=lambda case: case.name)
 def test_matches_reference(case):
-    for element in ELEMENTS:
+    for element in FLOAT_TYPES:
         check(case, element)
 
 
@@ -41,7 +40,7 @@ def fitting(quantization: tuple[int, int], outputs: int) -> int:
     return -(-outputs // block) * block
 
 
-@pytest.mark.parametrize(("sizes", "element"), in_turn(LARGE, ELEMENTS), ids=str)
+@pytest.mark.parametrize(("sizes", "element"), in_turn(LARGE, FLOAT_TYPES), ids=str)
 @formats
 def test_sizes_past_every_block(quantization, sizes, element):
     *others, outputs = sizes
@@ -59,12 +58,12 @@ def test_more_inputs_than_a_block_takes():
 
 @pytest.mark.parametrize(("batch", "quantization"), in_turn(range(1, 9), FORMATS), ids=str)
 def test_every_batch(batch, quantization):
-    for element in ELEMENTS:
+    for element in FLOAT_TYPES:
         check(large_linear_case(batch, 1, 40, 384, quantization=quantization), element)
 
 
 @formats
-@pytest.mark.parametrize(("element_offset", "element"), in_turn([1, 4, 7], ELEMENTS))
+@pytest.mark.parametrize(("element_offset", "element"), in_turn([1, 4, 7], FLOAT_TYPES))
 def test_every_misalignment(element_offset, quantization, element):
     """Of x, codes and scales alike, with few tokens and with many."""
     for tokens in (2, ROWWISE_TOKENS + 1):
@@ -73,7 +72,7 @@ def test_every_misalignment(element_offset, quantization, element):
 
 
 @formats
-@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("element", FLOAT_TYPES)
 def test_many_tokens_are_products_of_matrices(element, quantization):
     check(large_linear_case(2, 7, 60, 384, element=element, quantization=quantization), element)
 
@@ -225,5 +224,5 @@ def test_any_sizes(record_property):
         batch, sequence, width, blocks = (int(rng.integers(high)) for high in (5, 12, 300, 4))
         quantization = FORMATS[rng.integers(len(FORMATS))]
         case = large_linear_case(batch, sequence, width, blocks * quantization[1], quantization=quantization)
-        check(case, ELEMENTS[rng.integers(3)])
+        check(case, FLOAT_TYPES[rng.integers(3)])
     record_property("cases", cases)

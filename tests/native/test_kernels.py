@@ -7,16 +7,16 @@ import pytest
 
 from clada.ops import LOAD_SIGNAL, SPARSE_FFN, SPARSE_GATED_FFN
 from clada.ops.activations import ACTIVATIONS
-from clada.ops.record import Case, Op, evaluate
+from clada.ops.record import FLOAT_TYPES, Case, Op, evaluate
 from tests.native import kernels_c
-from tests.native.calls import ELEMENTS, from_element, to_element
+from tests.native.calls import from_element, to_element
 from tests.native.cases import FFN_CASES, check_outputs, dense_case, large_case, rounded_case
 from tests.support.exhaustive import few
 
 ALL_INSTRUCTIONS = ("avx512_vnni", "avx512", "avx_vnni", "avx2", "portable")
 INSTRUCTIONS = [name for name in ALL_INSTRUCTIONS if kernels_c.available(name) and "vnni" not in name]
 instructions = pytest.mark.parametrize("instructions", INSTRUCTIONS)
-weight_element = pytest.mark.parametrize("weight_element", ELEMENTS)
+weight_element = pytest.mark.parametrize("weight_element", FLOAT_TYPES)
 
 
 def check_ffn(op: Op, case: Case, *, element: str = "float32", weight_element: str = "float32", **options) -> None:
@@ -137,7 +137,7 @@ def test_activations_over_their_whole_range(activation, instructions):
 
 
 @instructions
-@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("element", FLOAT_TYPES)
 @pytest.mark.parametrize("case", LOAD_SIGNAL.cases(), ids=lambda case: case.name)
 def test_load_signal_matches_reference(case, element, instructions):
     case = rounded_case(case, element, "float32")

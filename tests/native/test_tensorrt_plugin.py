@@ -11,7 +11,7 @@ import pytest
 from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, VERSION
 from clada.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from gpu_suite.plugin_probe import Plugin, PluginLibrary, TensorSpec, tensors_of
-from tests.native.calls import GuardedMemory, from_element, to_element
+from tests.native.calls import GuardedArrays, from_element, to_element
 from tests.native.cases import (
     FFN_CASES,
     LINEAR_CASES,
@@ -244,7 +244,7 @@ class Workspace:
     """As many bytes as a plugin asked for, as far off the boundary that its kernels need as there can be."""
 
     def __init__(self, size: int, garbage: int = 0xFF) -> None:
-        self.memory, self._garbage = GuardedMemory(0), garbage
+        self.memory, self._garbage = GuardedArrays(0), garbage
         self._bytes = self.memory.place_unset((1 + size,), "uint8", WORKSPACE_BOUNDARY, garbage)
         self.address = self._bytes.ctypes.data + 1
 
@@ -255,7 +255,7 @@ class Workspace:
 
 def compute(plugin: Plugin, op: Op, case: Case, element: str, workspace: Workspace) -> list[Array]:
     """Outputs of a case, in float64 where they are of type T, from a plugin that was told of its sizes."""
-    memory, sizes = GuardedMemory(0), case_sizes(op, case)
+    memory, sizes = GuardedArrays(0), case_sizes(op, case)
     inputs = [
         memory.place(to_element(case.inputs[spec.name], element) if spec.dtype == "T" else case.inputs[spec.name])
         for spec in op.inputs
