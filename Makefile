@@ -41,7 +41,7 @@ test-native: native $(VENV)/dependencies.stamp
 	CLADA_KERNELS_LIBRARY=$(CURDIR)/build/native/tests/native/libclada_kernels_c.so \
 	    CLADA_CUDA_EMULATION_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_emulation.so \
 	    CLADA_CUDA_SAMPLES_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_samples.so \
-	    CLADA_PLUGIN_PROBE_LIBRARY=$(CURDIR)/build/native/tests/tensorrt/libclada_plugin_probe.so \
+	    CLADA_PLUGIN_PROBE_LIBRARY=$(CURDIR)/build/native/gpu_suite/libclada_plugin_probe.so \
 	    CLADA_TRT_EMULATED_LIBRARY=$(CURDIR)/build/native/tests/tensorrt/libclada_trt_emulated.so \
 	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(CASES) tests/native
@@ -73,7 +73,7 @@ $(VENV)/nvcc.stamp: $(VENV)/dependencies.stamp
 lint: native $(VENV)/dependencies.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find plugins tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(shell find plugins gpu_suite tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
 # What builds clada.

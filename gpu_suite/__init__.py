@@ -1,1 +1,1 @@
-"""Checks and times the CUDA kernels on this machine's card; needs torch and nvcc, and nothing of ours installed."""
+"""Checks and times the CUDA kernels on this machine's card; needs torch, nvcc and CMake, but clada not installed."""

@@ -1,22 +1,34 @@
-"""Compiles for one architecture with nvcc: the kernels, ONNX Runtime's custom ops, and TensorRT's plugins."""
+"""The libraries that the suite calls: built by CMake from a checkout for one architecture, or elsewhere."""
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from clada.contract.files import write
 from clada.errors import CladaError
 
-_KERNELS = "libclada_cuda.so"
+# The targets of CMake, each of one library.
+KERNELS, CUSTOM_OPS, PLUGINS, PROBE = "clada_cuda", "clada_onnxruntime_cuda", "clada_trt", "clada_plugin_probe"
+_NAMES = {
+    KERNELS: "the CUDA kernels",
+    CUSTOM_OPS: "ONNX Runtime's custom ops",
+    PLUGINS: "the TensorRT plugins",
+    PROBE: "the plugins' probe",
+}
+# The path of a target's library, which is up to date.
+Libraries = Callable[[str], Path]
 # Where CUDA usually is.
 INSTALLED = Path("/usr/local/cuda")
-_CUSTOM_OPS = "libclada_onnxruntime_cuda.so"
-_PROBE = "plugin_probe.cpp"
+# What a compiler complains of ("-Werror" is none), and else what CMake does, over several lines.
+_COMPLAINTS = (
+    re.compile(r"^.*\b(error|fatal)\b.*$", re.MULTILINE),
+    re.compile(r"^CMake Error.*(\n  .*)*", re.MULTILINE),
+)
 # Import name and package: the runtime's, and what the exporter traces with.
 _PACKAGES = {
     "onnxruntime": "onnxruntime-gpu",
@@ -47,126 +59,25 @@ def nvcc_path() -> Path:
     return Path(found)
 
 
-def _sources(kernels: Path) -> list[Path]:
-    return sorted(path for path in (kernels / "cuda").iterdir() if path.suffix in (".cu", ".cpp"))
+def _program(name: str) -> str | None:
+    """A program on the path, or beside this Python, where pip puts it."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-def kernels_command(nvcc: Path, root: Path, architecture: str, generated: Path, library: Path) -> list[str]:
-    """What compiles the kernels of a checkout.
-
-    Args:
-        nvcc: The compiler.
-        root: The checkout.
-        architecture: As "sm_90"; machine code for this one alone.
-        generated: Folder of op_table.h.
-        library: What is written.
-    """
-    kernels = root / "plugins" / "kernels"
-    number = architecture.removeprefix("sm_")
-    return [
-        *(str(nvcc), "-shared", "-std=c++17", "-O3", "-gencode", f"arch=compute_{number},code={architecture}"),
-        *("-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror"),
-        *("-I", str(kernels), "-I", str(kernels / "cuda"), "-I", str(generated), "-o", str(library)),
-        *map(str, _sources(kernels)),
-    ]
+def _cmake() -> str:
+    found = _program("cmake")
+    if found is None:
+        raise CladaError(f"cmake is not on the PATH or beside {sys.executable}; install it (pip install cmake ninja)")
+    return found
 
 
-def write_op_table(root: Path, folder: Path) -> None:
-    """Write the C++ side of the op records, op_table.h."""
-    module = runpy.run_path(str(root / "plugins" / "kernels" / "op_table.py"))
-    write(folder / "op_table.h", module["header"]().encode())
-
-
-def compile_to(library: Path, command: Callable[[Path], list[str]], what: str) -> None:
-    """Run a command that writes a library, which appears only where it is whole.
-
-    Args:
-        library: What is written.
-        command: What writes it elsewhere.
-        what: What it is made for, in words.
-
-    Raises:
-        CladaError: The command fails: its first complaint.
-    """
-    unfinished = library.with_suffix(".unfinished")
-    result = subprocess.run(command(unfinished), capture_output=True, text=True, check=False)
-    if result.returncode:
-        unfinished.unlink(missing_ok=True)
-        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
-        complaint = next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else "")
-        raise CladaError(f"nvcc cannot compile {what}: {complaint.strip()}")
-    unfinished.replace(library)
-
-
-def build(root: Path, architecture: str, folder: Path) -> Path:
-    """The library of kernels, compiled unless what is in the folder is newer than every source.
-
-    Args:
-        root: The checkout.
-        architecture: As "sm_90".
-        folder: Where it and what it needs are written.
-
-    Raises:
-        CladaError: There is no nvcc, or it fails: its first complaint.
-    """
-    nvcc = nvcc_path()
-    kernels, library = root / "plugins" / "kernels", folder / architecture / _KERNELS
-    records = [*(root / "clada" / "ops").glob("*.py"), kernels / "op_table.py"]
-    newest = max(path.stat().st_mtime for path in [*kernels.glob("*.h"), *(kernels / "cuda").iterdir(), *records])
-    if library.exists() and library.stat().st_mtime > newest:
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    write_op_table(root, folder)
-    compile_to(
-        library,
-        lambda unfinished: kernels_command(nvcc, root, architecture, folder, unfinished),
-        f"the kernels for {architecture}",
-    )
-    return library
-
-
-def custom_ops_command(nvcc: Path, root: Path, kernels: Path, headers: Path, library: Path) -> list[str]:
-    """What compiles the custom ops of a checkout.
-
-    Args:
-        nvcc: The compiler.
-        root: The checkout.
-        kernels: The library of kernels; op_table.h is in the folder above its own.
-        headers: Folder of ONNX Runtime's headers.
-        library: What is written, beside the kernels.
-    """
-    plugins = root / "plugins"
-    # Their own folder first: headers here have the names of the CPU's.
-    folders = [plugins / "onnxruntime" / "cuda", plugins / "onnxruntime", plugins / "kernels" / "cuda"]
-    folders += [plugins / "kernels", kernels.parent.parent]
-    sources = [plugins / "onnxruntime" / "cuda" / "custom_ops.cpp", plugins / "onnxruntime" / "shapes.cpp"]
-    return [
-        *(str(nvcc), "-shared", "-std=c++17", "-O2", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
-        *(argument for folder in folders for argument in ("-I", str(folder))),
-        *("-isystem", str(headers), *map(str, sources), "-L", str(kernels.parent)),
-        *("-Xlinker", f"-l:{kernels.name}", "-Xlinker", "-rpath,$ORIGIN", "-o", str(library)),
-    ]
-
-
-def build_custom_ops(root: Path, kernels: Path, headers: Path) -> Path:
-    """The library of custom ops, compiled anew beside the library of kernels.
-
-    Args:
-        root: The checkout.
-        kernels: From `build`.
-        headers: Folder of ONNX Runtime's headers.
-
-    Raises:
-        CladaError: nvcc fails: its first complaint.
-    """
-    library = kernels.with_name(_CUSTOM_OPS)
-    nvcc = nvcc_path()
-    compile_to(
-        library,
-        lambda unfinished: custom_ops_command(nvcc, root, kernels, headers, unfinished),
-        "ONNX Runtime's custom ops",
-    )
-    return library
+def _generator() -> list[str]:
+    """Options for the program that CMake leaves the compiling to."""
+    for name, generator in (("ninja", "Ninja"), ("make", "Unix Makefiles")):
+        found = _program(name)
+        if found:
+            return ["-G", generator, f"-DCMAKE_MAKE_PROGRAM={found}"]
+    raise CladaError("neither ninja nor make is on the PATH; install one of them (pip install ninja)")
 
 
 def tensorrt_headers() -> Path | None:
@@ -181,79 +92,89 @@ def tensorrt_headers() -> Path | None:
     return Path(folder) if folder else None
 
 
-def _plugin_command(nvcc: Path, headers: Path, library: Path) -> list[str]:
-    return [
-        *(str(nvcc), "-shared", "-std=c++17", "-O2", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror"),
-        *("-isystem", str(headers), "-o", str(library)),
-    ]
-
-
-def build_probe(root: Path, headers: Path, folder: Path) -> Path:
-    """What calls a library of plugins as TensorRT does.
-
-    Args:
-        root: The checkout.
-        headers: TensorRT's.
-        folder: Where it is written.
-
-    Raises:
-        CladaError: There is no nvcc, or it fails: its first complaint.
-    """
-    nvcc = nvcc_path()
-    source, library = root / "plugins" / "tensorrt" / _PROBE, folder / "libclada_plugin_probe.so"
-    folder.mkdir(parents=True, exist_ok=True)
-    compile_to(
-        library, lambda output: [*_plugin_command(nvcc, headers, output), str(source), "-ldl"], "the plugins' probe"
-    )
-    return library
-
-
-def _release(root: Path) -> str:
-    text = (root / "pyproject.toml").read_text(encoding="utf-8")
-    found = re.search(r'^version = "(.*)"$', text, re.MULTILINE)
-    return found[1] if found else ""
-
-
-def build_plugins(root: Path, headers: Path, kernels: Path, generated: Path) -> Path:
-    """The plugins, over a library of kernels beside which they are written.
-
-    Args:
-        root: The checkout.
-        headers: TensorRT's.
-        kernels: The kernels' library.
-        generated: Folder of op_table.h.
-
-    Raises:
-        CladaError: There is no nvcc, or it fails: its first complaint.
-    """
-    plugins, sources, nvcc = root / "plugins" / "tensorrt", root / "plugins" / "kernels", nvcc_path()
-
-    def command(output: Path) -> list[str]:
-        return [
-            *_plugin_command(nvcc, headers, output),
-            *(f"-I{folder}" for folder in (sources, sources / "cuda", generated)),
-            f'-DCLADA_VERSION="{_release(root)}"',
-            *(str(path) for path in sorted(plugins.glob("*.cpp")) if path.name != _PROBE),
-            *(f"-L{kernels.parent}", f"-l:{kernels.name}", "-ldl"),
-            *("-Xlinker", "-rpath=$ORIGIN", "-Xlinker", "-z,defs"),
-            *("-Xlinker", f"--version-script={plugins / 'entry_points.map'}"),
-        ]
-
-    library = kernels.with_name("libclada_trt.so")
-    compile_to(library, command, "the TensorRT plugins")
-    return library
-
-
 def onnxruntime_headers(root: Path) -> Path | None:
     """The folder of ONNX Runtime's C++ headers: that of the environment, or where `make` puts them in a checkout."""
     folders = [Path(os.environ.get(_HEADERS_VARIABLE, "")), root / "build" / "onnxruntime"]
     return next((folder for folder in folders if (folder / _HEADER).is_file()), None)
 
 
-def missing(root: Path) -> str:
-    """What is not here of what a whole model needs, and how to get it; empty where all is."""
+def missing(root: Path | None) -> str:
+    """What is not here of what a whole model needs, and how to get it; empty where all is.
+
+    Args:
+        root: The checkout that the custom ops are built from; None where they were built elsewhere.
+    """
     packages = [package for name, package in _PACKAGES.items() if find_spec(name) is None]
     wants = [f"pip install {' '.join(packages)}"] if packages else []
-    if onnxruntime_headers(root) is None:
+    if root and onnxruntime_headers(root) is None:
         wants.append(f"set {_HEADERS_VARIABLE} to the headers of an ONNX Runtime release (the folder of {_HEADER})")
     return "; ".join(wants)
+
+
+def _run(command: list[str], architecture: str, what: str) -> None:
+    """Run CMake, which reads in every run what is to be built for CUDA.
+
+    Raises:
+        CladaError: It fails: its first complaint, or that of the compiler.
+    """
+    cuda = {
+        "CLADA_CUDA": "1",
+        "CLADA_CUDA_ARCHITECTURES": f"{architecture.removeprefix('sm_')}-real",
+        "CUDACXX": str(nvcc_path()),
+    }
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **cuda})
+    if result.returncode:
+        text = result.stdout + result.stderr
+        found = [match[0] for pattern in _COMPLAINTS if (match := pattern.search(text))]
+        complaint = " ".join((found[0] if found else text[-200:]).split())
+        raise CladaError(f"CMake cannot build {what} for {architecture}: {complaint}")
+
+
+def _build(folder: Path, architecture: str, target: str) -> Path:
+    tree = ["--build", str(folder / "cmake"), "--parallel", str(os.cpu_count())]
+    _run([_cmake(), *tree, "--target", target], architecture, _NAMES[target])
+    return folder / f"lib{target}.so"
+
+
+def built_here(root: Path, architecture: str, folder: Path) -> Libraries:
+    """What builds the libraries of a checkout, each when it is asked for, and anew where a source has changed.
+
+    Args:
+        root: The checkout.
+        architecture: As "sm_90"; machine code for this one alone.
+        folder: Where they are written; CMake's own files in its `cmake`.
+
+    Raises:
+        CladaError: There is no nvcc, no CMake, or nothing that it could build with; or TensorRT's headers are not where
+            they are said to be.
+    """
+    tensorrt_headers()
+    tree = folder / "cmake"
+    command = [_cmake(), "-S", str(root), "-B", str(tree)]
+    # A folder keeps the generator that it began with.
+    if not (tree / "CMakeCache.txt").exists():
+        command += _generator()
+    options = {
+        "CLADA_GPU_SUITE": "ON",
+        "CLADA_ONNXRUNTIME_INCLUDE": str(onnxruntime_headers(root) or ""),
+        "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(folder),
+        "Python_EXECUTABLE": sys.executable,
+    }
+    _run([*command, *(f"-D{name}={value}" for name, value in options.items())], architecture, _NAMES[KERNELS])
+    return partial(_build, folder, architecture)
+
+
+def built_elsewhere(folder: Path) -> Libraries:
+    """What finds libraries that were built for this machine's card on another one.
+
+    Args:
+        folder: Where they are.
+    """
+
+    def library(target: str) -> Path:
+        path = folder.resolve() / f"lib{target}.so"
+        if not path.is_file():
+            raise CladaError(f"{_NAMES[target]} were not built: there is no {path}")
+        return path
+
+    return library

@@ -1,4 +1,4 @@
-"""A library of TensorRT plugins, called as TensorRT calls it, through plugins/tensorrt/plugin_probe.cpp."""
+"""A library of TensorRT plugins, called as TensorRT calls it, through gpu_suite/plugin_probe.cpp."""
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence

@@ -9,7 +9,7 @@ import torch
 from clada.errors import CladaError
 from clada.ops.record import Op
 from clada.plugins.tensorrt.library import library_version
-from gpu_suite.build import build_plugins, build_probe, tensorrt_headers
+from gpu_suite.build import PLUGINS, PROBE, Libraries, tensorrt_headers
 from gpu_suite.calls import axis_sizes
 from gpu_suite.checks import Check, sample_checks
 from gpu_suite.device import Device, GuardedMemory
@@ -100,28 +100,25 @@ class PluginCall:
         return bool(self._memory.damage())
 
 
-def load_plugins(root: Path, kernels: Path, generated: Path, given: Path | None, device: Device) -> Plugins | LeftOut:
+def load_plugins(libraries: Libraries, given: Path | None, device: Device) -> Plugins | LeftOut:
     """The plugins over the kernels of a checkout, or a library of them; or why they cannot be called.
 
     Args:
-        root: The checkout.
-        kernels: The kernels' library, of a folder that can be written to.
-        generated: Folder of op_table.h.
+        libraries: Of the plugins, and of what calls them.
         given: A library of plugins, to be loaded instead.
         device: What the kernels' pointers are of.
 
     Raises:
-        CladaError: The headers or the library are not what they are said to be, or nvcc fails.
+        CladaError: The headers or the library are not what they are said to be, or CMake fails.
     """
-    headers = tensorrt_headers()
-    if headers is None:
+    if tensorrt_headers() is None:
         why = "TENSORRT_INCLUDE_DIR is not set; set it to the folder of TensorRT's NvInferRuntime.h"
         if given:
             raise CladaError(f"{given} cannot be called: {why}")
         return LeftOut("TensorRT's plugins", why)
-    path = given.resolve() if given else build_plugins(root, headers, kernels, generated)
+    path = given.resolve() if given else libraries(PLUGINS)
     release = library_version(path)
-    return Plugins(PluginLibrary(build_probe(root, headers, kernels.parent), path), device, release)
+    return Plugins(PluginLibrary(libraries(PROBE), path), device, release)
 
 
 def plugin_checks(plugins: Plugins) -> Iterator[Check]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from clada.benchmark.machine import host
-from clada.benchmark.report import Row, Table
-from clada.benchmark.report import Target
+from clada.benchmark.report import Row, Table, Target
+from clada.errors import CladaError
 from gpu_suite.build import nvcc_path
 from gpu_suite.checks import Check
 from gpu_suite.device import Card
@@ -29,7 +29,11 @@ MODEL = "model"
 
 
 def _nvcc_version() -> str:
-    text = subprocess.run([nvcc_path(), "--version"], capture_output=True, text=True, check=False).stdout
+    """Of this machine's; empty where there is none."""
+    try:
+        text = subprocess.run([nvcc_path(), "--version"], capture_output=True, text=True, check=False).stdout
+    except CladaError:
+        return ""
     return next((line.rsplit(",", 1)[-1].strip() for line in text.splitlines() if "release" in line), "")
 
 

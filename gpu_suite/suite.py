@@ -12,7 +12,7 @@ from clada.benchmark.settings import Settings, checked
 from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
 from clada.contract.files import check_writable, write
 from clada.errors import CladaError
-from gpu_suite.build import build, build_custom_ops, missing, nvcc_path, onnxruntime_headers
+from gpu_suite.build import CUSTOM_OPS, KERNELS, Libraries, built_elsewhere, built_here, missing, nvcc_path
 from gpu_suite.checks import Check, real_checks, sample_checks
 from gpu_suite.device import CUDA, find_card
 from gpu_suite.kernels import Kernels, load
@@ -83,12 +83,14 @@ def time_kernels(timing: Timing, shapes: Sequence[Shape]) -> Report:
     return timed(tables(timing, shapes))
 
 
-def whole_models(root: Path, kernels: Path, timing: Timing, shapes: list[Shape]) -> Iterator[Table | LeftOut]:
+def whole_models(
+    root: Path | None, libraries: Libraries, timing: Timing, shapes: list[Shape]
+) -> Iterator[Table | LeftOut]:
     """Time whole models, those of the shapes that are measured whole.
 
     Args:
-        root: The checkout.
-        kernels: The library of kernels for this card.
+        root: The checkout that the libraries are built from; None where they were built elsewhere.
+        libraries: Of ONNX Runtime's custom ops.
         timing: How.
         shapes: What the suite was asked for.
     """
@@ -105,11 +107,9 @@ def whole_models(root: Path, kernels: Path, timing: Timing, shapes: list[Shape])
         from clada.runtime.models.ort_cuda_session import check_cuda
         from gpu_suite.models import model_tables, written_model
 
-        folder = onnxruntime_headers(root)
-        assert folder is not None
         if timing.kernels.device.name == "cuda":
             check_cuda()
-            use_library("cuda", build_custom_ops(root, kernels, folder))
+            use_library("cuda", libraries(CUSTOM_OPS))
         fractions = [fraction for fraction in timing.fractions if fraction < 1]
         bandwidth = copy_bandwidth(timing.kernels.device, timing.cache_bytes)
         for shape in chosen:
@@ -150,6 +150,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a library of TensorRT plugins to call; default: one of this checkout, where TENSORRT_INCLUDE_DIR is set",
     )
+    parser.add_argument(
+        "--libraries",
+        type=Path,
+        metavar="FOLDER",
+        help="libraries that were built for this card on another machine; default: this checkout's, built here",
+    )
     parser.add_argument("--rounds", type=int, default=Timing.rounds, help="default: %(default)s")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="default: benchmarks/gpu/CARD.json; CARD.md beside it"
@@ -174,15 +180,18 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
     shapes = [shape for shape, _ in chosen_shapes(args.shape, None)]
     rounds = checked(Settings(rounds=args.rounds)).rounds
     card = find_card()
-    nvcc_path()
+    if args.libraries is None:
+        nvcc_path()
     path = args.json or root / "benchmarks" / "gpu" / f"{card.file_name}.json"
     if args.json is None:
         path.parent.mkdir(exist_ok=True)
     check_writable(path)
-    built = root / "build" / "gpu"
-    library = build(root, card.architecture, built)
-    kernels = load(library, CUDA)
-    plugins = load_plugins(root, library, built, args.plugins, CUDA)
+    if args.libraries is None:
+        libraries = built_here(root, card.architecture, root / "build" / "gpu" / card.architecture)
+    else:
+        libraries = built_elsewhere(args.libraries)
+    kernels = load(libraries(KERNELS), CUDA)
+    plugins = load_plugins(libraries, args.plugins, CUDA)
     timing = Timing(kernels, card.l2_bytes, lambda: torch.cuda.mem_get_info()[0], rounds=rounds)
     settings = {
         "shapes": args.shape,
@@ -197,7 +206,7 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
         "parity": lambda: check_kernels(kernels, shapes),
         "tensorrt": lambda: check_plugins(plugins),
         "kernels": lambda: time_kernels(timing, shapes),
-        "model": lambda: timed(whole_models(root, library, timing, shapes)),
+        "model": lambda: timed(whole_models(None if args.libraries else root, libraries, timing, shapes)),
     }
     for name in args.parts:
         print(f"\n{name}", flush=True)

@@ -1,7 +1,8 @@
 """One command for a GPU: builds the kernels for it, checks them, times them, and writes what it found.
 
-It needs Python, torch with CUDA, NumPy, nvcc and this checkout; nothing has to be installed. Whole models need
-onnxruntime-gpu, ONNX Runtime's headers and what the exporter needs besides: what of it is missing is said.
+It needs Python, torch with CUDA, NumPy, nvcc, CMake with ninja or make, and this checkout, of which nothing has to be
+installed. Whole models need onnxruntime-gpu, ONNX Runtime's headers and what the exporter needs besides: what of it is
+missing is said.
 """
 
 import sys

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,53 +14,45 @@ from clada.errors import CladaError
 from clada.ops import LOAD_SIGNAL, OPS
 from clada.ops.record import FLOAT_TYPES
 from gpu_suite import suite
-from gpu_suite.build import build_plugins, write_op_table
+from gpu_suite.build import PLUGINS, PROBE, Libraries, built_here
 from gpu_suite.device import Device
 from gpu_suite.plugins import Plugins, load_plugins
 from gpu_suite.timing import LeftOut
 from tests.conftest import ROOT
+from tests.gpu.conftest import needs_nvcc
+from tests.support.stand_ins import build_stand_in
 
-KERNELS = ROOT / "plugins" / "kernels"
 # What replays as a graph would.
 HOST = Device("cpu", lambda: 0, lambda _, __: torch.empty(0), lambda: None, lambda run: run, wall_seconds)
 
 needs_headers = pytest.mark.skipif(
     "TENSORRT_INCLUDE_DIR" not in os.environ, reason="TENSORRT_INCLUDE_DIR is not set: plugins cannot be compiled"
 )
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory) -> Path:
-    """The kernels' library, with the CPU's; beside it what it was compiled with."""
-    folder = tmp_path_factory.mktemp("stand-in")
-    write_op_table(ROOT, folder)
-    path = folder / "libclada_cuda.so"
-    sources = [ROOT / "tests" / "support" / "cuda_stand_in.cpp", ROOT / "tests" / "support" / "tensorrt_stand_in.cpp"]
-    folders = [f"-I{place}" for place in (KERNELS, KERNELS / "cuda", folder)]
-    # cudart's own functions are left to the stand-in.
-    command = ["nvcc", "-shared", "-cudart=none", "-std=c++17", "-O1", "-Xcompiler=-fPIC", *folders, "-o", path]
-    subprocess.run([*map(str, command), *map(str, sources)], check=True)
-    return path
+def libraries() -> Libraries:
+    """The plugins over the CPU's kernels, and what calls them."""
+    targets = {PLUGINS: "clada_trt_stand_in", PROBE: PROBE}
+    return lambda target: build_stand_in(targets[target])
 
 
 @pytest.fixture(scope="module")
-def loaded(kernels) -> Plugins:
-    plugins = load_plugins(ROOT, kernels, kernels.parent, None, HOST)
+def loaded(libraries) -> Plugins:
+    plugins = load_plugins(libraries, None, HOST)
     assert isinstance(plugins, Plugins)
     return plugins
 
 
 @pytest.fixture
-def fault(kernels) -> Iterator[ctypes.c_int]:
+def fault() -> Iterator[ctypes.c_int]:
     """What goes wrong in the kernels: nothing, so far."""
-    fault = ctypes.c_int.in_dll(ctypes.CDLL(str(kernels)), "clada_fault")
+    fault = ctypes.c_int.in_dll(ctypes.CDLL(str(build_stand_in("clada_cuda_stand_in"))), "clada_fault")
     yield fault
     fault.value = 0
 
 
 @needs_headers
-@needs_nvcc
 def test_every_op_passes_in_every_type(loaded):
     report = suite.check_plugins(loaded)
     assert report.passed
@@ -73,7 +64,6 @@ def test_every_op_passes_in_every_type(loaded):
 
 
 @needs_headers
-@needs_nvcc
 @pytest.mark.parametrize(("number", "found"), [(1, "y"), (3, "written outside of outputs and workspace")])
 def test_faults_are_found(loaded, fault, number, found):
     fault.value = number
@@ -83,7 +73,6 @@ def test_faults_are_found(loaded, fault, number, found):
 
 
 @needs_headers
-@needs_nvcc
 @pytest.mark.parametrize(
     ("number", "why"),
     [
@@ -104,20 +93,22 @@ def test_a_launch_that_fails_says_why(loaded, fault, number, why):
 
 
 @needs_headers
-@needs_nvcc
-def test_a_library_that_is_given_is_called(kernels, loaded, tmp_path):
-    path = shutil.copy(kernels.with_name("libclada_trt.so"), tmp_path)
-    shutil.copy(kernels, tmp_path)
-    given = load_plugins(ROOT, kernels, kernels.parent, Path(path), HOST)
+def test_a_library_that_is_given_is_called(libraries, loaded, tmp_path):
+    path = shutil.copy(libraries(PLUGINS), tmp_path)
+    given = load_plugins(libraries, Path(path), HOST)
     assert isinstance(given, Plugins)
     assert given.release == loaded.release
-    with pytest.raises(CladaError, match=r"libclada_cuda.so is not a library of clada's TensorRT plugins"):
-        load_plugins(ROOT, kernels, kernels.parent, kernels, HOST)
+    with pytest.raises(CladaError, match=r"libclada_plugin_probe.so is not a library of clada's TensorRT plugins"):
+        load_plugins(libraries, libraries(PROBE), HOST)
 
 
-def test_without_headers_they_are_left_out_with_the_reason(monkeypatch, capsys, tmp_path):
+def nothing_built(target: str) -> Path:
+    pytest.fail(f"{target} was built")
+
+
+def test_without_headers_they_are_left_out_with_the_reason(monkeypatch, capsys):
     monkeypatch.delenv("TENSORRT_INCLUDE_DIR", raising=False)
-    left_out = load_plugins(ROOT, tmp_path / "kernels.so", tmp_path, None, HOST)
+    left_out = load_plugins(nothing_built, None, HOST)
     assert isinstance(left_out, LeftOut)
     report = suite.check_plugins(left_out)
     assert report.left_out == (left_out,)
@@ -127,19 +118,24 @@ def test_without_headers_they_are_left_out_with_the_reason(monkeypatch, capsys, 
         "NvInferRuntime.h\n"
     )
     with pytest.raises(CladaError, match=r"libclada_trt.so cannot be called: TENSORRT_INCLUDE_DIR is not set"):
-        load_plugins(ROOT, tmp_path / "kernels.so", tmp_path, Path("libclada_trt.so"), HOST)
+        load_plugins(nothing_built, Path("libclada_trt.so"), HOST)
 
 
 def test_headers_that_are_not_there(monkeypatch, tmp_path):
+    """Found before anything is built, in every part of the suite."""
     monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(tmp_path))
-    with pytest.raises(CladaError, match=rf"TENSORRT_INCLUDE_DIR is {tmp_path}, which holds no NvInferRuntime.h"):
-        load_plugins(ROOT, tmp_path / "kernels.so", tmp_path, None, HOST)
+    for use in (lambda: load_plugins(nothing_built, None, HOST), lambda: built_here(ROOT, "sm_90", tmp_path)):
+        with pytest.raises(CladaError, match=rf"TENSORRT_INCLUDE_DIR is {tmp_path}, which holds no NvInferRuntime.h"):
+            use()
 
 
 @needs_nvcc
-def test_what_does_not_compile_is_said_in_one_line(tmp_path):
-    (tmp_path / "NvInferRuntime.h").write_text("#error these are none\n")
-    with pytest.raises(CladaError, match=r"nvcc cannot compile the TensorRT plugins: .*these are none") as failure:
-        build_plugins(ROOT, tmp_path, tmp_path / "libclada_cuda.so", tmp_path)
-    assert "\n" not in str(failure.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["NvInferRuntime.h"]
+def test_what_does_not_compile_is_said_in_one_line(checkout, monkeypatch, tmp_path):
+    (tmp_path / "NvInferRuntime.h").write_text("#error these are none // class IPluginCreatorV3One\n")
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(tmp_path))
+    build = built_here(checkout, "sm_90", tmp_path / "build")
+    for target, what in ((PROBE, "the plugins' probe"), (PLUGINS, "the TensorRT plugins")):
+        with pytest.raises(CladaError, match=rf"CMake cannot build {what} for sm_90: .*these are none") as failure:
+            build(target)
+        assert "\n" not in str(failure.value)
+    assert not list(tmp_path.glob("build/*.so"))

@@ -52,9 +52,10 @@ from gpu_suite.timing import (
     load_contenders,
 )
 from tests.conftest import ROOT
+from tests.gpu.conftest import needs_nvcc
+from tests.support.stand_ins import build_stand_in
 
 SHAPE = SHAPES["tiny"]
-KERNELS = ROOT / "plugins" / "kernels"
 SCRIPT = ROOT / "scripts" / "gpu_suite.py"
 MEMORY = 1 << 30
 
@@ -69,14 +70,9 @@ HOST_WITH_GRAPHS = dataclasses.replace(HOST, captured=lambda run: run)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> Path:
+def library() -> Path:
     """The C interface over the CPU's kernels."""
-    folder = tmp_path_factory.mktemp("stand-in")
-    gpu_build.write_op_table(ROOT, folder)
-    path = folder / "libstand_in.so"
-    command = ["c++", "-shared", "-fPIC", "-std=c++17", "-O1", "-I", KERNELS, "-I", folder, "-o", path]
-    subprocess.run([*map(str, command), str(ROOT / "tests" / "support" / "cuda_stand_in.cpp")], check=True)
-    return path
+    return build_stand_in("clada_cuda_stand_in")
 
 
 @pytest.fixture
@@ -420,62 +416,66 @@ def test_no_compiler(monkeypatch, tmp_path):
         gpu_build.nvcc_path()
 
 
-needs_nvcc = pytest.mark.skipif(
-    shutil.which("nvcc") is None and not (gpu_build.INSTALLED / "bin" / "nvcc").exists(),
-    reason="nvcc is not on the PATH, nor where CUDA is usually installed",
+@pytest.mark.parametrize(
+    ("programs", "message"),
+    [
+        ((), r"cmake is not on the PATH or beside .*; install it"),
+        (("cmake",), "neither ninja nor make is on the PATH; install one of them"),
+    ],
 )
-
-
-def small_checkout(folder: Path) -> Path:
-    """A checkout whose kernels are one launch each: what nvcc takes minutes for is not what is tested here."""
-    kernels = folder / "plugins" / "kernels"
-    shutil.copytree(KERNELS, kernels, ignore=shutil.ignore_patterns("cuda"))
-    (kernels / "cuda").mkdir()
-    for name in ("launchers.h", "c_interface.cpp"):
-        shutil.copy(KERNELS / "cuda" / name, kernels / "cuda")
-    shutil.copytree(ROOT / "clada" / "ops", folder / "clada" / "ops")
-    (kernels / "cuda" / "nothing.cuh").write_text("__global__ void nothing() {}\n")
-    # As the kernels name a header that the emulation has another of.
-    (kernels / "cuda" / "kernels.cu").write_text("""
-#include <nothing.cuh>
-#include "launchers.h"
-namespace clada::cuda {
-size_t sparse_ffn_workspace(const SparseFfnCall&) { return 0; }
-size_t sparse_linear_workspace(const SparseLinearCall&) { return 0; }
-size_t load_signal_workspace(const LoadSignalCall&) { return 0; }
-cudaError_t sparse_ffn(const SparseFfnCall&, void*, const Products*, cudaStream_t stream) {
-  nothing<<<1, 1, 0, stream>>>();
-  return cudaGetLastError();
-}
-cudaError_t sparse_linear(const SparseLinearCall&, void*, const Products*, cudaStream_t) { return cudaSuccess; }
-cudaError_t load_signal(const LoadSignalCall&, void*, cudaStream_t) { return cudaSuccess; }
-}  // namespace clada::cuda
-""")
-    return folder
+def test_nothing_to_build_with(monkeypatch, tmp_path, programs, message):
+    monkeypatch.setattr(gpu_build, "_program", lambda name: name if name in programs else None)
+    with pytest.raises(CladaError, match=message):
+        gpu_build.built_here(ROOT, "sm_90", tmp_path)
 
 
 @needs_nvcc
-def test_build_makes_a_library_of_all_functions(tmp_path):
-    """With nvcc, for one architecture; again only where a source is newer; and a complaint of nvcc's is one line."""
-    root = small_checkout(tmp_path / "checkout")
-    path = gpu_build.build(root, "sm_90", tmp_path / "build")
-    loaded = load(path, HOST)
-    assert loaded.rowwise_tokens == 8
+def test_build_makes_a_library_of_all_functions(checkout, monkeypatch, tmp_path):
+    """For one architecture, without ONNX Runtime's headers; and again only where a source has changed."""
+    monkeypatch.setenv("CLADA_ONNXRUNTIME_INCLUDE", str(tmp_path))
+    root = shutil.copytree(checkout, tmp_path / "checkout")
+    build = gpu_build.built_here(root, "sm_90", tmp_path / "build")
+    path = build(gpu_build.KERNELS)
+    assert load(path, HOST).rowwise_tokens == 8
     assert b".target sm_90" not in path.read_bytes()  # machine code alone, no PTX
+    assert [found.name for found in (tmp_path / "build").iterdir() if found.name != "cmake"] == [path.name]
     first = path.stat().st_mtime_ns
-    assert gpu_build.build(root, "sm_90", tmp_path / "build").stat().st_mtime_ns == first
-    source = root / "plugins" / "kernels" / "cuda" / "kernels.cu"
-    source.write_text(source.read_text() + "\nint unused_variable() { int i; return 0; }\n")
-    os.utime(source, ns=(first + 10**9, first + 10**9))
-    with pytest.raises(CladaError, match=r"nvcc cannot compile the kernels for sm_90: .*kernels.cu.*never referenced"):
-        gpu_build.build(root, "sm_90", tmp_path / "build")
-    assert sorted(path.name for path in path.parent.iterdir()) == [path.name]
+    assert build(gpu_build.KERNELS).stat().st_mtime_ns == first
+    header = root / "plugins" / "kernels" / "cuda" / "nothing.cuh"
+    text = header.read_text()
+    header.write_text(f"{text}\nint broken = unknown;\n")
+    with pytest.raises(CladaError, match=r"the CUDA kernels for sm_90: .*nothing.cuh.*error.*unknown") as failure:
+        gpu_build.built_here(root, "sm_90", tmp_path / "build")(gpu_build.KERNELS)
+    assert "\n" not in str(failure.value)
+    header.write_text(text)
+    assert build(gpu_build.KERNELS).stat().st_mtime_ns > first
+    with pytest.raises(CladaError, match=r"ONNX Runtime's custom ops for sm_90: .*clada_onnxruntime_cuda"):
+        build(gpu_build.CUSTOM_OPS)
 
 
 @needs_nvcc
-def test_an_architecture_that_nvcc_does_not_know(tmp_path):
-    root = small_checkout(tmp_path / "checkout")
-    with pytest.raises(
-        CladaError, match=r"nvcc cannot compile the kernels for sm_12345: .*nsupported gpu architecture"
-    ):
-        gpu_build.build(root, "sm_12345", tmp_path / "build")
+def test_what_cmake_complains_of_is_one_line(tmp_path):
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"""cmake_minimum_required(VERSION 3.22)
+project(nothing LANGUAGES NONE)
+message(STATUS "some words before")
+message(FATAL_ERROR "This cannot be configured, because {"of many words " * 10}the end.")
+"""
+    )
+    with pytest.raises(CladaError, match=r"sm_90: CMake Error at .* cannot be .*many words.*the end.$") as failure:
+        gpu_build.built_here(tmp_path, "sm_90", tmp_path / "build")
+    assert "\n" not in str(failure.value)
+
+
+@needs_nvcc
+def test_an_architecture_that_nvcc_does_not_know(checkout, tmp_path):
+    with pytest.raises(CladaError, match=r"the CUDA kernels for sm_12345: .*nsupported gpu architecture"):
+        gpu_build.built_here(checkout, "sm_12345", tmp_path / "build")
+
+
+def test_libraries_of_another_machine_are_taken(library, tmp_path):
+    shutil.copy(library, tmp_path / "libclada_cuda.so")
+    found = gpu_build.built_elsewhere(tmp_path)
+    assert load(found(gpu_build.KERNELS), HOST).rowwise_tokens == 8
+    with pytest.raises(CladaError, match=r"the TensorRT plugins were not built: there is no .*libclada_trt.so"):
+        found(gpu_build.PLUGINS)

@@ -17,11 +17,12 @@ from clada.plugins.onnxruntime import library as libraries
 from clada.plugins.onnxruntime import library_path, use_library
 from gpu_suite import build as gpu_build
 from gpu_suite import models, suite
-from gpu_suite.build import build_custom_ops, missing, onnxruntime_headers
+from gpu_suite.build import missing, onnxruntime_headers
 from gpu_suite.report import MODEL, targets
 from gpu_suite.timing import IN_GRAPH, LAUNCHED, LeftOut, Timing
 from tests.conftest import ROOT
-from tests.gpu.test_gpu_suite import HOST_WITH_GRAPHS, SHAPE, needs_nvcc, small_checkout
+from tests.gpu.conftest import needs_nvcc
+from tests.gpu.test_gpu_suite import HOST_WITH_GRAPHS, SHAPE
 
 FRACTIONS = (0.6, 0.4)
 CONTEXT = 70
@@ -39,6 +40,10 @@ TIMING = Timing(NoKernels(), 1000, lambda: 1 << 30, fractions=(1.0, *FRACTIONS),
 
 def bandwidth() -> float:
     return 1e9
+
+
+def nothing_built(target: str) -> Path:
+    pytest.fail(f"{target} was built")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +139,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
     """Each package by the name that pip knows, and the headers."""
     monkeypatch.setattr("gpu_suite.build.find_spec", lambda name: None if "onnx" in name else name)
     monkeypatch.setenv("CLADA_ONNXRUNTIME_INCLUDE", str(tmp_path))
-    report = suite.timed(suite.whole_models(tmp_path, tmp_path / "kernels.so", TIMING, [SHAPE]))
+    report = suite.timed(suite.whole_models(tmp_path, nothing_built, TIMING, [SHAPE]))
     (left,) = report.left_out
     assert left.what == "model"
     assert "pip install onnxruntime-gpu onnx onnx-ir onnxscript; set CLADA_ONNXRUNTIME_INCLUDE to" in left.why
@@ -142,6 +147,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "build" / "onnxruntime").mkdir(parents=True)
     (tmp_path / "build" / "onnxruntime" / "onnxruntime_cxx_api.h").touch()
     assert onnxruntime_headers(tmp_path) == tmp_path / "build" / "onnxruntime"
+    assert "CLADA_ONNXRUNTIME_INCLUDE" not in missing(None)
     monkeypatch.undo()
     assert missing(tmp_path) == ""
 
@@ -149,14 +155,13 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
 def test_nothing_is_written_without_a_gpu(tmp_path, monkeypatch):
     """An ONNX Runtime, or a machine, that cannot use CUDA is found before a model is made."""
     monkeypatch.setattr(suite, "missing", lambda root: "")
-    monkeypatch.setattr(suite, "onnxruntime_headers", lambda root: root)
     monkeypatch.setattr(models, "written_model", lambda *_: pytest.fail("a model was made"))
     monkeypatch.setattr("clada.runtime.models.ort_cuda_session.check_provider", lambda: None)
     kernels = NoKernels()
     object.__setattr__(kernels, "device", dataclasses.replace(HOST_WITH_GRAPHS, name="cuda"))
     monkeypatch.setattr("clada.runtime.models.ort_cuda_session.why_no_gpu", lambda: "none is here")
     timing = dataclasses.replace(TIMING, kernels=kernels)
-    (left,) = suite.whole_models(tmp_path, tmp_path / "kernels.so", timing, [SHAPE])
+    (left,) = suite.whole_models(tmp_path, nothing_built, timing, [SHAPE])
     assert left == LeftOut("model", "no CUDA device: none is here")
 
 
@@ -173,15 +178,14 @@ def test_a_library_of_another_place_is_taken(tmp_path, monkeypatch):
 
 @needs_nvcc
 @pytest.mark.skipif(onnxruntime_headers(ROOT) is None, reason="ONNX Runtime's headers are not here")
-def test_custom_ops_stand_on_the_kernels(tmp_path):
-    """They load without a driver, wherever they are started from, and a complaint of nvcc's is one line."""
-    root = small_checkout(tmp_path / "checkout")
-    shutil.copytree(ROOT / "plugins" / "onnxruntime", root / "plugins" / "onnxruntime")
-    for name in ("cublas_products.cpp", "cublas_products.h"):
-        shutil.copy(ROOT / "plugins" / "kernels" / "cuda" / name, root / "plugins" / "kernels" / "cuda")
-    kernels = gpu_build.build(root, "sm_90", tmp_path / "build")
-    library = build_custom_ops(root, kernels, onnxruntime_headers(ROOT))
+def test_custom_ops_stand_on_the_kernels(checkout, monkeypatch, tmp_path):
+    """They load without a driver, and a complaint of the compiler's is one line."""
+    monkeypatch.setenv("CLADA_ONNXRUNTIME_INCLUDE", str(onnxruntime_headers(ROOT)))
+    root = shutil.copytree(checkout, tmp_path / "checkout")
+    build = gpu_build.built_here(root, "sm_90", tmp_path / "build")
+    library = build(gpu_build.CUSTOM_OPS)
     assert ctypes.CDLL(str(library)).RegisterCustomOps
-    with pytest.raises(CladaError, match=r"cannot compile ONNX Runtime's custom ops: .*onnxruntime_cxx_api.h"):
-        build_custom_ops(root, kernels, Path(tmp_path))
-    assert sorted(path.name for path in library.parent.iterdir()) == sorted([kernels.name, library.name])
+    (root / "plugins" / "onnxruntime" / "cuda" / "products.h").write_text("#error these are none\n")
+    with pytest.raises(CladaError, match=r"ONNX Runtime's custom ops for sm_90: .*these are none") as failure:
+        build(gpu_build.CUSTOM_OPS)
+    assert "\n" not in str(failure.value)

@@ -3,8 +3,6 @@
 What only a GPU can show, that inputs lie there and scales are copied from there, no test here shows.
 """
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +11,21 @@ import pytest
 
 from clada.ops import LOAD_SIGNAL, OPS, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN
 from clada.ops.record import Array, Case, Op, evaluate
-from gpu_suite.build import onnxruntime_headers, write_op_table
+from gpu_suite.build import onnxruntime_headers
 from tests.conftest import ROOT
 from tests.native.cases import check_outputs, sized_case
 from tests.support.op_backends import body_model, make_constant
+from tests.support.stand_ins import build_stand_in
 
 TOKEN_OPS = pytest.mark.parametrize("op", [op for op in OPS.values() if op is not LOAD_SIGNAL], ids=lambda op: op.name)
 GATED = QUANTIZED[SPARSE_GATED_FFN.name]
-PLUGINS = ROOT / "plugins"
-pytestmark = pytest.mark.skipif(
-    shutil.which("nvcc") is None or onnxruntime_headers(ROOT) is None,
-    reason="nvcc or ONNX Runtime's headers are not here",
-)
+pytestmark = pytest.mark.skipif(onnxruntime_headers(ROOT) is None, reason="ONNX Runtime's headers are not here")
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> Path:
+def library() -> Path:
     """Made of the sources but for the provider that they are for."""
-    folder = tmp_path_factory.mktemp("custom-ops")
-    write_op_table(ROOT, folder)
-    sources = shutil.copytree(PLUGINS / "onnxruntime" / "cuda", folder / "cuda")
-    launch, provider = sources / "launch.h", '= "CUDAExecutionProvider"'
-    assert provider in launch.read_text()
-    launch.write_text(launch.read_text().replace(provider, "= nullptr"))
-    path = folder / "libcustom_ops.so"
-    folders = [sources, *(PLUGINS / name for name in ("onnxruntime", "kernels/cuda", "kernels")), folder]
-    files = [sources / "custom_ops.cpp", PLUGINS / "onnxruntime" / "shapes.cpp"]
-    files += [ROOT / "tests" / "support" / "cuda_stand_in.cpp", ROOT / "tests" / "support" / "tensorrt_stand_in.cpp"]
-    # cudart's own functions are left to the stand-in.
-    command = ["nvcc", "-shared", "-cudart=none", "-std=c++17", "-O1", "-Xcompiler=-fPIC", "-o", path]
-    command += [*(f"-I{place}" for place in folders), "-isystem", onnxruntime_headers(ROOT), *files]
-    subprocess.run([*map(str, command)], check=True)
-    return path
+    return build_stand_in("clada_onnxruntime_cuda_stand_in")
 
 
 def session(library: Path, op: Op, case: Case, constant: bool, **changes: Array) -> onnxruntime.InferenceSession:

@@ -16,8 +16,9 @@ import pytest
 from clada.errors import CladaError
 from clada.ops import DOMAIN, OPS, PLUGIN_ATTRIBUTES, VERSION
 from clada.plugins.tensorrt import library, library_path, library_version, register
-from gpu_suite.build import build_probe, tensorrt_headers
+from gpu_suite.build import PROBE, tensorrt_headers
 from tests.conftest import ROOT, built_for_cuda
+from tests.support.stand_ins import build_stand_in
 from tests.tensorrt.checks import all_fields
 
 # What the parser hands over beside an op's own fields.
@@ -42,14 +43,11 @@ def module(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory) -> Path:
+def probe() -> Path:
     """What calls plugins as TensorRT does."""
-    headers = tensorrt_headers()
-    if headers is None:
+    if tensorrt_headers() is None:
         pytest.skip("TENSORRT_INCLUDE_DIR is not set: there are no headers to call the plugins with")
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not here to compile what calls the plugins")
-    return build_probe(ROOT, headers, tmp_path_factory.mktemp("probe"))
+    return build_stand_in(PROBE)
 
 
 def ask(module: str, path: Path, nodes: list, *probe: Path) -> tuple[dict, str]:
