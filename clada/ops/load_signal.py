@@ -169,9 +169,9 @@ load = 0, 1/(M-1), ..., 1. A logit of -inf is a token of probability 0 and adds 
     inputs=(
         Tensor("logits", "T", ("B", "V")),
         Tensor("token", "int64", ("B",)),
-        Tensor("surprisal_knots", "float32", ("K",), least=2),
-        Tensor("entropy_knots", "float32", ("K",), least=2),
-        Tensor("scale_knots", "float32", ("M",), least=1),
+        Tensor("surprisal_knots", "float32", ("K",), "knots", least=2),
+        Tensor("entropy_knots", "float32", ("K",), "knots", least=2),
+        Tensor("scale_knots", "float32", ("M",), "knots", least=1),
     ),
     outputs=tuple(Tensor(name, "float32", ("B",)) for name in ("scale", "load", "surprisal", "entropy")),
     attributes=(Attribute("surprisal_weight", 0.5),),

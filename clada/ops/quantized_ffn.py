@@ -7,7 +7,7 @@ from clada.ops.quantized_matrices import (
     ATTRIBUTES,
     dequantizing_body,
     dequantizing_reference,
-    is_matrix,
+    matrix_names,
     scales_name,
 )
 from clada.ops.record import Array, Case, Op, Tensor
@@ -25,9 +25,9 @@ _FORMATS = ((4, 32, 96), (8, 32, 160), (4, 128, 256), (8, 128, 128))
 
 def _inputs(op: Op) -> Iterator[Tensor]:
     for spec in op.inputs:
-        if is_matrix(spec.name):
-            yield Tensor(spec.name, "int8", ("F", "P"))
-            yield Tensor(scales_name(spec.name), "float16", ("F", "N"))
+        if spec.role == "matrix":
+            yield Tensor(spec.name, "int8", ("F", "P"), "matrix")
+            yield Tensor(scales_name(spec.name), "float16", ("F", "N"), "scales", of=spec.name)
         else:
             yield spec
 
@@ -44,9 +44,8 @@ def _cases(op: Op) -> Iterator[Case]:
             if (number + number // 6) % len(_FORMATS) != index:
                 continue
             inputs = dict(case.inputs)
-            for spec in op.inputs:
-                if is_matrix(spec.name):
-                    inputs[spec.name], inputs[scales_name(spec.name)] = quantize(inputs[spec.name], bits, block_size)
+            for name in matrix_names(op):
+                inputs[name], inputs[scales_name(name)] = quantize(inputs[name], bits, block_size)
             attributes = {"bits": bits, "block_size": block_size, **case.attributes}
             yield Case(f"int{bits}-block{block_size}-{case.name}", inputs, attributes)
 

@@ -17,10 +17,10 @@ code * scale. What follows is said of these weights.
 _FORMATS = ((4, 32, 96), (8, 32, 160), (4, 128, 256), (8, 128, 128))
 _INPUTS = (
     Tensor("x", "T", ("B", "S", "D")),
-    Tensor("w", "int8", ("D", "P")),
-    Tensor("s", "float16", ("D", "G")),
-    Tensor("threshold", "float32", ("D",)),
-    Tensor("scale", "float32", ("B", "S")),
+    Tensor("w", "int8", ("D", "P"), "matrix"),
+    Tensor("s", "float16", ("D", "G"), "scales", of="w"),
+    Tensor("threshold", "float32", ("D",), "threshold"),
+    Tensor("scale", "float32", ("B", "S"), "scale"),
 )
 
 

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Mapping
 
 from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
-from clada.ops.record import Array, Attribute, Op, Tensor
+from clada.ops.record import Array, Attribute, Op, Tensor, names_of
 
 ATTRIBUTES = (Attribute("bits", 4, BITS), Attribute("block_size", 32, BLOCK_SIZES))
 
 
 def is_matrix(name: str) -> bool:
-    """Whether an input is a weight matrix."""
+    """Whether a name is that of a weight matrix, for those who have no record to ask for its role."""
     return name == "w" or name.startswith("w_")
 
 
@@ -21,7 +21,7 @@ def scales_name(matrix: str) -> str:
 
 def matrix_names(op: Op) -> list[str]:
     """Names of the inputs of an op that are weight matrices."""
-    return [spec.name for spec in op.inputs if is_matrix(spec.name)]
+    return names_of(op, "matrix")
 
 
 def dequantizing_reference(op: Op, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Array, ...]]:
@@ -36,7 +36,7 @@ def dequantizing_reference(op: Op, inputs: tuple[Tensor, ...]) -> Callable[..., 
         given = dict(zip((spec.name for spec in inputs), arrays, strict=True))
         wide = (
             dequantize(given[spec.name], given[scales_name(spec.name)], bits)
-            if is_matrix(spec.name)
+            if spec.role == "matrix"
             else given[spec.name]
             for spec in op.inputs
         )

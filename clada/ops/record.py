@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
 
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 Array = npt.NDArray[Any]
+# "data" is what an op computes with or puts out; all others belong to the model, or steer it.
+Role = Literal["data", "matrix", "scales", "bias", "threshold", "knots", "scale", "pool"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,16 @@ class Tensor:
         name: Its name in the schema, the body and the torch op.
         dtype: A NumPy dtype name, or "T" for the op's floating-point type.
         axes: Names of its dimensions; a name stands for one size throughout an op.
+        role: Its part in the op.
+        of: Name of the matrix that scales or a bias belong to; empty for the other roles.
         least: The smallest size that each of its dimensions may have.
     """
 
     name: str
     dtype: str
     axes: tuple[str, ...]
+    role: Role = "data"
+    of: str = ""
     least: int = 0
 
 
@@ -88,6 +94,16 @@ class Op:
     output_sizes: Callable[[Mapping[str, int], Mapping[str, str | float]], Mapping[str, int]] = (
         lambda _sizes, _attributes: {}
     )
+
+
+def names_of(op: Op, role: Role) -> list[str]:
+    """Names of an op's inputs in a role, in order."""
+    return [spec.name for spec in op.inputs if spec.role == role]
+
+
+def bias_of(op: Op, matrix: str) -> str | None:
+    """Name of the bias that belongs to a matrix of an op; None where it has none."""
+    return next((spec.name for spec in op.inputs if spec.role == "bias" and spec.of == matrix), None)
 
 
 def check_attributes(op: Op, attributes: Mapping[str, str | float]) -> None:

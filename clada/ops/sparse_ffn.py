@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from clada.ops.activations import ACTIVATIONS
-from clada.ops.record import Array, Attribute, Case, Op, Tensor
+from clada.ops.record import Array, Attribute, Case, Op, Tensor, names_of
 from clada.ops.thresholds import SELECT, is_kept, tie_free_threshold
 
 _X = Tensor("x", "T", ("B", "S", "D"))
-_THRESHOLD = Tensor("threshold", "float32", ("F",))
-_SCALE = Tensor("scale", "float32", ("B", "S"))
-_POOL = Tensor("pool", "bool", ("B", "F"))
+_THRESHOLD = Tensor("threshold", "float32", ("F",), "threshold")
+_SCALE = Tensor("scale", "float32", ("B", "S"), "scale")
+_POOL = Tensor("pool", "bool", ("B", "F"), "pool")
 _OUTPUTS = (
     Tensor("y", "T", ("B", "S", "D")),
     Tensor("active", "int32", ("B", "S")),
@@ -180,9 +180,9 @@ SPARSE_GATED_FFN = Op(
 {_SELECTION_DOC}""",
     inputs=(
         _X,
-        Tensor("w_gate", "T", ("F", "D")),
-        Tensor("w_up", "T", ("F", "D")),
-        Tensor("w_down", "T", ("F", "D")),
+        Tensor("w_gate", "T", ("F", "D"), "matrix"),
+        Tensor("w_up", "T", ("F", "D"), "matrix"),
+        Tensor("w_down", "T", ("F", "D"), "matrix"),
         _THRESHOLD,
         _SCALE,
         _POOL,
@@ -203,10 +203,10 @@ SPARSE_FFN = Op(
 b_out is added to every token, padding included.""",
     inputs=(
         _X,
-        Tensor("w_in", "T", ("F", "D")),
-        Tensor("b_in", "T", ("F",)),
-        Tensor("w_out", "T", ("F", "D")),
-        Tensor("b_out", "T", ("D",)),
+        Tensor("w_in", "T", ("F", "D"), "matrix"),
+        Tensor("b_in", "T", ("F",), "bias", of="w_in"),
+        Tensor("w_out", "T", ("F", "D"), "matrix"),
+        Tensor("b_out", "T", ("D",), "bias", of="w_out"),
         _THRESHOLD,
         _SCALE,
         _POOL,
@@ -221,7 +221,7 @@ b_out is added to every token, padding included.""",
 
 def weight_matrices(op: Op) -> int:
     """How many weight matrices a feed-forward op has: one inward, read for the pool, the rest for what is active."""
-    return sum(spec.name.startswith("w_") for spec in op.inputs)
+    return len(names_of(op, "matrix"))
 
 
 def read_fraction(op: Op, pool: Array, active: Array, neurons: Array | int) -> Array:

@@ -68,9 +68,9 @@ Row w_i is what input i writes: w is the transposed weight of a linear layer. sc
 zero; scale < 0 marks padding, for which nothing is kept and y is 0.""",
     inputs=(
         Tensor("x", "T", ("B", "S", "D")),
-        Tensor("w", "T", ("D", "N")),
-        Tensor("threshold", "float32", ("D",)),
-        Tensor("scale", "float32", ("B", "S")),
+        Tensor("w", "T", ("D", "N"), "matrix"),
+        Tensor("threshold", "float32", ("D",), "threshold"),
+        Tensor("scale", "float32", ("B", "S"), "scale"),
     ),
     outputs=(Tensor("y", "T", ("B", "S", "N")), Tensor("kept", "int32", ("B", "S"))),
     attributes=(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clada.errors import CladaError
 from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.families import ACTIVATION_NAMES, FAMILIES, Family
-from clada.ops.record import Op
+from clada.ops.record import Op, bias_of, names_of
 from clada.ops.torch import torch_op
 
 
@@ -124,6 +124,11 @@ class SparseLayer(nn.Module):
             self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
     @property
+    def matrices(self) -> list[str]:
+        """Names of the weight matrices: those that lead into the neurons, then the one that leads out."""
+        return names_of(self.op, "matrix")
+
+    @property
     def neurons(self) -> int:
         """F, the number of neurons."""
         return int(self.get_parameter(self.weight_names[0]).shape[0])
@@ -188,17 +193,15 @@ def _weights(layer: nn.Module, family: Family) -> dict[str, Tensor]:
     """The op's weights by input name, the matrix that leads out of the neurons transposed to [F, D]."""
     weights: dict[str, Tensor] = {}
     outward = list(family.linears)[-1]
-    takes_bias = {spec.name for spec in family.op.inputs if spec.name.startswith("b_")}
     for name, path in family.linears.items():
         linear = layer.get_submodule(path)
         assert isinstance(linear, nn.Linear)
         weight = linear.weight.data
         weights[name] = weight.t().contiguous() if name == outward else weight
-        bias_name = name.replace("w_", "b_")
-        if bias_name in takes_bias:
-            bias = linear.bias
+        bias, bias_name = linear.bias, bias_of(family.op, name)
+        if bias_name is not None:
             weights[bias_name] = weight.new_zeros(weight.shape[0]) if bias is None else bias.data
-        elif linear.bias is not None:
+        elif bias is not None:
             raise CladaError(f"{path} has a bias, which {family.op.name} does not take")
     return weights
 

@@ -68,7 +68,7 @@ def test_body_unpacks_weights_in_little_memory(tmp_path):
     codes = rng.integers(-128, 128, (shape[0], shape[1] // 2), np.int8)
     scales = np.full((shape[0], shape[1] // 32), 0.01, np.float16)
     make_constant(
-        model, {spec.name: codes if spec.name.startswith("w_") else scales for spec in op.inputs if spec.dtype != "T"}
+        model, {spec.name: codes if spec.role == "matrix" else scales for spec in op.inputs if spec.dtype != "T"}
     )
     onnx.save(model, tmp_path / "model.onnx")
     command = [sys.executable, "-c", _LOAD, tmp_path / "model.onnx"]

@@ -69,7 +69,7 @@ def read_rows(
     """
     layers = sparse_layers(model)
     neurons = torch.tensor([layer.neurons for layer in layers])
-    matrices = sum(name.startswith("w_") for name in layers[0].weight_names)
+    matrices = len(layers[0].matrices)
     with sparsity.steered(0.0):
         dense = torch.log_softmax(model(rows).logits.double(), -1)
     decoder, values = Decoder(model, sparsity, load_map.surprisal_weight), constants(sparsity, load_map)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clada.ops import Op
-from clada.ops.quantized_matrices import is_matrix, matrix_names
+from clada.ops.quantized_matrices import matrix_names
 
 Result = tuple[Tensor, ...]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -97,7 +97,7 @@ def dequantizing(op: Op, kernel: Callable[..., Result]) -> Callable[..., Result]
         tensors = []
         for spec in op.inputs[1:]:
             tensor = next(given)
-            if is_matrix(spec.name):
+            if spec.role == "matrix":
                 tensor = dequantized(tensor, next(given), bits)
             tensors.append(tensor.float() if spec.dtype == "T" else tensor)
         y, *others = kernel(x.float(), *tensors, *attributes)
