@@ -16,8 +16,8 @@ from clada.exporter.calibration.text import token_rows
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.steps import cache_shapes, constants, first_step, next_step
 from clada.exporter.graph.watched import Watched, watched
+from clada.exporter.model.hooks import shown_inputs
 from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.neurons import activations
 from clada.exporter.model.patch import Sparsity
 from clada.exporter.model.rope import context_length
 from clada.exporter.model.sparse_products import SparseProduct, sparse_products
@@ -87,22 +87,6 @@ def scale_of_load(load: Any, scale_knots: Tensor) -> Tensor:
     return torch.from_numpy(np.interp(load, at, scale_knots.double().numpy())).float()
 
 
-@contextmanager
-def _site_inputs(sites: Sequence[Site]) -> Iterator[list[Tensor]]:
-    """Within the context each pass leaves the sites' inputs T[..., D] in the list, in order."""
-    inputs: list[Tensor] = [torch.empty(0)] * len(sites)
-
-    def note(site: Any, args: tuple[Any, ...]) -> None:
-        inputs[site.index] = args[0]
-
-    hooks = [site.register_forward_pre_hook(note) for site in sites]
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _decided(
     site: Site, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +100,7 @@ def _decided(
         return kept, magnitude, torch.ones_like(kept)
     weights = [site.get_parameter(name) for name in site.weight_names]
     score = torch_op(site.op)(x.unsqueeze(1), *weights, threshold, scale, pool, site.activation)[2]
-    activation, other = activations(site, x)
+    activation, other = site.activations(x)
     added = (activation.float() * other.float()).abs()
     return score > 0, activation.float().abs(), added > _NEGLIGIBLE * added.amax(-1, keepdim=True)
 
@@ -226,7 +210,8 @@ def _compare_step(
             worst.following = _worse(worst.following, float(outside.max()))
     else:
         kept = [torch.from_numpy(outputs[name]) > 0 for name in telling]
-    with _site_inputs(sites) as inputs:
+    inputs: list[Tensor] = [torch.empty(0)] * len(sites)
+    with shown_inputs(sites, inputs.__setitem__):
         logits, present = decoder.run(
             **{name: step[name] for name in ("input_ids", "attention_mask", "position_ids", "past")},
             scale=torch.zeros(batch, 1),

@@ -20,14 +20,13 @@ from clada.benchmark.shapes import Shape, random_tokens
 from clada.contract.artefact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.contract.manifest import CalibrationSection, LayerCalibration, Policy, PolicySection
 from clada.errors import CladaError
-from clada.exporter.calibration.decode_pass import layer_hooks
 from clada.exporter.defaults import DEFAULT_QUANTIZED_OPSET
 from clada.exporter.graph.ort_attention import minimum_onnxruntime
 from clada.exporter.graph.trace import save, save_in_place, trace
 from clada.exporter.manifest_sections import model_section, quantization_section, write_manifest
 from clada.exporter.model.checkpoint import load_model
+from clada.exporter.model.hooks import shown_inputs
 from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.neurons import activations
 from clada.exporter.model.patch import Sparsity, sparse_layers, sparsify
 from clada.exporter.quantization.quantize import QuantizationConfig, quantize_model
 
@@ -77,12 +76,12 @@ def _set_thresholds(model: torch.nn.Module, sparsity: Sparsity, share: float, sh
     layers = sparse_layers(model)
 
     def choose(index: int, x: Tensor) -> None:
-        a, _ = activations(layers[index], x[:, PROMPT:])
+        a, _ = layers[index].activations(x[:, PROMPT:])
         sparsity.thresholds[index] = torch.full((shape.neurons,), _quantile(a.abs(), 1 - share))
 
     ids = torch.from_numpy(random_tokens(shape, PROMPT + DECODED, seed=1))
     scale = torch.cat([torch.zeros(1, PROMPT), torch.ones(1, DECODED)], dim=1)
-    with layer_hooks(layers, choose), sparsity.steered(scale):
+    with shown_inputs(layers, choose), sparsity.steered(scale):
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape, random_tokens
 from clada.exporter.graph.trace import trace
+from clada.exporter.model.hooks import shown_inputs
 from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.neurons import activations
 from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.ops import graph_names
 from clada.ops.record import Array
@@ -46,16 +46,14 @@ def load_that_moves_nothing() -> LoadMap:
 @torch.inference_mode()
 def _thresholds(model: Any, shape: Shape, fractions: Sequence[float]) -> dict[float, list[Array]]:
     """For each share of neurons, f32[F] for each layer: a quantile of the activations on random tokens."""
-    quantiles: list[Array] = []
+    layers, quantiles = sparse_layers(model), list[Array]()
 
-    def watch(layer: Any, arguments: tuple[Tensor, ...]) -> None:
-        a, _ = activations(layer, arguments[0])
+    def watch(index: int, x: Tensor) -> None:
+        a, _ = layers[index].activations(x)
         quantiles.append(np.quantile(a.abs().numpy(), [1 - fraction for fraction in fractions]).astype(np.float32))
 
-    hooks = [layer.register_forward_pre_hook(watch) for layer in sparse_layers(model)]
-    model(input_ids=torch.from_numpy(random_tokens(shape, _CALIBRATION_TOKENS, seed=1)), logits_to_keep=1)
-    for hook in hooks:
-        hook.remove()
+    with shown_inputs(layers, watch):
+        model(input_ids=torch.from_numpy(random_tokens(shape, _CALIBRATION_TOKENS, seed=1)), logits_to_keep=1)
     return {
         fraction: [np.full(shape.neurons, levels[index]) for levels in quantiles]
         for index, fraction in enumerate(fractions)

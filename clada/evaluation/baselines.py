@@ -25,7 +25,7 @@ from clada.evaluation.subject import Floats
 from clada.evaluation.torch_subject import InputThresholds, TorchSubject, read_shares, skipping
 from clada.exporter.calibration.calibrate import prompt_tokens
 from clada.exporter.calibration.decode_pass import Texts
-from clada.exporter.model.neurons import activations, matrix_names, outward_matrix, threshold
+from clada.exporter.calibration.plan import threshold
 from clada.exporter.model.patch import SparseLayer, Sparsity
 
 # Tokens that a calibration decodes at most: for one knob few do.
@@ -64,12 +64,6 @@ def _level(quantiles: Floats, share: float) -> float:
     return float(np.interp(share, np.linspace(0, 1, _KNOTS), quantiles))
 
 
-def _neurons(layer: SparseLayer, x: Tensor) -> Tensor:
-    """f32[T, F], what the matrix that leads out is multiplied with."""
-    a, up = activations(layer, x)
-    return a * up
-
-
 def cett(layer: SparseLayer, x: Tensor, thresholds: Tensor) -> float:
     """Mean over tokens of the norm of what is dropped, as a share of the norm of all that the neurons write.
 
@@ -78,7 +72,7 @@ def cett(layer: SparseLayer, x: Tensor, thresholds: Tensor) -> float:
         x: f32[T, D], its inputs.
         thresholds: f32[F], the |h_i| below which a neuron is dropped.
     """
-    h, outward = _neurons(layer, x), outward_matrix(layer)
+    h, outward = layer.hidden(x), layer.outward
     return _cett(h, h @ outward, outward, thresholds)
 
 
@@ -88,13 +82,11 @@ def _cett(h: Tensor, whole: Tensor, outward: Tensor, thresholds: Tensor) -> floa
 
 
 def _tt(layers: Sequence[SparseLayer], inputs: Sequence[Tensor]) -> Callable[[float], InputThresholds]:
-    norms = [outward_matrix(layer).norm(dim=1) for layer in layers]
-    quantiles = [
-        _quantiles(_neurons(layer, x).abs() * norm) for layer, x, norm in zip(layers, inputs, norms, strict=True)
-    ]
+    norms = [layer.outward.norm(dim=1) for layer in layers]
+    quantiles = [_quantiles(layer.hidden(x).abs() * norm) for layer, x, norm in zip(layers, inputs, norms, strict=True)]
 
     def of_layer(index: int, target: float) -> Tensor:
-        h, outward = _neurons(layers[index], inputs[index]), outward_matrix(layers[index])
+        h, outward = layers[index].hidden(inputs[index]), layers[index].outward
         whole = h @ outward
 
         def at(share: float) -> Tensor:
@@ -104,7 +96,7 @@ def _tt(layers: Sequence[SparseLayer], inputs: Sequence[Tensor]) -> Callable[[fl
         return at(found)
 
     def thresholds(target: float) -> InputThresholds:
-        return [{matrix_names(layer)[-1]: of_layer(index, target)} for index, layer in enumerate(layers)]
+        return [{layer.matrices[-1]: of_layer(index, target)} for index, layer in enumerate(layers)]
 
     return thresholds
 
@@ -115,8 +107,8 @@ def _by_input(
     importance: list[dict[str, Tensor]] = []
     quantiles: list[dict[str, Floats]] = []
     for layer, x in zip(layers, inputs, strict=True):
-        *inward, outward = matrix_names(layer)
-        read = {**dict.fromkeys(inward, x), outward: _neurons(layer, x)}
+        *inward, outward = layer.matrices
+        read = {**dict.fromkeys(inward, x), outward: layer.hidden(x)}
         # Each matrix is [F, D]: its inputs are columns where it leads in, rows where it leads out.
         norms = {name: layer.get_parameter(name).norm(dim=1 if name == outward else 0) for name in read}
         importance.append({name: n if with_norms else torch.ones_like(n) for name, n in norms.items()})

@@ -20,7 +20,6 @@ from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.goal import Goal
 from clada.exporter.calibration.policies import POLICIES
 from clada.exporter.calibration.selection import pools_of, select
-from clada.exporter.model.neurons import matrix_names
 
 NeuronRule = Literal["cats", "griffin", "clada"]
 NEURON_RULES: tuple[NeuronRule, ...] = ("cats", "griffin", "clada")
@@ -28,7 +27,7 @@ NEURON_RULES: tuple[NeuronRule, ...] = ("cats", "griffin", "clada")
 
 def _always_read(policy: Policy, texts: Texts) -> float:
     """The share of the feed-forward weights that the policy cannot but read: gates, where no pool is chosen."""
-    return 1 / len(matrix_names(texts.layers[0])) if policy.thresholds and not policy.pool else 0.0
+    return 1 / len(texts.layers[0].matrices) if policy.thresholds and not policy.pool else 0.0
 
 
 def decode_neurons(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clada.evaluation.subject import Floats
 from clada.exporter.calibration.price import Worth, price_of
+from clada.exporter.model.hooks import registered
 from clada.exporter.model.patch import decoder_layers
 from clada.exporter.model.products import input_hooks, layer_starts
 from clada.exporter.progress import tracked
@@ -125,15 +126,11 @@ def blocks_of(model: Any, worths: Sequence[Worth], rows: Tensor, prompt_tokens: 
     """The blocks of a model, with the inputs that they have when rows i64[R, S] are read densely, all at once."""
     layers = list(decoder_layers(model))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    handles = [
+    with registered(
         layer.register_forward_pre_hook(lambda _layer, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
         for layer in layers
-    ]
-    try:
+    ):
         model(input_ids=rows, use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
     starts = layer_starts(len(layers), len(worths))
     decoded = (torch.arange(rows.shape[1]) >= prompt_tokens).expand(rows.shape)
     return [

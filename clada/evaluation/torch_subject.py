@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clada.evaluation.scores import log_softmax
 from clada.evaluation.subject import Reading, Subject, SubjectInfo
-from clada.exporter.model.neurons import matrix_names
+from clada.exporter.model.hooks import registered
 from clada.exporter.model.patch import SparseLayer, Sparsity, sparse_layers
 from clada.exporter.model.rope import context_length
-from clada.ops.torch import ACTIVATIONS
 
 # For each layer, by the name of a matrix: f32[inputs], the magnitude below which an input is skipped. A matrix that is
 # not named is computed in full, and how much of it is read is not counted.
@@ -38,8 +37,6 @@ def forward_skipping(
     Returns:
         f32[..., D], and by name of the matrix i64[...], how many inputs were kept; zeros are not.
     """
-    weights = {name: layer.get_parameter(name) for name in layer.weight_names}
-    *inward, outward = matrix_names(layer)
     counts: dict[str, Tensor] = {}
 
     def kept(name: str, inputs: Tensor) -> Tensor:
@@ -49,14 +46,7 @@ def forward_skipping(
         counts[name] = mask.sum(-1)
         return torch.where(mask, inputs, 0)
 
-    first, *others = [
-        nn.functional.linear(kept(name, x), weights[name], weights.get(name.replace("w_", "b_"))) for name in inward
-    ]
-    h = ACTIVATIONS[layer.activation](first)
-    for other in others:
-        h = h * other
-    y = kept(outward, h) @ weights[outward]
-    return (y + weights["b_out"] if "b_out" in weights else y), counts
+    return layer.dense(x, kept), counts
 
 
 @contextmanager
@@ -83,13 +73,8 @@ def skipping(
         counts[layer.index] = {name: count.reshape(sparse.shape) for name, count in kept.items()}
         return y
 
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        with sparsity.steered(0.0):
-            yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
+    with registered(layer.register_forward_hook(hook) for layer in layers), sparsity.steered(0.0):
+        yield counts
 
 
 def read_shares(layers: Sequence[SparseLayer], thresholds: InputThresholds, counts: list[dict[str, Tensor]]) -> Tensor:
@@ -104,7 +89,7 @@ def read_shares(layers: Sequence[SparseLayer], thresholds: InputThresholds, coun
 
 def _info(model: Any, name: str, policy: dict[str, Any], calibration: dict[str, Any]) -> SubjectInfo:
     layers, config = sparse_layers(model), model.config
-    matrices = [layer.get_parameter(matrix) for layer in layers for matrix in matrix_names(layer)]
+    matrices = [layer.get_parameter(matrix) for layer in layers for matrix in layer.matrices]
     return SubjectInfo(
         name=name,
         family=config.model_type,
@@ -153,7 +138,7 @@ class TorchSubject(Subject):
         with skipping(self.model, self.sparsity, self.thresholds, sparse) as counts:
             logits = self.model(input_ids=ids, use_cache=False).logits[0].float().numpy()
         shares = read_shares(self.layers, self.thresholds, counts)[0, prompt_tokens:]
-        active = [kept[matrix_names(layer)[-1]][0] for layer, kept in zip(self.layers, counts, strict=True)]
+        active = [kept[layer.matrices[-1]][0] for layer, kept in zip(self.layers, counts, strict=True)]
         # Of each token that is read in decode, under the logits before it.
         log_p = log_softmax(logits[prompt_tokens - 1 : -1])
         tokens = np.array(row[prompt_tokens:-1])

@@ -18,8 +18,8 @@ from clada.exporter.calibration.goal import Goal
 from clada.exporter.calibration.policies import POLICIES
 from clada.exporter.calibration.selection import pools_of, select
 from clada.exporter.defaults import BYTES, BYTES_POLICY, NEURONS_POLICY, TARGET_SPARSITY
+from clada.exporter.model.hooks import registered
 from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.neurons import activations, outward_matrix
 from clada.exporter.model.patch import Sparsity
 
 # How much looser and tighter, in logarithm, the thresholds may get once everything else is fitted: what compensation
@@ -137,29 +137,18 @@ def prompt_tokens(row_tokens: int) -> int:
 
 def _compensate(texts: Texts, sparsity: Sparsity, decode: Callable[..., Decoded]) -> None:
     """Set the compensation: the mean over decoded tokens of what each layer, as it is steered, leaves out."""
-    width = outward_matrix(texts.layers[0]).shape[1]
+    width = texts.layers[0].outward.shape[1]
     sums = [torch.zeros(width, dtype=torch.float64) for _ in texts.layers]
     sparsity.compensation = [torch.zeros(width) for _ in texts.layers]
-    handles = []
-    for index, layer in enumerate(texts.layers):
 
-        def hook(_module: Any, args: tuple[Tensor, ...], y: Tensor, index: int = index) -> None:
-            layer, x = texts.layers[index], args[0].reshape(-1, width)
-            a, up = activations(layer, x)
-            dense = (a * up) @ outward_matrix(layer)
-            if "b_out" in layer.weight_names:
-                dense = dense + layer.get_parameter("b_out")
-            scale = sparsity.scale
-            assert isinstance(scale, Tensor)
-            missing = (dense - y.reshape(-1, width))[scale.flatten() > 0]
-            sums[index] += missing.double().sum(0)
+    def add(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
+        missing = layer.dense(args[0].reshape(-1, width)) - y.reshape(-1, width)
+        scale = sparsity.scale
+        assert isinstance(scale, Tensor)
+        sums[layer.index] += missing[scale.flatten() > 0].double().sum(0)
 
-        handles.append(layer.register_forward_hook(hook))
-    try:
+    with registered(layer.register_forward_hook(add) for layer in texts.layers):
         decode()
-    finally:
-        for handle in handles:
-            handle.remove()
     sparsity.compensation = [(total / texts.decoded_tokens).float() for total in sums]
 
 

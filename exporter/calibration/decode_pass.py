@@ -1,32 +1,18 @@
 """Decoding of whole texts in one pass: causal attention makes it the same as token by token, given what steers it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clada.exporter.model.patch import SparseLayer, Sparsity, sparse_layers
+from clada.exporter.model.hooks import shown_inputs
+from clada.exporter.model.patch import Sparsity, sparse_layers
 from clada.ops.sparse_ffn import read_fraction
 
 _LOGITS_IN_FLIGHT = 2**25  # elements; bounds the rows in a batch for a large vocabulary
 _LOGITS_KEPT = 2**28  # elements; what is kept of the dense model's predictions, 1 GiB
-
-
-@contextmanager
-def layer_hooks(layers: list[SparseLayer], hook: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Within the context each layer's input T[..., D] is shown to a function of its index and it."""
-    handles = [
-        layer.register_forward_pre_hook(lambda _layer, args, index=index: hook(index, args[0]))
-        for index, layer in enumerate(layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -72,12 +58,10 @@ class Texts:
         self._before_head: list[Tensor] = []
         self._kept_log_probabilities: dict[int, Tensor] = {}
         scores = []
-        handle = self._head.register_forward_pre_hook(lambda _head, args: self._before_head.append(args[0]))
-        with torch.no_grad(), sparsity.steered(0.0):
-            for ids in self.batches:
-                model(input_ids=ids, use_cache=False)
-        handle.remove()
         with torch.no_grad():
+            for ids in self.batches:
+                with sparsity.steered(0.0), shown_inputs([self._head], lambda _, x: self._before_head.append(x)):
+                    model(input_ids=ids, use_cache=False)
             for ids in self.batches:
                 # A scale for each token: some families flatten rows, and a score is of a row.
                 with sparsity.steered(torch.zeros(len(ids), prompt_tokens)):
@@ -114,7 +98,7 @@ class Texts:
             def show(index: int, x: Tensor, shape: tuple[int, ...] = tuple(ids.shape)) -> None:
                 take(index, x.reshape(*shape, -1)[:, self.prompt_tokens :])
 
-            with self.sparsity.steered(0.0), layer_hooks(self.layers, show):
+            with self.sparsity.steered(0.0), shown_inputs(self.layers, show):
                 self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
     @torch.no_grad()
@@ -164,7 +148,7 @@ class Texts:
                 if take is not None:
                     take(layer, x.reshape(shape)[:, start:])
 
-            with self.sparsity.steered(**steering), layer_hooks(self.layers, show):
+            with self.sparsity.steered(**steering), shown_inputs(self.layers, show):
                 logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=t + 1).logits
             active = [kept.reshape(b, s)[:, start:] for kept in self.sparsity.active]
             parts.append(self._compared(index, ids, logits, allowed, active))

@@ -95,6 +95,13 @@ def level_of(histogram: CostHistogram, share: float) -> float:
     return float(np.sqrt(2 * 10**logarithm))
 
 
+def threshold(level: float, importance: Tensor) -> Tensor:
+    """f32[F], level / c_i; a neuron that adds nothing gets the largest finite threshold."""
+    largest = torch.finfo(torch.float32).max
+    quotient = torch.full_like(importance, level) / importance
+    return torch.nan_to_num(quotient, nan=0.0, posinf=largest).clamp(max=largest).float()
+
+
 def predicted_cost(histograms: Sequence[CostHistogram], price: float, matrices: int, with_pool: bool) -> float:
     """The share of the feed-forward weights' bytes that a plan at a price reads, were its pools the calibration's."""
     read, neurons = 0.0, 0

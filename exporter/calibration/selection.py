@@ -10,9 +10,8 @@ from clada.contract.manifest import Policy
 from clada.contract.pool import PoolPolicy, choose_pools
 from clada.exporter.calibration.decode_pass import Decoded, Texts
 from clada.exporter.calibration.goal import Goal
-from clada.exporter.calibration.plan import CostHistogram, Plan, level_of, plan, predicted_cost
+from clada.exporter.calibration.plan import CostHistogram, Plan, level_of, plan, predicted_cost, threshold
 from clada.exporter.calibration.sensitivity import sensitivities
-from clada.exporter.model.neurons import activations, threshold
 from clada.ops.sparse_ffn import weight_matrices
 
 _PRIOR_TOKENS = (0.0, 8.0, 32.0, 128.0, 512.0, float("inf"))
@@ -49,7 +48,7 @@ def measure(texts: Texts, policy: Policy) -> Measured:
     prior = [torch.zeros(layer.neurons, dtype=torch.float64) for layer in layers]
 
     def take(index: int, x: Tensor) -> None:
-        a, up = activations(layers[index], x.flatten(0, 1))
+        a, up = layers[index].activations(x.flatten(0, 1))
         histograms[index].add((a.float() * importance[index].float()).square() / 2)
         energy = (a * up).double().square()
         prior[index] += (energy / energy.sum(-1, keepdim=True).clamp_min(1e-30)).sum(0)
@@ -85,7 +84,7 @@ def _fit_prior_tokens(texts: Texts, measured: Measured, planned: Plan, price: fl
     seen = [0] * len(texts.layers)
 
     def take(index: int, x: Tensor) -> None:
-        a, _ = activations(texts.layers[index], x)
+        a, _ = texts.layers[index].activations(x)
         cost = (a.float() * measured.importance[index].float()).square() / 2
         gains[index][seen[index] : seen[index] + len(x)] = (cost - price).clamp_min(0).sum(1)
         seen[index] += len(x)

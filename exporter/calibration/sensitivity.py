@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clada.exporter.model.neurons import activations, outward_matrix
 from clada.exporter.model.patch import SparseLayer, sparse_layers
 
 _DRAWS = 2
@@ -37,10 +36,7 @@ def _recorded(layers: list[SparseLayer]) -> Iterator[tuple[list[Tensor], list[Te
     outputs: list[Tensor] = []
 
     def forward(layer: SparseLayer, x: Tensor) -> Tensor:
-        a, up = activations(layer, x)
-        y = (a * up).to(x.dtype) @ outward_matrix(layer)
-        if "b_out" in layer.weight_names:
-            y = y + layer.get_parameter("b_out")
+        y = layer.dense(x)
         # The first output is where differentiation ends: nothing below it is asked for.
         y = y if outputs else y.detach().requires_grad_()
         y.retain_grad()
@@ -84,8 +80,8 @@ def sensitivities(model: Any, batches: list[Tensor], prompt_tokens: int, seed: i
                 width = x.shape[-1]
                 counted = [t.reshape(*ids.shape, width)[:, prompt_tokens:].reshape(-1, width) for t in (x, y.grad)]
                 with torch.no_grad():
-                    effect = counted[1] @ outward_matrix(layer).t()
-                    up = activations(layer, counted[0])[1]
+                    effect = counted[1] @ layer.outward.t()
+                    up = layer.activations(counted[0])[1]
                     total += torch.stack([effect.square().sum(0), (effect * up).square().sum(0)])
             count += ids.shape[0] * (ids.shape[1] - prompt_tokens)
     for parameter in required:

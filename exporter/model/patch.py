@@ -1,6 +1,6 @@
 """Swaps the feed-forward networks of a Hugging Face causal LM, in place, for modules that skip neurons."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from clada.errors import CladaError
 from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.families import ACTIVATION_NAMES, FAMILIES, Family
 from clada.ops.record import Op, bias_of, names_of
-from clada.ops.torch import torch_op
+from clada.ops.torch import ACTIVATIONS, torch_op
 
 
 @dataclass
@@ -95,6 +96,14 @@ class Sparsity:
         return given if self.refined is None else cut(self.refined)
 
 
+# Function of a matrix's name and of what it is multiplied with, which may give something else for that.
+Seen = Callable[[str, Tensor], Tensor]
+
+
+def _unchanged(_matrix: str, inputs: Tensor) -> Tensor:
+    return inputs
+
+
 class SparseLayer(nn.Module):
     """One feed-forward network: the op's weights, and the shared state that its other inputs come from.
 
@@ -132,6 +141,38 @@ class SparseLayer(nn.Module):
     def neurons(self) -> int:
         """F, the number of neurons."""
         return int(self.get_parameter(self.weight_names[0]).shape[0])
+
+    @property
+    def outward(self) -> Tensor:
+        """T[F, D]: row i is what neuron i writes."""
+        return self.get_parameter(self.matrices[-1])
+
+    def activations(self, x: Tensor, seen: Seen = _unchanged) -> tuple[Tensor, Tensor]:
+        """The activation a and what it is multiplied with, both T[..., F], for x T[..., D]; see `dense`."""
+        *inward, _ = self.matrices
+        z, *others = [functional.linear(seen(m, x), self.get_parameter(m), self._bias(m)) for m in inward]
+        a = ACTIVATIONS[self.activation](z)
+        return a, others[0] if others else torch.ones_like(a)
+
+    def hidden(self, x: Tensor, seen: Seen = _unchanged) -> Tensor:
+        """T[..., F], what all neurons give for x T[..., D]: what the outward matrix is multiplied with."""
+        a, up = self.activations(x, seen)
+        return a * up
+
+    def dense(self, x: Tensor, seen: Seen = _unchanged) -> Tensor:
+        """The output T[..., D] of all neurons for x T[..., D], differentiable.
+
+        Args:
+            x: The layer's input.
+            seen: Function of a matrix's name and its input T[..., F] or T[..., D]; the result takes the input's place.
+        """
+        y = seen(self.matrices[-1], self.hidden(x, seen)) @ self.outward
+        bias = self._bias(self.matrices[-1])
+        return y if bias is None else y + bias
+
+    def _bias(self, matrix: str) -> Tensor | None:
+        name = bias_of(self.op, matrix)
+        return None if name is None else self.get_parameter(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x [B, S, D], or [B * S, D] as some families flatten it."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clada.exporter.model.hooks import registered, shown_inputs
+
 
 @dataclass(frozen=True, eq=False)
 class Product:
@@ -54,21 +56,18 @@ def find_products(model: Any) -> list[Product]:
     A linear layer that does not run is in none.
     """
     names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = list(names)
     groups: list[tuple[Tensor, list[nn.Linear]]] = []
 
-    def note(linear: Any, args: tuple[Tensor, ...]) -> None:
-        if groups and groups[-1][0] is args[0]:
-            groups[-1][1].append(linear)
+    def note(place: int, x: Tensor) -> None:
+        if groups and groups[-1][0] is x:
+            groups[-1][1].append(linears[place])
         else:
-            groups.append((args[0], [linear]))
+            groups.append((x, [linears[place]]))
 
-    handles = [linear.register_forward_pre_hook(note) for linear in names]
-    try:
+    with shown_inputs(linears, note):
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [Product(tuple(names[linear] for linear in linears), tuple(linears)) for _, linears in groups]
+    return [Product(tuple(names[linear] for linear in group), tuple(group)) for _, group in groups]
 
 
 def layer_starts(layers: int, products: int) -> list[int]:
@@ -91,13 +90,9 @@ def input_hooks(products: Sequence[Product], hook: Callable[[int, Tensor], Tenso
         changed = seen[index][1]
         return None if changed is None else (changed, *args[1:])
 
-    handles = [
+    with registered(
         linear.register_forward_pre_hook(lambda _linear, args, index=index: show(index, args))
         for index, product in enumerate(products)
         for linear in product.linears
-    ]
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clada.exporter.model.neurons import activations
+from clada.exporter.model.hooks import shown_inputs
 from clada.exporter.model.patch import SparseLayer, Sparsity
 from clada.exporter.model.products import Product, input_hooks
 
@@ -43,22 +43,18 @@ def input_moments(
         key = (owner, outward)
         moments[key] = moments[key] + product if key in moments else product
 
-    def show(owner: nn.Module, args: tuple[Tensor, ...]) -> None:
-        add(owner, False, args[0])
+    def show(place: int, x: Tensor) -> None:
+        owner = owners[place]
+        add(owner, False, x)
         if isinstance(owner, SparseLayer):
-            a, up = activations(owner, args[0])
-            add(owner, True, a * up)
+            add(owner, True, owner.hidden(x))
         if owner is owners[-1]:
             raise _SeenError
 
-    handles = [owner.register_forward_pre_hook(show) for owner in owners]
-    try:
+    with shown_inputs(owners, show):
         for ids in rows.split(_ROWS_AT_A_TIME):
             with suppress(_SeenError), sparsity.steered(0.0):
                 model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return moments
 
 

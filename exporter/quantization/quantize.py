@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from clada.errors import CladaError
 from clada.exporter.defaults import BLOCK_SIZE, METHOD, METHODS
-from clada.exporter.model.neurons import matrix_names
 from clada.exporter.model.patch import SparseLayer, Sparsity, decoder_layers, sparse_layers
 from clada.exporter.quantization.gptq import quantize_rows, round_inward, round_outward
 from clada.exporter.quantization.moments import input_moments
@@ -129,7 +128,7 @@ def _groups(model: Any) -> Iterator[list[_Matrix]]:
     for layer in decoder_layers(model):
         group = [linears[id(module)] for module in layer.modules() if id(module) in linears]
         for sparse in (module for module in layer.modules() if isinstance(module, SparseLayer)):
-            *inward, outward = matrix_names(sparse)
+            *inward, outward = sparse.matrices
             of_layer = f"of layer {sparse.index}"
             group += [_Matrix(f"{name} {of_layer}", sparse, name) for name in inward]
             group.append(_Matrix(f"{outward} {of_layer}", sparse, outward, outward=True))

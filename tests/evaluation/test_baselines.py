@@ -16,7 +16,6 @@ from clada.evaluation.torch_subject import TorchSubject, forward_skipping, skipp
 from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.text import read_texts, sample_file, token_rows
 from clada.exporter.model.checkpoint import load_model
-from clada.exporter.model.neurons import matrix_names
 from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.ops.torch import ACTIVATIONS
 from tests.conftest import DEMO_MODEL, HELDOUT
@@ -84,7 +83,7 @@ class PlainLayer:
 
     def __init__(self, layer, name, thresholds):
         self.weight = {key: layer.get_parameter(key).double().numpy() for key in layer.weight_names}
-        self.activation, (*self.inward, self.outward) = ACTIVATIONS[layer.activation], matrix_names(layer)
+        self.activation, (*self.inward, self.outward) = ACTIVATIONS[layer.activation], layer.matrices
         self.factor, self.level = {}, {}
         for matrix, threshold in thresholds.items():
             norm = np.linalg.norm(self.weight[matrix], axis=1 if matrix == self.outward else 0)
@@ -116,7 +115,7 @@ def test_rules_are_those_of_the_papers(family, name):
     model, sparsity, rows = tiny(family)
     layer = sparse_layers(model)[1]
     thresholds = fit(name, calibration_texts(model, sparsity, rows))(0.4)[1]
-    assert list(thresholds) == (matrix_names(layer)[-1:] if name == "tt" else matrix_names(layer))
+    assert list(thresholds) == (layer.matrices[-1:] if name == "tt" else layer.matrices)
     plain = PlainLayer(layer, name, thresholds)
     x = torch.randn(7, 48, generator=torch.Generator().manual_seed(0))
     sparse = torch.tensor([True] * 6 + [False])
@@ -147,7 +146,7 @@ def test_one_pass_is_what_decode_computes(family):
                 log_p = log_softmax(before)
                 assert reading.surprisal[start - PROMPT] == pytest.approx(-log_p[row[start]], abs=1e-4)
                 assert reading.entropy[start - PROMPT] == pytest.approx(-(np.exp(log_p) * log_p).sum(), abs=1e-4)
-                active = [int(of[matrix_names(layer)[-1]]) for layer, of in zip(subject.layers, counts, strict=True)]
+                active = [int(of[layer.matrices[-1]]) for layer, of in zip(subject.layers, counts, strict=True)]
                 assert reading.active[start - PROMPT].tolist() == active
                 # All layers and all matrices are of one size, so what is read is the mean share of inputs.
                 shares = [
@@ -175,7 +174,7 @@ def test_tt_meets_its_cett(demo_inputs):
     thresholds_of = fit("tt", texts)
     for target in (0.02, 0.2):
         for layer, x, thresholds in zip(texts.layers, inputs, thresholds_of(target), strict=True):
-            matrix = matrix_names(layer)[-1]
+            matrix = layer.matrices[-1]
             counted = torch.ones(len(x), dtype=torch.bool)
             whole, _ = forward_skipping(layer, x, {}, counted)
             left, _ = forward_skipping(layer, x, thresholds, counted)
@@ -190,7 +189,7 @@ def test_cett_and_what_is_dropped_grow_together(demo_inputs):
     targets = (0.0, 0.01, 0.05, 0.2, 0.6)
     chosen = [thresholds_of(target) for target in targets]
     for layer, x, *of_layer in zip(texts.layers, inputs, *chosen, strict=True):
-        values = [cett(layer, x, thresholds[matrix_names(layer)[-1]]) for thresholds in of_layer]
+        values = [cett(layer, x, thresholds[layer.matrices[-1]]) for thresholds in of_layer]
         assert values[0] == 0
         assert np.all(np.diff(values) > 0)
     reads = [mean_read(texts, thresholds) for thresholds in chosen]

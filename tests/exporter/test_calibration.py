@@ -15,7 +15,6 @@ from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.policies import POLICIES, Policy
 from clada.exporter.calibration.selection import pools_of
 from clada.exporter.calibration.text import read_texts, token_rows
-from clada.exporter.model.neurons import activations, outward_matrix
 from clada.exporter.model.patch import sparsify
 from tests.conftest import HALF_OF_NEURONS
 from tests.support.checkpoints import NEURONS, random_model, tiny_tokenizer
@@ -93,10 +92,10 @@ def test_compensation_is_the_mean_of_what_is_left_out(family):
     texts.decode(pools=pools, take=lambda index, x: inputs[index].append(x.clone()))
     expected = []
     for layer, parts, pool in zip(texts.layers, inputs, pools, strict=True):
-        a, up = (values.double() for values in activations(layer, torch.cat(parts)))
+        a, up = (values.double() for values in layer.activations(torch.cat(parts)))
         dropped = (a.abs() < 0.4) | ~pool.unsqueeze(1)
         assert 0.3 < dropped.double().mean() < 0.9
-        expected.append((torch.where(dropped, a * up, 0) @ outward_matrix(layer).double()).mean((0, 1)))
+        expected.append((torch.where(dropped, a * up, 0) @ layer.outward.double()).mean((0, 1)))
     calibration._compensate(texts, sparsity, lambda: texts.decode(pools=pools))
     for given, wanted in zip(sparsity.compensation, expected, strict=True):
         assert given.dtype == torch.float32

@@ -8,8 +8,8 @@ import torch
 from clada.exporter.calibration import decode_pass
 from clada.exporter.calibration.decode_pass import Decoded, Texts
 from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.hooks import shown_inputs
 from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.neurons import activations
 from clada.exporter.model.patch import sparse_layers, sparsify
 from tests.support.checkpoints import random_model, tiny_tokenizer
 from tests.support.demo_model import patched_demo, rows_for
@@ -120,10 +120,10 @@ def test_prompt_scores_are_of_each_row_and_its_prompt(made):
     model, sparsity, rows, _ = made()
     texts = Texts(model, sparsity, rows, PROMPT)
     inputs: dict[int, torch.Tensor] = {}
-    with torch.no_grad(), sparsity.steered(0.0), decode_pass.layer_hooks(texts.layers, inputs.__setitem__):
+    with torch.no_grad(), sparsity.steered(0.0), shown_inputs(texts.layers, inputs.__setitem__):
         model(rows)
     for index, layer in enumerate(texts.layers):
-        a, up = activations(layer, inputs[index].reshape(*rows.shape, -1)[:, :PROMPT])
+        a, up = layer.activations(inputs[index].reshape(*rows.shape, -1)[:, :PROMPT])
         energy = (a * up).double().square()
         expected = (energy / energy.sum(-1, keepdim=True)).sum(1)
         torch.testing.assert_close(texts.prompt_scores[index].double(), expected, rtol=1e-3, atol=1e-6)
@@ -135,7 +135,7 @@ def test_inputs_are_shown_at_decoded_tokens(made):
     model, sparsity, rows, _ = made()
     texts = Texts(model, sparsity, rows, PROMPT)
     dense: list[dict[int, torch.Tensor]] = [{}, {}]
-    with torch.no_grad(), sparsity.steered(0.0), decode_pass.layer_hooks(texts.layers, dense[0].__setitem__):
+    with torch.no_grad(), sparsity.steered(0.0), shown_inputs(texts.layers, dense[0].__setitem__):
         model(rows)
     texts.dense_inputs(dense[1].__setitem__)
     decoded: dict[int, torch.Tensor] = {}

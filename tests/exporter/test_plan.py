@@ -9,8 +9,7 @@ import torch
 from clada.errors import UnreachableError
 from clada.exporter.calibration.decode_pass import Decoded
 from clada.exporter.calibration.goal import Goal
-from clada.exporter.calibration.plan import CostHistogram, level_of, plan, predicted_cost
-from clada.exporter.model.neurons import threshold
+from clada.exporter.calibration.plan import CostHistogram, level_of, plan, predicted_cost, threshold
 
 # Costs and prices lie on powers that no bin of a histogram separates otherwise than they do: results are exact.
 STEP = 0.125

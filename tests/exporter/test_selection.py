@@ -10,7 +10,6 @@ from clada.exporter.calibration.goal import Goal
 from clada.exporter.calibration.policies import PARTS, POLICIES, Policy, without
 from clada.exporter.calibration.selection import Measured, measure, pool_policy, pools_of, select
 from clada.exporter.calibration.sensitivity import sensitivities
-from clada.exporter.model.neurons import activations
 from clada.exporter.model.patch import sparsify
 from tests.support.checkpoints import VOCABULARY, random_model, tiny_tokenizer
 from tests.support.demo_model import patched_demo, rows_for
@@ -41,7 +40,7 @@ def dense_values(texts: Texts) -> list[tuple[torch.Tensor, torch.Tensor]]:
     values = []
 
     def take(index: int, x: torch.Tensor) -> None:
-        values.append(tuple(v.double() for v in activations(texts.layers[index], x.reshape(*texts.rows.shape, -1))))
+        values.append(tuple(v.double() for v in texts.layers[index].activations(x.reshape(*texts.rows.shape, -1))))
 
     handles = [layer.register_forward_pre_hook(lambda m, args: take(m.index, args[0])) for layer in texts.layers]
     with torch.no_grad(), texts.sparsity.steered(0.0):

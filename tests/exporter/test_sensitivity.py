@@ -5,7 +5,6 @@ import torch
 
 from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.sensitivity import sensitivities
-from clada.exporter.model.neurons import activations
 from clada.exporter.model.patch import decoder_layers, sparsify
 from tests.support.checkpoints import NEURONS, random_model
 from tests.support.demo_model import patched_demo
@@ -114,7 +113,7 @@ def test_it_predicts_what_losing_a_neuron_costs(name):
     texts = Texts(model, sparsity, rows, 6)
     measured = sensitivities(model, texts.batches, texts.prompt_tokens)
     parts: list[list[torch.Tensor]] = [[] for _ in texts.layers]
-    texts.dense_inputs(lambda index, x: parts[index].append(activations(texts.layers[index], x)[0][:, 0]))
+    texts.dense_inputs(lambda index, x: parts[index].append(texts.layers[index].activations(x)[0][:, 0]))
     activation = [torch.cat(part).double() for part in parts]
     # Each row loses one neuron of one layer at its first decoded token: for the others its pool is opened.
     opened = torch.ones(len(rows), rows.shape[1] - 6, dtype=torch.bool)
