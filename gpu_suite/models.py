@@ -24,6 +24,7 @@ from clada.benchmark.timing import Samples, measure, wall_seconds
 from clada.benchmark.variants import Graph, write_pair
 from clada.errors import CladaError
 from clada.ops import graph_names
+from clada.ops.devices import Device, OrtKernels
 from clada.ops.record import Array
 from clada.runtime.models.memory import Slab
 from clada.runtime.models.ort_cpu import Execution
@@ -160,10 +161,10 @@ def _steps(
     timing: Timing, files: Files, shape: Shape, context: int, in_graph: bool
 ) -> Iterator[tuple[str, float | None, Steps]]:
     """Name, share of neurons and steps of every contender, the dense one first."""
-    device = timing.kernels.device.name
+    device: Device = "cuda" if timing.kernels.device.name == "cuda" else "cpu"
     captured = in_graph and device == "cuda"
 
-    def execution(kernels: str) -> Execution:
+    def execution(kernels: OrtKernels) -> Execution:
         return Execution(kernels=kernels, device=device, cuda_graph=captured)
 
     dense = Runner(files.dense.path, execution("bodies"), in_graph, counts=False)

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from clada.runtime.detokenize import TextStream
 from clada.runtime.sampling import SamplingConfig, sample
 from clada.runtime.steps import Reader
 from clada.runtime.telemetry import TokenStats
+
+# How a text ended: the model ended it, a stop string or token did, or there was no room for more.
+Finish = Literal["end", "stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Piece:
     token: int
     text: str
     stats: TokenStats | None
-    finish: str | None
+    finish: Finish | None
 
 
 @dataclass
@@ -92,7 +95,7 @@ class Completion:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     stats: list[TokenStats] = field(default_factory=list)
-    finish: str = "length"
+    finish: Finish = "length"
 
 
 def _alive_rows(alive: Sequence[bool]) -> list[int]:
@@ -128,14 +131,14 @@ def _pieces(
                 seen.add(row, token)
             if token in choice.end_tokens or token in config.stop_tokens:
                 alive[row] = False
-                ended = "end" if token in choice.end_tokens else "stop"
+                ended: Finish = "end" if token in choice.end_tokens else "stop"
                 yield row, Piece(token, texts[row].flush(), None, ended)
         if not any(alive):
             return
         stats = reader.decode(state, tokens, alive)
         for row in _alive_rows(alive):
             text = texts[row].push(tokens[row])
-            finish = None
+            finish: Finish | None = None
             if texts[row].stopped:
                 finish = "stop"
             elif count == config.max_new_tokens or length[row] >= reader.context_length or reader.is_full(state):

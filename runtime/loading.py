@@ -12,6 +12,7 @@ from typing import Any, Literal
 from clada.contract.artefact import Artefact, in_place_name, open_artefact, open_artefact_of_engine
 from clada.contract.engine_record import ENGINE_SUFFIX, read_record
 from clada.errors import CladaError
+from clada.ops.devices import Device, HeldWeights, OrtKernels
 from clada.runtime.models.base import Model
 from clada.runtime.models.ort_cpu import Execution, OnnxRuntimeModel, older_than
 from clada.runtime.models.ort_cpu_in_place import InPlaceModel
@@ -112,7 +113,9 @@ class Opened:
     one_text: bool = False
 
 
-def open_model(path: Path, threads: int, kernels: str, weights: str, device: str | None, cuda_graph: bool) -> Opened:
+def open_model(
+    path: Path, threads: int, kernels: OrtKernels, weights: HeldWeights, device: Device | None, cuda_graph: bool
+) -> Opened:
     """Open an artefact, or an engine of one; for its arguments and errors see Session."""
     if path.suffix == ENGINE_SUFFIX:
         given = {"threads": threads, "kernels": kernels, "weights": weights, "cuda_graph": cuda_graph}

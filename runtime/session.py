@@ -8,6 +8,7 @@ from typing import Any
 
 from clada.contract.artefact import GENERATION_CONFIG_NAME
 from clada.errors import CladaError
+from clada.ops.devices import Device, HeldWeights, OrtKernels
 from clada.runtime.chat.template import Message, render_chat
 from clada.runtime.generation import Choice, Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.loading import Opened, open_model
@@ -69,9 +70,9 @@ class Session(Reader):
         model: Path | str | Opened,
         *,
         threads: int = 0,
-        kernels: str = "auto",
-        weights: str = "",
-        device: str | None = None,
+        kernels: OrtKernels = "auto",
+        weights: HeldWeights = "",
+        device: Device | None = None,
         cuda_graph: bool = False,
         bytes: float | None = None,
     ) -> None:

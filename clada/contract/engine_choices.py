@@ -1,8 +1,13 @@
 """What can be chosen of an engine, by name: apart from what builds it, so that help needs nothing else."""
 
-TENSORRT = "tensorrt"
-TENSORRT_RTX = "tensorrt-rtx"
-RUNTIMES = (TENSORRT, TENSORRT_RTX)
+from typing import Final, Literal, get_args
 
-PLUGINS, BODIES = "plugins", "bodies"
-KERNELS = ("auto", PLUGINS, BODIES)
+TENSORRT: Final = "tensorrt"
+TENSORRT_RTX: Final = "tensorrt-rtx"
+TrtRuntime = Literal["tensorrt", "tensorrt-rtx"]
+RUNTIMES: tuple[TrtRuntime, ...] = get_args(TrtRuntime)
+
+PLUGINS: Final = "plugins"
+BODIES: Final = "bodies"
+TrtKernels = Literal["auto", "plugins", "bodies"]
+TRT_KERNELS: tuple[TrtKernels, ...] = get_args(TrtKernels)

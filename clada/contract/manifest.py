@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from clada.contract.dial import DialPoint
 from clada.contract.sealed_json import sealed, unsealed
@@ -29,7 +29,8 @@ _PieceBytes = Annotated[int, Within(1 << 20, 1 << 30)]
 _HASH = re.compile("[0-9a-f]{64}")
 _RELEASE = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 _LONGEST_NAME = 255
-GOALS = ("target_sparsity", "ffn_cost", "error_budget", "bytes")
+GoalName = Literal["target_sparsity", "ffn_cost", "error_budget", "bytes"]
+GOALS: tuple[GoalName, ...] = get_args(GoalName)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class PolicySection:
             raise WrongValueError(f"{', '.join(GOALS)}: one of them must be given, and no other")
 
     @property
-    def goal(self) -> tuple[str, float]:
+    def goal(self) -> tuple[GoalName, float]:
         """Name and value of what was asked for."""
         return next((name, value) for name in GOALS if (value := getattr(self, name)) is not None)
 

@@ -19,6 +19,7 @@ from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, T
 from clada.contract.typed_json import plain
 from clada.errors import CladaError
 from clada.evaluation.settings import LM_EVAL_MODEL
+from clada.ops.devices import Device, HeldWeights, OrtKernels
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.chat.template import render_chat
 from clada.runtime.find_model import find_model
@@ -103,11 +104,11 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         self,
         model: str = "",
         threads: int = 0,
-        kernels: str = "auto",
-        weights: str = "",
+        kernels: OrtKernels = "auto",
+        weights: HeldWeights = "",
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
-        device: str | None = None,
+        device: Device | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()

@@ -1,5 +1,12 @@
 """What can be chosen of how the ops are run, by name: apart from what runs them, so that help needs nothing else."""
 
-DEVICES = ("cpu", "cuda")
+from typing import Literal, get_args
+
+Device = Literal["cpu", "cuda"]
+DEVICES: tuple[Device, ...] = get_args(Device)
 # What the FFN's weights may be held as: as the model has them, or float32 rounded to a more compact type at load.
-WEIGHTS = ("", "bfloat16")
+HeldWeights = Literal["", "bfloat16"]
+WEIGHTS: tuple[HeldWeights, ...] = get_args(HeldWeights)
+# What runs the sparse ops in ONNX Runtime.
+OrtKernels = Literal["auto", "native", "bodies"]
+ORT_KERNELS: tuple[OrtKernels, ...] = get_args(OrtKernels)

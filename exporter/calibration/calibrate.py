@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clada.contract.manifest import GOALS, LayerCalibration, Policy
+from clada.contract.manifest import GOALS, GoalName, LayerCalibration, Policy
 from clada.contract.pool import PoolPolicy
 from clada.errors import CladaError
 from clada.exporter.calibration.adaptation import adapt
@@ -71,7 +71,7 @@ class CalibrationConfig:
             )
 
     @property
-    def _given(self) -> dict[str, float]:
+    def _given(self) -> dict[GoalName, float]:
         values = {name: getattr(self, name) for name in GOALS}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clada.contract.manifest import GoalName
 from clada.errors import UnreachableError
 from clada.exporter.calibration.decode_pass import Decoded
 
@@ -30,7 +31,7 @@ class Goal:
         value: What was asked for.
     """
 
-    name: str
+    name: GoalName
     value: float
 
     def reached(self, decoded: Decoded) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from clada.errors import CladaError
-from clada.ops.devices import DEVICES, WEIGHTS
+from clada.ops.devices import DEVICES, ORT_KERNELS, WEIGHTS, Device, HeldWeights, OrtKernels
 from clada.plugins.onnxruntime import instructions as best_instructions
 from clada.plugins.onnxruntime import register
 from clada.runtime.models.base import Array, Model
@@ -40,7 +40,6 @@ def older_than(release: str) -> bool:
 
 
 BODIES = "function bodies"
-KERNELS = ("auto", "native", "bodies")
 # Of ONNX Runtime's logging.
 _FATAL = 4
 
@@ -67,18 +66,18 @@ class Execution:
     """
 
     threads: int = 0
-    kernels: str = "auto"
-    weights: str = ""
+    kernels: OrtKernels = "auto"
+    weights: HeldWeights = ""
     instructions: str = ""
     element: str = ""
-    device: str = "cpu"
+    device: Device = "cpu"
     cuda_graph: bool = False
     exact: bool = False
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
-        if self.kernels not in KERNELS:
-            raise CladaError(f"kernels is '{self.kernels}'; it must be one of {', '.join(KERNELS)}")
+        if self.kernels not in ORT_KERNELS:
+            raise CladaError(f"kernels is '{self.kernels}'; it must be one of {', '.join(ORT_KERNELS)}")
         if self.weights not in WEIGHTS:
             raise CladaError(
                 f"weights is '{self.weights}'; it must be empty or one of {', '.join(filter(None, WEIGHTS))}"

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clada.contract.engine_choices import BODIES, KERNELS, PLUGINS, RUNTIMES, TENSORRT, TENSORRT_RTX
+from clada.contract.engine_choices import BODIES, PLUGINS, RUNTIMES, TENSORRT, TENSORRT_RTX, TRT_KERNELS, TrtKernels
 from clada.errors import CladaError
 from clada.plugins.tensorrt import library_path, register
 from clada.runtime.models.cuda_driver import compute_capability
@@ -118,14 +118,14 @@ def set_targets(runtime: str, trt: Any, config: Any, capabilities: list[str]) ->
             raise CladaError(f"{trt.__name__} {trt.__version__} does not build for {target_names(capabilities)}")
 
 
-def choose_plugins(runtime: str, trt: Any, kernels: str) -> bool:
+def choose_plugins(runtime: str, trt: Any, kernels: TrtKernels) -> bool:
     """Whether ops become plugins, which are then registered, or function bodies.
 
     Raises:
         CladaError: Plugins were asked for and cannot be had, or the library is of another release.
     """
-    if kernels not in KERNELS:
-        raise CladaError(f"kernels is '{kernels}'; it must be one of {', '.join(KERNELS)}")
+    if kernels not in TRT_KERNELS:
+        raise CladaError(f"kernels is '{kernels}'; it must be one of {', '.join(TRT_KERNELS)}")
     if runtime == TENSORRT_RTX:
         if kernels == PLUGINS:
             raise CladaError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clada.contract.artefact import CONFIG_NAME, Artefact, open_artefact
+from clada.contract.engine_choices import TrtKernels
 from clada.contract.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
 from clada.contract.files import file_hash, unfinished, written
 from clada.contract.manifest import MANIFEST_NAME
@@ -49,7 +50,7 @@ class BuildConfig:
 
     runtime: str | None = None
     targets: tuple[str, ...] = ()
-    kernels: str = "auto"
+    kernels: TrtKernels = "auto"
     max_batch: int = 1
     max_prompt: int | None = None
     capacity: int | None = None

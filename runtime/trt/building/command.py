@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from clada.command_line import add_progress_options, progress
-from clada.contract.engine_choices import KERNELS, RUNTIMES
+from clada.contract.engine_choices import RUNTIMES, TRT_KERNELS
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -46,7 +46,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument(
         "--kernels",
-        choices=KERNELS,
+        choices=TRT_KERNELS,
         default="auto",
         help="what computes the ops: our plugins, for tensorrt alone, or the bodies of the file, at dense speed "
         "(default: plugins with tensorrt where they are installed, else bodies)",
