@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from clada.benchmark.exact_thresholds import exact_share
 from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.shapes import Shape
-from clada.benchmark.thresholds import exact_share
 from clada.ops import LOAD_SIGNAL, OPS, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.ops.record import FLOAT_TYPES, Array, Case, Op, evaluate
 from clada.ops.torch import torch_op

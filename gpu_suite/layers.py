@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from clada.benchmark.exact_thresholds import exact_share
 from clada.benchmark.precisions import BLOCKS, Blocks
 from clada.benchmark.shapes import Shape
-from clada.benchmark.thresholds import exact_share
 from clada.ops import OPS, QUANTIZED
 from clada.ops.activations import ACTIVATIONS
 from clada.ops.quantized_matrices import is_matrix, scales_name

@@ -18,7 +18,7 @@ import torch
 from clada.benchmark.contender import Contender, checked_error, ours
 from clada.benchmark.model_graph import traced_model
 from clada.benchmark.report import Table, rows
-from clada.benchmark.settings import Settings
+from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape, random_tokens
 from clada.benchmark.timing import Samples, measure, wall_seconds
 from clada.benchmark.variants import Graph, write_pair
@@ -218,7 +218,7 @@ def _graph_seconds(runners: Sequence[Runner]) -> Callable[[Callable[[], float]],
 
 
 def model_tables(
-    timing: Timing, files: Files, shape: Shape, bandwidth: Callable[[], float], context: int = Settings.context
+    timing: Timing, files: Files, shape: Shape, bandwidth: Callable[[], float], context: int = BenchSettings.context
 ) -> Iterator[Table | LeftOut]:
     """Time a model's decode: the graph alone, and the step around it with what it copies; ratios are against dense."""
     for in_graph in timing.graphs:

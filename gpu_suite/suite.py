@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from clada.benchmark.report import Table
-from clada.benchmark.settings import Settings, checked
+from clada.benchmark.settings import BenchSettings, checked
 from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
 from clada.contract.files import check_writable, write
 from clada.errors import CladaError
@@ -178,7 +178,7 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
     """
     args = _parser().parse_args(arguments)
     shapes = [shape for shape, _ in chosen_shapes(args.shape, None)]
-    rounds = checked(Settings(rounds=args.rounds)).rounds
+    rounds = checked(BenchSettings(rounds=args.rounds)).rounds
     card = find_card()
     if args.libraries is None:
         nvcc_path()

@@ -23,7 +23,7 @@ from clada.evaluation.evaluate import evaluate
 from clada.evaluation.regression import regress, write_regression
 from clada.evaluation.result import result_json, token_table
 from clada.evaluation.session_subject import SessionSubject
-from clada.evaluation.settings import Settings
+from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.shuffled import ShuffledLoad
 from clada.evaluation.suite import Suite, prepare
 from clada.evaluation.token_table import read_token_table
@@ -43,7 +43,7 @@ MODELS = ("demo", "demo-opt")
 COSTS = (0.5, 0.4, 0.6)
 # Where parts are removed and tasks are asked.
 MAIN_COST = 0.5
-SETTINGS = Settings(sequences=96, prompt_tokens=64, decode_tokens=128, generation_tokens=32, seed=0)
+SETTINGS = EvaluationSettings(sequences=96, prompt_tokens=64, decode_tokens=128, generation_tokens=32, seed=0)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clada.benchmark.precisions import OF_MODELS, PRECISIONS
-from clada.benchmark.settings import CONTEXT, SHARES, Settings
+from clada.benchmark.settings import CONTEXT, SHARES, BenchSettings
 from clada.benchmark.shapes import SHAPES, TINY, WHATS
 from clada.command_line import add_quiet
 
@@ -67,7 +67,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         nargs="+",
         type=float,
         metavar="SHARE",
-        help=f"shares of neurons or inputs that stay active (default: {_listed(Settings.active)})",
+        help=f"shares of neurons or inputs that stay active (default: {_listed(BenchSettings.active)})",
     )
     parser.add_argument(
         "--weights",
@@ -76,8 +76,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="precisions that are compared, beside the dense graph in float32; of a whole model only "
         f"{', '.join(OF_MODELS)} (default: all)",
     )
-    parser.add_argument("--threads", type=int, default=Settings.threads, help="0 is one a core (default)")
-    parser.add_argument("--rounds", type=int, default=Settings.rounds, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=BenchSettings.threads, help="0 is one a core (default)")
+    parser.add_argument("--rounds", type=int, default=BenchSettings.rounds, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, as .png or .svg")
     add_quiet(parser)

@@ -23,7 +23,7 @@ from clada.benchmark.genai_files import (
     write_checkpoint,
 )
 from clada.benchmark.report import Table, rows
-from clada.benchmark.settings import Settings
+from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import Shape, random_tokens
 from clada.benchmark.timing import measure
 from clada.contract.artefact import data_name
@@ -96,7 +96,7 @@ def genai_contenders(shape: Shape, context: int, model: Any, session: Any) -> li
     ]
 
 
-def footprints(files: Files, shape: Shape, settings: Settings) -> list[Footprint]:
+def footprints(files: Files, shape: Shape, settings: BenchSettings) -> list[Footprint]:
     """What loading each takes."""
     use, threads = partial(read_a_few, shape=shape), settings.threads
     of_genai = partial(load_genai, files.genai, threads), use, files.genai / data_name(files.ours)
@@ -107,7 +107,7 @@ def footprints(files: Files, shape: Shape, settings: Settings) -> list[Footprint
     ]
 
 
-def genai_tables(shape: Shape, settings: Settings) -> Iterator[Table | list[Footprint]]:
+def genai_tables(shape: Shape, settings: BenchSettings) -> Iterator[Table | list[Footprint]]:
     """Measure decode after each context, and what loading takes."""
     with written_models(shape) as files:
         yield footprints(files, shape, settings)

@@ -24,7 +24,7 @@ from clada.benchmark.layer_graph import (
 )
 from clada.benchmark.layer_output import layer_output, weights_of_ours, weights_of_products
 from clada.benchmark.sessions import Bound, execution
-from clada.benchmark.settings import Settings
+from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import Shape
 from clada.benchmark.variants import Variants, write_variants
 from clada.errors import CladaError
@@ -54,7 +54,7 @@ class Layer:
 
 
 @contextmanager
-def opened_layer(shape: Shape, settings: Settings) -> Iterator[Layer]:
+def opened_layer(shape: Shape, settings: BenchSettings) -> Iterator[Layer]:
     """Make a layer; its files are gone when the context ends."""
     weights, copies, threads = random_weights(shape), copies_of(shape), settings.threads
     torch.set_num_threads(threads)

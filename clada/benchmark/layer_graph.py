@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir
 
+from clada.benchmark.exact_thresholds import exact_share
 from clada.benchmark.layer_output import ACTIVATION
 from clada.benchmark.shapes import Shape
 from clada.benchmark.storage import initializer
-from clada.benchmark.thresholds import exact_share
 from clada.exporter.defaults import DEFAULT_OPSET
 from clada.ops import DOMAIN, PLUGIN_ATTRIBUTES, SPARSE_GATED_FFN, VERSION
 from clada.ops.activations import ACTIVATIONS

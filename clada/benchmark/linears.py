@@ -12,14 +12,14 @@ import onnx_ir
 import onnxruntime
 
 from clada.benchmark.contender import FARTHEST_OF_OWN, Contender, always, checked_error, dense, ours
+from clada.benchmark.exact_thresholds import exact_share
 from clada.benchmark.layer_graph import copies_of_bytes, numbered
 from clada.benchmark.layer_output import weights_of_ours
 from clada.benchmark.precisions import BLOCKS, restored
 from clada.benchmark.sessions import Bound, execution
-from clada.benchmark.settings import Settings
+from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import Shape
 from clada.benchmark.storage import initializer
-from clada.benchmark.thresholds import exact_share
 from clada.benchmark.variants import Variants, write_variants
 from clada.errors import CladaError
 from clada.exporter.defaults import DEFAULT_OPSET
@@ -95,7 +95,7 @@ def linears_model(weights: Mapping[str, Array], copies: int) -> onnx_ir.Model:
 
 
 @contextmanager
-def opened_linears(shape: Shape, settings: Settings) -> Iterator[Linears]:
+def opened_linears(shape: Shape, settings: BenchSettings) -> Iterator[Linears]:
     """Make the products; their files are gone when the context ends."""
     generator = np.random.default_rng(0)
     weights = {

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from clada.benchmark.artefact import artefact_table
 from clada.benchmark.footprint import Footprint, footprint_lines
 from clada.benchmark.genai import genai_tables
 from clada.benchmark.genai_files import require_genai
 from clada.benchmark.machine import machine
 from clada.benchmark.plot import plot
 from clada.benchmark.report import Table, json_text, table_lines
-from clada.benchmark.settings import CONTEXT, PLOT_FORMATS, SHARES, Settings, checked
+from clada.benchmark.settings import CONTEXT, PLOT_FORMATS, SHARES, BenchSettings, checked
 from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
+from clada.benchmark.shares_of_bytes import artefact_table
 from clada.benchmark.tables import layer_tables, linears_tables, model_tables
 from clada.benchmark.targets import target_lines, targets
 from clada.contract.files import check_writable, write
@@ -21,7 +21,7 @@ from clada.errors import CladaError
 from clada.exporter.calibration.text import read_texts, sample_file
 from clada.runtime.terminal import read_prompt
 
-_MEASURES: dict[str, Callable[[Shape, Settings], Iterator[Table | list[Footprint]]]] = {
+_MEASURES: dict[str, Callable[[Shape, BenchSettings], Iterator[Table | list[Footprint]]]] = {
     "layer": layer_tables,
     "linears": linears_tables,
     "model": model_tables,
@@ -52,7 +52,7 @@ def _check_kind(args: argparse.Namespace) -> None:
             raise CladaError(f"--{name.replace('_', '-')} {reason}: leave one of them out")
 
 
-def _of_artefact(args: argparse.Namespace, settings: Settings) -> Table:
+def _of_artefact(args: argparse.Namespace, settings: BenchSettings) -> Table:
     text = read_texts(sample_file())[0] if args.prompt_file is None else read_prompt(args.prompt_file)
     context = CONTEXT if args.context is None else args.context
     return artefact_table(args.path, args.bytes or SHARES, context, text, settings)
@@ -61,8 +61,8 @@ def _of_artefact(args: argparse.Namespace, settings: Settings) -> Table:
 def bench(args: argparse.Namespace) -> None:
     """Measure what the command line asks for."""
     _check_kind(args)
-    active, weights = tuple(args.active or Settings.active), tuple(args.weights or Settings.weights)
-    settings = checked(Settings(active, weights, args.threads, args.rounds))
+    active, weights = tuple(args.active or BenchSettings.active), tuple(args.weights or BenchSettings.weights)
+    settings = checked(BenchSettings(active, weights, args.threads, args.rounds))
     real = [name for name in SHAPES if name != TINY]
     chosen = chosen_shapes(args.shape or real, args.what) if args.path is None else []
     if any("genai" in whats for _, whats in chosen):

@@ -14,7 +14,7 @@ CONTEXT = 64
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """How everything is measured.
 
     Args:
@@ -39,7 +39,7 @@ class Settings:
         return max(2, self.rounds // 5)
 
 
-def checked(settings: Settings) -> Settings:
+def checked(settings: BenchSettings) -> BenchSettings:
     """The settings, with threads 0 replaced by the number of cores.
 
     Raises:

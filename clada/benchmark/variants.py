@@ -10,7 +10,7 @@ from clada.benchmark.dense import make_dense
 from clada.benchmark.floor import weight_bytes
 from clada.benchmark.matmul_nbits import make_products_quantized
 from clada.benchmark.precisions import BLOCKS
-from clada.benchmark.quantized_ffn import make_quantized
+from clada.benchmark.quantized_graph import make_quantized
 from clada.benchmark.storage import save_beside
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clada.command_line import add_bytes, add_quiet
-from clada.evaluation.settings import Settings
+from clada.evaluation.settings import EvaluationSettings
 from clada.exporter.command_options import add_trust_options
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def _part_lines(evaluation: "Evaluation") -> list[str]:
 
 def _run(args: argparse.Namespace) -> None:
     from clada.contract.files import check_writable, write
-    from clada.evaluation.artefact import evaluate_artefact
+    from clada.evaluation.exported import evaluate_artefact
     from clada.evaluation.result import result_json, token_table
     from clada.runtime.find_model import find_model
 
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    settings = EvaluationSettings(**{field.name: getattr(args, field.name) for field in fields(EvaluationSettings)})
     for path in filter(None, (args.json, args.tokens)):
         check_writable(path)
     evaluation = evaluate_artefact(
@@ -92,7 +92,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "generation-tokens": "generated tokens compared with the dense model's",
     }
     for name, what in counts.items():
-        default = getattr(Settings, name.replace("-", "_"))
+        default = getattr(EvaluationSettings, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
     parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
     add_bytes(parser)

@@ -9,7 +9,7 @@ LM_EVAL_MODEL = "clada"
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How much of the text is read, and how.
 
     Args:

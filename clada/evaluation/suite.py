@@ -11,7 +11,7 @@ from tqdm import tqdm
 from clada.errors import CladaError
 from clada.evaluation.cloze import cloze_items
 from clada.evaluation.reference import dense_continuation, dense_log_likelihoods
-from clada.evaluation.settings import Settings
+from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.tasks import Item, choice_items
 from clada.exporter.calibration.text import digest, read_texts, token_rows
 from clada.exporter.model.rope import context_length
@@ -50,7 +50,7 @@ class Suite:
     """
 
     model: Any
-    settings: Settings
+    settings: EvaluationSettings
     data_name: str
     data_sha256: str
     rows: list[list[int]]
@@ -58,7 +58,7 @@ class Suite:
     continuations: list[list[int]]
 
 
-def draw_rows(texts: list[str], tokenizer: Any, vocabulary: int, settings: Settings) -> list[list[int]]:
+def draw_rows(texts: list[str], tokenizer: Any, vocabulary: int, settings: EvaluationSettings) -> list[list[int]]:
     """Rows of consecutive tokens.
 
     Raises:
@@ -86,7 +86,7 @@ def _answered(model: Any, item: Item) -> bool:
     return int(np.argmax(dense_log_likelihoods(model, item.context, item.candidates))) == item.right
 
 
-def prepare(model: Any, tokenizer: Any, data: Path, settings: Settings) -> Suite:
+def prepare(model: Any, tokenizer: Any, data: Path, settings: EvaluationSettings) -> Suite:
     """Draw rows and tasks from a text, and have the dense model answer them.
 
     Args:

@@ -16,8 +16,8 @@ from clada.runtime.models.cuda_driver import Gpu, in_bytes, why_no_gpu
 from clada.runtime.models.score import FACTORS, accumulation
 from clada.runtime.out_of_memory import says_memory_is_full
 from clada.runtime.trt.contexts import EngineSession
-from clada.runtime.trt.model import EngineModel
-from clada.runtime.trt.model_in_place import EngineInPlaceModel
+from clada.runtime.trt.engine_model import EngineModel
+from clada.runtime.trt.engine_model_in_place import EngineInPlaceModel
 from clada.runtime.trt.package import MODULES, log_of
 
 

@@ -14,13 +14,13 @@ from clada.benchmark.layer_graph import exact_threshold, random_input
 from clada.benchmark.layer_output import layer_output, weights_of_ours
 from clada.benchmark.linears import linears_contenders, opened_linears
 from clada.benchmark.matmul_nbits import packed
-from clada.benchmark.model import model_contenders, opened_model
 from clada.benchmark.precisions import BLOCKS, PRECISIONS, Blocks
 from clada.benchmark.report import Row, Table, table_lines
 from clada.benchmark.sessions import Bound
-from clada.benchmark.settings import Settings
+from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import SHAPES
 from clada.benchmark.targets import target_lines, targets
+from clada.benchmark.whole_model import model_contenders, opened_model
 from clada.contract.artefact import open_artefact
 from clada.errors import CladaError
 from clada.exporter.calibration.calibrate import CalibrationConfig
@@ -37,7 +37,7 @@ SHAPE = SHAPES["tiny"]
 
 @pytest.fixture(scope="module")
 def layer():
-    with opened_layer(SHAPE, Settings(threads=1)) as opened:
+    with opened_layer(SHAPE, BenchSettings(threads=1)) as opened:
         yield opened
 
 
@@ -130,7 +130,7 @@ def test_a_sparse_layer_that_computes_something_else_is_refused(layer, monkeypat
 
 @pytest.fixture(scope="module")
 def linears():
-    with opened_linears(SHAPE, Settings(threads=1)) as opened:
+    with opened_linears(SHAPE, BenchSettings(threads=1)) as opened:
         yield opened
 
 
@@ -179,7 +179,7 @@ def test_linears_that_compute_something_else_are_refused(linears, monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    with opened_model(SHAPE, Settings(active=(0.5, 0.2), threads=1, context=40)) as opened:
+    with opened_model(SHAPE, BenchSettings(active=(0.5, 0.2), threads=1, context=40)) as opened:
         yield opened
 
 

@@ -10,7 +10,7 @@ from clada.evaluation.baselines import RULES, baseline, calibration_texts, cett,
 from clada.evaluation.evaluate import evaluate
 from clada.evaluation.reference import dense_logits
 from clada.evaluation.scores import log_softmax
-from clada.evaluation.settings import Settings
+from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.suite import draw_rows, prepare
 from clada.evaluation.torch_subject import TorchSubject, forward_skipping, skipping
 from clada.exporter.calibration.decode_pass import Texts
@@ -49,7 +49,7 @@ def heldout(demo):
     """Text that was neither trained nor calibrated on."""
     model, sparsity, _ = demo
     _, tokenizer = load_model(str(DEMO_MODEL), torch.float32)
-    settings = Settings(sequences=24, prompt_tokens=PROMPT, decode_tokens=128)
+    settings = EvaluationSettings(sequences=24, prompt_tokens=PROMPT, decode_tokens=128)
     rows = draw_rows(read_texts(HELDOUT), tokenizer, model.config.vocab_size, settings)
     return Texts(model, sparsity, torch.tensor(rows), PROMPT)
 
@@ -228,7 +228,7 @@ def test_results_say_what_a_baseline_is(tmp_path):
     """Evaluated like any other; the model that it is measured against stays dense meanwhile."""
     checkpoint = write_checkpoint(tmp_path / "hf", "llama")
     model, tokenizer = load_model(str(checkpoint), torch.float32)
-    settings = Settings(sequences=2, prompt_tokens=16, decode_tokens=20, generation_tokens=4)
+    settings = EvaluationSettings(sequences=2, prompt_tokens=16, decode_tokens=20, generation_tokens=4)
     suite = prepare(model, tokenizer, HELDOUT, settings)
     dense = dense_logits(model, suite.rows[0])
     rows = calibration_rows(tokenizer, VOCABULARY, 512, 64)

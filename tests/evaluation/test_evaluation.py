@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from clada.errors import CladaError
-from clada.evaluation.artefact import evaluate_artefact
 from clada.evaluation.cloze import CONTEXT_IN_DECODE, identifiers
 from clada.evaluation.evaluate import evaluate
+from clada.evaluation.exported import evaluate_artefact
 from clada.evaluation.paired import paired_difference
 from clada.evaluation.reference import dense_continuation, dense_log_likelihoods, dense_logits
 from clada.evaluation.result import result_json
 from clada.evaluation.scores import log_likelihoods, log_softmax, token_scores
 from clada.evaluation.session_subject import SessionSubject
-from clada.evaluation.settings import Settings
+from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.shuffled import ShuffledLoad
 from clada.evaluation.statistics import bootstrap, mean, ratio
 from clada.evaluation.subject import Reading, Subject, SubjectInfo
@@ -37,7 +37,7 @@ from tests.project.test_bad_input import fails_with, snapshot
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.support.manifests import read_manifest
 
-SETTINGS = Settings(sequences=4, prompt_tokens=40, decode_tokens=64, generation_tokens=12)
+SETTINGS = EvaluationSettings(sequences=4, prompt_tokens=40, decode_tokens=64, generation_tokens=12)
 SMALL = ["--sequences", 3, "--prompt-tokens", 16, "--decode-tokens", 40, "--generation-tokens", 5, "--threads", 1]
 
 
@@ -408,7 +408,9 @@ def test_command_writes_what_it_measured(tiny_artefact, checkpoint, tmp_path, ca
         assert 1 - tokens["active"].mean(axis=0) / NEURONS == pytest.approx([f["sparsity"] for f in found["layers"]])
         assert tokens["token"].max() < VOCABULARY
     assert snapshot(tmp_path) == {result, table}
-    again = evaluate_artefact(tiny_artefact, str(checkpoint("llama")), HELDOUT, Settings(3, 16, 40, 5), threads=1)
+    again = evaluate_artefact(
+        tiny_artefact, str(checkpoint("llama")), HELDOUT, EvaluationSettings(3, 16, 40, 5), threads=1
+    )
     assert result_json(again) == result.read_bytes()
 
 
@@ -477,7 +479,7 @@ def test_session_of_a_float16_model(checkpoint, tmp_path):
         ExportConfig(HALF_OF_NEURONS, calibration_tokens=300, dtype="float16"),
         lambda _: None,
     )
-    evaluation = evaluate_artefact(path, str(checkpoint("llama")), HELDOUT, Settings(2, 16, 20, 4), threads=1)
+    evaluation = evaluate_artefact(path, str(checkpoint("llama")), HELDOUT, EvaluationSettings(2, 16, 20, 4), threads=1)
     assert evaluation.subject.ffn_bytes == 2 * 3 * LAYERS * NEURONS * 48
     assert SessionSubject(Session(path, threads=1)).read(list(range(20)), 10).logits.dtype == np.float32
 

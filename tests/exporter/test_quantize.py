@@ -16,11 +16,11 @@ import torch
 from clada.contract.artefact import open_artefact
 from clada.contract.typed_json import plain
 from clada.errors import CladaError
-from clada.evaluation.artefact import evaluate_artefact
+from clada.evaluation.exported import evaluate_artefact
 from clada.evaluation.report_data import read_groups
 from clada.evaluation.result import result_json
 from clada.evaluation.session_subject import SessionSubject
-from clada.evaluation.settings import Settings
+from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.torch_session import TorchSession
 from clada.exporter.calibration.calibrate import calibrate
 from clada.exporter.calibration.text import read_texts, row_length, sample_file, token_rows
@@ -356,7 +356,7 @@ def demo_evaluation(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "model.onnx"
     config = ExportConfig(HALF_OF_NEURONS, calibration_tokens=512, quantize="int4", quantize_method="gptq")
     export(path, str(DEMO_MODEL), config, lambda _: None)
-    return evaluate_artefact(path, str(DEMO_MODEL), HELDOUT, Settings(2, 40, 48, 2), threads=1)
+    return evaluate_artefact(path, str(DEMO_MODEL), HELDOUT, EvaluationSettings(2, 40, 48, 2), threads=1)
 
 
 @exhaustive

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from clada.benchmark.exact_thresholds import exact_share
 from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.report import Row, Table
 from clada.benchmark.shapes import SHAPES
-from clada.benchmark.thresholds import exact_share
 from clada.benchmark.timing import wall_seconds
 from clada.errors import CladaError
 from clada.ops import OPS, QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_FFN, SPARSE_GATED_FFN

@@ -32,8 +32,8 @@ from clada.runtime.models.cuda_driver import why_no_gpu
 from clada.runtime.models.memory import Slab
 from clada.runtime.trt.building.profiles import Limits, profiles_for
 from clada.runtime.trt.contexts import EngineSession
+from clada.runtime.trt.engine_model import EngineModel
 from clada.runtime.trt.load import build_accumulation
-from clada.runtime.trt.model import EngineModel
 from clada.runtime.trt.package import log_of
 from tests.conftest import HALF_OF_NEURONS, ROOT
 from tests.runtime.test_device import PROMPTS, assert_same

@@ -20,8 +20,8 @@ from clada.contract.engine_record import IN_PLACE, EngineRecord, Profile
 from clada.runtime.models.ort_cpu import NUMPY_TYPES, Execution, create_session
 from clada.runtime.models.score import FACTORS, accumulation
 from clada.runtime.trt.contexts import EngineSession
-from clada.runtime.trt.model import EngineModel
-from clada.runtime.trt.model_in_place import EngineInPlaceModel
+from clada.runtime.trt.engine_model import EngineModel
+from clada.runtime.trt.engine_model_in_place import EngineInPlaceModel
 
 ALIGNMENT = 256
 STREAM = 7

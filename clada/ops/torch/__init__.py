@@ -1,6 +1,6 @@
 """The ops in torch, `torch.ops.clada.*`: eager, fake, and ready for export; needs torch."""
 
 from clada.ops.torch.eager import ACTIVATIONS, dequantized
-from clada.ops.torch.library import torch_op
+from clada.ops.torch.registration import torch_op
 
 __all__ = ["ACTIVATIONS", "dequantized", "torch_op"]

@@ -19,7 +19,7 @@ from clada.benchmark.contender import TORCH, Contender, checked_error, dense, ou
 from clada.benchmark.model_graph import random_model, traced_model
 from clada.benchmark.precisions import OF_MODELS
 from clada.benchmark.sessions import execution
-from clada.benchmark.settings import Settings
+from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape, random_tokens
 from clada.benchmark.variants import Graph, Variants, write_variants
 from clada.ops import graph_names
@@ -67,12 +67,12 @@ def _written(
     return write_variants(traced, folder, precisions), thresholds
 
 
-def _loaded(source: Graph, settings: Settings, precision: str | None) -> OnnxRuntimeModel:
+def _loaded(source: Graph, settings: BenchSettings, precision: str | None) -> OnnxRuntimeModel:
     return InPlaceModel(source.path, MAXIMUM_CONTEXT, execution(settings.threads, precision))
 
 
 @contextmanager
-def opened_model(shape: Shape, settings: Settings) -> Iterator[Model]:
+def opened_model(shape: Shape, settings: BenchSettings) -> Iterator[Model]:
     """Make a model; its files are gone when the context ends."""
     torch.set_num_threads(settings.threads)
     precisions = [precision for precision in settings.weights if precision in OF_MODELS]

@@ -19,7 +19,7 @@ from clada.benchmark.floor import read_bandwidth
 from clada.benchmark.matmul_nbits import make_products_quantized
 from clada.benchmark.precisions import Blocks
 from clada.benchmark.report import Table, rows
-from clada.benchmark.settings import Settings
+from clada.benchmark.settings import BenchSettings
 from clada.benchmark.storage import save_beside
 from clada.benchmark.timing import measure
 from clada.errors import CladaError
@@ -76,7 +76,7 @@ def _weight_bytes(session: Session) -> float:
     return quantization.bits / 8 + 2 / quantization.block_size
 
 
-def artefact_table(path: Path, shares: Sequence[float], context: int, text: str, settings: Settings) -> Table:
+def artefact_table(path: Path, shares: Sequence[float], context: int, text: str, settings: BenchSettings) -> Table:
     """Time decoding, token by token, the same text after the same prompt.
 
     Args:

@@ -12,7 +12,7 @@ from clada.contract.engine_record import DECODE, PREFILL
 from clada.ops import graph_names
 from clada.runtime.models.memory import Array, Placed
 from clada.runtime.models.resident import Buffers
-from clada.runtime.trt.model import EngineCache, EngineModel
+from clada.runtime.trt.engine_model import EngineCache, EngineModel
 
 _FEWEST_SLOTS = 64
 

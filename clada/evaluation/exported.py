@@ -15,7 +15,7 @@ from clada.evaluation.dense_subject import DenseSubject
 from clada.evaluation.evaluate import Evaluation, evaluate
 from clada.evaluation.reference import dense_logits
 from clada.evaluation.session_subject import SessionSubject, ffn_bytes, policy_name
-from clada.evaluation.settings import Settings
+from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.subject import SubjectInfo, with_weights
 from clada.evaluation.suite import prepare
 from clada.evaluation.torch_session import TorchSession
@@ -53,7 +53,7 @@ def evaluate_artefact(
     artefact: Path,
     source: str,
     data: Path,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     *,
     threads: int = 0,
     bytes: float | None = None,
@@ -84,7 +84,7 @@ def evaluate_artefact(
     session = Session(artefact, threads=threads, bytes=bytes)
     model, tokenizer = load_model(source, torch.float32, **trust)
     _check_same_model(session, model, tokenizer, source)
-    suite = prepare(model, tokenizer, data, settings or Settings())
+    suite = prepare(model, tokenizer, data, settings or EvaluationSettings())
     prompt = suite.rows[0][: suite.settings.prompt_tokens]
     name = policy_name(session.manifest, bytes)
     if session.manifest.quantization is None:
