@@ -1,4 +1,4 @@
-"""What every command of the project does alike: how it parses, how it fails, and how much it says."""
+"""Common behaviour of all commands: parsing, failure and verbosity."""
 
 import argparse
 import contextlib
@@ -16,19 +16,19 @@ _LONGEST_MESSAGE = 1000  # characters; a path alone may have thousands
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line; its subcommands' parsers do too."""
+    """Parser that reports errors in one line, as do its subcommands' parsers."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with exit code 2."""
+        """Print the error and exit with code 2."""
         self.exit(2, f"error: {one_line(message)}; see `{self.prog} --help`\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help; argparse itself passes over what cannot be written."""
+        """Print help text and let errors out: the method of argparse ignores failures to write."""
         print(message, end="", file=file or sys.stderr)
 
 
 def one_line(message: str) -> str:
-    """A message as a line for a terminal: no line ends, no control characters, the middle left out of a long one."""
+    """Format a message as one line for a terminal: no line ends or control characters, the middle of a long one cut."""
     words = " ".join(message.split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in words)
     if len(shown) > _LONGEST_MESSAGE:
@@ -38,7 +38,7 @@ def one_line(message: str) -> str:
 
 
 def utf8_text(value: str) -> str:
-    """An argument that is to be text, for `type=`; of a path any bytes will do."""
+    """Convert an argument that must be text, for `type=`; a path may hold any bytes."""
     try:
         # Bytes that the locale does not know, as ASCII knows no accents, may be UTF-8 all the same.
         return os.fsencode(value).decode() if any("\udc80" <= c <= "\udcff" for c in value) else value
@@ -52,12 +52,12 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 
 
 def add_quiet(parser: argparse.ArgumentParser, what: str = "no progress, no notes") -> None:
-    """Add `-q`; `what` is what the command does not say then."""
+    """Add `-q`; `what` names the output that it suppresses."""
     parser.add_argument("-q", "--quiet", action="store_true", help=f"say nothing but results and errors: {what}")
 
 
 def add_bytes(parser: argparse.ArgumentParser) -> None:
-    """Add `--bytes`, how much of a model's weights is read; see `Session`."""
+    """Add `--bytes`, the share of a model's weights to read; see `Session`."""
     parser.add_argument(
         "--bytes",
         type=float,
@@ -73,7 +73,7 @@ def add_progress_options(parser: argparse.ArgumentParser) -> None:
 
 
 def progress(args: argparse.Namespace) -> Callable[[str], None]:
-    """Where the lines of progress of a command with those options go."""
+    """Return the function that prints lines of progress, given a command's options."""
     started = time.monotonic()
 
     def show(line: str) -> None:
@@ -88,12 +88,12 @@ def progress(args: argparse.Namespace) -> Callable[[str], None]:
 def run_command(
     parser: Callable[[], argparse.ArgumentParser], words: Sequence[str], called: str, package: Callable[[], str]
 ) -> int:
-    """Parse a command line and run what it asks for.
+    """Parse a command line and run the command it names.
 
     Args:
         parser: Makes the parser; its `run` default takes the parsed arguments.
         words: The command line.
-        called: What the user calls the command, for an error.
+        called: Name of the command, for an error.
         package: Gives what to install where a module is missing.
 
     Returns:
@@ -113,7 +113,7 @@ def run_command(
 
 
 class _NoTerminal:
-    """A stream that says it is no terminal: progress bars are not shown there."""
+    """Stream that claims not to be a terminal, so that progress bars are not shown."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -126,30 +126,30 @@ class _NoTerminal:
 
 
 def is_quiet() -> bool:
-    """Whether the user wants to be told of mistakes alone."""
+    """Whether the user wants errors only."""
     return isinstance(sys.stderr, _NoTerminal)
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without notes and progress bars."""
+    """Run without notes and progress bars."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(cast(TextIO, _NoTerminal(sys.stderr))):
         warnings.simplefilter("ignore")
         yield
 
 
 def note(line: str) -> None:
-    """Tell the user of something that he may want to know."""
+    """Print a note that the user may want to read."""
     print(f"note: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def complain(line: str) -> None:
-    """Tell the user of a mistake after which a command goes on."""
+    """Report an error after which a command goes on."""
     print(f"error: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command: 0 when it ends well, 1 with the mistake on stderr, 130 when interrupted, 141 when nobody reads."""
+    """Run a command: 0 on success, 1 with the error on stderr, 130 when interrupted, 141 when nobody reads."""
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that has no arrow in its character set gets a question mark.
         sys.stdout.reconfigure(errors="replace")
@@ -176,7 +176,7 @@ def exit_code(command: Callable[[], None]) -> int:
 
 
 def _flush() -> None:
-    """Write what is held back now, while a failure can still be told; without standard output there is nothing."""
+    """Flush standard output now, while a failure can still be reported; without one there is nothing to flush."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
@@ -193,6 +193,6 @@ def _system_error(error: OSError) -> str:
 
 
 def _discard_output() -> None:
-    """Have standard output take anything: Python must not fail again when it flushes at exit."""
+    """Redirect standard output to nowhere, so that Python does not fail again when it flushes at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,9 +1,9 @@
-"""The exceptions a user is meant to read."""
+"""Exceptions meant for the user."""
 
 
 class CladaError(ValueError):
-    """A mistake in what was given, in one line: what is wrong, with what value, what to do."""
+    """User error in one line: the problem, the value, and the remedy."""
 
 
 class UnreachableError(CladaError):
-    """What was asked for is beyond what a policy can do on a model."""
+    """Goal that a policy cannot reach on a model."""

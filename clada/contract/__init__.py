@@ -1,1 +1,1 @@
-"""What the exporter and the runtime agree on: artefacts and their files, the manifest, pools, engines' records."""
+"""Contract between exporter and runtime: artefacts and their files, the manifest, pools, engine records."""

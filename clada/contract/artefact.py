@@ -1,4 +1,4 @@
-"""The files of an artefact: found, and checked against its manifest, before anything of them is used."""
+"""Files of an artefact: located, and checked against its manifest, before any of them is used."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def data_name(model: Path) -> str:
 
 
 def in_place_name(model: Path) -> str:
-    """Name of the file beside an ONNX file that holds its graph with an in-place cache, for ONNX Runtime."""
+    """Name of the ONNX file with an in-place cache, for ONNX Runtime, beside the portable one."""
     return f"{model.stem}.onnxruntime{model.suffix}"
 
 
@@ -65,7 +65,7 @@ class Artefact:
 
     Args:
         model: Path of the ONNX file, or of the engine that was built from it.
-        manifest: What it says of itself.
+        manifest: Its manifest.
     """
 
     model: Path
@@ -73,11 +73,11 @@ class Artefact:
 
     @property
     def folder(self) -> Path:
-        """Where its files are to lie; `path` says where they do."""
+        """Final folder of the files; `path` gives their current location."""
         return self.model.parent
 
     def path(self, name: str) -> Path:
-        """Where one of its files lies now: an export may be on its way to its place."""
+        """Current path of a file: an export may be on its way to its place."""
         return _holder(self.folder) / name
 
     @property
@@ -98,11 +98,11 @@ class Artefact:
 
     @property
     def quantization(self) -> QuantizationSection | None:
-        """How weights are quantised; None where they are not."""
+        """Format of the quantised weights; None where they are not quantised."""
         return self.manifest.quantization
 
     def content(self, name: str) -> bytes | None:
-        """What one of its smaller files holds; None where the manifest does not list it, whatever is in the folder.
+        """Content of one of the smaller files; None where the manifest does not list it, whatever is in the folder.
 
         Raises:
             CladaError: It cannot be read, or does not match its hash.
@@ -112,7 +112,7 @@ class Artefact:
         return self._again_if_moved(lambda folder: _checked_content(folder / name, self.manifest))
 
     def required(self, name: str) -> bytes:
-        """As `content`, of a file that is needed.
+        """Like `content`, for a file that is required.
 
         Raises:
             CladaError: It is not listed, cannot be read, or does not match its hash.
@@ -123,7 +123,7 @@ class Artefact:
         return content
 
     def settings(self, name: str) -> dict[str, Any]:
-        """The object that one of its JSON files holds, as transformers wrote it.
+        """Object in one of the JSON files, as transformers wrote it.
 
         Raises:
             CladaError: As of `required`, or it holds none.
@@ -139,12 +139,12 @@ class Artefact:
         return found
 
     def load_graph(self, name: str, load: Callable[[Path], T]) -> T:
-        """Load a graph while its hash, and that of its weights, is checked: both may have changed since they were.
+        """Load a graph while its hash and that of its weights are checked again: both files may have changed.
 
-        That they are damaged says more than what follows from it.
+        An error about the hash is more informative than one that follows from the damage.
 
         Args:
-            name: Of the ONNX file.
+            name: Name of the ONNX file.
             load: Makes something of it; nothing of that is used before the hashes are known.
 
         Raises:
@@ -163,7 +163,7 @@ class Artefact:
         return self._again_if_moved(checked)
 
     def _again_if_moved(self, use: Callable[[Path], T]) -> T:
-        """Use the folder that holds the files, and use it anew where they were moved meanwhile."""
+        """Use the folder that holds the files, and retry where they were moved meanwhile."""
         for _ in range(_ATTEMPTS):
             folder = _holder(self.folder)
             try:
@@ -174,7 +174,7 @@ class Artefact:
         raise CladaError(f"{self.folder} is being written to; try again")
 
     def pool_policy(self) -> PoolPolicy | None:
-        """How pools are chosen; None where every neuron may be used.
+        """Policy by which pools are chosen; None where every neuron may be used.
 
         Raises:
             CladaError: The file of its tensors is damaged, or does not hold what it must.
@@ -186,7 +186,7 @@ class Artefact:
 
 
 def _holder(folder: Path) -> Path:
-    """The folder that holds the files of an artefact: its own, or the one in it that is on its way there."""
+    """Folder that holds the files of an artefact: its own, or the pending one inside it."""
     pending = folder / PENDING_NAME
     return pending if _is_file(pending / MANIFEST_NAME) else folder
 
@@ -243,7 +243,7 @@ def _check_there(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None:
-    """Raise CladaError where a file is missing or does not match its hash, or its pieces', which is faster to find."""
+    """Raise CladaError where a file is missing or does not match its hash, or its pieces' hashes, which is faster."""
     for name in names:
         path, pieces = folder / name, manifest.pieces
         _check_there(folder, [name])
@@ -261,7 +261,7 @@ def _check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None
 
 
 def open_artefact(model: Path | str, *, check_weights: bool = True) -> Artefact:
-    """Find an artefact by its ONNX file; check its manifest, the hash of every file, and its calibrated values.
+    """Open an artefact by its ONNX file; check its manifest, the hash of every file, and its calibrated values.
 
     Args:
         model: The ONNX file.
@@ -291,7 +291,7 @@ def open_artefact(model: Path | str, *, check_weights: bool = True) -> Artefact:
 
 
 def open_artefact_of_engine(engine: Path) -> Artefact:
-    """Find an artefact by an engine that was built from it, which stands for its ONNX graphs: they may be elsewhere.
+    """Open an artefact by an engine built from it, which replaces its ONNX graphs: those may be elsewhere.
 
     Raises:
         CladaError: As of open_artefact, but for those graphs.
@@ -307,7 +307,7 @@ def open_artefact_of_engine(engine: Path) -> Artefact:
 
 
 def _open(model: Path, checked: Callable[[Path, Path], Artefact]) -> Artefact:
-    """Check an artefact, anew where an export to its folder replaces it meanwhile."""
+    """Check an artefact, again where an export to its folder replaces it meanwhile."""
     for _ in range(_ATTEMPTS):
         state = _state(model.parent)
         folder = _holder(model.parent)
@@ -337,7 +337,7 @@ def _check_is_one(folder: Path, model: Path) -> None:
 
 
 def _state(folder: Path) -> tuple[tuple[int, int] | None, ...]:
-    """What changes where a folder's artefact is replaced."""
+    """Identity of a folder's artefact, which changes when it is replaced."""
     return _identity(folder / PENDING_NAME / MANIFEST_NAME), _identity(folder / MANIFEST_NAME)
 
 
@@ -360,7 +360,7 @@ def _companions(manifest: Manifest) -> list[str]:
 
 
 def _check_listed(folder: Path, manifest: Manifest, names: list[str]) -> None:
-    """What is not listed is not checked: every file that is read must be."""
+    """Raise CladaError for files that the manifest does not list: every file that is read must be checked."""
     for name in names:
         if name not in manifest.files:
             raise _not_listed(folder, name)

@@ -1,4 +1,4 @@
-"""Checks what calibration put into a graph, so that values that make no sense are an error and not a wrong text."""
+"""Checks of the calibrated values in a graph, so that nonsensical values are an error and not a wrong text."""
 
 import math
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ _HIGHEST_LOAD = 2.0  # above 1 where no load opens a pool
 
 
 class _WrongError(ValueError):
-    """What is wrong with a graph."""
+    """Defect of a graph."""
 
 
 def check_graph(path: Path, content: bytes, data: Path, manifest: Manifest) -> None:
-    """Make sure that a graph takes its weights from where they are checked, and that its calibrated values make sense.
+    """Check that a graph takes its weights from the checked files, and that its calibrated values make sense.
 
     Args:
-        path: Of the ONNX file, for what is said of it.
-        content: Of that file.
+        path: Path of the ONNX file, for error messages.
+        content: Content of that file.
         data: The file of its weights.
-        manifest: Of the artefact.
+        manifest: Manifest of the artefact.
 
     Raises:
         CladaError: It is no ONNX file that clada wrote, has tensors in other files, or a value makes no sense.
@@ -68,7 +68,7 @@ def _check_nodes(nodes: list[Node], manifest: Manifest) -> None:
 
 
 def _given(node: Node, name: str) -> str:
-    """What a node takes as an input of its op."""
+    """Name of the tensor that a node takes as a given input of its op."""
     at = [spec.name for spec in OPS[node.op].inputs].index(name)
     return node.inputs[at] if at < len(node.inputs) else ""
 
@@ -92,7 +92,7 @@ def _check_inputs(inputs: dict[str, tuple[int | None, ...]], manifest: Manifest)
 
 
 def _read(values: GraphConstants, name: str, *shape: int | None) -> Floats:
-    """A constant of this shape; None stands for any size of 2 or more."""
+    """Read a constant of this shape; None stands for any size of 2 or more."""
     found = values.shape(name)
     fits = len(found) == len(shape) and all(
         size == wanted if wanted is not None else size >= 2 for size, wanted in zip(found, shape, strict=True)
@@ -104,7 +104,7 @@ def _read(values: GraphConstants, name: str, *shape: int | None) -> Floats:
 
 
 def _problems(values: GraphConstants, nodes: list[Node], manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """What makes no sense, and why; one after the other."""
+    """Yield each value that makes no sense, with the reason."""
     model, calibration = manifest.model, manifest.calibration
     for site, width in enumerate(manifest.widths):
         name = graph_names.threshold(site)
@@ -162,7 +162,7 @@ def _unless(what: str, problem: str) -> Iterator[tuple[str, str]]:
 
 
 def _numbers(values: Floats, at_least: float = -math.inf, at_most: float = math.inf) -> str:
-    """What is wrong with values that are to be finite, and in a range; empty where nothing is."""
+    """Describe the defect of values that must be finite and within a range; empty where there is none."""
     if not np.isfinite(values).all():
         return f"holds {values[~np.isfinite(values)].flat[0]}, which is no finite number"
     for wrong, limit in ((values < at_least, f"below {at_least:g}"), (values > at_most, f"above {at_most:g}")):

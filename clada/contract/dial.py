@@ -1,4 +1,4 @@
-"""The dial of an artefact that skips inputs: which effort reads which share of the weights' bytes."""
+"""Dial of an artefact that skips inputs: the effort for each share of the weights' bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _Share = Annotated[float, Within(-1e-6, 1 + 1e-6)]
 
 @dataclass(frozen=True)
 class DialPoint:
-    """What one effort gave on the calibration text.
+    """Measurements at one effort on the calibration text.
 
     Args:
         effort: The factor on the calibrated thresholds.
@@ -31,10 +31,10 @@ class DialPoint:
 
 
 def effort_for(share: float, points: Sequence[tuple[float, float]]) -> float:
-    """The effort that reads a share of the bytes: between efforts that were measured, along a straight line.
+    """Effort that reads a share of the bytes, interpolated linearly between the measured efforts.
 
     Args:
-        share: Of the weights' bytes.
+        share: Share of the weights' bytes.
         points: Effort and share, from the lowest effort and the largest share.
     """
     efforts, shares = zip(*points, strict=True)
@@ -42,7 +42,7 @@ def effort_for(share: float, points: Sequence[tuple[float, float]]) -> float:
 
 
 def effort_of_bytes(share: float, dial: Sequence[DialPoint]) -> float:
-    """The effort with which an artefact reads a share of the weights' bytes; 1 is all of them, to the bit of dense.
+    """Effort with which an artefact reads a share of the weights' bytes; 1 is all of them, bit-identical to dense.
 
     Raises:
         CladaError: The share is not between the least that was measured and 1.

@@ -1,4 +1,4 @@
-"""What can be chosen of an engine, by name: apart from what builds it, so that help needs nothing else."""
+"""Names of the options for building engines, separate from the builder so that help imports nothing else."""
 
 from typing import Final, Literal, get_args
 

@@ -1,4 +1,4 @@
-"""The record beside an engine: what it was built from, for which machine and for what shapes."""
+"""Record beside an engine: its source artefact, its machine and its shapes."""
 
 import json
 import re
@@ -31,7 +31,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Profile:
-    """Shapes that an engine takes together; its index in the engine is its place in the record.
+    """Shapes that an engine takes together; the profile's index in the engine is its place in the record.
 
     Args:
         name: "prefill" or "decode".
@@ -45,7 +45,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What an engine is.
+    """Description of an engine.
 
     Args:
         runtime: "tensorrt" or "tensorrt-rtx": which of the two packages reads it.
@@ -53,9 +53,9 @@ class EngineRecord:
         compute_capability: Those of the GPUs it runs on, as "8.9".
         plugins: Whether it holds plugins of clada's TensorRT library, which must then be registered before it is read.
         plugin_release: The release of clada that built it; its plugins are of the same.
-        sha256: Of the engine, in hex.
+        sha256: SHA-256 of the engine, in hex.
         manifest: Name of the artefact's manifest, in the engine's folder.
-        manifest_sha256: Of that file, in hex.
+        manifest_sha256: SHA-256 of that file, in hex.
         dtype: T of the graph: "float32" or "float16".
         max_batch: The most texts at once.
         max_prompt: The most tokens of one prefill call: S of the prefill profile.
@@ -65,7 +65,7 @@ class EngineRecord:
             slots that are free, at most `capacity`, where its mask, longer by one, is 0. "copied": they hold the past
             too, as in the graph of the artefact.
         profiles: The prefill profile, then the decode profile.
-        format_version: Of this record.
+        format_version: Version of this record's format.
     """
 
     runtime: str
@@ -86,18 +86,18 @@ class EngineRecord:
 
 
 def record_path(engine: Path) -> Path:
-    """Where the record of an engine lies."""
+    """Path of an engine's record."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def record_bytes(record: EngineRecord) -> bytes:
-    """A record as it is written, with its own hash: a shape's sizes are on one line."""
+    """Serialise a record with its own hash: a shape's sizes are on one line."""
     text = json.dumps(asdict(record), indent=2, allow_nan=False)
     return sealed_text(re.sub(r"\[[\d\s,]*\]", lambda sizes: " ".join(sizes[0].split()), text))
 
 
 def write_record(record: EngineRecord, path: Path) -> None:
-    """Write a record, in one go.
+    """Write a record atomically.
 
     Args:
         record: The record.
@@ -110,7 +110,7 @@ def write_record(record: EngineRecord, path: Path) -> None:
 
 
 def read_record(engine: Path) -> EngineRecord:
-    """Read the record of an engine, and check that engine and manifest are the ones it was written for.
+    """Read the record of an engine, and check that engine and manifest are those it was written for.
 
     Raises:
         CladaError: A file is not there or cannot be read, the record is not understood, or a hash does not match.

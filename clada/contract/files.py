@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their hashes."""
+"""Atomic writes of files, and hashes of them."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from clada.errors import CladaError
 
 @contextmanager
 def unfinished(output: Path) -> Iterator[Path]:
-    """A new file in the output's folder, of the umask's mode, that is gone at the end unless it was renamed.
+    """Create a new file in the output's folder, of the umask's mode, that is removed at the end unless it was renamed.
 
     Args:
         output: The file that it is to become; its suffix is the new file's too.
@@ -32,7 +32,7 @@ def unfinished(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def written(output: Path) -> Iterator[None]:
-    """Within the context a failure to write the output comes out as a CladaError."""
+    """Turn a failure to write the output, within the context, into a CladaError."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def written(output: Path) -> Iterator[None]:
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file in one go.
+    """Write a file atomically.
 
     Raises:
         CladaError: It cannot be written.

@@ -1,4 +1,4 @@
-"""The float32 constants of an ONNX file, wherever they are stored, without the onnx package.
+"""Float32 constants of an ONNX file, wherever they are stored, read without the onnx package.
 
 Unlike that package's own reader this one takes a file of weights that is a link, as in the cache of Hugging Face's hub;
 that it is the right file is what hashes are for.
@@ -46,7 +46,7 @@ class GraphConstants:
         return self._constants[name].shape
 
     def read(self, name: str) -> Floats:
-        """A constant, which may be of the file's own memory.
+        """Value of a constant, possibly mapped from the file.
 
         Raises:
             ValueError: There is none of that name, or it is not float32 of its sizes.
@@ -62,7 +62,7 @@ class GraphConstants:
         return np.frombuffer(content, "<f4").reshape(constant.shape)
 
     def _from_file(self, constant: Constant, size: int) -> bytes:
-        """No more than there is: a size may be anything."""
+        """Read from the file of weights, no more than it holds: a size may be anything."""
         with self._data.open("rb") as file:
             if constant.length != size or constant.offset + size > os.fstat(file.fileno()).st_size:
                 return b""

@@ -1,4 +1,4 @@
-"""The manifest: what an artefact says of itself, every key of it, and what its values may be."""
+"""Manifest: an artefact's description of itself, with every key and the values it may have."""
 
 import re
 from collections.abc import Mapping
@@ -35,14 +35,14 @@ GOALS: tuple[GoalName, ...] = get_args(GoalName)
 
 @dataclass(frozen=True)
 class ModelSection:
-    """What was exported.
+    """Model that was exported.
 
     Args:
         family: The model's type, as its configuration names it.
-        layers: How many.
+        layers: Number of layers.
         hidden_size: Width of the hidden state.
-        neurons: Of each layer; none where inputs are skipped.
-        vocabulary_size: How many tokens its logits are of.
+        neurons: Number of neurons of each layer; none where inputs are skipped.
+        vocabulary_size: Size of the vocabulary, as in its logits.
         context_length: The most tokens it reads.
         parameters: As the checkpoint has them.
         dtype: T of the graph.
@@ -66,17 +66,17 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class Policy:
-    """What decides, in decode, which neurons a token computes, or which inputs of every matrix it reads.
+    """Rules that decide, in decode, which neurons a token computes, or which inputs of every matrix it reads.
 
     Args:
-        thresholds: What a neuron's activation is weighed by before it is compared: "sensitivity" (what losing it costs
+        thresholds: Weight of a neuron's activation before it is compared: "sensitivity" (the cost of losing it to
             the model's output), "activation" (1: the plain activation), or empty: no thresholds. "price": not neurons,
             but the inputs of all matrices are skipped, those whose loss costs the output less than their bytes do.
         allocation: Share the sparsity out among the layers by what it costs there; otherwise all have the same.
-        pool: Whose use of each neuron decides what a layer may use: "blended" (the prompt's and the calibration
+        pool: Text whose use of each neuron decides what a layer may use: "blended" (the prompt's and the calibration
             text's), "prompt", "calibration", or empty: every neuron may be used.
         compensation: Add the mean of what is dropped, measured on calibration text, to each layer's output.
-        scale: What loosens the thresholds from token to token: "load", "token" (a table by token id) or empty.
+        scale: Signal that loosens the thresholds from token to token: "load", "token" (a table by token id) or empty.
         reanalysis: Open the pool where the load is highest.
         anticipation: Refine the scale by a linear probe of an early layer's input.
     """
@@ -92,11 +92,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class PolicySection:
-    """How the model was made sparse; one of the goals is given.
+    """Policy that made the model sparse; one of the goals is given.
 
     Args:
-        name: What the policy is called.
-        parts: What it consists of.
+        name: Name of the policy.
+        parts: Parts of the policy.
         seed: Decided which parts of the text were used.
         target_sparsity: See CalibrationConfig, as are the following.
         ffn_cost: See CalibrationConfig.
@@ -118,18 +118,18 @@ class PolicySection:
 
     @property
     def goal(self) -> tuple[GoalName, float]:
-        """Name and value of what was asked for."""
+        """Name and value of the goal."""
         return next((name, value) for name in GOALS if (value := getattr(self, name)) is not None)
 
 
 @dataclass(frozen=True)
 class LayerCalibration:
-    """Of one layer, on the calibration tokens.
+    """Calibration of one layer, measured on the calibration tokens.
 
     Args:
         realised: Share of neurons that were not computed.
         pool: Share of neurons that the pool holds.
-        median_threshold: Of the layer's neurons.
+        median_threshold: Median threshold of the layer's neurons.
     """
 
     realised: _Share
@@ -139,11 +139,11 @@ class LayerCalibration:
 
 @dataclass(frozen=True)
 class AnticipationSection:
-    """The probe of the hidden state.
+    """Probe of the hidden state.
 
     Args:
-        layer: Whose input it reads.
-        factors: What the scale is multiplied with at each of its knots.
+        layer: Index of the layer whose input it reads.
+        factors: Factor on the scale at each of its knots.
         r2: Share of the variance of a token's log divergence that it explains; None where that was not measured.
     """
 
@@ -154,17 +154,17 @@ class AnticipationSection:
 
 @dataclass(frozen=True)
 class CalibrationSection:
-    """What was calibrated on, and what it gave.
+    """Calibration text, and the measurements on it.
 
     Args:
         data: Name of the text.
-        data_sha256: Of that text; empty where there was none.
-        tokens: That were measured, the dense prompts not counted.
-        prompt_tokens: Of each row, that were read densely.
+        data_sha256: SHA-256 of that text; empty where there was none.
+        tokens: Number of measured tokens, without the dense prompts.
+        prompt_tokens: Number of tokens of each row that were read densely.
         divergence_nats: KL divergence from the dense model, a token.
         agreement: Share of tokens whose most likely successor is the dense model's.
         ffn_cost: Share of the feed-forward weights' bytes that were read; None where inputs are skipped.
-        layers: What each layer was given; none where inputs are skipped.
+        layers: Calibration of each layer; none where inputs are skipped.
         scale_knots: The factor on the thresholds at load 0, ..., 1.
         reanalysis_load: The load from which the pool opens; above 1 where none does.
         surprisal_weight: Share of surprisal in the load.
@@ -194,14 +194,14 @@ class CalibrationSection:
 
 @dataclass(frozen=True)
 class ProductSection:
-    """One product, on the calibration tokens.
+    """One product, measured on the calibration tokens.
 
     Args:
         name: Its layers, by their paths in the model.
         inputs: D.
         outputs: N, the weights of a row.
         kept: Share of its inputs that were not skipped.
-        median_threshold: Of its inputs.
+        median_threshold: Median threshold of its inputs.
     """
 
     name: str
@@ -213,11 +213,11 @@ class ProductSection:
 
 @dataclass(frozen=True)
 class ProbeSection:
-    """A probe of a product's input, whose factor on the scale is that product's and those of the ones after it.
+    """Probe of a product's input, whose factor scales the thresholds of that product and of those after it.
 
     Args:
         product: Its index.
-        factors: What the scale is multiplied with at each of its knots.
+        factors: Factor on the scale at each of its knots.
         r2: Share of the variance of a token's log divergence that it explains.
     """
 
@@ -228,12 +228,12 @@ class ProbeSection:
 
 @dataclass(frozen=True)
 class InputsSection:
-    """How inputs are skipped.
+    """Settings by which inputs are skipped.
 
     Args:
-        price: What a weight had to be worth to be read, nats.
+        price: Least worth of a weight that is read, nats.
         products: All that a token is multiplied with, in the order of the graph.
-        dial: What other efforts give, from the lowest.
+        dial: Measurements at other efforts, from the lowest.
         probes: Of inputs that tell how hard a token is, in the order of the products.
     """
 
@@ -256,12 +256,12 @@ class InputsSection:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The inputs of each product."""
+        """Number of inputs of each product."""
         return tuple(product.inputs for product in self.products)
 
     @property
     def row_shares(self) -> list[float]:
-        """The share of all products' weights that is in a row of each."""
+        """Share of all products' weights that is in one row of each product."""
         total = sum(product.inputs * product.outputs for product in self.products)
         return [product.outputs / total for product in self.products]
 
@@ -271,7 +271,7 @@ class CheckSection:
     """One comparison of verification.
 
     Args:
-        name: What was compared.
+        name: Name of the compared quantity.
         required: The tolerance at which it just passes.
         tolerance: The one that it had to pass at.
     """
@@ -283,10 +283,10 @@ class CheckSection:
 
 @dataclass(frozen=True)
 class PiecesSection:
-    """Hashes of the pieces of large files, which several processors check at once.
+    """Hashes of the pieces of large files, which several processors check in parallel.
 
     Args:
-        bytes: Of a piece.
+        bytes: Size of a piece.
         files: For each file its pieces' SHA-256, in hex.
     """
 
@@ -301,12 +301,12 @@ class PiecesSection:
 
 @dataclass(frozen=True)
 class QuantizationSection:
-    """How weights are quantised.
+    """Format of the quantised weights.
 
     Args:
-        bits: Of a weight.
-        block_size: Weights a scale.
-        method: How they were rounded.
+        bits: Bits per weight.
+        block_size: Weights per scale.
+        method: Method of rounding.
         feed_forward: Matrices of the feed-forward networks.
         linears: Paths of other matrices.
     """
@@ -327,11 +327,11 @@ class QuantizationSection:
 
 @dataclass(frozen=True)
 class PoolSection:
-    """How pools are chosen; its tensors are in a file of their own.
+    """Sizes and prior of the pools; the tensors are in a file of their own.
 
     Args:
         sizes: For each layer, how many neurons a pool holds.
-        prior_tokens: How many tokens of its own text weigh as much as the prior; None for the prior alone.
+        prior_tokens: Number of tokens of its own text that weigh as much as the prior; None for the prior alone.
     """
 
     sizes: tuple[_Size, ...]
@@ -340,7 +340,7 @@ class PoolSection:
 
 @dataclass(frozen=True)
 class InPlaceSection:
-    """The graph with an in-place cache.
+    """Graph with an in-place cache.
 
     Args:
         onnxruntime: The release of ONNX Runtime, "major.minor", from which it gives the right results.
@@ -357,14 +357,14 @@ class InPlaceSection:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of clada.json.
+    """Content of clada.json.
 
     Args:
-        model: What was exported.
-        policy: How it was made sparse.
-        calibration: What that was calibrated on, and what it gave.
+        model: Model that was exported.
+        policy: Policy that made it sparse.
+        calibration: Calibration text, and the measurements on it.
         ops: Ours in the graph, each with its version.
-        verification: What verification measured.
+        verification: Results of verification.
         tools: Releases of the packages that made it.
         files: SHA-256, in hex, of every other file.
         pieces: Of the large ones among them; None where none is large.
@@ -372,7 +372,7 @@ class Manifest:
         pool: None where every neuron may be used.
         in_place_cache: None where there is no graph with an in-place cache.
         inputs: None where neurons are skipped.
-        format_version: Of this file.
+        format_version: Version of this file's format.
     """
 
     format_version: int = field(default=FORMAT_VERSION, kw_only=True)
@@ -431,12 +431,12 @@ class Manifest:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of each site that skips, how many neurons or inputs it has."""
+        """Number of neurons or inputs of each sparse site."""
         return self.model.neurons if self.inputs is None else self.inputs.widths
 
     @property
     def probes(self) -> dict[int, tuple[float, ...]]:
-        """By site that has a probe, what the scale is multiplied with at each of its knots."""
+        """Factors on the scale at the knots of each probe, by the site that has it."""
         probe = self.calibration.anticipation
         if self.inputs is not None:
             return {probe.product: probe.factors for probe in self.inputs.probes}
@@ -460,7 +460,7 @@ def _check_hash(key: str, digest: str) -> None:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The content of the file."""
+    """Serialise a manifest."""
     return sealed(plain(manifest))
 
 
@@ -468,8 +468,8 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     """Read a manifest, and check it against its own hash and every value in it.
 
     Args:
-        content: Of the file.
-        path: Where it lies, for what is said of it.
+        content: Content of the file.
+        path: Path of the file, for error messages.
 
     Raises:
         CladaError: It is damaged, of another version, or a key or value of it is not what it must be.

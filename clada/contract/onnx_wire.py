@@ -1,4 +1,4 @@
-"""ONNX files without the onnx package, which a device need not have: reads of any, writes graphs of a few nodes."""
+"""Reader of ONNX files, and writer of graphs of a few nodes, without the onnx package, which a device need not have."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -57,13 +57,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Constant:
-    """An initializer: what it is, and where its content is.
+    """Initializer: its type and shape, and where its content is.
 
     Args:
         content: All of it, where the ONNX file holds it.
         file: Name of the file that holds it otherwise; empty where the ONNX file does.
-        offset: Where in that file it begins, in bytes.
-        length: How many bytes it has there.
+        offset: Offset in that file, in bytes.
+        length: Number of bytes there.
         dtype: TensorProto's number of its type.
         shape: Its sizes.
     """
@@ -95,7 +95,7 @@ def _varint(message: Message, at: int) -> tuple[int, int]:
 
 
 def _fields(message: Message) -> Iterator[_Field]:
-    """The fields of a protocol buffer's message, in order; content of a fixed size is its bytes."""
+    """Yield the fields of a protocol buffer message, in order; content of a fixed size is its bytes."""
     # A view: cut without being copied.
     message = memoryview(message)
     at = 0
@@ -123,19 +123,19 @@ def _texts(message: Message, number: int) -> tuple[str, ...]:
 
 
 def _text(message: Message, number: int) -> str:
-    """A text that occurs once; of several, protobuf takes the last."""
+    """Text that occurs once; of several, protobuf takes the last."""
     return (_texts(message, number) or ("",))[-1]
 
 
 def _of_graph(model: Message, number: int) -> Iterator[Message]:
-    """The contents of one field of the graph of a ModelProto, in order."""
+    """Contents of one field of the graph of a ModelProto, in order."""
     for part in _fields(model):
         if part.number == _GRAPH:
             yield from (field.content for field in _fields(part.content) if field.number == number)
 
 
 def nodes_of(model: Message, domain: str) -> list[Node]:
-    """The nodes of a domain in the graph of a ModelProto, in order; those in functions are not among them."""
+    """Nodes of a domain in the graph of a ModelProto, in order; those in functions are not included."""
     return [
         Node(_text(node, _NAME), _text(node, _OP_TYPE), _texts(node, _INPUT), _texts(node, _OUTPUT), _floats(node))
         for node in _of_graph(model, _NODE)
@@ -153,7 +153,7 @@ def _floats(node: Message) -> tuple[tuple[str, float], ...]:
 
 
 def inputs_of(model: Message) -> dict[str, tuple[int | None, ...]]:
-    """The inputs of the graph of a ModelProto, by name, with their sizes; None for one that is not fixed."""
+    """Inputs of the graph of a ModelProto, by name, with their sizes; None for a size that is not fixed."""
     found: dict[str, tuple[int | None, ...]] = {}
     for value in _of_graph(model, _GRAPH_INPUT):
         dimensions = [value]
@@ -165,7 +165,7 @@ def inputs_of(model: Message) -> dict[str, tuple[int | None, ...]]:
 
 
 def constants_of(model: Message) -> dict[str, Constant]:
-    """The initializers of the graph of a ModelProto, by name."""
+    """Initializers of the graph of a ModelProto, by name."""
     return {_text(tensor, _TENSOR_NAME): _constant(tensor) for tensor in _of_graph(model, _INITIALIZER)}
 
 
@@ -184,7 +184,7 @@ def _constant(tensor: Message) -> Constant:
 
 
 def _sizes(field: _Field) -> Iterator[int]:
-    """The numbers of a repeated field, which may lie in one packed piece."""
+    """Numbers of a repeated field, which may be packed."""
     if not field.content:
         yield field.value
     at = 0
@@ -194,7 +194,7 @@ def _sizes(field: _Field) -> Iterator[int]:
 
 
 def external_files(model: Message) -> set[str]:
-    """Names of all files that a ModelProto has tensors in, wherever in it those tensors are."""
+    """Names of all external data files of a ModelProto, wherever in it their tensors are."""
     found: set[str] = set()
     waiting: list[tuple[str, Message, int]] = [("model", model, 0)]
     while waiting:
@@ -225,7 +225,7 @@ def opset_of(model: Message) -> int:
 
 
 def without_functions(model: Message) -> bytes:
-    """A ModelProto without its function bodies."""
+    """Copy of a ModelProto without its function bodies."""
     return b"".join(field.whole for field in _fields(model) if field.number != _FUNCTIONS)
 
 
@@ -236,7 +236,7 @@ _IR_VERSION, _OPSET = 8, 17
 
 @dataclass(frozen=True)
 class Vector:
-    """An input or output: a vector of any length.
+    """Graph input or output: a vector of any length.
 
     Args:
         name: Its name.
@@ -250,7 +250,7 @@ class Vector:
 
 
 def _encoded(number: int, value: int | str | bytes) -> bytes:
-    """One field of a protocol buffer's message; numbers here are below 128."""
+    """Encode one field of a protocol buffer message; numbers here are below 128."""
     if isinstance(value, int):
         return bytes([number << 3, value])
     content = value.encode() if isinstance(value, str) else value
@@ -275,7 +275,7 @@ def _node(node: Node) -> bytes:
 
 
 def graph_bytes(nodes: Sequence[Node], inputs: Sequence[Vector], output: Vector) -> bytes:
-    """A model of these nodes, in order, as a ModelProto."""
+    """Serialise a model of these nodes, in order, as a ModelProto."""
     graph = b"".join(_encoded(1, _node(node)) for node in nodes) + _encoded(2, "clada")
     graph += b"".join(_encoded(11, _value_info(vector)) for vector in inputs) + _encoded(12, _value_info(output))
     opset = _encoded(1, "") + _encoded(2, _OPSET)

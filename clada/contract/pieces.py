@@ -1,4 +1,4 @@
-"""Hashes of the pieces of a large file, which several processors check at once."""
+"""Hashes of the pieces of a large file, which several processors check in parallel."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ def _piece_hash(path: Path, start: int, size: int) -> str:
 
 
 def piece_hashes(path: Path, size: int = PIECE_BYTES) -> list[str]:
-    """SHA-256, in hex, of each `size` bytes of a file, the last of what is left."""
+    """SHA-256, in hex, of each `size` bytes of a file; the last piece may be shorter."""
     starts = range(0, path.stat().st_size, size)
     # hashlib lets other threads go on meanwhile.
     with ThreadPoolExecutor(os.cpu_count()) as pool:

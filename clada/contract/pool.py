@@ -1,4 +1,4 @@
-"""Global sparsity: which neurons a text may use, from what its prompt used, kept up to date as it goes on."""
+"""Pools, the global sparsity: the neurons a text may use, chosen from its prompt and updated as it goes on."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ _LARGEST = 1 << 31
 
 @dataclass(frozen=True)
 class PoolPolicy:
-    """How pools are chosen.
+    """Rules by which pools are chosen.
 
     Args:
         sizes: For each layer, how many neurons a pool holds.
-        prior_tokens: How many tokens of its own text weigh as much as the prior; infinite for the prior alone.
+        prior_tokens: Number of tokens of its own text that weigh as much as the prior; infinite for the prior alone.
         prior: f32[F] for each layer, the mean score of a token of calibration text.
         weight: f32[F] for each layer, what a neuron's score counts for.
     """
@@ -44,13 +44,13 @@ class PoolPolicy:
 
 
 class RunningScore(Protocol):
-    """How much each neuron contributed lately, f32[B, F] for each layer, kept where a model keeps its state."""
+    """Recent contribution of each neuron, f32[B, F] for each layer, stored where a model keeps its state."""
 
     def __iter__(self) -> Iterator[Floats]:
         """The layers' scores, in this process's memory."""
 
     def add(self, used: Any, masks: Masks, fade: Floats, inside: Floats, outside: Floats) -> None:
-        """Take in one token a text.
+        """Add one token per text.
 
         Args:
             used: The token's scores, as the model puts them out.
@@ -74,11 +74,11 @@ class HostScore(list[Floats]):
 
 @dataclass
 class Pools:
-    """The pools of a batch of texts, and what they were chosen by.
+    """Pools of a batch of texts, and the state from which they are chosen.
 
     Args:
         masks: bool[B, F] for each layer; replaced, never written to.
-        score: How much each neuron contributed lately.
+        score: Recent contribution of each neuron.
         since_opened: i64[B], tokens read since the pool was open last.
         since_chosen: i64[B], tokens read since the pool was chosen.
         evidence: bool[B], whether the pool was open since it was chosen.
@@ -111,10 +111,10 @@ def choose_pools(
     tokens: npt.NDArray[Any],
     keep: Callable[[list[Floats]], RunningScore] = HostScore,
 ) -> Pools:
-    """The pools after a prompt.
+    """Choose the pools after a prompt.
 
     Args:
-        policy: How.
+        policy: Policy of the pools.
         score: f32[B, F] for each layer, summed over the prompt.
         tokens: [B], the prompts' lengths, which must be positive.
         keep: Makes the running score that is brought up to date from here on.
@@ -127,10 +127,10 @@ def choose_pools(
 
 
 def overdue(pools: Pools, reanalysis_load: float) -> npt.NDArray[np.bool_]:
-    """Whether each pool bool[B] is to be open for the next token, whatever its load; never where no load opens it.
+    """Whether each pool bool[B] must be open for the next token, whatever its load; never where no load opens it.
 
     Args:
-        pools: Of the texts so far.
+        pools: Pools of the texts so far.
         reanalysis_load: The load that opens a pool; above 1 where none does.
     """
     return (pools.since_opened >= CLOSED_TOKENS - 1) & (reanalysis_load <= 1)
@@ -143,14 +143,14 @@ def update_pools(
     opened: npt.NDArray[np.bool_],
     alive: npt.NDArray[np.bool_],
 ) -> None:
-    """Take in one token a text, in place, and choose pools anew where there is something new to choose by.
+    """Add one token per text, in place, and choose pools anew where there is new evidence.
 
     A closed pool tells nothing of the neurons outside of it. Where it was open, what those contributed stands for all
     tokens since it was open last.
 
     Args:
-        policy: How.
-        pools: What is brought up to date.
+        policy: Policy of the pools.
+        pools: Pools to update.
         used: The token's scores, as the running score takes them: f32[B, F] for each layer, or what a device holds.
         opened: bool[B], whether the pool was open for it.
         alive: bool[B], False where the token is padding.
@@ -176,10 +176,10 @@ def read_pool_policy(section: PoolSection, content: bytes, path: Path, neurons: 
     """Read a pool policy from the manifest's section and the file of its tensors.
 
     Args:
-        section: Of a manifest that was checked.
-        content: Of the file.
-        path: Where it lies, for what is said of it.
-        neurons: Of each layer.
+        section: Section of a checked manifest.
+        content: Content of the file.
+        path: Path of the file, for error messages.
+        neurons: Number of neurons of each layer.
 
     Raises:
         CladaError: The file does not hold what it must.
@@ -201,10 +201,10 @@ def read_pool_policy(section: PoolSection, content: bytes, path: Path, neurons: 
 
 
 def prior_name(layer: int) -> str:
-    """Name of the tensor f32[F]: a token's mean score on calibration text."""
+    """Name of the tensor f32[F] that holds a token's mean score on calibration text."""
     return f"prior.{layer}"
 
 
 def weight_name(layer: int) -> str:
-    """Name of the tensor f32[F]: what a neuron's score counts for."""
+    """Name of the tensor f32[F] that holds the weight of a neuron's score."""
     return f"weight.{layer}"

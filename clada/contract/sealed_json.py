@@ -1,4 +1,4 @@
-"""JSON files that carry their own hash: one changed bit, anywhere, and they are refused."""
+"""JSON files that carry their own hash: a file with one changed bit, anywhere, is refused."""
 
 import hashlib
 import json
@@ -17,25 +17,25 @@ _END_BYTES = 64 + len('""\n}\n')
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """The file of a JSON object, with its hash."""
+    """Serialise a JSON object with its hash."""
     return sealed_text(json.dumps(content, indent=2))
 
 
 def sealed_text(text: str) -> bytes:
-    """The file of a JSON object that was written with an indent of 2, with its hash."""
+    """Add its hash to a JSON object that was written with an indent of 2."""
     start = text.removesuffix("\n}")
     before = f'{start},\n  "{SEAL}": '.encode()
     return before + f'"{hashlib.sha256(before).hexdigest()}"\n}}\n'.encode()
 
 
 def unsealed(content: bytes, path: Path, version: int, again: str) -> dict[str, Any]:
-    """The object that a file holds, less its hash, which is checked.
+    """Parse a sealed file, check its hash, and return the object without it.
 
     Args:
-        content: Of the file.
-        path: Where it lies.
+        content: Content of the file.
+        path: Path of the file.
         version: The format version that is read.
-        again: What makes a new file, for who has one of another version or a damaged one.
+        again: Command that writes a new file, for an error about another version or damage.
 
     Raises:
         CladaError: It is not valid JSON, of another version, or does not match its hash.

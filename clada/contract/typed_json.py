@@ -1,4 +1,4 @@
-"""JSON files read into dataclasses: every key, type and range is checked, by what the dataclass says of its fields."""
+"""Parsing of JSON files into dataclasses: every key, type and range is checked against the fields' annotations."""
 
 import dataclasses
 import functools
@@ -25,18 +25,18 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 @dataclass(frozen=True)
 class Within:
-    """In `Annotated`: the least and the greatest value that a number may have, both included."""
+    """Bounds of a number, in `Annotated`: the least and the greatest value, both included."""
 
     low: float
     high: float
 
 
 class WrongValueError(ValueError):
-    """A value that cannot be right: which key holds it, and what is wrong."""
+    """Invalid value: the key that holds it, and the reason."""
 
 
 def shown(value: Any) -> str:
-    """A value for an error message, cut short."""
+    """Format a value for an error message, cut short."""
     return _SHORT.repr(value)
 
 
@@ -96,14 +96,14 @@ def _number(digits: str) -> float:
 
 @functools.cache
 def _fields_of(kind: Hashable) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
-    """Types, and fields, of a dataclass by name."""
+    """Types and fields of a dataclass, by name."""
     dataclass_kind: Any = kind
     fields = dataclasses.fields(dataclass_kind)
     return get_type_hints(kind, include_extras=True), {field.name: field for field in fields}
 
 
 def parse(kind: type[T], value: Any, key: str = "") -> T:
-    """Make a dataclass of a JSON object, checking each field's type and range.
+    """Parse a JSON object into a dataclass, checking each field's type and range.
 
     Fields may be of `str`, `int`, `float`, `bool`, `None`, `Literal`, `Annotated[..., Within(...)]`, a dataclass, a
     `tuple[..., ...]`, a `Mapping[str, ...]` or a union of those; what a dataclass checks itself, in `__post_init__`,
@@ -111,8 +111,8 @@ def parse(kind: type[T], value: Any, key: str = "") -> T:
 
     Args:
         kind: The dataclass.
-        value: What `load` gave.
-        key: Of the object in the file; empty for the file's own.
+        value: Object from `load`.
+        key: Key of the object in the file; empty for the top level.
 
     Raises:
         WrongValueError: Names the key and what is wrong.
@@ -186,7 +186,7 @@ def _convert_plain(kind: type, value: Any, key: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """What is written as JSON of a dataclass: a field that is None, and need not be given, is left out."""
+    """JSON form of a dataclass: an optional field that is None is left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         items = [(field, getattr(value, field.name)) for field in fields]
@@ -199,7 +199,7 @@ def plain(value: Any) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """Read the content of a file.
 
     Raises:
         CladaError: It cannot be read.

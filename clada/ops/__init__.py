@@ -1,4 +1,4 @@
-"""The ops of the `clada` domain, each defined once."""
+"""Ops of the `clada` domain, each defined once."""
 
 from clada.ops.load_signal import LOAD_SIGNAL
 from clada.ops.quantized_ffn import QUANTIZED_FFN

@@ -1,4 +1,4 @@
-"""The activation functions an FFN op may have: each with its float64 reference and its ONNX statements."""
+"""Activation functions of the feed-forward ops: each with its float64 reference and its ONNX statements."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits, symmetric, with one scale for each block of a row: how they are packed, what they stand for.
+"""Symmetric quantisation of weights to 4 or 8 bits, with one scale per block of a row: packing and dequantisation.
 
 A weight is code * scale, codes in [-8, 7] or [-128, 127]. 4-bit codes are packed as ONNX packs INT4: two a byte, in
 two's complement, the earlier one in the low half.
@@ -19,15 +19,15 @@ _SMALLEST_SCALE = 2.0**-24
 def check_sizes(
     name: str, width: int, bits: int, block_size: int, packed: int, scales: int, *, axis: str = "D"
 ) -> None:
-    """Raise CladaError where sizes of a packed matrix do not fit.
+    """Raise CladaError where the sizes of a packed matrix do not fit.
 
     Args:
-        name: What is packed, for the message.
-        width: Weights a row.
+        name: Name of the packed matrix, for the message.
+        width: Weights per row.
         bits: One of BITS.
-        block_size: Weights a scale.
-        packed: Bytes a row.
-        scales: Scales a row.
+        block_size: Weights per scale.
+        packed: Bytes per row.
+        scales: Scales per row.
         axis: Name of the width, for the message.
     """
     if width % block_size:
@@ -42,7 +42,7 @@ def check_scales(name: str, scales: Array) -> None:
     """Raise CladaError for a scale that is zero, infinite or NaN.
 
     Args:
-        name: What holds them, for the message.
+        name: Name of the tensor, for the message.
         scales: f16[F, N].
     """
     bad = ~np.isfinite(scales) | (scales == 0)
@@ -62,7 +62,7 @@ def pack(codes: Array, bits: int) -> Array:
 
 
 def unpack(packed: Array, bits: int) -> Array:
-    """Codes i8[F, D] of what `pack` returned."""
+    """Unpack codes i8[F, D] from the result of `pack`."""
     if bits == 8:
         return packed
     halves = np.stack([packed << 4, packed & ~0xF], axis=-1).astype(np.int8) >> 4
@@ -70,14 +70,14 @@ def unpack(packed: Array, bits: int) -> Array:
 
 
 def dequantize(packed: Array, scales: Array, bits: int) -> Array:
-    """The weights [F, D] that packed codes and scales [F, N] stand for, in the scales' dtype."""
+    """Dequantise packed codes with scales [F, N] to weights [F, D], in the scales' dtype."""
     codes = unpack(packed, bits).astype(scales.dtype)
     of_block = codes.shape[1] // max(1, scales.shape[1])
     return (codes.reshape(*scales.shape, of_block) * scales[..., None]).reshape(codes.shape)
 
 
 def quantize(matrix: Array, bits: int, block_size: int, *, positive: bool = False) -> tuple[Array, Array]:
-    """Round weights [F, D] to the nearest codes.
+    """Quantise weights [F, D] to the nearest codes.
 
     The largest weight of a block gets the lowest code, of which there is one more than of the highest: scales may be
     negative.
@@ -85,7 +85,7 @@ def quantize(matrix: Array, bits: int, block_size: int, *, positive: bool = Fals
     Args:
         matrix: The weights.
         bits: One of BITS.
-        block_size: Weights a scale.
+        block_size: Weights per scale.
         positive: Leave the lowest code out, so that scales are positive: TensorRT takes no others of 8-bit codes.
 
     Returns:

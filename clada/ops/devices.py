@@ -1,4 +1,4 @@
-"""What can be chosen of how the ops are run, by name: apart from what runs them, so that help needs nothing else."""
+"""Names of the devices and kernel options, separate from the runtime so that help imports nothing else."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""Names of the exported graph's inputs, outputs and calibrated constants, as exporter and runtimes meet on them."""
+"""Names of the exported graph's inputs, outputs and calibrated constants, shared by exporter and runtimes."""
 
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
@@ -33,7 +33,7 @@ def pool(layer: int) -> str:
 
 
 def score(layer: int) -> str:
-    """Output f32[B, F]: how much each neuron of a layer contributed."""
+    """Output f32[B, F]: the contribution of each neuron of a layer."""
     return f"score.{layer}"
 
 
@@ -43,20 +43,20 @@ def threshold(site: int) -> str:
 
 
 def compensation(layer: int) -> str:
-    """Initializer f32[D]: what is added to a layer's output where it is sparse."""
+    """Initializer f32[D]: the vector added to a layer's output where it is sparse."""
     return f"compensation.{layer}"
 
 
 def anticipation(layer: int) -> list[str]:
-    """Initializers of the probe at a layer's input: see `exporter.anticipation`."""
+    """Initializers of the probe at a layer's input: see `exporter.model.anticipation`."""
     return [f"anticipation.{layer}.{name}" for name in ANTICIPATION]
 
 
 def past(layer: int) -> tuple[str, str]:
-    """Inputs: a layer's cached keys and values."""
+    """Inputs: the KV cache of a layer."""
     return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
 
 
 def present(layer: int) -> tuple[str, str]:
-    """Outputs: a layer's keys and values, the past's and this call's."""
+    """Outputs: the keys and values of a layer, those of the past and of this call."""
     return f"present.{layer}.key", f"present.{layer}.value"

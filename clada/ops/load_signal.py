@@ -1,4 +1,4 @@
-"""The load signal: how hard the text is for the model, and how much to loosen its thresholds for it."""
+"""Load signal: how hard the text is for the model, and by how much its thresholds are loosened."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +13,7 @@ _PIECE = 512
 
 
 def _distribution(value: Array, knots: Array) -> Array:
-    """F: piecewise linear through the knots, 0 below the first and 1 above the last; value [B], knots [K]."""
+    """Distribution function: piecewise linear, 0 below the first knot and 1 above the last; value [B], knots [K]."""
     low, width = knots[:-1], np.maximum(np.diff(knots), _TINY)
     return np.minimum(np.maximum((value[:, None] - low) / width, 0), 1).mean(axis=-1)
 
@@ -41,7 +41,7 @@ def _reference(
 
 
 def _distribution_body(value: str) -> str:
-    """Reads `{value}` [B] and `{value}_knots`; writes `{value}_rank` [B]."""
+    """Function body that reads `{value}` [B] and `{value}_knots`, and writes `{value}_rank` [B]."""
     return f"""
     {value}_low = Slice ({value}_knots, first, minus_one, first)
     {value}_high = Slice ({value}_knots, second, end, first)
@@ -57,7 +57,7 @@ def _distribution_body(value: str) -> str:
 
 
 def _sum_body(value: str, total: str) -> str:
-    """Reads `{value}` [B, V]; writes its sum `{total}` [B], of pieces first.
+    """Function body that reads `{value}` [B, V] and writes its sum `{total}` [B], summed in pieces first.
 
     One float32 sum after another would be off by as much as V roundings, 1e-4 for a vocabulary of 150,000.
     """

@@ -1,4 +1,4 @@
-"""The sparse linear op with quantised weights, derived from the one with weights in floating point."""
+"""Sparse linear op with quantised weights, derived from the one with floating-point weights."""
 
 from collections.abc import Iterator, Mapping
 

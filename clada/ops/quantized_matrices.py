@@ -1,4 +1,4 @@
-"""What the quantised ops share: each matrix w of the op in floating point is given as codes and as scales s."""
+"""Common parts of the quantised ops, in which each weight matrix w is replaced by codes and scales s."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -25,11 +25,11 @@ def matrix_names(op: Op) -> list[str]:
 
 
 def dequantizing_reference(op: Op, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Array, ...]]:
-    """The reference of an op's quantised variant.
+    """Build the reference of an op's quantised variant.
 
     Args:
         op: The op with weights in floating point.
-        inputs: Of the variant.
+        inputs: Inputs of the variant.
     """
 
     def reference(*arrays: Array, bits: int, block_size: int, **attributes: str | float) -> tuple[Array, ...]:
@@ -46,7 +46,7 @@ def dequantizing_reference(op: Op, inputs: tuple[Tensor, ...]) -> Callable[..., 
 
 
 def _unpacking(matrix: str, bits: int) -> str:
-    """Reads {matrix}, its scales and x; writes {matrix}_wide, of the type of x."""
+    """Function body that reads {matrix}, its scales and x, and writes {matrix}_wide, of the type of x."""
     codes = f"""
     {matrix}_bytes = Cast <to = 6> ({matrix}_blocks)
     {matrix}_codes = Gather <axis = 0> (codes_of_byte, {matrix}_bytes)
@@ -87,7 +87,7 @@ _CODES_OF_BYTE = """
 
 
 def dequantizing_body(op: Op) -> Callable[[Mapping[str, str | float]], str]:
-    """The function body of an op's quantised variant: the op's own, after the matrices are unpacked."""
+    """Function body of an op's quantised variant: the op's own, after dequantising the matrices."""
     matrices = matrix_names(op)
 
     def body(attributes: Mapping[str, str | float]) -> str:

@@ -1,4 +1,4 @@
-"""What an op is: one record from which schema, torch op, translation, function body and tests are derived."""
+"""Record of an op, from which schema, torch op, translation, function body and tests are derived."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +65,7 @@ class Op:
 
     Args:
         name: Its name, the same in ONNX, in torch and in TensorRT.
-        doc: What it computes, with the formula.
+        doc: Description of its computation, with the formula.
         inputs: Its inputs, in order.
         outputs: Its outputs, in order.
         attributes: Its attributes, in order.
@@ -122,7 +122,7 @@ def check_attributes(op: Op, attributes: Mapping[str, str | float]) -> None:
 def check_inputs(
     op: Op, shapes: Sequence[Sequence[int]], dtypes: Sequence[str], attributes: Mapping[str, str | float]
 ) -> dict[str, int]:
-    """Match shapes, dtype names and attributes against the record.
+    """Check shapes, dtype names and attributes against the record.
 
     Returns:
         The size of every axis by name.
@@ -154,7 +154,7 @@ def check_inputs(
 
 
 def evaluate(op: Op, case: Case) -> tuple[Array, ...]:
-    """The float64 reference's outputs for a case.
+    """Evaluate the float64 reference on a case.
 
     Raises:
         CladaError: The inputs or attributes do not fit the record.

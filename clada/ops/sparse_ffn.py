@@ -1,4 +1,4 @@
-"""The sparse feed-forward ops: a neuron whose activation is below its threshold is not computed further."""
+"""Sparse feed-forward ops: a neuron whose activation is below its threshold is not computed further."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -142,10 +142,10 @@ _KINDS: dict[str, tuple[tuple[float, ...], float]] = {
 def ffn_cases(
     gated: bool, width: int = _D, rounded: Callable[[Array], Array] = lambda matrix: matrix
 ) -> Iterator[Case]:
-    """Sample cases of a feed-forward op.
+    """Yield sample cases of a feed-forward op.
 
     Args:
-        gated: Of which of the two.
+        gated: Whether the op has a gate.
         width: D.
         rounded: Applied to each matrix [F, D] of weights before thresholds are chosen by them.
     """
@@ -220,18 +220,18 @@ b_out is added to every token, padding included.""",
 
 
 def weight_matrices(op: Op) -> int:
-    """How many weight matrices a feed-forward op has: one inward, read for the pool, the rest for what is active."""
+    """Number of weight matrices of a feed-forward op: one inward, read for the pool, the rest for active neurons."""
     return len(names_of(op, "matrix"))
 
 
 def read_fraction(op: Op, pool: Array, active: Array, neurons: Array | int) -> Array:
-    """The share of a feed-forward network's bytes that are read: the inward matrix for the pool, the rest where active.
+    """Share of a feed-forward network's bytes that is read: the inward matrix for the pool, the rest where active.
 
     Args:
         op: One of the ops above.
         pool: Neurons that may be used.
         active: Neurons that are.
-        neurons: How many there are.
+        neurons: Number of neurons.
     """
     matrices = weight_matrices(op)
     return (pool + (matrices - 1) * active) / (matrices * neurons)

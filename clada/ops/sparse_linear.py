@@ -1,4 +1,4 @@
-"""The sparse linear op: an input whose value is below its threshold is taken for 0, and its row is not read."""
+"""Sparse linear op: an input below its threshold counts as 0, and its row of weights is not read."""
 
 from collections.abc import Iterator, Mapping
 
@@ -37,7 +37,7 @@ _KINDS = {
 
 
 def linear_cases(outputs: int = 45) -> Iterator[Case]:
-    """Sample cases, whose thresholds no rounding of x moves an input across.
+    """Yield sample cases, with thresholds that no rounding of x moves an input across.
 
     Args:
         outputs: N.

@@ -1,4 +1,4 @@
-"""What the sparse ops share: which values of a token are at or above their thresholds."""
+"""Common parts of the sparse ops: the comparison of a token's values with their thresholds."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from clada.ops.record import Array
 
 
 def is_kept(a: Array, threshold: Array, scale: Array) -> Array:
-    """bool[B, S, K]: the values of a [B, S, K] that thresholds f32[K], times a scale f32[B, S], leave."""
+    """Mask bool[B, S, K] of the values of a [B, S, K] at or above thresholds f32[K] times a scale f32[B, S]."""
     below = np.abs(a) < scale[..., None] * threshold
     return np.asarray((scale >= 0)[..., None] & (a != 0) & ~below)
 
@@ -29,7 +29,7 @@ SELECT = """
 
 
 def tie_free_threshold(a: Array, scale: Array, rng: np.random.Generator) -> Array:
-    """Thresholds f32[K] far from every |a| / scale, so that rounding cannot move a value across."""
+    """Choose thresholds f32[K] far from every |a| / scale, so that rounding cannot move a value across."""
     positive = scale > 0
     if not positive.any():
         return np.asarray(rng.uniform(0.1, 1, (a.shape[-1],)), np.float32)

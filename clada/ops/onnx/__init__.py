@@ -1,4 +1,4 @@
-"""The ops in ONNX: schemas, function bodies and the translation that torch's exporter calls; needs onnx."""
+"""ONNX side of the ops: schemas, function bodies and the translation called by torch's exporter; needs onnx."""
 
 from clada.ops.onnx.functions import function_proto
 from clada.ops.onnx.schemas import schema

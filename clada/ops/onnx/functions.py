@@ -1,4 +1,4 @@
-"""ONNX function bodies: what a runtime without our kernels executes."""
+"""ONNX function bodies, executed by runtimes without our kernels."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ MINIMUM_OPSET = 18
 
 
 def function_proto(op: Op, attributes: Mapping[str, str | float], opset: int) -> onnx.FunctionProto:
-    """The op's function body for the given attribute values.
+    """Build the op's function body for the given attribute values.
 
     A body cannot branch on a string, so it is written for one value of each string attribute; a model holds one
     body an op. Attributes that are numbers are read from the node.

@@ -19,7 +19,7 @@ def _parameter(spec: Tensor) -> OpSchema.FormalParameter:
 
 
 def schema(op: Op) -> OpSchema:
-    """The op's schema, registered with onnx on first use so that its checker knows the op."""
+    """Schema of the op, registered with onnx on first use so that its checker knows the op."""
     if onnx.defs.has(op.name, DOMAIN):
         return onnx.defs.get_schema(op.name, VERSION, DOMAIN)
     defaults = {a.name: a.default for a in op.attributes} | PLUGIN_ATTRIBUTES

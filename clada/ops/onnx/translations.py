@@ -1,4 +1,4 @@
-"""How torch's ONNX exporter writes an op: one custom node, named and attributed as the record says."""
+"""Translation of an op for torch's ONNX exporter: one custom node, with the record's name and attributes."""
 
 import inspect
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from clada.ops.record import Op
 
 
 def translation(op: Op) -> Callable[..., Any]:
-    """A function for `torch.onnx.export(custom_translation_table=...)`, with the op's own signature."""
+    """Build a function for `torch.onnx.export(custom_translation_table=...)`, with the op's own signature."""
     onnx_op = OnnxscriptOp(Opset(DOMAIN, VERSION), op.name, schema(op))
     input_names = [spec.name for spec in op.inputs]
 

@@ -1,4 +1,4 @@
-"""The ops in torch, `torch.ops.clada.*`: eager, fake, and ready for export; needs torch."""
+"""Torch ops `torch.ops.clada.*`: eager, fake, and ready for export; needs torch."""
 
 from clada.ops.torch.eager import ACTIVATIONS, dequantized
 from clada.ops.torch.registration import torch_op

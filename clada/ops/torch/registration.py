@@ -1,4 +1,4 @@
-"""Registers the ops with torch.library: schema, checks and fake come from the records, kernels from `eager`."""
+"""Registration of the ops with torch.library: schema, checks and fake from the records, kernels from `eager`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,5 +63,5 @@ for _op in OPS.values():
 
 
 def torch_op(op: Op) -> Any:
-    """The registered torch op of a record: call it with all inputs and attributes, in order."""
+    """Registered torch op of a record: call it with all inputs and attributes, in order."""
     return getattr(getattr(torch.ops, DOMAIN), op.name).default
