@@ -1,1 +1,1 @@
-"""Times the ops and whole models against what else would run them, in one process; nothing imports it."""
+"""Benchmark of the ops and of whole models against their rivals, in one process; nothing imports it."""

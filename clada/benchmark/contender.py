@@ -1,4 +1,4 @@
-"""One line of a table: something that can be run, and what it has to read for that."""
+"""Contender: one line of a table, with a callable to time and the bytes that it has to read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ FARTHEST_OF_OWN = {"float32": 1e-3, "bfloat16": 0.02, "int4": 0.06, "int4-block1
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to compute the same thing.
+    """One way to compute a result.
 
     Args:
         name: Unique in its table; the last word is the precision of its weights.
         run: Does it once and returns the share of neurons that were computed; None where it cannot run here.
-        always_bytes: What a token needs of the memory whatever it activates.
-        active_bytes: What comes on top when all neurons are active.
+        always_bytes: Bytes that a token reads whatever it activates.
+        active_bytes: Additional bytes when all neurons are active.
         target: The share of neurons that was asked for; None for dense ones.
         error: Relative distance of its output from what it should be; None where nobody says what that is.
         missing: Why it cannot run here.
-        repeats: How many times `run` computes what a time and the bytes are of.
+        repeats: Number of times that `run` computes what a time and the bytes refer to.
         prepare: Called before each time, which does not count it.
     """
 
@@ -55,25 +55,25 @@ class Contender:
 
 
 def always(run: Callable[[], object], share: float) -> float:
-    """Run what computes a share that is known beforehand, and return that."""
+    """Wrap a computation whose share is known beforehand into a `run` that returns it."""
     run()
     return share
 
 
 def ours(fraction: float | None, precision: str, sampled: bool = False) -> str:
-    """Name of one of our contenders; None is dense, sampled one that also draws the next token."""
+    """Name of one of our contenders; None is dense, and a sampled one also draws the next token."""
     share = "dense" if fraction is None else f"{100 * fraction:g}%"
     return f"ours {share} {SAMPLED} {precision}" if sampled else f"ours {share} {precision}"
 
 
 def checked_error(name: str, output: Array, reference: Array, farthest: Mapping[str, float] = FARTHEST) -> float:
-    """Relative distance of a contender's output from what it should be.
+    """Relative error of a contender's output.
 
     Args:
         name: The contender.
-        output: What it computed.
-        reference: What it should be.
-        farthest: How large the distance may be, by the last word of the name.
+        output: Output of the contender.
+        reference: Expected output.
+        farthest: Largest error allowed, by the last word of the name.
 
     Raises:
         CladaError: It is so large that something else was computed.

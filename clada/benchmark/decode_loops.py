@@ -1,4 +1,4 @@
-"""The decode loops that are compared: onnxruntime-genai's generator and our session, both greedy."""
+"""Decode loops to compare: onnxruntime-genai's generator and our session, both greedy."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ TOKENS = 8
 
 
 def load_genai(folder: Path, threads: int) -> Any:
-    """Onnxruntime-genai's model, with as many threads as a session of ours, which wait alike."""
+    """Load onnxruntime-genai's model, with as many threads as a session of ours, which wait alike."""
     import onnxruntime_genai
 
     config = onnxruntime_genai.Config(str(folder))
@@ -27,14 +27,14 @@ def load_genai(folder: Path, threads: int) -> Any:
 
 
 def load_ours(path: Path, threads: int) -> Session:
-    """Our session, with its graph, which it would load when it is first needed."""
+    """Load our session and its graph, which would otherwise be loaded on first use."""
     session = Session(path, threads=threads, kernels="native")
     assert session.kernels
     return session
 
 
 class GenaiLoop:
-    """Onnxruntime-genai's generator after a context.
+    """Decode loop of onnxruntime-genai's generator after a context.
 
     Args:
         model: See `load_genai`.
@@ -53,7 +53,7 @@ class GenaiLoop:
         self.logits: Array = self._generator.get_logits().reshape(-1).copy()
 
     def go_back(self) -> None:
-        """Forget what came after the context, and read one token."""
+        """Forget the tokens after the context, and read one token."""
         self._generator.rewind_to(len(self._prompt))
         self._generator.append_tokens(self._prompt[-1:])
         # Only takes what the logits say; each of the next ones reads a token first.
@@ -66,12 +66,12 @@ class GenaiLoop:
         return 1.0
 
     def text(self) -> list[int]:
-        """All tokens it has, the context first."""
+        """All tokens read so far, the context first."""
         return [int(token) for token in self._generator.get_sequence(0)]
 
 
 class OurLoop:
-    """Our session after a context.
+    """Decode loop of our session after a context.
 
     Args:
         session: See `load_ours`.
@@ -93,21 +93,21 @@ class OurLoop:
         return stats.active_fraction if self._session.manifest.inputs is None else stats.read_fraction
 
     def go_back(self) -> None:
-        """Forget what came after the context, and read one token."""
+        """Forget the tokens after the context, and read one token."""
         self._state = self._context.copy()
         self._read()
 
     def run(self) -> float:
-        """Read the next tokens; the share of neurons that were computed, or of the bytes that were read."""
+        """Read the next tokens; returns the share of neurons that were computed, or of the bytes that were read."""
         return float(np.mean([self._read() for _ in range(TOKENS)]))
 
     def length(self) -> int:
-        """How many tokens it has read."""
+        """Number of tokens read so far."""
         return int(self._state.mask.shape[1])
 
 
 def read_a_few(model: Any, shape: Shape) -> None:
-    """Read a prompt and go on with a few tokens, in what `load_genai` or `load_ours` loaded."""
+    """Read a prompt and a few tokens more with a model from `load_genai` or `load_ours`."""
     prompt = random_tokens(shape, 64, seed=2)
     loop = OurLoop(model, prompt, prompt) if isinstance(model, Session) else GenaiLoop(model, prompt)
     loop.go_back()

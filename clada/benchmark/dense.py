@@ -1,4 +1,4 @@
-"""The dense graph of the same model: our ops replaced by what an ordinary export has in their place."""
+"""Dense graph of the same model: our ops replaced by the nodes that an ordinary export has."""
 
 import numpy as np
 import onnx_ir
@@ -15,7 +15,7 @@ def _zero(shape: list[int], dtype: type) -> onnx_ir.Node:
 
 
 def _transposed(graph: onnx_ir.Graph, value: onnx_ir.Value | None) -> onnx_ir.Value:
-    """A weight of ours as MatMul takes it."""
+    """Transpose a weight of ours to the layout that MatMul takes."""
     tensor = weight(value)
     assert value is not None
     assert tensor is not None
@@ -25,7 +25,7 @@ def _transposed(graph: onnx_ir.Graph, value: onnx_ir.Value | None) -> onnx_ir.Va
 
 
 def _restored(graph: onnx_ir.Graph, node: onnx_ir.Node) -> onnx_ir.Value:
-    """The quantised matrix of a node of ours in float32, computed when it is needed."""
+    """Dequantised float32 matrix of a node of ours, computed when it is needed."""
     given = dict(zip((spec.name for spec in QUANTIZED_LINEAR.inputs), node.inputs, strict=True))
     codes, scales = weight(given["w"]), weight(given["s"])
     assert codes is not None
@@ -44,7 +44,7 @@ def _restored(graph: onnx_ir.Graph, node: onnx_ir.Node) -> onnx_ir.Value:
 
 
 def _gated(graph: onnx_ir.Graph, node: onnx_ir.Node) -> list[onnx_ir.Node]:
-    """The FFN in standard ops; the last three nodes give y, active and score."""
+    """Feed-forward network in standard ops; the last three nodes give y, active and score."""
     x, w_gate, w_up, w_down = node.inputs[:4]
     assert x is not None
     assert node.attributes["activation"].value == "silu"
@@ -60,7 +60,7 @@ def _gated(graph: onnx_ir.Graph, node: onnx_ir.Node) -> list[onnx_ir.Node]:
 
 
 def make_dense(model: onnx_ir.Model) -> None:
-    """Replace our ops in place, batch 1: the load signal and what counts neurons give zeros and cost nothing."""
+    """Replace our ops in place, batch 1: the load signal and the counts of neurons become zeros and cost nothing."""
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue

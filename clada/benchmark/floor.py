@@ -1,4 +1,4 @@
-"""The floor: how fast this machine reads memory, with the threads that the contenders have."""
+"""Memory bandwidth of this machine, with the contenders' number of threads: the floor of every time."""
 
 import ctypes
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _BYTES = 1 << 29
 
 @cache
 def _parts(threads: int) -> list[Array]:
-    """Memory that is read, in one part a thread; written once, so that it is really there."""
+    """Allocate the memory to read, one part per thread; written once, so that it is really there."""
     return np.array_split(np.ones(_BYTES // 8, np.int64), threads)
 
 
@@ -30,14 +30,14 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @cache
 def _read() -> Callable[[int, int], float]:
-    """One thread's read of an address and a number of bytes, in seconds."""
+    """Time one thread's read of a number of bytes at an address, in seconds."""
     read = ctypes.CDLL(str(library_path())).clada_read_seconds
     read.argtypes, read.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_double
     return read
 
 
 def read_bandwidth(threads: int) -> float:
-    """Bytes a second that this many threads read together.
+    """Bytes per second that this many threads read together.
 
     Raises:
         CladaError: There is no library of native kernels, which is what reads.
@@ -48,7 +48,7 @@ def read_bandwidth(threads: int) -> float:
 
 
 def weight_bytes(model: onnx_ir.Model) -> tuple[int, int]:
-    """Bytes of the matrices that a token is multiplied with: those of our ops' neurons, and all others.
+    """Bytes of the weight matrices that a token reads: those of our ops' neurons, and all others.
 
     The embedding is not among them: of that a token reads one row.
     """

@@ -1,4 +1,4 @@
-"""How long a model takes to load and how much memory it then has, each time in a process of its own."""
+"""Load time and resident memory of a model, each measured in a process of its own."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one way to run a model takes.
+    """Load time and memory of one way to run a model.
 
     Args:
         shape: Name of the shape.
@@ -25,7 +25,7 @@ class Footprint:
         load_seconds: Median time until it can run, its file in the system's cache.
         load_samples: Every time.
         resident_bytes: Median resident set after a few tokens.
-        before_bytes: Of the process before it loaded the model.
+        before_bytes: Resident set of the process before it loaded the model.
         weight_bytes: Size of the file of its weights.
     """
 
@@ -57,7 +57,7 @@ def _measured(load: Callable[[], Any], use: Callable[[Any], object]) -> tuple[fl
 def footprint(
     shape: str, name: str, load: Callable[[], Any], use: Callable[[Any], object], weights: Path, rounds: int
 ) -> Footprint:
-    """Load a model in fresh processes.
+    """Load a model in fresh processes, and measure time and memory.
 
     Args:
         shape: Name of the shape.
@@ -65,7 +65,7 @@ def footprint(
         load: Can be sent to another process, as can `use`.
         use: Reads a few tokens with what was loaded.
         weights: The file of its weights; read once before, so that no time is the disk's.
-        rounds: How often.
+        rounds: Number of rounds.
 
     Raises:
         CladaError: This system does not say what is in memory.
@@ -92,7 +92,7 @@ def footprint(
 
 
 def footprint_lines(found: Sequence[Footprint]) -> list[str]:
-    """One line each."""
+    """Format footprints, one line each."""
     return [
         f"{one.shape}, {one.name}: loads in {one.load_seconds:.2f} s; {one.resident_bytes / 1e6:.0f} MB resident, of "
         f"which {one.before_bytes / 1e6:.0f} MB before, for {one.weight_bytes / 1e6:.0f} MB of weights"

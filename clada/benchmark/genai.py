@@ -1,4 +1,4 @@
-"""A whole model decoded by our session, and by onnxruntime-genai's generator from the int4 model that it builds."""
+"""Decode of a whole model by our session, and by onnxruntime-genai's generator from its own int4 model."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -35,7 +35,7 @@ _LOADS = 3
 
 @dataclass(frozen=True)
 class Files:
-    """One model with random weights: the folder of onnxruntime-genai's, and our ONNX file."""
+    """Files of one model with random weights: the folder of onnxruntime-genai's, and our ONNX file."""
 
     genai: Path
     ours: Path
@@ -60,7 +60,7 @@ def written_models(shape: Shape) -> Iterator[Files]:
 
 
 def _weights(shape: Shape) -> tuple[int, int]:
-    """How many weights a token is multiplied with: those of neurons, and all others."""
+    """Number of weights that a token reads: those of neurons, and all others."""
     width = shape.hidden // shape.heads
     attention = shape.hidden * width * 2 * (shape.heads + shape.key_value_heads)
     return shape.layers * 3 * shape.neurons * shape.hidden, shape.layers * attention + shape.vocabulary * shape.hidden
@@ -97,7 +97,7 @@ def genai_contenders(shape: Shape, context: int, model: Any, session: Any) -> li
 
 
 def footprints(files: Files, shape: Shape, settings: BenchSettings) -> list[Footprint]:
-    """What loading each takes."""
+    """Measure load time and memory of both contenders."""
     use, threads = partial(read_a_few, shape=shape), settings.threads
     of_genai = partial(load_genai, files.genai, threads), use, files.genai / data_name(files.ours)
     of_ours = partial(load_ours, files.ours, threads), use, files.ours.with_name(data_name(files.ours))
@@ -108,7 +108,7 @@ def footprints(files: Files, shape: Shape, settings: BenchSettings) -> list[Foot
 
 
 def genai_tables(shape: Shape, settings: BenchSettings) -> Iterator[Table | list[Footprint]]:
-    """Measure decode after each context, and what loading takes."""
+    """Measure decode after each context, and the footprints."""
     with written_models(shape) as files:
         yield footprints(files, shape, settings)
         model, session = load_genai(files.genai, settings.threads), load_ours(files.ours, settings.threads)

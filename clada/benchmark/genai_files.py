@@ -51,7 +51,7 @@ def write_checkpoint(shape: Shape, folder: Path) -> None:
 
 
 def build_genai(checkpoint: Path, folder: Path) -> None:
-    """Have onnxruntime-genai's builder make its int4 model for the CPU.
+    """Build the int4 model for the CPU with onnxruntime-genai's builder.
 
     Raises:
         CladaError: It failed; the message is its last line.
@@ -66,13 +66,13 @@ def build_genai(checkpoint: Path, folder: Path) -> None:
 
 
 def _quantile(values: Tensor, share: float) -> float:
-    """torch.quantile takes no more than 16 million values."""
+    """Quantile of any number of values; torch.quantile takes no more than 16 million."""
     return float(values.flatten().kthvalue(max(1, round(share * values.numel())))[0])
 
 
 @torch.inference_mode()
 def _set_thresholds(model: torch.nn.Module, sparsity: Sparsity, share: float, shape: Shape) -> None:
-    """Thresholds that keep a share of each layer's neurons, given what those of the layers before have dropped."""
+    """Set thresholds that keep a share of each layer's neurons, given the ones dropped in the layers before."""
     layers = sparse_layers(model)
 
     def choose(index: int, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What is timed for one feed-forward layer."""
+"""Benchmark of one feed-forward layer."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,11 +34,11 @@ from clada.runtime.models.ort_cpu import create_session
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer in every form that is compared.
+    """One layer in every form that is compared.
 
     Args:
         weights: f32[F, D] by the op's input names.
-        copies: How many times each graph holds it.
+        copies: Number of copies of it in each graph.
         variants: Its graphs.
         dense: Sessions of the dense graphs by the precision of their weights.
         ours: Sessions of our op by the precision its weights are held in.
@@ -81,7 +81,7 @@ def _inputs(x: Array, threshold: Array, scale: float, copies: int) -> dict[str, 
 
 
 def _dense_torch(layers: list[dict[str, torch.Tensor]], x: torch.Tensor) -> torch.Tensor:
-    """Every copy of the layer; the output of the last."""
+    """Dense layer in torch, every copy of it; returns the output of the last."""
     with torch.inference_mode():
         for weights in layers:
             hidden = functional.silu(functional.linear(x, weights["w_gate"])) * functional.linear(x, weights["w_up"])
@@ -90,11 +90,11 @@ def _dense_torch(layers: list[dict[str, torch.Tensor]], x: torch.Tensor) -> torc
 
 
 def _ours(layer: Layer, precision: str, own: Mapping[str, Array], x: Array, fraction: float | None) -> Contender:
-    """Our op, dense or at an exact share of neurons.
+    """Contender of our op, dense or at an exact share of neurons.
 
     Args:
         layer: The layer.
-        precision: Of its weights.
+        precision: Precision of its weights.
         own: The weights f32[F, D] in that precision.
         x: Tokens f32[1, S, D].
         fraction: The share; None is dense.
@@ -127,7 +127,7 @@ def _ours(layer: Layer, precision: str, own: Mapping[str, Array], x: Array, frac
 
 
 def _dense(layer: Layer, precision: str, x: Array) -> Contender:
-    """ONNX Runtime's dense graph.
+    """Contender of ONNX Runtime's dense graph.
 
     Raises:
         CladaError: The output is not that of the layer.
@@ -148,7 +148,7 @@ def _dense(layer: Layer, precision: str, x: Array) -> Contender:
 
 
 def _torch(layer: Layer, x: Array) -> Contender:
-    """Torch's dense layer.
+    """Contender of torch's dense layer.
 
     Raises:
         CladaError: The output is not that of the layer.

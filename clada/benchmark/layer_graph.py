@@ -1,4 +1,4 @@
-"""One feed-forward layer as a graph: random weights, our op, and thresholds that keep an exact share of it.
+"""Graph of one feed-forward layer: random weights, our op, and thresholds that keep an exact share of neurons.
 
 The graph holds the layer several times over, each with weights of its own in memory, as a model has one layer after
 the other: its weights come from memory and not from a cache, and threads do not wake up for it alone.
@@ -40,17 +40,17 @@ def random_input(hidden: int, tokens: int) -> Array:
 
 
 def copies_of_bytes(size: int) -> int:
-    """How many times a graph holds weights of a size: until what it reads is far beyond any cache."""
+    """Number of copies of weights of a size in a graph, enough to read far more than any cache holds."""
     return min(_MOST_COPIES, -(-_BYTES_READ // size))
 
 
 def copies_of(shape: Shape) -> int:
-    """How many times a graph holds the layer, whose weights may be read in 16 bits."""
+    """Number of copies of the layer in a graph, whose weights may be read in 16 bits."""
     return copies_of_bytes(2 * 3 * shape.neurons * shape.hidden)
 
 
 def numbered(name: str, copies: int) -> list[str]:
-    """What a value that each copy has of its own is called."""
+    """Names of a value of which each copy has its own."""
     return [f"{name}.{copy}" for copy in range(copies)]
 
 
@@ -69,7 +69,7 @@ def _input(spec: Tensor, name: str, neurons: int, hidden: int) -> onnx_ir.Value:
 def _copy(
     inputs: dict[str, onnx_ir.Value], threshold: onnx_ir.Value, weights: dict[str, Array], copy: int
 ) -> onnx_ir.Node:
-    """The op on the shared inputs and thresholds and weights of its own."""
+    """Node of the op on the shared inputs and thresholds, with weights of its own."""
     own = {
         name: initializer(f"{name}.{copy}", onnx_ir.tensor(reordered(array, copy))) for name, array in weights.items()
     }
@@ -88,7 +88,7 @@ def _copy(
 
 
 def layer_model(weights: dict[str, Array], copies: int) -> onnx_ir.Model:
-    """The op alone, its weights constant, batch 1; thresholds are an input, so that one session serves all shares."""
+    """Model of the op alone, weights constant, batch 1; thresholds are an input: one session serves all shares."""
     neurons, hidden = weights["w_gate"].shape
     specs = {spec.name: spec for spec in SPARSE_GATED_FFN.inputs if spec.name not in weights}
     of_copies = specs.pop("threshold")

@@ -1,4 +1,4 @@
-"""What a layer should compute: its output, from the weights as a contender has them."""
+"""Expected output of a layer, from the weights as a contender holds them."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,14 @@ ACTIVATION = "silu"
 
 
 def weights_of_ours(weights: Mapping[str, Array], precision: str) -> dict[str, Array]:
-    """Weights f32[F, D] as our op has them: quantised in blocks along D, all three."""
+    """Weights f32[F, D] as our op holds them: all three quantised in blocks along D."""
     if precision not in BLOCKS:
         return dict(weights)
     return {name: restored(matrix, BLOCKS[precision]) for name, matrix in weights.items()}
 
 
 def weights_of_products(weights: Mapping[str, Array], precision: str) -> dict[str, Array]:
-    """Weights f32[F, D] as a dense graph has them: quantised along what a product sums over, in the last one F."""
+    """Weights f32[F, D] as a dense graph holds them: quantised along the summed axis, which is F for the last one."""
     if precision not in BLOCKS:
         return dict(weights)
     return {
@@ -29,7 +29,7 @@ def weights_of_products(weights: Mapping[str, Array], precision: str) -> dict[st
 
 
 def layer_output(weights: Mapping[str, Array], x: Array, threshold: Array) -> Array:
-    """The layer's output f32[1, S, D]; neurons whose activations are below the thresholds f32[F] count nothing."""
+    """Output f32[1, S, D] of the layer, without neurons whose activations are below the thresholds f32[F]."""
     a = ACTIVATIONS[ACTIVATION].reference(x @ weights["w_gate"].T)
     hidden = np.where(np.abs(a) >= threshold, a, 0) * (x @ weights["w_up"].T)
     return hidden @ weights["w_down"]

@@ -1,4 +1,4 @@
-"""What is timed for the linear layers of one decoder layer, each a product that skips the inputs of a token."""
+"""Benchmark of the linear layers of one decoder layer, as products that skip inputs of a token."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ from clada.runtime.models.ort_cpu import create_session
 
 
 def products(shape: Shape) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of each product of a decoder layer, by name: those of one input are one."""
+    """Number of inputs and outputs of each product of a decoder layer, by name: layers of one input are one product."""
     key_value = shape.hidden // shape.heads * shape.key_value_heads
     return {
         "qkv": (shape.hidden, shape.hidden + 2 * key_value),
@@ -46,7 +46,7 @@ class Linears:
 
     Args:
         weights: f32[D, N] of each by name.
-        copies: How many times each graph holds them.
+        copies: Number of copies of them in each graph.
         variants: Their graphs.
         dense: Sessions of ONNX Runtime's own products by the precision of their weights.
         ours: Sessions of our op by the precision its weights are held in.
@@ -64,7 +64,7 @@ def _input(name: str, shape: list[int | str]) -> onnx_ir.Value:
 
 
 def linears_model(weights: Mapping[str, Array], copies: int) -> onnx_ir.Model:
-    """Our op for each product and copy, batch 1; thresholds are inputs, so that one session serves all shares."""
+    """Model of our op for each product and copy, batch 1; thresholds are inputs: one session serves all shares."""
     scale = _input("scale", [1, "sequence_length"])
     inputs, nodes, held = [scale], [], []
     for name, matrix in weights.items():
@@ -127,7 +127,7 @@ def _inputs(linears: Linears, tokens: int) -> dict[str, Array]:
 def _contender(
     linears: Linears, name: str, bound: Bound, expected: Mapping[str, Array], share: float, size: float
 ) -> Contender:
-    """A contender whose outputs of the first copy are checked against what they should be."""
+    """Contender whose outputs of the first copy are checked against the expected ones."""
     bound.run()
     results = bound.results()
     error = max(checked_error(name, results[f"y.{product}.0"], y, FARTHEST_OF_OWN) for product, y in expected.items())
@@ -135,7 +135,7 @@ def _contender(
 
 
 def _dense(linears: Linears, precision: str, x: Mapping[str, Array]) -> Contender:
-    """ONNX Runtime's own products, whose blocks lie along what they sum over."""
+    """Contender of ONNX Runtime's own products, quantised in blocks along the summed axis."""
     names = [value for name in linears.weights for value in numbered(f"y.{name}", linears.copies)]
     expected = {
         name: array @ (w if precision not in BLOCKS else restored(w.T, BLOCKS[precision]).T)
@@ -149,11 +149,11 @@ def _dense(linears: Linears, precision: str, x: Mapping[str, Array]) -> Contende
 def _ours(
     linears: Linears, precision: str, own: Mapping[str, Array], x: Mapping[str, Array], fraction: float | None
 ) -> Contender:
-    """Our op, dense or at an exact share of inputs.
+    """Contender of our op, dense or at an exact share of inputs.
 
     Args:
         linears: The products.
-        precision: Of its weights.
+        precision: Precision of its weights.
         own: The weights f32[D, N] in that precision.
         x: Tokens f32[1, S, D] of each.
         fraction: The share; None is dense.

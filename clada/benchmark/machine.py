@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Description of the machine that the figures were measured on."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ def host() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The host, our kernels for it, and versions.
+    """Host, our kernels for it, and versions.
 
     Raises:
         CladaError: There are no native kernels to measure.

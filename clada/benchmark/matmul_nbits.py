@@ -1,4 +1,4 @@
-"""The dense graph with quantised weights, as ONNX Runtime's own kernels for them take them."""
+"""Dense graph with quantised weights, in the format of ONNX Runtime's own kernels."""
 
 import numpy as np
 import onnx_ir
@@ -17,11 +17,11 @@ _OFFSET = {4: np.uint8(0x88), 8: np.uint8(0x80)}
 
 
 def packed(matrix: Array, blocks: Blocks) -> tuple[Array, Array]:
-    """A matrix as the kernels take it.
+    """Pack a matrix in the kernels' format.
 
     Args:
         matrix: [K, N], K a multiple of the block size.
-        blocks: How it is quantised, along K.
+        blocks: Format to quantise it to, along K.
 
     Returns:
         Codes uint8[N, K / block size, bytes a block], the earlier weight of a byte low, and scales
@@ -32,7 +32,7 @@ def packed(matrix: Array, blocks: Blocks) -> tuple[Array, Array]:
 
 
 def make_products_quantized(model: onnx_ir.Model, blocks: Blocks) -> None:
-    """Replace, in place, every product with a constant matrix."""
+    """Quantise, in place, every product with a constant matrix."""
     for node in list(model.graph):
         tensor = weight(node.inputs[1]) if node.op_type == "MatMul" else None
         if tensor is None:

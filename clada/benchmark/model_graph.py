@@ -1,4 +1,4 @@
-"""A whole model with random weights as a graph, and thresholds that keep about a share of its neurons."""
+"""Graph of a whole model with random weights, and thresholds that keep about a share of its neurons."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ _CALIBRATION_TOKENS = 64
 
 
 def random_model(shape: Shape, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal LM, the same at each call."""
+    """Create a causal LM, the same at each call."""
     config = AutoConfig.for_model(
         shape.family,
         hidden_size=shape.hidden,
@@ -38,7 +38,7 @@ def random_model(shape: Shape, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def load_that_moves_nothing() -> LoadMap:
-    """Constants of the load signal with which thresholds are what they are: load would move the share."""
+    """Constants of the load signal with which load does not scale the thresholds: that would change the share."""
     knots = torch.tensor([0.0, 1.0])
     return LoadMap(knots, 2 * knots, torch.ones(3), torch.tensor(2.0), surprisal_weight=0.5)
 
@@ -63,7 +63,7 @@ def _thresholds(model: Any, shape: Shape, fractions: Sequence[float]) -> dict[fl
 def traced_model(
     shape: Shape, fractions: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> tuple[onnx_ir.Model, dict[float, list[Array]]]:
-    """The graph in a type, and the thresholds of each layer for each share of neurons.
+    """Trace the graph in a type; returns it with the thresholds of each layer for each share of neurons.
 
     It keeps its cache in place, as the runtime has it for one text. The thresholds are inputs, so that one session
     serves all shares.

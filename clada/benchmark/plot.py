@@ -1,4 +1,4 @@
-"""The figures as bars."""
+"""Bar charts of the figures."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -11,15 +11,15 @@ _COLOURS = {"ours": "tab:blue", "ORT": "tab:gray", "torch": "tab:brown", "genai"
 
 
 def _milliseconds(value: float) -> str:
-    """With about three digits."""
+    """Format milliseconds with about three digits."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} ms"
 
 
 def plot(tables: Sequence[Table], subtitle: str, form: str) -> bytes:
-    """An image with one panel a table: how many times as fast as the reference each contender is.
+    """Draw one panel per table: the speed of each contender relative to the reference.
 
     Args:
-        tables: What was measured.
+        tables: Measurements.
         subtitle: The machine.
         form: The format, a suffix of PLOT_FORMATS.
     """

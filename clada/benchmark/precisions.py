@@ -1,4 +1,4 @@
-"""What weights a contender has, by the word that ends its name."""
+"""Precisions of a contender's weights, by the word that ends its name."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from clada.ops.record import Array
 
 @dataclass(frozen=True)
 class Blocks:
-    """Weights quantised with one scale a block.
+    """Block format of quantised weights, with one scale per block.
 
     Args:
-        bits: Of a weight.
-        block_size: Weights a scale.
+        bits: Bits per weight.
+        block_size: Weights per scale.
     """
 
     bits: int
@@ -32,13 +32,13 @@ _ROWS = 2048
 
 
 def rounded(matrix: Array, blocks: Blocks) -> tuple[Array, Array]:
-    """Packed codes i8[F, P] and scales f16[F, N] of a matrix [F, D]."""
+    """Quantise a matrix [F, D] to packed codes i8[F, P] and scales f16[F, N]."""
     parts = (np.ascontiguousarray(matrix[start : start + _ROWS], np.float32) for start in range(0, len(matrix), _ROWS))
     codes, scales = zip(*(quantize(part, blocks.bits, blocks.block_size) for part in parts), strict=True)
     return np.concatenate(codes), np.concatenate(scales)
 
 
 def restored(matrix: Array, blocks: Blocks) -> Array:
-    """What a matrix [F, D] is after rounding, f32."""
+    """Matrix [F, D] after quantisation and dequantisation, f32."""
     codes, scales = rounded(matrix, blocks)
     return dequantize(codes, scales.astype(np.float32), blocks.bits)

@@ -1,4 +1,4 @@
-"""A graph with our ops, its weights quantised."""
+"""Quantisation of the weights in a graph with our ops."""
 
 import onnx_ir
 from onnx_ir.convenience import replace_nodes_and_values
@@ -11,7 +11,7 @@ from clada.ops.onnx import function_proto
 
 
 def _inputs(graph: onnx_ir.Graph, node: onnx_ir.Node, blocks: Blocks) -> list[onnx_ir.Value | None]:
-    """The inputs of the quantised op: codes and scales for each matrix, the others as they are."""
+    """Inputs of the quantised op: codes and scales for each matrix, the others as they are."""
     inputs: list[onnx_ir.Value | None] = []
     for value in node.inputs:
         tensor = weight(value)

@@ -1,4 +1,4 @@
-"""What was measured, as figures, as a table and as JSON."""
+"""Measurements as figures, as a table and as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ _SUBJECTS = {"layer": "one FFN layer", "linears": "one layer's linears by inputs
 
 @dataclass(frozen=True)
 class Target:
-    """One figure that was to be reached.
+    """One target and the figure measured for it.
 
     Args:
-        what: Of what.
+        what: Name of the figure.
         wanted: At least this.
-        reached: What was measured; None where it was not.
+        reached: Measured value; None where there is none.
         at_most: Whether it was to be this at most instead.
     """
 
@@ -49,17 +49,17 @@ class Row:
         missing: Why it could not run; empty where it did.
         ms: Median time in milliseconds.
         ms_quartiles: First and third quartile of it.
-        ratio: How many times as fast as the reference: median over the rounds of the quotient of the two times.
+        ratio: Speed relative to the reference: median over the rounds of the quotient of the two times.
         against: The same against ONNX Runtime's other dense graphs, by their names.
         active_target: Share of neurons that was asked for; None for dense ones.
         active: Share that was computed, mean.
-        bytes_read: What it must read; None where reading is not what takes the time.
+        bytes_read: Bytes it must read; None where reading does not determine the time.
         gigabytes_per_second: bytes_read over the median time.
         floor_share: Median over the rounds of the time in which the machine reads as much, measured just before,
             over the time it took.
         error: Relative distance of its output from what it should be; None where nobody says what that is.
         samples_ms: Every time.
-        bandwidth_gigabytes_per_second: What the machine read before each.
+        bandwidth_gigabytes_per_second: Read bandwidth of the machine before each.
     """
 
     name: str
@@ -80,14 +80,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Figures of everything that was timed in turns.
+    """Figures of all contenders that were timed in turns.
 
     Args:
         shape: Name of the shape.
         what: Of WHATS, or "artefact".
         phase: "decode" or "prefill".
-        tokens: How many are computed at once.
-        context: How many came before them.
+        tokens: Number of tokens computed at once.
+        context: Number of tokens before them.
         rows: One a contender.
     """
 
@@ -100,14 +100,14 @@ class Table:
 
     @property
     def reference(self) -> str:
-        """The contender that the ratios are against."""
+        """Contender that the ratios are relative to."""
         if self.what == "artefact":
             return self.rows[0].name
         return GENAI if self.what == "genai" else REFERENCE
 
     @property
     def title(self) -> str:
-        """What it shows, in a line."""
+        """Title of the table, in a line."""
         subject = _SUBJECTS.get(self.what, "whole model")
         context = f", context {self.context}" if self.context else ""
         return f"{self.shape}, {subject}, {self.phase} ({self.tokens} token{'s' * (self.tokens > 1)}{context})"
@@ -120,7 +120,7 @@ def _ratio(reference: Samples, samples: Samples) -> float:
 def row(
     contender: Contender, samples: Samples | None, reference: Samples, others: Mapping[str, Samples] | None = None
 ) -> Row:
-    """Figures from times, and how they compare with those of the reference and of others."""
+    """Compute figures from times, and compare them with those of the reference and of others."""
     if samples is None:
         return Row(contender.name, contender.missing, active_target=contender.target)
     seconds, bandwidth = np.array(samples.seconds), np.array(samples.bandwidth)
@@ -146,7 +146,7 @@ def row(
 
 
 def rows(contenders: Sequence[Contender], samples: dict[str, Samples], reference: str = REFERENCE) -> tuple[Row, ...]:
-    """Figures of all contenders, in their order; `reference` is the one that ratios are against.
+    """Figures of all contenders, in their order; ratios are relative to `reference`.
 
     Where ONNX Runtime has quantised contenders, all are compared with those too.
     """
@@ -174,7 +174,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def table_lines(table: Table) -> list[str]:
-    """The table as text, a line naming what could not run."""
+    """Format the table as text, with a line for contenders that could not run."""
     others = next((row.against for row in table.rows if not row.missing), {})
     ratios = [f"vs {table.reference}", *(f"vs {name.split()[-1]}" for name in others)]
     header = ["contender", "ms", "quartiles", *ratios, "GB/s", "of floor", "active"]
@@ -194,7 +194,7 @@ def table_lines(table: Table) -> list[str]:
 
 
 def _sampled_lines(table: Table) -> list[str]:
-    """What drawing a token takes, beside taking the likeliest."""
+    """Lines on the time to sample a token, compared with taking the likeliest."""
     times = {row.name: np.array(row.samples_ms) for row in table.rows if row.samples_ms}
     pairs = [(name, name.replace(f" {SAMPLED} ", " ")) for name in times if f" {SAMPLED} " in name]
     return [
@@ -211,7 +211,7 @@ def json_text(
     machine: dict[str, Any],
     settings: dict[str, Any],
 ) -> str:
-    """Everything that was measured, with the machine and the settings, and what was to be reached."""
+    """Serialise all measurements with the machine, the settings and the targets."""
     report = {
         "machine": machine,
         "settings": settings,

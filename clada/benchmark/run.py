@@ -1,4 +1,4 @@
-"""What `clada bench` does: chooses, measures, prints and writes."""
+"""Body of `clada bench`: choose, measure, print and write."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ def _of_artefact(args: argparse.Namespace, settings: BenchSettings) -> Table:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measure what the command line asks for."""
+    """Run the benchmark that the command line asks for."""
     _check_kind(args)
     active, weights = tuple(args.active or BenchSettings.active), tuple(args.weights or BenchSettings.weights)
     settings = checked(BenchSettings(active, weights, args.threads, args.rounds))

@@ -1,4 +1,4 @@
-"""How the benchmark runs graphs in ONNX Runtime: all as the runtime does, with or without our kernels."""
+"""ONNX Runtime sessions of the benchmark: set up as the runtime does, with or without our kernels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from clada.runtime.models.ort_cpu import Execution
 
 
 def execution(threads: int, precision: str | None) -> Execution:
-    """How a graph is run: with our kernels, neurons' weights held in a precision, or without (None)."""
+    """Execution of a graph: with our kernels, feed-forward weights in a precision, or without (None)."""
     if precision is None:
         return Execution(threads, "bodies")
     # All other precisions are the file's own.
@@ -18,7 +18,7 @@ def execution(threads: int, precision: str | None) -> Execution:
 
 
 class Bound:
-    """A session whose inputs are set once, so that a run costs no more than the graph."""
+    """Session whose inputs are bound once, so that a run costs no more than the graph."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, inputs: Mapping[str, Array], outputs: Sequence[str]
@@ -34,5 +34,5 @@ class Bound:
         self._session.run_with_iobinding(self._binding)
 
     def results(self) -> dict[str, Array]:
-        """What the last run put out."""
+        """Outputs of the last run."""
         return {name: value.numpy() for name, value in zip(self._names, self._binding.get_outputs(), strict=True)}

@@ -1,4 +1,4 @@
-"""What the user chose, checked before anything is measured."""
+"""Settings chosen by the user, checked before anything is measured."""
 
 import os
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ CONTEXT = 64
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How everything is measured.
+    """Settings of all measurements.
 
     Args:
         active: Shares of neurons that our sparse contenders keep.
         weights: Of PRECISIONS, those that are compared, beside the dense graph in float32.
-        threads: Of every contender.
-        rounds: Of decoding; prefill takes a fifth of them.
+        threads: Number of threads of every contender.
+        rounds: Number of rounds for decode; prefill takes a fifth of them.
         prefill_tokens: Length of the prompt.
         context: Tokens in the cache when a whole model decodes.
     """
@@ -35,12 +35,12 @@ class BenchSettings:
 
     @property
     def prefill_rounds(self) -> int:
-        """Prefill takes seconds a time and varies less."""
+        """Rounds of prefill, which takes seconds each and varies less."""
         return max(2, self.rounds // 5)
 
 
 def checked(settings: BenchSettings) -> BenchSettings:
-    """The settings, with threads 0 replaced by the number of cores.
+    """Check the settings, and replace threads 0 by the number of cores.
 
     Raises:
         CladaError: A value makes no sense.

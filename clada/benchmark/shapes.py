@@ -1,4 +1,4 @@
-"""Sizes that are measured: those of real models, and a tiny one that is over in a second."""
+"""Shapes to measure: those of real models, and a tiny one that takes a second."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Shape:
         name: As the user gives it.
         hidden: D.
         neurons: F.
-        heads: Of the queries.
-        key_value_heads: Of the keys and values.
+        heads: Number of query heads.
+        key_value_heads: Number of key and value heads.
         model: Whether the whole model is measured too; the arguments after it are only for that.
         torch_model: Whether it is small enough to be measured in torch beside all the others.
         family: The configuration's `model_type`.
-        layers: How many.
+        layers: Number of layers.
         vocabulary: V.
     """
 
@@ -57,7 +57,7 @@ SHAPES = {
 
 
 def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tuple[Shape, list[str]]]:
-    """The shapes that were asked for, each with what of it is measured.
+    """Requested shapes, each with the kinds of measurement to make of it.
 
     Args:
         names: Of SHAPES.
@@ -80,5 +80,5 @@ def chosen_shapes(names: Sequence[str], whats: Sequence[str] | None) -> list[tup
 
 
 def random_tokens(shape: Shape, tokens: int, seed: int) -> Array:
-    """Token ids i64[1, S]."""
+    """Random token ids i64[1, S]."""
     return np.random.default_rng(seed).integers(0, shape.vocabulary, (1, tokens))

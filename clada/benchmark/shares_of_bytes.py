@@ -1,4 +1,4 @@
-"""An artefact that skips inputs, timed at shares of its bytes beside ONNX Runtime's dense graph of the same weights."""
+"""Benchmark of an artefact that skips inputs, at shares of its bytes, beside ONNX Runtime's dense graph."""
 
 import itertools
 import os
@@ -31,7 +31,7 @@ from clada.runtime.models.ort_cpu_in_place import InPlaceModel
 
 @contextmanager
 def _dense_graph(graph: Path, blocks: Blocks | None) -> Iterator[Path]:
-    """A file with ONNX Runtime's own products in the place of ours; it is gone when the context ends.
+    """Write a copy with ONNX Runtime's own products in the place of ours; it is removed when the context ends.
 
     Args:
         graph: The artefact's for one text.
@@ -69,7 +69,7 @@ def _precision(session: Session) -> str:
 
 
 def _weight_bytes(session: Session) -> float:
-    """Of a weight, the share of its scale counted."""
+    """Bytes per weight, its part of the scale included."""
     quantization = session.manifest.quantization
     if quantization is None:
         return float(np.dtype(session.manifest.model.dtype).itemsize)
@@ -81,9 +81,9 @@ def artefact_table(path: Path, shares: Sequence[float], context: int, text: str,
 
     Args:
         path: The artefact's .onnx file or folder.
-        shares: Of its weights' bytes, those to read; 1 is dense.
+        shares: Shares of its weights' bytes to read; 1 is dense.
         context: Tokens of the text that are read before what is timed.
-        text: What is read, again from its start where it is too short.
+        text: Text to read, again from its start where it is too short.
         settings: Threads and rounds.
 
     Raises:

@@ -1,4 +1,4 @@
-"""ONNX files that share their weights: what one file holds, another refers to."""
+"""ONNX files that share weights: one file stores them, others refer to it."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ _SMALL = 1024
 
 
 def save_beside(model: onnx_ir.Model, path: Path) -> None:
-    """Write a model; weights that are in a file of the same folder already stay there."""
+    """Save a model; weights that are in a file of the same folder already stay there."""
     values = [
         value
         for value in model.graph.initializers.values()
@@ -27,7 +27,7 @@ def save_beside(model: onnx_ir.Model, path: Path) -> None:
 
 
 def sizes(tensor: onnx_ir.TensorProtocol) -> list[int]:
-    """A weight's shape, in numbers."""
+    """Shape of a weight, in numbers."""
     return [int(size) for size in tensor.shape.numpy()]
 
 
@@ -41,7 +41,7 @@ def transposed(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
 
 
 def weight(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | None:
-    """A value's content if it is a weight matrix, or the transpose of one, which ONNX Runtime computes once."""
+    """Content of a value that is a weight matrix, or the transpose of one, which ONNX Runtime computes once."""
     producer = None if value is None else value.producer()
     if producer is not None and producer.op_type == "Transpose":
         matrix = weight(producer.inputs[0])

@@ -1,4 +1,4 @@
-"""Everything that is measured, one table after the other."""
+"""Measurements of the benchmark, one table after the other."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +25,7 @@ def _decode(shape: Shape, what: str, context: int, make: _Make, settings: BenchS
 
 
 def _prefill(shape: Shape, what: str, make: _Make, settings: BenchSettings) -> Table:
-    """Of many tokens at once, where arithmetic takes the time, not reading, and nothing is sparse."""
+    """Time prefill: many tokens at once, bound by arithmetic, with nothing sparse."""
     contenders = make(settings.prefill_tokens, ())
     samples = measure(contenders, settings.prefill_rounds, None, f"{shape.name} {what}, prefill")
     return Table(shape.name, what, "prefill", settings.prefill_tokens, 0, rows(contenders, samples))

@@ -1,4 +1,4 @@
-"""What sparsity on top of quantised weights was to reach, against what runs such weights densely."""
+"""Targets of sparsity on top of quantised weights, against the fastest dense kernels for such weights."""
 
 from collections.abc import Iterator, Sequence
 
@@ -42,7 +42,7 @@ def _of_footprints(footprints: Sequence[Footprint]) -> Iterator[Target]:
 
 
 def targets(tables: Sequence[Table], footprints: Sequence[Footprint] = ()) -> list[Target]:
-    """All of what was measured; a figure that its table lacks was not reached."""
+    """Targets of all measured tables; a figure that its table lacks counts as missed."""
     found: list[Target] = []
     for table in tables:
         if table.shape in _SHAPES and (table.what, table.phase) == ("layer", "decode"):
@@ -55,7 +55,7 @@ def targets(tables: Sequence[Table], footprints: Sequence[Footprint] = ()) -> li
 
 
 def target_lines(found: Sequence[Target]) -> list[str]:
-    """One line each."""
+    """Format targets, one line each."""
     lines = []
     for target in found:
         reached = "not measured" if target.reached is None else f"{target.reached:.2f}x"

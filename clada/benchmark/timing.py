@@ -1,4 +1,4 @@
-"""Times contenders in turns, so that whatever else the machine does meets all of them alike."""
+"""Timing of contenders in turns, so that other load on the machine affects all of them alike."""
 
 import gc
 import time
@@ -15,11 +15,11 @@ WARM_UP = 1
 
 @dataclass
 class Samples:
-    """Of one contender, one entry a round.
+    """Measurements of one contender, one entry per round.
 
     Args:
-        seconds: How long it took once.
-        bandwidth: Bytes a second that the machine read just before; empty where it was not measured.
+        seconds: Time of one run.
+        bandwidth: Bytes per second that the machine read just before; empty where it was not measured.
         active: Share of neurons computed.
     """
 
@@ -30,7 +30,7 @@ class Samples:
 
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Callable[[], object]]:
-    """A bar on a terminal, where tqdm is installed; what it yields counts one step."""
+    """Progress bar on a terminal, where tqdm is installed; each call of the yielded function counts one step."""
     if find_spec("tqdm") is None:
         yield lambda: None
         return
@@ -41,7 +41,7 @@ def progress_bar(total: int, label: str) -> Iterator[Callable[[], object]]:
 
 
 def wall_seconds(run: Callable[[], float]) -> tuple[float, float]:
-    """How long a run takes, and what it returns."""
+    """Time one run, in seconds, and return its result too."""
     start = time.perf_counter()
     result = run()
     return time.perf_counter() - start, result
@@ -54,13 +54,13 @@ def measure(
     label: str,
     timed: Callable[[Callable[[], float]], tuple[float, float]] = wall_seconds,
 ) -> dict[str, Samples]:
-    """Time every contender that can run once a round, in an order that rotates.
+    """Time every contender that can run once per round, in an order that rotates.
 
     Args:
-        contenders: What to time.
-        rounds: How often.
+        contenders: Contenders to time.
+        rounds: Number of rounds.
         bandwidth: Measures the read bandwidth before each time.
-        label: What the progress bar says.
+        label: Label of the progress bar.
         timed: Measures the seconds of one run, and returns its result too.
     """
     running = [(c.name, c.run, c.repeats, c.prepare) for c in contenders if c.run is not None]

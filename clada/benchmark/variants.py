@@ -1,4 +1,4 @@
-"""The graphs that are compared, each in its file, and what a token reads of each."""
+"""Graphs to compare, each in its file, and the bytes that a token reads of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Variants:
     dense: Mapping[str, Graph]
 
     def of(self, precision: str) -> Graph:
-        """The graph with our ops that is loaded for a precision: bfloat16 is what float32 is rounded to then."""
+        """Graph with our ops to load for a precision: bfloat16 is rounded from float32 while it is loaded."""
         return self.ours["float32" if precision == "bfloat16" else precision]
 
     def neuron_bytes(self, precision: str) -> float:
@@ -59,7 +59,7 @@ def write_pair(model: onnx_ir.Model, folder: Path) -> tuple[Graph, Graph]:
 
 
 def write_variants(model: onnx_ir.Model, folder: Path, precisions: Sequence[str]) -> Variants:
-    """Write a model in float32 with our ops, and what is derived from it.
+    """Write a model in float32 with our ops, and its dense and quantised variants.
 
     Args:
         model: In float32.

@@ -1,4 +1,4 @@
-"""What is timed for a whole model."""
+"""Benchmark of a whole model."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ _NOTHING_SEEN = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class Model:
-    """A model in every form that is compared.
+    """One model in every form that is compared.
 
     Args:
         shape: Its sizes.
@@ -88,15 +88,15 @@ def opened_model(shape: Shape, settings: BenchSettings) -> Iterator[Model]:
 
 
 class _Steps:
-    """One contender's inputs and cache, in ONNX Runtime.
+    """Inputs and cache of one contender, in ONNX Runtime.
 
     Args:
         model: The benchmark's model.
-        runner: What runs.
+        runner: Runner of the graph.
         thresholds: f32[F] for each layer.
-        tokens: How many are read at once; 1 is decoding, after the model's context.
+        tokens: Number of tokens read at once; 1 is decode, after the model's context.
         counts: Whether to fetch how many neurons were computed, as the runtime does.
-        sampling: How the next token is drawn, which takes time as well; None where nothing is.
+        sampling: Settings for drawing the next token, which takes time too; None for no draw.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class _Steps:
         self._inputs = itertools.cycle([fixed | _positions(one, before) for one in ids])
 
     def run(self) -> tuple[Array, float]:
-        """Read the next tokens after the same past: logits of the last, and the share of neurons it computed."""
+        """Read the next tokens after the same past; returns the last one's logits and share of computed neurons."""
         outputs, _ = self._runner.step(next(self._inputs), self._cache, self._fetch)
         if self._sampling is not None:
             sample(outputs[graph_names.LOGITS][0, -1], _NOTHING_SEEN, self._sampling, self._random)
@@ -142,7 +142,7 @@ def _positions(ids: Array, before: int) -> dict[str, Array]:
 
 
 class _TorchSteps:
-    """The same in torch, with the cache of transformers."""
+    """Inputs and cache of the model in torch, with the cache of transformers."""
 
     def __init__(self, model: Model, tokens: int) -> None:
         self._model, self._before = model.torch_model, model.context if tokens == 1 else 0
@@ -181,7 +181,7 @@ def _contender(
     active_bytes: float = 0,
     target: float | None = None,
 ) -> Contender:
-    """A contender that can run; `reference` is what its first logits should be, if it is dense."""
+    """Contender that can run; `reference` holds the expected first logits, if it is dense."""
     logits, _ = steps.run()
     error = None if reference is None else checked_error(name, logits, reference)
     return Contender(name, partial(_active, steps), always_bytes, active_bytes, target, error)
