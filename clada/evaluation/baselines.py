@@ -1,4 +1,4 @@
-"""Published rules that the ops do not carry out, in PyTorch alone, so that tables have them: tt, teal and wina.
+"""Published sparsity rules that the ops do not support, in PyTorch alone, as baselines: tt, teal and wina.
 
 All three are of the feed-forward networks only, and each has one knob, the same for every layer:
 
@@ -37,7 +37,7 @@ _CLOSE = 0.002
 
 
 def _bisect(figure: Callable[[float], float], wanted: float, tolerance: float) -> tuple[float, float]:
-    """The setting in [0, 1] whose figure is nearest to what is wanted, and that figure; it grows with the setting."""
+    """Bisect for the setting in [0, 1] whose figure is nearest to the goal; the figure grows with the setting."""
     low, high = 0.0, 1.0
     best = (0.0, figure(0.0))
     if best[1] >= wanted:
@@ -54,7 +54,7 @@ def _bisect(figure: Callable[[float], float], wanted: float, tolerance: float) -
 
 
 def _quantiles(weighed: Tensor) -> Floats:
-    """f64[K], the level below which each share of the values lies; none lies below the first, 0."""
+    """Levels f64[K] below which each share of the values lies; none lies below the first, 0."""
     levels = np.quantile(weighed.numpy(), np.linspace(0, 1, _KNOTS))
     levels[0] = 0
     return levels
@@ -65,7 +65,7 @@ def _level(quantiles: Floats, share: float) -> float:
 
 
 def cett(layer: SparseLayer, x: Tensor, thresholds: Tensor) -> float:
-    """Mean over tokens of the norm of what is dropped, as a share of the norm of all that the neurons write.
+    """Mean over tokens of CETT: the norm of the dropped sum as a share of the norm of the whole output.
 
     Args:
         layer: The layer.
@@ -109,7 +109,7 @@ def _by_input(
     for layer, x in zip(layers, inputs, strict=True):
         *inward, outward = layer.matrices
         read = {**dict.fromkeys(inward, x), outward: layer.hidden(x)}
-        # Each matrix is [F, D]: its inputs are columns where it leads in, rows where it leads out.
+        # Each matrix is [F, D]: its inputs are columns in the gate and up projections, rows in the down projection.
         norms = {name: layer.get_parameter(name).norm(dim=1 if name == outward else 0) for name in read}
         importance.append({name: n if with_norms else torch.ones_like(n) for name, n in norms.items()})
         quantiles.append({name: _quantiles(value.abs() * importance[-1][name]) for name, value in read.items()})
@@ -125,10 +125,10 @@ def _by_input(
 
 @dataclass(frozen=True)
 class Rule:
-    """How a baseline decides.
+    """Definition of a baseline.
 
     Args:
-        knob: What its one setting, in [0, 1], is called: 0 is dense, and the higher it is the less is read.
+        knob: Name of its one setting, in [0, 1]: 0 is dense, and the higher it is the less is read.
         fit: Function of the layers and their inputs f32[T, D] on calibration text; gives the thresholds for a setting.
         oracle: Whether it needs the neurons that it drops.
     """
@@ -146,14 +146,14 @@ RULES: dict[str, Rule] = {
 
 
 def calibration_texts(model: Any, sparsity: Sparsity, rows: Tensor) -> Texts:
-    """As many of the rows i64[N, S] as a baseline is calibrated on; their first quarter is the prompt."""
+    """Texts of the first rows i64[N, S], as many as calibrate a baseline; the first quarter of a row is the prompt."""
     prompt = prompt_tokens(rows.shape[1])
     return Texts(model, sparsity, rows[: max(1, _TOKENS // (rows.shape[1] - prompt))], prompt)
 
 
 @torch.no_grad()
 def fit(name: str, texts: Texts) -> Callable[[float], InputThresholds]:
-    """The thresholds of a rule, by its knob, from the layers' inputs in dense passes."""
+    """Fit the thresholds of a rule, by its knob, on the layers' inputs in dense passes."""
     parts: list[list[Tensor]] = [[] for _ in texts.layers]
     texts.dense_inputs(lambda index, x: parts[index].append(x.flatten(0, 1)))
     return RULES[name].fit(texts.layers, [torch.cat(part) for part in parts])
@@ -161,7 +161,7 @@ def fit(name: str, texts: Texts) -> Callable[[float], InputThresholds]:
 
 @torch.no_grad()
 def mean_read(texts: Texts, thresholds: InputThresholds) -> float:
-    """Mean share of the feed-forward weights' bytes that decoding the texts reads, every layer sparse at once."""
+    """Mean share of the feed-forward weights' bytes read in decoding the texts, every layer sparse at once."""
     total = 0.0
     for ids in texts.batches:
         sparse = (torch.arange(ids.shape[1]) >= texts.prompt_tokens).expand(ids.shape)
@@ -172,7 +172,7 @@ def mean_read(texts: Texts, thresholds: InputThresholds) -> float:
 
 
 def baseline(name: str, model: Any, sparsity: Sparsity, rows: Tensor, cost: float) -> TorchSubject:
-    """A baseline that reads a given share of the feed-forward weights' bytes.
+    """Create a baseline that reads a given share of the feed-forward weights' bytes.
 
     Args:
         name: One of RULES.

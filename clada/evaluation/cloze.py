@@ -1,4 +1,4 @@
-"""Cloze from held-out text: which identifier comes next, among those that have come before.
+"""Cloze task from held-out text: predict the next identifier, among those seen before.
 
 The answer is one that the context holds already, so it can be known; the other candidates are further identifiers of
 the context. One token may be all of an answer: the last tokens of the context are read in decode too, so that sparse
@@ -23,11 +23,11 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{2,}")
 
 @dataclass(frozen=True)
 class Identifier:
-    """One place where a row has an identifier.
+    """Occurrence of an identifier in a row.
 
     Args:
         name: The identifier.
-        lead: What its first token holds before it: nothing, or white space.
+        lead: Prefix of its first token: nothing, or white space.
         start: Index of its first token.
         stop: Index behind its last one.
     """
@@ -39,7 +39,7 @@ class Identifier:
 
 
 def token_texts(tokenizer: Any, tokens: Sequence[int]) -> dict[int, str]:
-    """The text of each token as it is inside a text: some tokenizers strip white space from the first."""
+    """Text of each token inside a text: some tokenizers strip white space from the first."""
     before = tokenizer("a", add_special_tokens=False).input_ids
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     skip = len(tokenizer.decode(before, **options))
@@ -47,7 +47,7 @@ def token_texts(tokenizer: Any, tokens: Sequence[int]) -> dict[int, str]:
 
 
 def identifiers(texts: Sequence[str]) -> list[Identifier]:
-    """Identifiers that are whole tokens of a row, in order, but for the keywords of Python.
+    """Identifiers that are whole tokens of a row, in order, except the keywords of Python.
 
     Args:
         texts: The text of each token.
@@ -71,14 +71,14 @@ def identifiers(texts: Sequence[str]) -> list[Identifier]:
 
 
 def _begins(one: Row, other: Row) -> bool:
-    """Whether one of the two begins as the other is: the shorter of them would be the likelier by being shorter."""
+    """Whether either name is a prefix of the other: the shorter would be likelier by being shorter."""
     return all(a == b for a, b in zip(one, other, strict=False))
 
 
 def _question(
     row: Row, index: int, before: Sequence[Identifier], answer: Identifier, random: np.random.Generator
 ) -> Item | None:
-    """An item that asks for an identifier, if it and enough others came before it."""
+    """Create an item that asks for an identifier, if it and enough others came before it."""
     real = tuple(row[answer.start : answer.stop])
     others: dict[tuple[int, ...], None] = {}
     for other in before:
@@ -94,7 +94,7 @@ def _question(
 
 
 def cloze_items(rows: Sequence[Row], tokenizer: Any, prompt_tokens: int, seed: int) -> list[Item]:
-    """Up to ITEMS_PER_ROW items of each row; none of a row that has too few identifiers.
+    """Create up to ITEMS_PER_ROW items of each row; none of a row that has too few identifiers.
 
     Args:
         rows: Token ids, equally many each.

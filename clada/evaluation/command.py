@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _lines(evaluation: "Evaluation") -> list[str]:
-    """A table of the figures."""
+    """Format the metrics as a table."""
     width = max(map(len, evaluation.metrics))
     return [f"{'':<{width}}  {'value':>11}  95% of resamples"] + [
         f"{name:<{width}}  {estimate.value:11.6g}  {estimate.low:.6g} to {estimate.high:.6g}"
@@ -27,13 +27,13 @@ _OF_PARTS = ("read_fraction", "ffn_bytes", "kl", "disagreement", "perplexity_rat
 
 
 def _cell(evaluation: "Evaluation", metric: str) -> str:
-    """A figure; a dash where it is not defined."""
+    """Format a figure; a dash where it is not defined."""
     estimate = evaluation.metrics.get(metric)
     return "-" if estimate is None else f"{estimate.value:.6g}"
 
 
 def _part_lines(evaluation: "Evaluation") -> list[str]:
-    """A table of the subject beside its parts; none where it has no parts."""
+    """Format the subject beside its parts as a table; empty where it has no parts."""
     if not evaluation.parts:
         return []
     columns = [["", *_OF_PARTS]]

@@ -1,4 +1,4 @@
-"""Quality against cost, as pictures."""
+"""Plots of quality against cost."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ _POLICIES = ("clada", "cats", "griffin", "sats", "teal", "wina", "tt")
 
 
 class Axis(NamedTuple):
-    """A metric as it is drawn.
+    """Vertical axis of a metric.
 
     Args:
         metric: Its name in a result.
-        label: What it is, with its unit.
-        dense: What the dense model has.
+        label: Label of the axis, with its unit.
+        dense: Value of the dense model.
         logarithmic: Whether it is drawn on a logarithmic scale, on which 0 has no place.
         share: Whether it is shown in percent.
     """
@@ -42,12 +42,12 @@ COST = "read_fraction"
 
 
 def _rank(policy: str) -> tuple[int, str]:
-    """Known ones first, each always in its place; what is left of one without a part of it last."""
+    """Sort key of a policy: known ones first, in a fixed order, then others, and the dense model last."""
     return (_POLICIES.index(policy) if policy in _POLICIES else len(_POLICIES) + (policy == DENSE), policy)
 
 
 def _styles(policies: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each policy is drawn, in order; the known ones solid and filled, the others dashed and hollow."""
+    """Line styles by policy, in order; known ones solid and filled, the others dashed and hollow."""
     styles: dict[str, dict[str, Any]] = {}
     others = 0
     for policy in sorted(policies, key=_rank):
@@ -90,12 +90,12 @@ def _line(axes: Axes, axis: Axis, policy: str, results: Sequence[Measured], styl
 
 
 def curves_figure(results: Sequence[Measured]) -> Figure:
-    """Three panels, KL, perplexity ratio and disagreement, against the share of the FFN's bytes that is read.
+    """Draw KL, perplexity ratio and disagreement against the share of the FFN's bytes that is read, a panel each.
 
     One line a policy, through its results in the order of their cost; the band is each metric's 95% interval.
 
     Args:
-        results: Of one model on one text.
+        results: Results of one model on one text.
     """
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     styles = _styles({result.policy for result in results})

@@ -1,4 +1,4 @@
-"""A model in PyTorch that computes everything, as the subject of an evaluation."""
+"""Dense model in PyTorch, as the subject of an evaluation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from clada.evaluation.subject import Reading, Subject, SubjectInfo
 
 
 class DenseSubject(Subject):
-    """A causal LM, read in one pass, which gives what decode would. There is no load.
+    """Causal LM read in one pass, which gives the same logits as decode. There is no load.
 
     Args:
         model: In float32.
-        info: What a result says of it.
+        info: Description of it in a result.
     """
 
     def __init__(self, model: Any, info: SubjectInfo) -> None:

@@ -1,4 +1,4 @@
-"""The whole evaluation of one subject: read every row, answer the tasks, follow the dense model's continuations."""
+"""Evaluation of one subject: read every row, answer the tasks, follow the dense model's continuations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from clada.evaluation.tasks import is_right
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """Result of an evaluation.
 
     Args:
-        subject: On what.
-        suite: With what.
-        readings: Of each row; without logits, f32[T, 0].
-        scores: Of each row.
+        subject: Description of the subject.
+        suite: Suite of the evaluation.
+        readings: Readings of each row; without logits, f32[T, 0].
+        scores: Scores of each row.
         sequences: Columns f64[S], means over each row by name; NaN where a row has none to count.
         metrics: Over all rows, by name; those that are not defined here are left out.
         parts: Of what the subject combines, each part by itself.
@@ -43,7 +43,7 @@ def _without_logits(reading: Reading) -> Reading:
 
 
 def _matching(subject: Subject, suite: Suite, index: int) -> int:
-    """How many tokens in a row the subject would generate as the dense model does, after those both prompts give.
+    """Number of leading tokens that the subject would generate as the dense model does, after those both prompts give.
 
     As long as it does it reads the dense model's tokens anyhow, so reading them tells where it first would not.
     """
@@ -56,16 +56,16 @@ def _matching(subject: Subject, suite: Suite, index: int) -> int:
 
 
 def _means_by_row(task: Task, right: list[bool], rows: int) -> Floats:
-    """f64[S]: the share of right answers of each row; NaN where it has no question."""
+    """Share of right answers of each row, f64[S]; NaN where it has no question."""
     of = [[answer for item, answer in zip(task.items, right, strict=True) if item.row == row] for row in range(rows)]
     return np.array([np.mean(answers) if answers else np.nan for answers in of])
 
 
 def evaluate(subject: Subject, suite: Suite) -> Evaluation:
-    """Measure a subject.
+    """Evaluate a subject.
 
     Args:
-        subject: What reads the rows.
+        subject: Subject that reads the rows.
         suite: From `prepare`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Evaluates an artefact against the checkpoint that it was made from."""
+"""Evaluation of an artefact against the checkpoint that it was made from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ _QUANTIZED_TOLERANCE = 1e-1
 
 
 def _check_same_model(session: Session, model: Any, tokenizer: Any, source: str) -> None:
-    """Raise CladaError where an artefact cannot have been made from a checkpoint, by what both say of themselves."""
+    """Raise CladaError where an artefact cannot have been made from a checkpoint, by their metadata."""
     artefact = session.manifest.model
     for name, theirs in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
         ours = getattr(artefact, name)
@@ -65,13 +65,13 @@ def evaluate_artefact(
         artefact: Its ONNX file.
         source: The checkpoint's folder or a Hugging Face model id.
         data: A text file, or a JSONL of `{"text": ...}`, that was neither trained nor calibrated on.
-        settings: How much to evaluate.
-        threads: Of ONNX Runtime; 0 lets it choose.
+        settings: Amount of text to evaluate.
+        threads: Number of threads of ONNX Runtime; 0 lets it choose.
         bytes: The share of the weights' bytes that a token is to read, see Session.
         trust: `trust_remote_code` and `allow_pickle`, see `load_model`.
 
     Returns:
-        What was measured; for quantised weights with two parts: the dense model with them, and the artefact's sparsity
+        The evaluation; for quantised weights with two parts: the dense model with them, and the artefact's sparsity
         with the checkpoint's own weights, in PyTorch.
 
     Raises:
@@ -103,14 +103,14 @@ def evaluate_artefact(
 
 
 def _named(evaluation: Evaluation, source: str) -> Evaluation:
-    """With what the checkpoint is called, its folder's name or its id, in what it and its parts say of the model."""
+    """Put the checkpoint's name, its folder's or its id, into the description of it and of its parts."""
     folder = Path(source)
     subject = replace(evaluation.subject, model=folder.resolve().name if folder.is_dir() else source)
     return replace(evaluation, subject=subject, parts=[_named(part, source) for part in evaluation.parts])
 
 
 def _with_weights_of(artefact: Artefact, source: str, **trust: Any) -> Any:
-    """A checkpoint's model in PyTorch, patched and dense, that computes with an artefact's quantised weights."""
+    """Model of a checkpoint in PyTorch, patched and dense, computing with an artefact's quantised weights."""
     model, _ = load_model(source, torch.float32, **trust)
     sparsified(model, artefact)
     return model
@@ -122,7 +122,7 @@ def _dense(model: Any, info: SubjectInfo) -> DenseSubject:
 
 
 def _sparse(session: TorchSession, name: str) -> SessionSubject:
-    """An artefact's sparsity with the weights of its checkpoint."""
+    """Subject with an artefact's sparsity and the weights of its checkpoint."""
     subject = SessionSubject(session, name)
     subject.info = replace(subject.info, quantization=None, ffn_bytes=ffn_bytes(session.manifest, None))
     return subject

@@ -1,4 +1,4 @@
-"""A generated text with what each of its tokens was given."""
+"""Heat map of a generated text, with the telemetry of each token."""
 
 import time
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ _COLOURS = colormaps["YlOrBr"]
 
 @dataclass(frozen=True)
 class Cell:
-    """A token of the text.
+    """One token of the text.
 
     Args:
-        text: What it completes; empty where a character takes several tokens and is not complete.
-        stats: How hard it was and what it was given.
-        colour: Of its load, as #rrggbb.
+        text: Text that it completes; empty where a character takes several tokens and is not complete.
+        stats: Its telemetry.
+        colour: Colour of its load, as #rrggbb.
     """
 
     text: str
@@ -34,11 +34,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A prompt and its continuation.
+    """Prompt and continuation, with telemetry.
 
     Args:
         prompt: As it was given, read densely.
-        cells: Of the continuation.
+        cells: Tokens of the continuation.
         load: Mean over the cells.
         active_fraction: Mean over the cells.
         model: Name of the artefact's folder and the model's policy.
@@ -59,7 +59,7 @@ def load_colour(load: float) -> str:
 
 
 def heat_map(model: Path, prompt: str) -> HeatMap:
-    """Continue a prompt greedily.
+    """Continue a prompt greedily, and collect the telemetry.
 
     Raises:
         CladaError: The artefact cannot be loaded, or the prompt is empty, too long for it or ends the text.

@@ -1,4 +1,4 @@
-"""Figures as images that a page holds in itself."""
+"""Figures as images embedded in a page."""
 
 import base64
 from io import BytesIO
@@ -13,7 +13,7 @@ GREY = "#6b6b6b"
 
 
 def svg_uri(figure: Figure) -> str:
-    """The figure as a data URI; the same figure gives the same bytes."""
+    """Render the figure as a data URI; the same figure gives the same bytes."""
     image = BytesIO()
     with mpl.rc_context({"svg.hashsalt": "clada", "svg.fonttype": "path"}):
         figure.savefig(image, format="svg", metadata={"Date": None, "Creator": None})

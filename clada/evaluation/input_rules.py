@@ -1,4 +1,4 @@
-"""Rules by which a token skips inputs of any of a model's products, compared at equal bytes of the whole model.
+"""Comparison of rules that skip inputs of a model's products, at equal bytes of the whole model.
 
 A rule weighs an input by factor_i x_i^2 and keeps it where that reaches a level:
 
@@ -34,7 +34,7 @@ BLOCK: tuple[Part, ...] = ("ffn", "attention")
 
 
 def part_of(model: Any, product: Product) -> Part:
-    """Where in the model a product is: of its feed-forward networks, its output matrix, or of attention."""
+    """Part of the model that a product belongs to: the feed-forward networks, the output matrix, or attention."""
     if product.linears[0] is model.get_output_embeddings():
         return "output"
     paths = tuple(family_of(model).linears.values())
@@ -42,7 +42,7 @@ def part_of(model: Any, product: Product) -> Part:
 
 
 def part_weights(model: Any, products: Sequence[Product]) -> dict[Part, int]:
-    """How many weights each part has."""
+    """Number of weights of each part."""
     return {part: sum(p.weights for p in products if part_of(model, p) == part) for part in PARTS}
 
 
@@ -50,7 +50,7 @@ def part_weights(model: Any, products: Sequence[Product]) -> dict[Part, int]:
 def weigh(
     model: Any, products: Sequence[Product], weighings: Sequence[Weighing], rows: Tensor, prompt_tokens: int
 ) -> dict[Weighing, list[Worth]]:
-    """What inputs are worth by each way to weigh them, on calibration rows i64[R, S]."""
+    """Measure the worth of inputs under each weighing, on calibration rows i64[R, S]."""
     factors: list[Tensor] = []
     for weighing in weighings:
         if weighing == "price":
@@ -73,11 +73,11 @@ def weigh(
 
 @dataclass(frozen=True)
 class Rule:
-    """What each product's inputs must reach to be read.
+    """Thresholds of each product's inputs.
 
     Args:
-        name: Of the rule.
-        share: Of the whole model's weights that it reads, by calibration text.
+        name: Name of the rule.
+        share: Share of the whole model's weights that it reads, on calibration text.
         thresholds: f32[D] of each product; None where all are read.
     """
 
@@ -87,12 +87,12 @@ class Rule:
 
 
 def dense_rule(products: Sequence[Product]) -> Rule:
-    """The rule that reads everything."""
+    """Rule that reads everything."""
     return Rule("dense", 1.0, [None] * len(products))
 
 
 def share_left(name: str, share: float, always: int, total: int) -> float:
-    """The share of the other weights that a rule may read when some are read always.
+    """Share of the other weights that a rule may read when some are always read.
 
     Raises:
         UnreachableError: Those are more than it may read.
@@ -112,15 +112,15 @@ def make_rule(
     share: float,
     paths: Sequence[Descent] = (),
 ) -> Rule:
-    """The rule that reads a share of all weights when only some parts of the model may be sparse.
+    """Create the rule that reads a share of all weights when only some parts of the model may be sparse.
 
     Args:
         model: A causal LM.
-        weighing: How inputs were weighed.
-        worths: What that gave.
+        weighing: Weighing of the inputs.
+        worths: Worth of each product's inputs.
         parts: Those that may be sparse.
-        share: Of all weights.
-        paths: What TEAL's search found for each block; the parts are then BLOCK.
+        share: Share of all weights.
+        paths: Results of TEAL's search for each block; the parts are then BLOCK.
 
     Raises:
         UnreachableError: The other parts are larger than that.
@@ -143,7 +143,7 @@ def make_rule(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rule gave on R rows, means over their T decoded tokens.
+    """Results of a rule on R rows, means over their T decoded tokens.
 
     Args:
         divergence: f64[R], KL from the dense model, nats.
@@ -163,7 +163,7 @@ class Outcome:
 
 
 def outcome_of(decoded: Decoded, read: Tensor, read_of_parts: Mapping[Part, float]) -> Outcome:
-    """What came of decoding; `read` is f32[R, T], of the whole model."""
+    """Compute the outcome of a decoding; `read` is f32[R, T], of the whole model."""
 
     def means(values: Tensor) -> Floats:
         found: Floats = values.double().mean(1).numpy()

@@ -1,4 +1,4 @@
-"""What each layer left out, as a picture."""
+"""Plot of the sparsity of each layer."""
 
 from collections.abc import Sequence
 
@@ -29,10 +29,10 @@ def _panel(axes: Axes, shares: Sequence[Sequence[float]], title: str) -> None:
 
 
 def layers_figure(results: Sequence[Measured]) -> Figure:
-    """Two heat maps, a row a result and a column a layer: realised sparsity, and the pool that was allowed.
+    """Draw two heat maps, a row per result and a column per layer: realised sparsity, and size of the pool.
 
     Args:
-        results: Of one model on one text.
+        results: Results of one model on one text.
     """
     figure = Figure(figsize=(12, 1.4 + 0.26 * len(results)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

@@ -1,4 +1,4 @@
-"""An artefact as a model of lm-eval: what is scored is read in decode, token by token, where the model is sparse."""
+"""Adapter of an artefact to lm-eval: scored tokens are read in decode, token by token, where the model is sparse."""
 
 import logging
 import random
@@ -41,7 +41,7 @@ _logger = logging.getLogger("lm_eval.clada")
 
 
 def generation_config(arguments: Mapping[str, Any]) -> GenerationConfig:
-    """How to generate, from the arguments of a `generate_until` request.
+    """Translate the arguments of a `generate_until` request.
 
     Raises:
         CladaError: An argument is not known, or has a value that cannot be used.
@@ -61,7 +61,7 @@ def generation_config(arguments: Mapping[str, Any]) -> GenerationConfig:
 
 
 def _log_probabilities(logits: npt.NDArray[Any]) -> Floats:
-    """f64[V] of logits T[V], in memory of its own."""
+    """Log-probabilities f64[V] of logits T[V], in memory of its own."""
     z = logits.astype(np.float64)
     if np.isnan(z).any():
         raise CladaError("the model's logits are NaN: the weights or the dtype do not hold the activations")
@@ -69,7 +69,7 @@ def _log_probabilities(logits: npt.NDArray[Any]) -> Floats:
 
 
 def _special_token(session: Session, name: str) -> str | None:
-    """The token that the tokenizer's configuration calls by a name such as "bos_token", if there is one."""
+    """Token that the tokenizer's configuration gives under a name such as "bos_token", if there is one."""
     config = session.artefact.settings(TOKENIZER_CONFIG_NAME)
     value = config.get(name)
     return value["content"] if isinstance(value, dict) else value
@@ -126,7 +126,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     @property
     def max_length(self) -> int:
-        """The most tokens of a text."""
+        """Maximum number of tokens of a text."""
         return self.session.context_length
 
     def _token_id(self, token: str | None) -> int | None:
@@ -134,12 +134,12 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     @property
     def eot_token_id(self) -> int | None:
-        """The token that ends a text."""
+        """Token that ends a text."""
         return self._token_id(self._end)
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that stands before a text that has nothing before it.
+        """Token put before a text that has nothing before it.
 
         Raises:
             CladaError: The tokenizer has none that could.
@@ -151,18 +151,18 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm-eval's cache of requests tells tokenizers and chat templates apart by."""
+        """Key by which lm-eval's cache of requests distinguishes tokenizers and chat templates."""
         files = self.session.manifest.files
         return f"clada-{files[TOKENIZER_NAME][:16]}-{files.get(CHAT_TEMPLATE_NAME, '')[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text; begun as the model expects, once, unless special tokens are asked for or not."""
+        """Token ids of a text; begun as the model expects, once, unless special tokens are requested or refused."""
         if add_special_tokens is None:
             add_special_tokens = self._begin is None or not string.startswith(self._begin)
         return list(self.session.tokenizer.encode(string, add_special_tokens=add_special_tokens).ids)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The model's chat template, for the record; None where it is not applied or there is none."""
+        """Chat template of the model, for the record; None where it is not applied or there is none."""
         template = self.session.artefact.content(CHAT_TEMPLATE_NAME)
         return template.decode() if chat_template and template is not None else None
 
@@ -187,13 +187,13 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         self._active.append(stats.active_fraction)
 
     def _report(self) -> None:
-        """Say what share was computed in fact; a target may be missed."""
+        """Log the share that was actually computed; a target may be missed."""
         if self._active:
             share = np.mean(self._active)
             _logger.info("%d tokens were read in decode, with %.1f%% of neurons active", len(self._active), 100 * share)
 
     def _predictions(self, context: Sequence[int], continuation: Sequence[int]) -> Iterator[Floats]:
-        """Log-probabilities f64[V] of what follows the context, then of what follows each token of a continuation."""
+        """Log-probabilities f64[V] of the token after the context, then after each token of a continuation."""
         prompt = len(context) - min(DECODED_CONTEXT, len(context) // 2)
         state = self.session.prefill([context[:prompt]])
         for token in context[prompt:]:
@@ -206,7 +206,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
     def _scores(
         self, context: Sequence[int], shared: Sequence[int], last_tokens: Sequence[int]
     ) -> list[tuple[float, bool]]:
-        """Of continuations that are alike but for their last tokens: log-likelihood, and whether greedy gives it."""
+        """Score continuations that differ only in their last tokens: log-likelihood, and whether greedy gives it."""
         predictions = self._predictions(context, shared)
         total, greedy = 0.0, True
         for token, prediction in zip(shared, predictions, strict=False):
@@ -281,7 +281,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continue contexts until a stop string, the model's end or the most tokens asked for.
+        """Continue contexts until a stop string, the model's end or the maximum number of tokens.
 
         Raises:
             CladaError: A generation argument cannot be used, or asks for more than the model's context holds.
@@ -310,7 +310,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         return texts
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside the results: the policy, and what decoding took in fact."""
+        """Metadata that lm-eval writes beside the results: the policy, and the measured cost of decoding."""
         return {
             "policy": plain(self.session.manifest.policy),
             "kernels": self.session.kernels,

@@ -1,4 +1,4 @@
-"""The `clada lm-eval` command: lm-eval's own command line, which by itself finds only the models that it ships."""
+"""The `clada lm-eval` command: lm-eval's own command line, which by itself finds only its built-in models."""
 
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ What follows is the help of lm-eval itself.
 
 
 def _words(options: Sequence[str]) -> list[str]:
-    """The words that lm-eval is to read: its own subcommands may stand first."""
+    """Arguments for lm-eval: its own subcommands may stand first."""
     command, *rest = options
     if command in ("ls", "validate"):
         return list(options)
@@ -25,7 +25,7 @@ def _words(options: Sequence[str]) -> list[str]:
 
 
 def _is_of_options(error: ValueError) -> bool:
-    """Whether lm-eval found fault with its options, and nothing failed in the evaluation."""
+    """Whether lm-eval rejected its options, as opposed to a failure in the evaluation."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

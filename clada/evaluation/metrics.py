@@ -1,4 +1,4 @@
-"""The figures of a result, each from columns of one value a sequence."""
+"""Metrics of a result, each computed from columns of one value per sequence."""
 
 from collections.abc import Mapping
 
@@ -29,12 +29,12 @@ METRICS: dict[str, tuple[Statistic, tuple[str, ...]]] = {
 
 
 def metrics(sequences: Mapping[str, Floats], ffn_bytes: int, seed: int) -> dict[str, Estimate]:
-    """All figures that are defined.
+    """Compute all metrics that are defined.
 
     Args:
         sequences: Columns f64[S] by name; those of a task are not there where it was not asked.
         ffn_bytes: Size of all feed-forward weights.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
     """
     columns = {**sequences, "ffn_bytes": sequences["read_fraction"] * ffn_bytes}
     estimates = {

@@ -26,7 +26,7 @@ NEURON_RULES: tuple[NeuronRule, ...] = ("cats", "griffin", "clada")
 
 
 def _always_read(policy: Policy, texts: Texts) -> float:
-    """The share of the feed-forward weights that the policy cannot but read: gates, where no pool is chosen."""
+    """Share of the feed-forward weights that the policy always reads: gates, where no pool is chosen."""
     return 1 / len(texts.layers[0].matrices) if policy.thresholds and not policy.pool else 0.0
 
 
@@ -36,8 +36,8 @@ def decode_neurons(
     """Decode held-out text by a rule that reads a share of all weights of the model.
 
     Args:
-        name: Of the rule.
-        weights: How many weights each part of the model has.
+        name: Name of the rule.
+        weights: Number of weights of each part of the model.
         share: The share.
         calibration: Text by which the rule is set, of a patched model.
         heldout: Text of the same model.

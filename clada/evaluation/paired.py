@@ -1,4 +1,4 @@
-"""How two subjects differ on the same sequences."""
+"""Paired differences of two subjects on the same sequences."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ _SAME = ("sha256", "sequences", "prompt_tokens", "scored_tokens", "generation_to
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Of a column's mean, first less second.
+    """Difference of a column's mean, first less second.
 
     Args:
         difference: In the column's unit.

@@ -1,4 +1,4 @@
-"""The dense model that a subject is measured against: the Hugging Face checkpoint itself, in PyTorch and float32."""
+"""Dense reference of an evaluation: the Hugging Face checkpoint itself, in PyTorch and float32."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ def dense_log_likelihoods(model: Any, context: Sequence[int], endings: Sequence[
 
 @torch.no_grad()
 def dense_continuation(model: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """The likeliest tokens after a prompt, one after the other; one that ends a text is like any other."""
+    """Likeliest tokens after a prompt, one after the other; one that ends a text is like any other."""
     tokens: list[int] = []
     ids, past = torch.tensor([list(prompt)]), None
     while len(tokens) < count:

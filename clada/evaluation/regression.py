@@ -1,4 +1,4 @@
-"""How much of what a token costs is explained by how hard it was: multi-level regressions."""
+"""Multi-level regressions of a token's cost on its difficulty."""
 
 import json
 import warnings
@@ -33,12 +33,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Coefficient:
-    """Of one predictor.
+    """Coefficient of one predictor.
 
     Args:
         name: The predictor.
         value: Change of the response for one standard deviation of the predictor.
-        standard_error: Of the value.
+        standard_error: Standard error of the value.
         low: Lower end of its 95% confidence interval.
         high: Upper end of it.
     """
@@ -55,13 +55,13 @@ class Fit:
     """One regression, with a random intercept for each group.
 
     Args:
-        response: What is explained, with its unit.
+        response: Explained variable, with its unit.
         rows: Observations.
         coefficients: The intercept and those of the predictors.
         deviations: Standard deviation of the intercepts by kind of group, and of the residual.
         marginal_r2: Share of the variance that the predictors explain (Nakagawa & Schielzeth 2013).
         conditional_r2: Share that the predictors and the groups explain.
-        plain_r2: Of ordinary least squares on the same rows and predictors, without groups.
+        plain_r2: R² of ordinary least squares on the same rows and predictors, without groups.
         converged: Whether the optimiser says that it arrived.
     """
 
@@ -77,17 +77,17 @@ class Fit:
 
 @dataclass(frozen=True)
 class Regression:
-    """What a token's difficulty says of its cost.
+    """Regressions of a token's cost on its difficulty.
 
     Args:
         active: Share of a layer's neurons that were computed, by token and layer.
         kl: Natural logarithm of the divergence from the dense model, by token.
         centres: Mean of each predictor over the table, in its own unit.
         scales: Standard deviation of each.
-        tokens: How many tokens of the table were used.
+        tokens: Number of tokens of the table that were used.
         floored: Share of them whose divergence lies under KL_FLOOR and was taken for it.
         published_r2: PUBLISHED_R2, to stand beside.
-        seed: Of the draw of the tokens, and of each one's layer.
+        seed: Seed of the draw of the tokens, and of each one's layer.
     """
 
     active: Fit
@@ -101,7 +101,7 @@ class Regression:
 
 
 def _predictors(table: TokenTable, counts: Mapping[int, int] | None) -> dict[str, Floats]:
-    """Each f64[n], in its own unit."""
+    """Predictors f64[n], each in its own unit."""
     if counts is None:
         _, places, occurrences = np.unique(table.token, return_inverse=True, return_counts=True)
         frequency = occurrences[places]
@@ -126,29 +126,29 @@ def _design(predictors: dict[str, Floats], centres: dict[str, float], scales: di
 
 
 def log_kl(table: TokenTable) -> Floats:
-    """f64[n], natural logarithm of each token's divergence in nats, from KL_FLOOR up."""
+    """Natural logarithm f64[n] of each token's divergence in nats, at least that of KL_FLOOR."""
     return np.log(np.maximum(table.kl.astype(np.float64), KL_FLOOR))
 
 
 def active_share(table: TokenTable) -> Floats:
-    """f64[n, L], share of the layer's neurons that were computed for each token."""
+    """Share f64[n, L] of the layer's neurons that were computed for each token."""
     return table.active / table.neurons.astype(np.float64)
 
 
 def predicted(fit: Fit, regression: Regression, table: TokenTable, counts: Mapping[int, int] | None = None) -> Floats:
-    """f64[n], what the predictors alone say of each token's response."""
+    """Prediction f64[n] of each token's response from the predictors alone."""
     design = _design(_predictors(table, counts), regression.centres, regression.scales)
     return np.sum([c.value * design[c.name] for c in fit.coefficients], axis=0)
 
 
 def _indicators(groups: npt.NDArray[np.int32]) -> tuple[list[str], Floats]:
-    """Names of the groups, and f64[n, G], 1 where a row is of a group."""
+    """Names of the groups, and indicators f64[n, G], 1 where a row belongs to a group."""
     names, places = np.unique(groups, return_inverse=True)
     return [str(name) for name in names], np.eye(len(names))[places]
 
 
 def _fit(response: str, y: Floats, design: dict[str, Floats], groups: dict[str, npt.NDArray[np.int32]]) -> Fit:
-    """A linear model with a random intercept for each group, kinds of groups crossed, by restricted likelihood."""
+    """Fit a linear model with a random intercept per group, kinds of groups crossed, by restricted likelihood."""
     x = np.column_stack(list(design.values()))
     indicators = [_indicators(codes) for codes in groups.values()]
     # Crossed intercepts are variance components of one group that holds every row.
@@ -200,9 +200,9 @@ def regress(table: TokenTable, counts: Mapping[int, int] | None = None, seed: in
     token one layer is drawn: its layers share all predictors, and counted as independent would make the errors small.
 
     Args:
-        table: What each token cost.
-        counts: How often each token id comes in a corpus; the table's own counts where not given.
-        seed: Of the draws; a table of many tokens is subsampled.
+        table: Cost of each token.
+        counts: Number of occurrences of each token id in a corpus; the table's own counts where not given.
+        seed: Seed of the draws; a table of many tokens is subsampled.
 
     Raises:
         CladaError: The table has too few tokens, sequences or layers, or a column that is constant or not finite.
@@ -230,7 +230,7 @@ def regress(table: TokenTable, counts: Mapping[int, int] | None = None, seed: in
 
 
 def write_regression(path: Path, regression: Regression) -> None:
-    """Write it as JSON.
+    """Write a regression as JSON.
 
     Raises:
         CladaError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""The regression as a picture."""
+"""Plot of the regression."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ _BINS = 16
 
 
 def _binned(x: Floats, bins: int) -> list[npt.NDArray[np.intp]]:
-    """Row numbers of bins of equally many tokens; equal values stay together."""
+    """Row numbers of bins with equally many tokens; equal values stay together."""
     edges = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)))
     places = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
     return [rows for rows in (np.flatnonzero(places == place) for place in range(len(edges))) if len(rows) > 1]
@@ -36,7 +36,7 @@ def _panel(axes: Axes, x: Floats, y: Floats, fitted: Floats, colour: str) -> Non
 
 
 def regression_figure(table: TokenTable, regression: Regression, counts: Mapping[int, int] | None = None) -> Figure:
-    """Means of active share and of KL in bins of surprisal and of entropy, with what the regression says of the same.
+    """Plot means of active share and of KL in bins of surprisal and of entropy, with the regression's predictions.
 
     A bin's point on the line is the mean of its tokens' predictions, all their predictors included; 95% intervals
     are of the bin's mean.

@@ -1,4 +1,4 @@
-"""The report: one page that holds everything it shows."""
+"""Report: one page that embeds everything it shows."""
 
 import json
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def _rows(results: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def _visible(text: str) -> Markup:
-    """Text as HTML in which white space is seen: marks are drawn by the style sheet, the characters stay."""
+    """Render text as HTML with visible white space: marks are drawn by the style sheet, the characters stay."""
     marked = {" ": '<s class="sp"> </s>', "\t": '<s class="tab">\t</s>', "\n": '<s class="nl"></s>\n'}
     return Markup("").join(Markup(marked[char]) if char in marked else escape(char) for char in text)
 
@@ -97,7 +97,7 @@ def report_html(
     tokens: tuple[TokenTable, Regression] | None = None,
     generated: HeatMap | None = None,
 ) -> str:
-    """The page; the same content gives the same text.
+    """Render the page; the same content gives the same text.
 
     Args:
         groups: From `read_groups`.

@@ -1,4 +1,4 @@
-"""What the report shows of results: those of one model on one text belong together."""
+"""Results as the report shows them, grouped by model and text."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,10 +20,10 @@ class Measured:
     """One result.
 
     Args:
-        name: Of its subject.
+        name: Name of its subject.
         policy: Name of the policy, and of the weights where they are quantised.
         subject: As in the file, as are the following.
-        data: On what it was measured.
+        data: Text that it was measured on.
         metrics: Each with its 95% interval.
         sparsity: Realised, by layer.
         pool: Share of the neurons that the layer was allowed, by layer.
@@ -47,9 +47,9 @@ class Group:
     """Results that can be compared.
 
     Args:
-        title: Of which model.
-        subtitle: On which text, read how.
-        verdict: What follows from them, in a sentence.
+        title: Name of the model.
+        subtitle: Name of the text, and how it was read.
+        verdict: Conclusion from the results, in a sentence.
         results: Sorted by policy and cost.
     """
 
@@ -60,7 +60,7 @@ class Group:
 
 
 def _all_measured(path: Path) -> list[Measured]:
-    """A file's result, and those of its parts."""
+    """Result of a file, and those of its parts."""
     content = read_result(path)
     return [_measured(path, result) for result in (content, *content.get("parts", ()))]
 
@@ -89,7 +89,7 @@ def _measured(path: Path, content: dict[str, Any]) -> Measured:
 
 
 def _key(result: Measured) -> tuple[Any, ...]:
-    """The same for results that can be compared."""
+    """Grouping key, equal for results that can be compared."""
     subject, data = result.subject, result.data
     return (
         subject.get("model", ""),
@@ -121,7 +121,7 @@ def _change(ratio: Estimate) -> str:
 
 
 def _verdict(results: Sequence[Measured]) -> str:
-    """Which result reads least without much loss, and what it costs; empty where no perplexity was measured."""
+    """Sentence on the result that reads least without much loss, and its loss; empty without a perplexity."""
     measured = [result for result in results if "perplexity_ratio" in result.metrics and result.policy != "dense"]
     if not measured:
         return ""
@@ -158,7 +158,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def read_groups(paths: Iterable[Path]) -> list[Group]:
-    """Read results and put together those that can be compared, largest model first.
+    """Read results and group those that can be compared, largest model first.
 
     Args:
         paths: Files, or folders of nothing but results, with their subfolders.

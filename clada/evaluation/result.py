@@ -1,4 +1,4 @@
-"""The files of an evaluation: its result as JSON, and a table of every token."""
+"""Files of an evaluation: its result as JSON, and a table of every token."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def _column(values: Floats) -> list[float | None]:
 
 
 def result_of(evaluation: Evaluation) -> dict[str, Any]:
-    """What is written as JSON."""
+    """Result of an evaluation as a JSON object."""
     info, suite = evaluation.subject, evaluation.suite
     active = np.concatenate([reading.active for reading in evaluation.readings]).mean(axis=0)
     pool = np.concatenate([reading.pool for reading in evaluation.readings]).mean(axis=0)
@@ -60,12 +60,12 @@ def result_of(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def result_json(evaluation: Evaluation) -> bytes:
-    """The content of the JSON file."""
+    """Serialise the result as JSON."""
     return (json.dumps(result_of(evaluation), indent=2, allow_nan=False) + "\n").encode()
 
 
 def token_table(evaluation: Evaluation) -> bytes:
-    """The content of the .npz file: a column for each figure of every token that was read, as plain arrays."""
+    """Serialise the table of tokens as .npz: a column for each figure of every token that was read, as plain arrays."""
     suite, readings, scores = evaluation.suite, evaluation.readings, evaluation.scores
     prompt, tokens = suite.settings.prompt_tokens, suite.settings.decode_tokens
     rows = np.array(suite.rows, np.int32)

@@ -1,4 +1,4 @@
-"""What one token's prediction is worth: against the token that came, and against the dense model's prediction."""
+"""Scores of one token's prediction: against the actual token, and against the dense model's prediction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of T predictions.
+    """Scores of T predictions.
 
     Args:
         nll: f64[T], -log p of the token that came, in nats.

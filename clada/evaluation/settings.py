@@ -10,10 +10,10 @@ LM_EVAL_MODEL = "clada"
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How much of the text is read, and how.
+    """Amount of text to read, and how to read it.
 
     Args:
-        sequences: How many rows of tokens are drawn from the text; at least 2, to tell how far they differ.
+        sequences: Number of rows of tokens drawn from the text; at least 2, for an interval.
         prompt_tokens: Tokens at the start of a row that are read densely.
         decode_tokens: Tokens after them that are read one by one, and whose successors are scored.
         generation_tokens: Tokens of a generated continuation that are compared with the dense model's.
@@ -37,7 +37,7 @@ class EvaluationSettings:
 
     @property
     def row_tokens(self) -> int:
-        """Tokens in a row: the last one is only predicted."""
+        """Number of tokens in a row: the last one is only predicted."""
         return self.prompt_tokens + self.decode_tokens + 1
 
     def check_context(self, context_length: int) -> None:

@@ -1,4 +1,4 @@
-"""A control: each token is given the load of another token, so that it tells nothing of this one."""
+"""Control experiment: each token is given the load of another token, so that it carries no information."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ class ShuffledLoad(SessionSubject):
 
     Args:
         session: The loaded artefact.
-        name: What tables call it.
+        name: Name in tables.
     """
 
     def __init__(self, session: Session, name: str) -> None:

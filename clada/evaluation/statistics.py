@@ -1,4 +1,4 @@
-"""Means and ratios over sequences, and how far they can be trusted."""
+"""Means and ratios over sequences, and their confidence intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ class Estimate:
 
 
 def mean(column: Floats) -> Floats:
-    """Mean over sequences; those that are NaN, having nothing to count, are left out."""
+    """Mean over sequences; NaN values, of sequences with nothing to count, are left out."""
     return np.nansum(column, axis=-1) / np.isfinite(column).sum(axis=-1)
 
 
 def exp_mean(column: Floats) -> Floats:
-    """Perplexity, of mean negative log-likelihoods over as many tokens each."""
+    """Perplexity, from mean negative log-likelihoods over equally many tokens each."""
     return np.exp(mean(column))
 
 
@@ -54,13 +54,13 @@ def relative_difference(column: Floats, other: Floats) -> Floats:
 
 
 def mean_with_interval(column: Floats, form: str) -> str:
-    """A mean over sequences and its interval, as a table shows them; the form is that of Python's format strings."""
+    """Format a mean over sequences and its interval for a table; the form is that of Python's format strings."""
     found = bootstrap(mean, [column])
     return "undefined" if found is None else f"{found.value:{form}} ({found.low:{form}} - {found.high:{form}})"
 
 
 def bootstrap(statistic: Statistic, columns: Sequence[Floats], seed: int = 0) -> Estimate | None:
-    """A figure over sequences with its percentile-bootstrap interval.
+    """Bootstrap a figure over sequences, with a percentile interval.
 
     The columns are resampled together, so that of two policies on the same sequences the difference is what varies,
     not how hard the sequences are.
@@ -68,7 +68,7 @@ def bootstrap(statistic: Statistic, columns: Sequence[Floats], seed: int = 0) ->
     Args:
         statistic: The figure.
         columns: f64[S] each, one value a sequence.
-        seed: Of the resamples; the same for figures that are to be compared.
+        seed: Seed of the resamples; the same for figures that are to be compared.
 
     Returns:
         The estimate; None where the figure is not defined, as a ratio to nothing. Resamples for which it is not

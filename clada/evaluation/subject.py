@@ -1,4 +1,4 @@
-"""What is evaluated: anything that reads tokens one by one and says what it predicts and what it spent."""
+"""Subject of an evaluation: a model that reads tokens one by one and reports its predictions and its cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Integers = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Reading:
-    """What came of reading T tokens in decode.
+    """Outputs of reading T tokens in decode.
 
     Args:
         logits: f32[T, V], after each token: they predict the next one.
@@ -38,20 +38,20 @@ class Reading:
 
 @dataclass(frozen=True)
 class SubjectInfo:
-    """What a result says of its subject.
+    """Description of a subject in a result.
 
     Args:
-        name: What tables call it.
+        name: Name in tables.
         family: The model's type, as its configuration names it.
-        neurons: Of each layer; the inputs of each product where inputs are skipped.
-        parameters: Of the whole model.
+        neurons: Number of neurons of each layer; of inputs of each product where inputs are skipped.
+        parameters: Number of parameters of the whole model.
         ffn_bytes: Size of all feed-forward weight matrices; of all that a token reads where inputs are skipped.
         context_length: The most tokens it reads.
-        vocabulary: How many tokens its logits are of.
-        policy: How it was made sparse, as of a manifest.
-        calibration: How that was calibrated, as of a manifest; empty where it was not.
-        quantization: How its weights are quantised, as of a manifest; None where they are not.
-        model: What the checkpoint is called; empty where that is not known.
+        vocabulary: Size of the vocabulary, as in its logits.
+        policy: Policy that made it sparse, as in a manifest.
+        calibration: Its calibration, as in a manifest; empty where there was none.
+        quantization: Format of its weights, as in a manifest; None where they are not quantised.
+        model: Name of the checkpoint; empty where it is not known.
     """
 
     name: str
@@ -68,15 +68,15 @@ class SubjectInfo:
 
 
 def with_weights(policy: str, quantization: Mapping[str, Any] | None) -> str:
-    """What tables call a policy on weights of some kind: "clada", or "clada, int4"."""
+    """Name of a policy with its weights' format in tables: "clada", or "clada, int4"."""
     return policy if quantization is None else f"{policy}, int{quantization['bits']}"
 
 
 class Subject(Protocol):
-    """What is evaluated; an implementation derives from it to have `read_endings` come from `read`.
+    """Subject of an evaluation; a subclass inherits `read_endings`, which is built on `read`.
 
     Args:
-        info: What a result says of it.
+        info: Description of it in a result.
     """
 
     info: SubjectInfo
@@ -89,7 +89,7 @@ class Subject(Protocol):
             prompt_tokens: P, how many of them are the prompt.
 
         Returns:
-            Of x_P ... x_N-2, T = N-1-P tokens; their logits predict x_P+1 ... x_N-1.
+            The reading of x_P ... x_N-2, T = N-1-P tokens; their logits predict x_P+1 ... x_N-1.
         """
         ...
 
@@ -100,7 +100,7 @@ class Subject(Protocol):
 
         Args:
             context: Token ids, more than `prompt_tokens`: its end is read in decode.
-            prompt_tokens: How many of them are read densely.
+            prompt_tokens: Number of them that are read densely.
             endings: Token ids of each.
 
         Returns:
@@ -110,7 +110,7 @@ class Subject(Protocol):
 
 
 def check_reading(reading: Reading, tokens: int, info: SubjectInfo) -> None:
-    """Raise CladaError where a reading is not of as many tokens as were read, or its logits are not finite."""
+    """Raise CladaError where a reading has another number of tokens than were read, or logits that are not finite."""
     expected = (tokens, info.vocabulary)
     if reading.logits.shape != expected:
         raise CladaError(f"{info.name} gave logits {list(reading.logits.shape)}, expected {list(expected)}")

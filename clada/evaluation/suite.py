@@ -1,4 +1,4 @@
-"""What subjects are evaluated on, made once: rows and tasks from a text, and the dense model's answers."""
+"""Suite of an evaluation, prepared once: rows and tasks from a text, and the dense model's answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Suite:
-    """What subjects are evaluated on.
+    """Rows, tasks and reference answers that subjects are evaluated on.
 
     Args:
         model: The dense model.
-        settings: How much there is.
+        settings: Amount of text.
         data_name: Name of the file that the text is from.
         data_sha256: Its hash.
         rows: Token ids, `settings.row_tokens` each.
@@ -59,7 +59,7 @@ class Suite:
 
 
 def draw_rows(texts: list[str], tokenizer: Any, vocabulary: int, settings: EvaluationSettings) -> list[list[int]]:
-    """Rows of consecutive tokens.
+    """Draw rows of consecutive tokens.
 
     Raises:
         CladaError: The texts hold fewer than were asked for, or the tokenizer is another model's.
@@ -93,7 +93,7 @@ def prepare(model: Any, tokenizer: Any, data: Path, settings: EvaluationSettings
         model: A Hugging Face causal LM in float32.
         tokenizer: Its tokenizer.
         data: A text file, or a JSONL of `{"text": ...}`, that was neither trained nor calibrated on.
-        settings: How much.
+        settings: Amount of text.
 
     Raises:
         CladaError: The file cannot be used, holds too little text, or the rows do not fit the model's context.

@@ -1,4 +1,4 @@
-"""Multiple choice from held-out text: which of several continuations is the real one.
+"""Multiple-choice task from held-out text: find the real one of several continuations.
 
 Candidates are scored by the log-likelihood that the subject gives their tokens, summed. The context is read densely
 but for its end, which is read in decode: so all of a candidate's tokens are predicted by steps that are sparse, and
@@ -28,7 +28,7 @@ class Item:
     Args:
         row: Index of the row it was made from.
         context: Token ids.
-        prompt_tokens: How many of them are read densely.
+        prompt_tokens: Number of them that are read densely.
         candidates: Token ids of each possible ending.
         right: Index of the real one.
     """
@@ -48,7 +48,7 @@ def shuffled_item(
     distractors: Sequence[tuple[int, ...]],
     random: np.random.Generator,
 ) -> Item:
-    """An item whose real ending is at any place: a model that finds all the same must not be right."""
+    """Put the real ending at a random place among the candidates: a model that finds all the same must not be right."""
     candidates = list(distractors)
     right = int(random.integers(len(candidates) + 1))
     candidates.insert(right, real)
@@ -58,7 +58,7 @@ def shuffled_item(
 def _distractors(
     rows: Sequence[Row], index: int, begin: int, real: tuple[int, ...], random: np.random.Generator
 ) -> list[tuple[int, ...]]:
-    """Continuations of other rows, from any place behind their prompts, that differ; few in a text that repeats."""
+    """Different continuations from other rows, from any place after their prompts; few in a text that repeats."""
     found: dict[tuple[int, ...], None] = {}
     for _ in range(_TRIES):
         other = rows[(index + int(random.integers(1, len(rows)))) % len(rows)]
@@ -71,7 +71,7 @@ def _distractors(
 
 
 def choice_items(rows: Sequence[Row], prompt_tokens: int, seed: int) -> list[Item]:
-    """Up to ITEMS_PER_ROW items of each row, their contexts ending evenly spread behind its prompt.
+    """Create up to ITEMS_PER_ROW items of each row, their contexts ending evenly spread after its prompt.
 
     Args:
         rows: Token ids, equally many each.

@@ -1,4 +1,4 @@
-"""TEAL's search for how much each matrix of a block reads (Liu et al. 2024, arXiv 2408.14690, algorithm 1).
+"""TEAL's search for the share each matrix of a block reads (Liu et al. 2024, arXiv 2408.14690, algorithm 1).
 
 A block begins dense. At each step every product is tried with fewer inputs, each with the same share of the block's
 weights less, and the one stays reduced with which the block's output has the least L2 error, given the inputs that the
@@ -24,7 +24,7 @@ from clada.exporter.progress import tracked
 
 @dataclass(frozen=True)
 class Descent:
-    """What a block's P products read after each of N steps, the first of which is dense.
+    """Shares read by a block's P products after each of N steps, the first of which is dense.
 
     Args:
         kept: f64[N, P], shares of their inputs.
@@ -35,19 +35,19 @@ class Descent:
     read: Floats
 
     def at(self, share: float) -> list[float]:
-        """The shares with which the block reads a share of its weights: a step may be taken in part."""
+        """Shares of the products' inputs at which the block reads a share of its weights, between steps too."""
         return [float(np.interp(share, self.read[::-1], kept[::-1])) for kept in self.kept.T]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A decoder layer by itself, and what the dense model shows it.
+    """Decoder layer by itself, with its inputs in the dense model.
 
     Args:
         layer: The layer.
-        args: What it is called with.
-        kwargs: And by name.
-        worths: Of its products, by |x_i|.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        worths: Worth of its products' inputs, by |x_i|.
         decoded: bool[R, S], the tokens that skip, and whose output counts.
     """
 
@@ -58,18 +58,18 @@ class Block:
     decoded: Tensor
 
     def shares(self) -> Floats:
-        """f64[P], the share of the block's weights that each product has."""
+        """Share f64[P] of the block's weights in each product."""
         weights = np.array([worth.product.weights for worth in self.worths], np.float64)
         found: Floats = weights / weights.sum()
         return found
 
     def threshold(self, index: int, kept: float) -> Tensor | None:
-        """f32[D], with which a product keeps a share of its inputs; None for all."""
+        """Threshold f32[D] with which a product keeps a share of its inputs; None for all."""
         worth = self.worths[index]
         return None if kept == 1 else worth.thresholds(price_of([worth], kept))
 
     def output(self, thresholds: Sequence[Tensor | None]) -> Tensor:
-        """The output T[N, D] at decoded tokens, where products have these thresholds."""
+        """Output T[N, D] at decoded tokens, where products have these thresholds."""
 
         def skip(index: int, x: Tensor) -> Tensor | None:
             threshold = thresholds[index]
@@ -86,12 +86,12 @@ class Block:
 
 
 def error(output: Tensor, dense: Tensor) -> float:
-    """The L2 norm of their difference."""
+    """L2 norm of the difference of two outputs."""
     return float((output - dense).norm())
 
 
 def find_path(block: Block, least: float, step: float) -> Descent:
-    """The greedy path of a block, from all of its weights to a share of them.
+    """Find the greedy path of a block, from all of its weights to a share of them.
 
     Args:
         block: The block.
@@ -123,7 +123,7 @@ def find_path(block: Block, least: float, step: float) -> Descent:
 
 @torch.no_grad()
 def blocks_of(model: Any, worths: Sequence[Worth], rows: Tensor, prompt_tokens: int) -> list[Block]:
-    """The blocks of a model, with the inputs that they have when rows i64[R, S] are read densely, all at once."""
+    """Blocks of a model, with their inputs when rows i64[R, S] are read densely, all at once."""
     layers = list(decoder_layers(model))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with registered(
@@ -143,11 +143,11 @@ def blocks_of(model: Any, worths: Sequence[Worth], rows: Tensor, prompt_tokens: 
 def search(
     model: Any, worths: Sequence[Worth], rows: Tensor, prompt_tokens: int, least: float, step: float
 ) -> list[Descent]:
-    """The path of each block.
+    """Find the path of each block.
 
     Args:
         model: A causal LM in float32.
-        worths: Of its products, by |x_i|.
+        worths: Worth of its products' inputs, by |x_i|.
         rows: i64[R, S] calibration tokens; all are in memory at once.
         prompt_tokens: Tokens at the start of each row that are read densely.
         least: See find_path.
@@ -158,5 +158,5 @@ def search(
 
 
 def kept_shares(paths: Sequence[Descent], share: float) -> list[float]:
-    """The share of its inputs that each product keeps, block after block, where each block reads a share."""
+    """Share of its inputs that each product keeps, block after block, where each block reads a share."""
     return [kept for path in paths for kept in path.at(share)]

@@ -1,4 +1,4 @@
-"""The table of what each token cost, as `clada eval --tokens` writes it."""
+"""Table of every token's cost, as `clada eval --tokens` writes it."""
 
 import zipfile
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from clada.errors import CladaError
 
 @dataclass(frozen=True)
 class TokenTable:
-    """One row a token that was read in decode; n tokens, L layers.
+    """Table with one row per token that was read in decode; n tokens, L layers.
 
     Args:
         sequence: i32[n], which text it is of.

@@ -1,4 +1,4 @@
-"""An artefact whose graph PyTorch computes, with weights of the checkpoint's own: what its sparsity costs by itself."""
+"""Session of an artefact whose graph PyTorch computes with the checkpoint's own weights: its sparsity alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class TorchModel(Model):
     Args:
         model: A causal LM in float32, not patched yet.
         path: The ONNX file.
-        artefact: That it is of.
+        artefact: Artefact of that file.
     """
 
     def __init__(self, model: Any, path: Path, artefact: Artefact) -> None:

@@ -1,4 +1,4 @@
-"""A patched model in PyTorch that skips inputs of its feed-forward matrices, as the subject of an evaluation.
+"""Patched model in PyTorch that skips inputs of its feed-forward matrices, as the subject of an evaluation.
 
 For rules that the ops do not carry out. What such a rule keeps depends on the token alone, so one pass with the prompt
 dense computes what decode would, and no loop is needed. Attention stays dense.
@@ -26,7 +26,7 @@ InputThresholds = Sequence[Mapping[str, Tensor]]
 def forward_skipping(
     layer: SparseLayer, x: Tensor, thresholds: Mapping[str, Tensor], sparse: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A layer's output without the inputs that are below the thresholds.
+    """Compute a layer's output without the inputs that are below the thresholds.
 
     Args:
         layer: The layer.
@@ -53,7 +53,7 @@ def forward_skipping(
 def skipping(
     model: Any, sparsity: Sparsity, thresholds: InputThresholds, sparse: Tensor
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """Within the context a patched model skips inputs below the thresholds.
+    """Make a patched model, within the context, skip inputs below the thresholds.
 
     Args:
         model: A causal LM after `sparsify`.
@@ -78,7 +78,7 @@ def skipping(
 
 
 def read_shares(layers: Sequence[SparseLayer], thresholds: InputThresholds, counts: list[dict[str, Tensor]]) -> Tensor:
-    """f32[B, S], the share of the feed-forward weights' bytes that were read, of the matrices that have thresholds."""
+    """Share f32[B, S] of the feed-forward weights' bytes that were read, of the matrices that have thresholds."""
     shares = torch.zeros(next(iter(counts[0].values())).shape)
     neurons = sum(layer.neurons for layer in layers)
     for layer, of_layer, kept in zip(layers, thresholds, counts, strict=True):
@@ -104,17 +104,17 @@ def _info(model: Any, name: str, policy: dict[str, Any], calibration: dict[str, 
 
 
 class TorchSubject(Subject):
-    """A patched model that skips inputs of its feed-forward matrices.
+    """Patched model that skips inputs of its feed-forward matrices.
 
-    Its readings call a neuron active whose row of the matrix that leads out is read. There is no load.
+    Its readings count a neuron as active if its row of the down projection is read. There is no load.
 
     Args:
         model: A causal LM after `sparsify`, in float32. Between readings it is as it was.
         sparsity: Its state.
-        thresholds: For each layer, with those of the matrix that leads out.
-        name: What tables call it.
-        policy: What a result says of how it was made sparse.
-        calibration: What it says of how that was calibrated.
+        thresholds: Thresholds of each layer, with those of the down projection.
+        name: Name in tables.
+        policy: Policy as recorded in a result.
+        calibration: Calibration as recorded in a result.
     """
 
     def __init__(
