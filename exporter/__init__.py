@@ -1,1 +1,1 @@
-"""Turns a Hugging Face causal LM into a CLADA artefact: calibrate, patch, trace, verify; needs torch."""
+"""Exporter of Hugging Face causal LMs to CLADA artefacts: calibrate, patch, trace, verify; needs torch."""

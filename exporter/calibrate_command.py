@@ -1,4 +1,4 @@
-"""The `clada calibrate` command: what a model's bytes are worth, measured once for artefacts of any share of them."""
+"""The `clada calibrate` command: measure the worth of a model's bytes once, for artefacts of any share of them."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What any way of calibrating hands on: to the tracing, the verification and the manifest."""
+"""Result of any kind of calibration, for the tracing, the verification and the manifest."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from clada.exporter.quantization.quantize import Quantized
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibration, whatever is skipped.
+    """Calibration result, of neurons or of inputs.
 
     Args:
         load_map: Constants of the load signal.
-        section: What the manifest says of it.
+        section: Section of the manifest.
         patch: Makes another copy of the model sparse, in place, in whatever type it is.
         sparsity: Of the model that was calibrated; None where that is not patched.
         quantized: The packed weights; None where nothing is quantised.
-        pools: How pools are chosen; None where every neuron may be used.
-        inputs: How inputs are skipped; None where neurons are.
+        pools: Policy of the pools; None where every neuron may be used.
+        inputs: Settings by which inputs are skipped; None where neurons are.
     """
 
     load_map: LoadMap

@@ -1,4 +1,4 @@
-"""The `clada-export` command: `clada export` by a name of its own."""
+"""The `clada-export` command, another name of `clada export`."""
 
 import argparse
 import sys

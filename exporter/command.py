@@ -35,7 +35,7 @@ EPILOG = "\n".join(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments, and what runs it."""
+    """Add the command's arguments, and the function that runs it."""
     parser.add_argument("output", type=Path, help="the .onnx file to write; its companions go beside it")
     parser.add_argument("--model", required=True, help="a checkpoint's folder, or a Hugging Face model id")
     add_calibration_options(parser)

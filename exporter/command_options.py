@@ -1,4 +1,4 @@
-"""Options that several commands have in common: about checkpoints, and about the text to calibrate on."""
+"""Options shared by several commands: checkpoints, and calibration text."""
 
 import argparse
 from pathlib import Path
@@ -7,13 +7,13 @@ from clada.exporter.defaults import CALIBRATION_TOKENS
 
 
 def add_trust_options(parser: argparse.ArgumentParser) -> None:
-    """Add what a checkpoint may do only if it is asked for."""
+    """Add the options that permit a checkpoint to run code or hold pickles."""
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
     parser.add_argument("--allow-pickle", action="store_true", help="read pickle weights; they can run code too")
 
 
 def add_calibration_options(parser: argparse.ArgumentParser) -> None:
-    """Add what is calibrated on."""
+    """Add the options of the calibration text."""
     parser.add_argument(
         "--calibration-data",
         type=Path,

@@ -1,4 +1,4 @@
-"""What can be chosen by name, and what is taken where nothing is: apart from the work, so that help needs no torch."""
+"""Names of the choices, and their defaults, separate from the exporter so that help needs no torch."""
 
 from clada.ops.block_quantization import BITS
 
@@ -14,7 +14,7 @@ CALIBRATION_TOKENS = 2048
 CALIBRATION_SUFFIX = ".safetensors"
 # For each of them, with a goal of bytes, how many more are read densely: what is to come is told from those.
 FURTHER = 2
-# What is asked for where nothing is, and by the policies that skip neurons.
+# Default goals: without any goal, and for the policies that skip neurons.
 BYTES = 0.7
 TARGET_SPARSITY = 0.5
 # The policies of a goal of bytes, which is the usual one, and of the others.

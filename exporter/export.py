@@ -1,4 +1,4 @@
-"""The whole export: load, calibrate, patch, trace, verify, write."""
+"""Export from end to end: load, calibrate, patch, trace, verify, write."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -42,14 +42,14 @@ from clada.runtime.models.ort_cpu import older_than
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """How to export.
+    """Options of an export.
 
     Args:
-        calibration: What to calibrate for.
-        calibration_file: What `clada calibrate` wrote of the model, for a goal of bytes; measured anew where None.
+        calibration: Goal of the calibration.
+        calibration_file: File of the model by `clada calibrate`, for a goal of bytes; measured anew where None.
         calibration_data: See read_documents; the sample that ships with the project where not given. With a file it is
             for a way to quantise that follows text.
-        calibration_tokens: How many tokens of it to use.
+        calibration_tokens: Number of tokens of it to use.
         seed: Decides which parts of the text are used.
         dtype: One of DTYPES.
         quantize: One of FORMATS, what weights are rounded to before anything is calibrated; None for as they are.
@@ -106,25 +106,25 @@ class ExportConfig:
 
     @property
     def rounds_by_text(self) -> bool:
-        """Whether what weights are rounded to depends on calibration text."""
+        """Whether the rounding of weights depends on calibration text."""
         return self.quantization is not None and self.quantization.follows_text
 
     @property
     def graph_opset(self) -> int:
-        """The version of the standard ops that the graph is written in."""
+        """Opset of the graph."""
         default = DEFAULT_OPSET if self.quantize is None else DEFAULT_QUANTIZED_OPSET
         return default if self.opset is None else self.opset
 
     @property
     def quantization(self) -> QuantizationConfig | None:
-        """How weights are quantised; None where they are not."""
+        """Format of the quantised weights; None where they are not quantised."""
         if self.quantize is None:
             return None
         return QuantizationConfig(FORMATS[self.quantize], self.block_size, self.quantize_method)
 
 
 def _write_companions(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Tokenizer, chat template and configurations, as the runtime reads them."""
+    """Write tokenizer, chat template and configurations, as the runtime reads them."""
     aside = folder / "tokenizer"
     tokenizer.save_pretrained(aside)
     for name in (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, CHAT_TEMPLATE_NAME):
@@ -151,7 +151,7 @@ def _write_in_place(traced: Callable[[], onnx_ir.Model], model: Path, report: Ca
 
 @contextmanager
 def _names_what_is_kept() -> Iterator[list[Path]]:
-    """An error within the context says of each file in the list that it is kept; without one they are removed."""
+    """Name the kept files of the list in an error within the context; without an error, remove them."""
     kept: list[Path] = []
     try:
         yield kept
@@ -173,11 +173,11 @@ def export(
     Args:
         output: Path of the ONNX file; the artefact's other files are written beside it.
         source: A checkpoint's folder or a Hugging Face model id.
-        config: How to export.
+        config: Options of the export.
         report: Called with each line of progress.
 
     Returns:
-        What was calibrated on, and what it gave.
+        Calibration text, and the measurements on it.
 
     Raises:
         CladaError: Anything given cannot be used, or the exported graph disagrees with the model; nothing is

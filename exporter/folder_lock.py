@@ -1,4 +1,4 @@
-"""A lock on a folder: of several processes one writes there, and what a killed one held is free again."""
+"""Lock on a folder, so that one process at a time writes there; a killed process frees its lock."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ LOCK_NAME = ".clada-lock"
 
 
 def _try_lock(handle: int) -> bool:
-    """Take the lock of an open file, which the system gives back when the process ends, however it ends."""
+    """Take the lock of an open file, which the system releases when the process ends, however it ends."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -30,7 +30,7 @@ def _try_lock(handle: int) -> bool:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one at a path: who held the lock before may have removed it."""
+    """Whether an open file is still the one at a path: the previous holder of the lock may have removed it."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -39,7 +39,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within the context this process alone writes to a folder.
+    """Hold the lock of a folder, within the context, so that this process alone writes there.
 
     Raises:
         CladaError: Another process is.

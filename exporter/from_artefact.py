@@ -1,4 +1,4 @@
-"""A checkpoint's model as that of an artefact was: patched alike, and with the values that were calibrated."""
+"""Model of a checkpoint, patched as that of an artefact, with the same calibrated values."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from clada.ops import DOMAIN, LOAD_SIGNAL, graph_names
 
 
 def sparsified(model: Any, artefact: Artefact, *, quantized: bool = True) -> Sparsity:
-    """Patch a checkpoint's model, in place, as that of an artefact was; its thresholds are 0.
+    """Patch a checkpoint's model, in place, as that of an artefact; its thresholds are 0.
 
     Args:
         model: The model, not patched yet.
@@ -52,7 +52,7 @@ def sparsified(model: Any, artefact: Artefact, *, quantized: bool = True) -> Spa
 
 
 def load_constants(path: Path, sparsity: Sparsity, data: Path | None = None) -> LoadMap:
-    """Give a patched model the calibrated values of an exported graph; returns its load map.
+    """Load the calibrated values of an exported graph into a patched model; returns its load map.
 
     Args:
         path: The ONNX file.

@@ -1,4 +1,4 @@
-"""Writes the manifest: what was exported, how it was calibrated, and what verification measured."""
+"""Sections of the manifest: the exported model, its calibration, and the results of verification."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -48,13 +48,13 @@ def _printable(text: str) -> str:
 
 
 def policy_section(config: CalibrationConfig, seed: int) -> PolicySection:
-    """The policy, what it consists of, and its goal."""
+    """Section of the policy, its parts and its goal."""
     goal: dict[str, Any] = {config.goal.name: config.goal.value}
     return PolicySection(name=config.policy_name, parts=config.rules, seed=seed, **goal)
 
 
 def model_section(model: Any, parameters: int, dtype: str, opset: int) -> ModelSection:
-    """What was exported; `parameters` as the checkpoint has them."""
+    """Section of the exported model; `parameters` as the checkpoint has them."""
     values: dict[str, Any] = {"dtype": dtype}
     return ModelSection(
         family=model.config.model_type,
@@ -70,7 +70,7 @@ def model_section(model: Any, parameters: int, dtype: str, opset: int) -> ModelS
 
 
 def quantization_section(config: QuantizationConfig | None, quantized: Quantized | None) -> QuantizationSection | None:
-    """How weights were quantised, and which; None where they were not."""
+    """Section of the quantised weights; None where there are none."""
     if config is None or quantized is None:
         return None
     values: dict[str, Any] = {"method": config.method}
@@ -86,7 +86,7 @@ def quantization_section(config: QuantizationConfig | None, quantized: Quantized
 def calibration_section(
     calibration: Calibration, anticipations: Sequence[Anticipation], data: str, data_sha256: str
 ) -> CalibrationSection:
-    """What was calibrated on, and what it gave."""
+    """Section of the calibration: its text and its measurements."""
     load_map = calibration.load_map
     probe = None
     for anticipation in anticipations:
@@ -113,7 +113,7 @@ def calibration_section(
 def price_section(
     calibration: PriceCalibration, choice: PriceChoice, data: str, data_sha256: str
 ) -> CalibrationSection:
-    """What was calibrated on, and what the price that was chosen gives."""
+    """Section of the calibration by price: its text, and the measurements at the chosen price."""
     load_map = calibration.load_map
     return CalibrationSection(
         data=_printable(data),
@@ -133,7 +133,7 @@ def price_section(
 
 
 def inputs_section(calibration: PriceCalibration, choice: PriceChoice) -> InputsSection:
-    """How inputs are skipped."""
+    """Section of the skipped inputs."""
     products = [worth.product for worth in calibration.worths]
     return InputsSection(
         price=choice.price,
@@ -179,11 +179,11 @@ def write_manifest(
         model_info: See `model_section`.
         policy: See `policy_section`.
         calibration: See `calibration_section`.
-        checks: What verification measured.
+        checks: Results of verification.
         quantization: See `quantization_section`.
         in_place_onnxruntime: The ONNX Runtime that the graph with an in-place cache needs; None where there is none.
-        pools: How pools are chosen; None where every neuron may be used.
-        inputs: How inputs are skipped; None where neurons are.
+        pools: Policy of the pools; None where every neuron may be used.
+        inputs: Settings by which inputs are skipped; None where neurons are.
 
     Raises:
         CladaError: A value is not what a manifest may hold; nothing is written then.

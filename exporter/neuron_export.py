@@ -1,4 +1,4 @@
-"""Calibrates a model to skip neurons, or takes what an export kept that failed after it."""
+"""Calibration of a model to skip neurons, or reuse of one kept by an export that failed after it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +28,10 @@ def calibrate_neurons(
     Args:
         model: A causal LM of one of FAMILIES, in float32.
         rows: i64[N, S] calibration tokens.
-        config: What to calibrate for.
-        quantization: How weights are quantised first; None where they are not.
+        config: Goal of the calibration.
+        quantization: Format to quantise weights to first; None for no quantisation.
         data: Name and SHA-256 of the text.
-        kept: Where the calibration is kept, and taken from where it is there.
+        kept: File of the kept calibration, which is reused where it exists.
         report: Called with each line of progress.
     """
     calibration, sparsity, quantized = _calibrated(model, rows, config, quantization, kept, report)

@@ -1,4 +1,4 @@
-"""Calibrates a model to skip inputs of all its products, or takes a calibration that is there."""
+"""Calibration of a model to skip inputs of all its products, or reuse of an existing one."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -40,16 +40,16 @@ def calibrate_inputs(
     kept: Path,
     report: Callable[[str], None],
 ) -> Calibrated:
-    """Quantise a model, in place, if it is to be, and calibrate it.
+    """Quantise a model, in place, if requested, and calibrate it.
 
     Args:
         model: A causal LM in float32.
         rows: Calibration tokens.
-        share: Of all weights' bytes, what a token is to read.
-        policy: What the scale follows.
-        quantization: How weights are quantised first; None where they are not.
+        share: Share of all weights' bytes that a token reads.
+        policy: Policy, which decides the adaptation of the scale.
+        quantization: Format to quantise weights to first; None for no quantisation.
         data: Name and SHA-256 of the text.
-        kept: Where the calibration is kept, and taken from where it is there.
+        kept: File of the kept calibration, which is reused where it exists.
         report: Called with each line of progress.
 
     Raises:
@@ -91,13 +91,13 @@ def take_inputs(
     rows: Tensor | None,
     report: Callable[[str], None],
 ) -> Calibrated:
-    """Calibrate a model by a file that `clada calibrate` wrote of it.
+    """Calibrate a model from a file that `clada calibrate` wrote of it.
 
     Args:
         model: See `calibrate_inputs`, as are others.
-        path: Of the file.
-        share: Of all weights' bytes.
-        quantization: How weights are quantised first.
+        path: Path of the file.
+        share: Share of all weights' bytes.
+        quantization: Format to quantise weights to first.
         rows: i64[N, S] tokens, for a way to quantise that follows text.
         report: Called with each line of progress.
 
@@ -113,7 +113,7 @@ def take_inputs(
 
 
 def _kept(path: Path, of: CalibratedOn, products: Any) -> PriceCalibration | None:
-    """The calibration that is kept in a file; None where there is none, or it is damaged or of something else."""
+    """Calibration kept in a file; None where there is none, or it is damaged or of something else."""
     if not path.is_file():
         return None
     try:
@@ -130,7 +130,7 @@ def calibrated_for(
     data: tuple[str, str],
     report: Callable[[str], None],
 ) -> Calibrated:
-    """What a calibration gives for a share of bytes."""
+    """Result of a calibration for a share of bytes."""
     choice = choose(calibration, share)
     for point in choice.dial:
         report(

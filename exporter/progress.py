@@ -1,4 +1,4 @@
-"""Says how far a long piece of work is: a bar on terminals, elsewhere a line now and then."""
+"""Progress of long work: a bar on terminals, elsewhere a line now and then."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ _SECONDS = 10.0
 
 
 def tracked(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items, one after the other; standard error is told which one it is, and how long the others may take."""
+    """Yield the items, and report on standard error which one it is and the estimated time of the others."""
     if sys.stderr is None or is_quiet():
         yield from items
         return

@@ -1,4 +1,4 @@
-"""Signals that end a process: what it has begun is cleaned up, or finished, first."""
+"""Handling of signals that end a process: work in progress is cleaned up, or finished, first."""
 
 import signal
 import threading
@@ -16,7 +16,7 @@ def _exit(number: int, _frame: object) -> NoReturn:
 
 @contextmanager
 def cleaned_up() -> Iterator[None]:
-    """Within the context SIGTERM and SIGHUP end the process as Ctrl-C does: whatever cleans up does so.
+    """Make SIGTERM and SIGHUP end the process, within the context, as Ctrl-C does, so that cleanup runs.
 
     A handler of the caller's stays, and a signal that is ignored stays ignored, as under nohup.
     """
@@ -35,7 +35,7 @@ def cleaned_up() -> Iterator[None]:
 
 @contextmanager
 def finished() -> Iterator[None]:
-    """Within the context signals wait: for what takes a moment, and is better done than left half done."""
+    """Defer signals within the context, for brief work that is better finished than left half done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Puts an artefact in place in one go: at every moment its folder holds the old one, whole, or the new one.
+"""Atomic placement of an artefact: at every moment its folder holds the old one, whole, or the new one.
 
 The files are written in a folder within the output's. One rename of that folder, to PENDING_NAME, makes it what every
 reader of the output folder reads. Then its files are linked to where they belong, the manifest last, and the pending
@@ -31,10 +31,10 @@ _LINK = ".link"
 
 @contextmanager
 def staged(model: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write an artefact in; it takes the place of what is there when the context ends without an error.
+    """Create a folder for an artefact's files, which replaces the existing one when the context ends without an error.
 
     Args:
-        model: Where the ONNX file is to be.
+        model: Final path of the ONNX file.
         overwrite: Replace what is there.
 
     Raises:
@@ -94,14 +94,14 @@ def _is_folder(path: Path) -> bool:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Remove what killed exports left: the lock is ours, so none of it is in use."""
+    """Remove the leftovers of killed exports: the lock is ours, so none of it is in use."""
     for path in folder.iterdir():
         if _LEFTOVER.fullmatch(path.name) and _is_folder(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _prepare(staging: Path) -> None:
-    """Give files that were made for their owner alone the mode of others, and have all of them on the disk."""
+    """Set the usual mode of files that were created for their owner alone, and flush all of them to the disk."""
     mode = stat.S_IMODE(staging.stat().st_mode) & 0o666
     for path in staging.iterdir():
         if path.is_dir():
@@ -123,7 +123,7 @@ def _sync(path: Path) -> None:
 
 
 def _finish(folder: Path, overwrite: bool) -> None:
-    """Put an artefact in place that a killed export left pending; one that cannot be read is replaced with the rest."""
+    """Place an artefact that a killed export left pending; one that cannot be read is replaced with the rest."""
     pending = folder / PENDING_NAME
     if not _is_folder(pending):
         return
@@ -145,7 +145,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _place(folder: Path) -> None:
-    """Put the pending artefact where it belongs; until it is done, readers find it where it is."""
+    """Place the pending artefact where it belongs; until that is done, readers find it where it is."""
     pending = folder / PENDING_NAME
     try:
         names = [*_listed(pending), MANIFEST_NAME]
@@ -165,7 +165,7 @@ def _place(folder: Path) -> None:
 
 
 def _put(source: Path, target: Path) -> None:
-    """Have a second name for a file, in the place of whatever has that name, in one go."""
+    """Link a file to a second name, replacing atomically whatever has that name."""
     link = source.with_name(f"{source.name}{_LINK}")
     link.unlink(missing_ok=True)
     try:
@@ -177,7 +177,7 @@ def _put(source: Path, target: Path) -> None:
 
 
 def _listed(folder: Path) -> dict[str, str]:
-    """Files and hashes that a folder's manifest lists, of whatever version; none where it cannot be read."""
+    """Files and hashes listed in a folder's manifest, of any version; none where it cannot be read."""
     try:
         files = load((folder / MANIFEST_NAME).read_bytes()).get("files")
     except (OSError, WrongValueError):
@@ -186,12 +186,12 @@ def _listed(folder: Path) -> dict[str, str]:
 
 
 def _models(files: dict[str, str]) -> list[str]:
-    """Of listed files, the ONNX files whose weights are listed too."""
+    """ONNX files among listed files whose weights are listed too."""
     return [name for name in files if name.endswith(".onnx") and data_name(Path(name)) in files]
 
 
 def _replaced(folder: Path, kept: list[str]) -> list[str]:
-    """Files of the artefact that a folder's manifest tells of, beside those that are kept.
+    """Files of the artefact listed in a folder's manifest, except those that are kept.
 
     A manifest may list anything: only what has a name that an export writes, and is still what was written, is ours.
     """

@@ -1,4 +1,4 @@
-"""Compares an exported graph, as ONNX Runtime runs it, with the patched PyTorch model."""
+"""Verification of an exported graph, as ONNX Runtime runs it, against the patched PyTorch model."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ DECODE_STEPS = 4
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: what was compared, the tolerance at which it just passes, and the one it must pass at."""
+    """Comparison of one quantity: its name, the tolerance at which it just passes, and the one it must pass at."""
 
     name: str
     required: float
@@ -82,7 +82,7 @@ def _run_onnx(model: OnnxRuntimeModel, step: dict[str, Any], fetch: Sequence[str
 
 
 def scale_of_load(load: Any, scale_knots: Tensor) -> Tensor:
-    """The scale f32[B] that follows from a load, so that what moved the load is not blamed on the decisions."""
+    """Scale f32[B] computed from a load, so that differences in the load are not attributed to the decisions."""
     at = np.linspace(0, 1, len(scale_knots))
     return torch.from_numpy(np.interp(load, at, scale_knots.double().numpy())).float()
 
@@ -90,7 +90,7 @@ def scale_of_load(load: Any, scale_knots: Tensor) -> Tensor:
 def _decided(
     site: Site, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's decisions of a token a text for x [B, D]: kept, the magnitudes it goes by, and where a decision shows.
+    """Decisions of PyTorch for one token per text x [B, D]: kept, compared magnitudes, and where they are visible.
 
     All are of [B, F] or [B, D]. A neuron is seen to be kept by what it adds: nothing, where its other factor is 0.
     """
@@ -108,7 +108,7 @@ def _decided(
 def _decision_gap(
     site: Site, x: Tensor, threshold: Tensor, scale: Tensor, pool: Tensor | None, kept: Tensor
 ) -> tuple[int, float]:
-    """How many neurons or inputs PyTorch decides otherwise, and how far from the threshold the farthest is.
+    """Number of neurons or inputs that PyTorch decides otherwise, and the largest distance of one from its threshold.
 
     The distance is a share of the token's largest magnitude: what rounding moves one by is.
     """
@@ -119,13 +119,13 @@ def _decision_gap(
 
 
 def _worse(a: float, b: float) -> float:
-    """The larger of two differences; unlike `max`, NaN where either is."""
+    """Larger of two differences; unlike `max`, NaN where either is."""
     return float(np.maximum(a, b))
 
 
 @dataclass
 class _Worst:
-    """The largest differences of the decode steps compared so far."""
+    """Largest differences of the decode steps compared so far."""
 
     logits: float = 0.0
     load: float = 0.0
@@ -137,7 +137,7 @@ class _Worst:
     decided: int = 0
 
     def checks(self, label: str, model: Any, tolerance: float) -> list[Check]:
-        """What was found, and what is allowed; the tolerance is that of logits."""
+        """Comparisons found and their tolerances; `tolerance` is that of logits."""
         by_input = bool(sparse_products(model))
         what = "inputs" if by_input else "neurons"
         decisions = f"{self.otherwise} of {self.decided} {what} decided otherwise"
@@ -154,13 +154,13 @@ class _Worst:
 
 @dataclass(frozen=True)
 class _Exported:
-    """A loaded graph, and the outputs that tell what it keeps."""
+    """Loaded graph, and the outputs that tell what it keeps."""
 
     model: OnnxRuntimeModel
     watched: Watched
 
     def tolerance(self, model: Any) -> float:
-        """How far logits may be off for a patched model's type and depth, as a share of their range."""
+        """Tolerance of logits for a patched model's type and depth, as a share of their range."""
         of_a_layer = TOLERANCES[model.dtype]
         if self.watched.quantized and not self.model.kernels.startswith(BODIES):
             # Our kernels take what quantised rows are multiplied with in 16 bits, in every product.
@@ -232,7 +232,7 @@ def _compare_step(
 def _expected_scales(
     sparsity: Sparsity, scale: Tensor, load: Tensor, inputs: Sequence[Tensor], rounding: float = FOLLOWING_TOLERANCE
 ) -> list[tuple[Tensor, Tensor]]:
-    """The least and the most that the scale f32[B, 1] of each site may be, of f32[B, 1] and the sites' inputs.
+    """Least and largest scale f32[B, 1] that each site may have, given f32[B, 1] and the sites' inputs.
 
     Where a probe's sum of products is off by what rounding makes of it, a share of the products' magnitudes.
     """
@@ -252,7 +252,7 @@ def _expected_scales(
 def _kept_inputs(
     watched_graph: Watched, outputs: dict[str, Any], values: dict[str, Any], worst: _Worst
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What ONNX Runtime kept of each product's inputs, bool[B, D], and the scales f32[B, 1] that it went by.
+    """Inputs bool[B, D] of each product that ONNX Runtime kept, and the scales f32[B, 1] that it used.
 
     By the op's own rule from what the op was given, so that it is exact; what the graph says of it must agree.
     """
@@ -276,7 +276,7 @@ def _kept_inputs(
 def _verify_batch(
     exported: _Exported, decoder: Decoder, values: dict[str, Any], rows: Tensor, batch: int, label: str
 ) -> list[Check]:
-    """Prefill and decode of a batch of prompts, the second and later ones padded on the left."""
+    """Compare prefill and decode of a batch of prompts, the second and later ones padded on the left."""
     model = decoder.model
     mask = torch.ones(batch, PROMPT_TOKENS, dtype=torch.int64)
     mask[1:, : PROMPT_TOKENS // 3] = 0
@@ -294,7 +294,7 @@ def _verify_batch(
 
 
 def _mixed(tensor: Tensor, places: int, generator: torch.Generator) -> Tensor:
-    """Keys or values T[1, heads, places, width] of a long text: each a mixture of two of T[1, heads, P, width]."""
+    """Keys or values T[1, heads, places, width] of a long text, each a mixture of two of T[1, heads, P, width]."""
     one, other = torch.randint(tensor.shape[2], (2, places), generator=generator)
     share = torch.rand(places, 1, generator=generator).to(tensor.dtype)
     return tensor[:, :, one].lerp(tensor[:, :, other], share)
@@ -310,7 +310,7 @@ def _verify_end(
     place: int,
     label: str,
 ) -> list[Check]:
-    """A token of decode at a place of the text, over a cache of `past` tokens: what angles are off shows there.
+    """Compare a token of decode at a late position, over a cache of `past` tokens, where errors of angles are visible.
 
     The portable graph takes any place over a short cache; the other writes keys and values where the place is. The
     cache is mixed from the model's own keys and values of a row of text, i64[1, P]: over random ones a trained model
@@ -330,13 +330,13 @@ def _verify_end(
 
 
 def _longest_past(model: Any) -> int:
-    """How much of a context a cache may hold that verification makes, of at most _CACHE_BYTES."""
+    """Largest number of past tokens in a cache that verification may create, of at most _CACHE_BYTES."""
     numbers = sum(shape.heads * (shape.key_width + shape.value_width) for shape in cache_shapes(model))
     return min(context_length(model.config) - 1, _CACHE_BYTES // (numbers * model.dtype.itemsize))
 
 
 def verification_rows(texts: list[str], tokenizer: Any, vocabulary: int) -> Tensor:
-    """Two rows of real text to verify on; see `verify`."""
+    """Draw two rows of real text to verify on; see `verify`."""
     length = PROMPT_TOKENS + DECODE_STEPS
     return token_rows(texts, tokenizer, vocabulary=vocabulary, tokens=2 * length, length=length)
 
@@ -355,7 +355,7 @@ def verify(
         in_place: The ONNX file of the same model with an in-place cache, if it is to be compared too.
 
     Returns:
-        What was compared, how close it was, and how close it had to be.
+        The comparisons, with measured and required tolerances.
     """
     decoder = Decoder(model, sparsity, load_map.surprisal_weight)
     values = constants(sparsity, load_map)
@@ -382,7 +382,7 @@ def verify(
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:
-    """A table of checks, one line each."""
+    """Format checks as a table, one line each."""
     width = max(len(check.name) for check in checks)
     return [
         f"{check.name:<{width}}  needs {check.required:8.1e}  allowed {check.tolerance:8.1e}  "

@@ -1,4 +1,4 @@
-"""The `clada verify` command: an artefact against the checkpoint it was made from."""
+"""The `clada verify` command: compare an artefact with the checkpoint it was made from."""
 
 import argparse
 from pathlib import Path

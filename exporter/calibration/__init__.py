@@ -1,1 +1,1 @@
-"""What calibration text tells: which bytes matter, by price or by neuron, and what load and probes are worth."""
+"""Calibration on text: the worth of bytes, by price or by neuron, and the gain of load and probes."""

@@ -1,4 +1,4 @@
-"""How a token's hardness moves the thresholds: the load's map, reanalysis, anticipation, or a table by token id."""
+"""Adaptation of the thresholds to a token's difficulty: load map, reanalysis, anticipation, or a table by token id."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ _REANALYSIS_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 
 @dataclass
 class Adaptation:
-    """What was fitted, and how the calibration text is decoded with it.
+    """Fitted adaptation, and how it decodes the calibration text.
 
     Args:
         load_map: Constants of the load signal.
@@ -39,12 +39,12 @@ class Adaptation:
     anticipation_r2: float | None = None
 
     def decode(self, texts: Texts, pools: list[Tensor] | None) -> Decoded:
-        """Decode the texts so."""
+        """Decode the texts with this adaptation."""
         return texts.decode(self.scale, pools, self.opened, self.load)
 
 
 def adapt(texts: Texts, policy: Policy, pools: list[Tensor] | None) -> Adaptation:
-    """Fit what a policy adapts by; the thresholds, compensation and pools are as they will be, up to a factor."""
+    """Fit a policy's adaptation; the thresholds, compensation and pools are final, up to a factor."""
     base = texts.decode(pools=pools)
     loads = loads_of(base)
     weight, factors = 0.5, np.ones(LOAD_KNOTS)
@@ -82,7 +82,7 @@ def _runs(texts: Texts, base: Decoded, pools: list[Tensor] | None) -> list[Decod
 
 
 def _price_of_bytes(runs: list[Decoded]) -> float:
-    """How much divergence a share of the bytes saves, at factor 1: nats."""
+    """Divergence saved per share of the bytes, at factor 1: nats."""
     tighter, looser = runs[len(FACTORS) // 2 + 1], runs[len(FACTORS) // 2 - 1]
     divergence = float((tighter.divergence - looser.divergence).mean(dtype=torch.float64))
     read = float((looser.read - tighter.read).mean(dtype=torch.float64))
@@ -90,7 +90,7 @@ def _price_of_bytes(runs: list[Decoded]) -> float:
 
 
 def _fit_reanalysis(texts: Texts, adaptation: Adaptation, runs: list[Decoded], pools: list[Tensor]) -> None:
-    """Set the load that opens the pool: of a few shares of tokens, the one that is worth its bytes most."""
+    """Set the load that opens the pool: of a few shares of tokens, the one that is most worth its bytes."""
     price = _price_of_bytes(runs)
     best = float("inf")
     chosen = adaptation.opened
@@ -133,6 +133,6 @@ def _fit_anticipation(texts: Texts, adaptation: Adaptation, pools: list[Tensor] 
 
 
 def _constant(layer: int, width: int, factor: float) -> Anticipation:
-    """A probe that gives the same factor always."""
+    """Probe that always gives the same factor."""
     zero = torch.zeros(())
     return Anticipation(layer, torch.zeros(width), zero, zero, torch.tensor([0.0, 1.0]), torch.full((2,), factor))

@@ -1,4 +1,4 @@
-"""Calibration: thresholds, pools and what adapts them, for a cost, a sparsity or an error budget."""
+"""Calibration of thresholds, pools and their adaptation, for a cost, a sparsity or an error budget."""
 
 import math
 from collections.abc import Callable
@@ -30,15 +30,15 @@ _LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """What to calibrate for: one goal, or none for the policy's usual one.
+    """Goal of a calibration: one, or none for the policy's usual one.
 
     Args:
         bytes: Share of all weights' bytes that a token reads, in (0, 1): the goal of the policy "price", and only that.
         target_sparsity: Mean share of neurons that a token does not compute, in (0, 1).
         ffn_cost: Share of the feed-forward weights' bytes that a token reads, in (0, 1).
-        error_budget: Highest KL divergence from the dense model, nats a token.
-        policy: How the model is made sparse; None for the goal's usual one, "price" where there is no goal.
-        name: What the policy is called, where it is not one of POLICIES.
+        error_budget: Highest KL divergence from the dense model, nats per token.
+        policy: Policy that makes the model sparse; None for the goal's usual one, "price" where there is no goal.
+        name: Name of the policy, where it is not one of POLICIES.
 
     Raises:
         CladaError: Two goals, one out of range, or one that the policy has not.
@@ -77,38 +77,38 @@ class CalibrationConfig:
 
     @property
     def goal(self) -> Goal:
-        """What is asked for."""
+        """Name and value of the goal."""
         for name, value in self._given.items():
             return Goal(name, value)
         return Goal("bytes", BYTES) if self.skips_inputs else Goal("target_sparsity", TARGET_SPARSITY)
 
     @property
     def skips_inputs(self) -> bool:
-        """Whether inputs of all products are skipped, and not neurons."""
+        """Whether inputs of all products are skipped, rather than neurons."""
         return self.rules.thresholds == "price"
 
     @property
     def rules(self) -> Policy:
-        """The policy that is followed."""
+        """Policy to follow."""
         if self.policy is not None:
             return self.policy
         return POLICIES[NEURONS_POLICY if self._given.keys() - {"bytes"} else BYTES_POLICY]
 
     @property
     def policy_name(self) -> str:
-        """What that is called."""
+        """Name of that policy."""
         return self.name or next((name for name, policy in POLICIES.items() if policy == self.rules), "custom")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The outcome; thresholds, compensation and anticipations are in the model's Sparsity.
+    """Result of a calibration; thresholds, compensation and anticipations are in the model's Sparsity.
 
     Args:
         load_map: Constants of the load signal.
-        pools: How pools are chosen; None where every neuron may be used.
-        layers: What each layer was given.
-        divergence: KL divergence of the output from the dense model's, nats a token.
+        pools: Policy of the pools; None where every neuron may be used.
+        layers: Calibration of each layer.
+        divergence: KL divergence of the output from the dense model's, nats per token.
         agreement: Share of tokens whose most likely successor is the dense model's.
         ffn_cost: Share of the feed-forward weights' bytes that were read.
         tokens: Tokens that were measured, the dense prompts not counted.
@@ -131,12 +131,12 @@ class Calibration:
 
 
 def prompt_tokens(row_tokens: int) -> int:
-    """How many tokens of a calibration row are read densely, as a prompt."""
+    """Number of tokens of a calibration row that are read densely, as a prompt."""
     return row_tokens // 4
 
 
 def _compensate(texts: Texts, sparsity: Sparsity, decode: Callable[..., Decoded]) -> None:
-    """Set the compensation: the mean over decoded tokens of what each layer, as it is steered, leaves out."""
+    """Set the compensation: the mean over decoded tokens of each layer's dropped output, as it is steered."""
     width = texts.layers[0].outward.shape[1]
     sums = [torch.zeros(width, dtype=torch.float64) for _ in texts.layers]
     sparsity.compensation = [torch.zeros(width) for _ in texts.layers]
@@ -153,13 +153,13 @@ def _compensate(texts: Texts, sparsity: Sparsity, decode: Callable[..., Decoded]
 
 
 def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationConfig) -> Calibration:
-    """Choose what makes a patched model sparse, and set it.
+    """Calibrate a patched model: choose its thresholds, pools and adaptation, and set them.
 
     Args:
         model: A causal LM after `sparsify`, in float32.
         sparsity: Its state; its thresholds, compensation and anticipations are replaced.
         rows: i64[N, S] calibration tokens.
-        config: What to calibrate for.
+        config: Goal of the calibration.
 
     Returns:
         The load signal's constants, how pools are chosen, and what was measured.

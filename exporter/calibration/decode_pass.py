@@ -1,4 +1,4 @@
-"""Decoding of whole texts in one pass: causal attention makes it the same as token by token, given what steers it."""
+"""Decode of whole texts in one pass: causal attention makes it equal to token by token, given the steering values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ _LOGITS_KEPT = 2**28  # elements; what is kept of the dense model's predictions,
 
 @dataclass(frozen=True)
 class Decoded:
-    """What came of decoding T tokens of each of N rows.
+    """Results of decoding T tokens of each of N rows.
 
     Args:
         divergence: f32[N, T], KL divergence of the next token's distribution from the dense model's, nats.
@@ -39,7 +39,7 @@ class Decoded:
 
 
 class Texts:
-    """Rows of calibration text, and what the dense model makes of them.
+    """Rows of calibration text, and the dense model's outputs for them.
 
     Args:
         model: A causal LM after `sparsify`, in float32.
@@ -71,17 +71,17 @@ class Texts:
 
     @property
     def decoded_tokens(self) -> int:
-        """How many tokens a pass decodes."""
+        """Number of tokens that a pass decodes."""
         return int(self.rows.shape[0] * (self.rows.shape[1] - self.prompt_tokens))
 
     def first(self, tokens: int) -> "Texts":
-        """The first rows, with about so many tokens; at least one row."""
+        """First rows, with about this many tokens; at least one row."""
         rows = self.rows[: max(1, tokens // self.rows.shape[1])]
         return self if len(rows) == len(self.rows) else Texts(self.model, self.sparsity, rows, self.prompt_tokens)
 
     @torch.no_grad()
     def _log_probabilities(self, batch: int) -> Tensor:
-        """f32[B, T, V], of the dense model at decoded tokens; kept from one pass to the next where memory allows."""
+        """Log-probabilities f32[B, T, V] of the dense model at decoded tokens; kept where memory allows."""
         found = self._kept_log_probabilities.get(batch)
         if found is None:
             logits = self._head(self._before_head[batch][:, self.prompt_tokens :])
@@ -92,7 +92,7 @@ class Texts:
 
     @torch.no_grad()
     def dense_inputs(self, take: Callable[[int, Tensor], None]) -> None:
-        """Show a function each layer's inputs T[B, T, D] at decoded tokens in dense passes, batch by batch."""
+        """Call a function with each layer's inputs T[B, T, D] at decoded tokens in dense passes, batch by batch."""
         for ids in self.batches:
 
             def show(index: int, x: Tensor, shape: tuple[int, ...] = tuple(ids.shape)) -> None:

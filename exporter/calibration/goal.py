@@ -1,4 +1,4 @@
-"""What a calibration is for, and the search for the setting that meets it."""
+"""Goal of a calibration, and the search for the setting that meets it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _MARGIN = 0.1
 
 
 def _interpolated(from_aim_at_end: float, from_aim_at_other: float) -> float:
-    """Where between two ends, as a share, a straight line meets the aim; well inside, as a curve bends away from it."""
+    """Share between two ends at which a straight line meets the goal, kept well inside, as curves bend away from it."""
     span = from_aim_at_end - from_aim_at_other
     return 0.5 if span == 0 else min(max(from_aim_at_end / span, _MARGIN), 1 - _MARGIN)
 
@@ -28,26 +28,26 @@ class Goal:
 
     Args:
         name: One of the manifest's GOALS.
-        value: What was asked for.
+        value: Value to meet.
     """
 
     name: GoalName
     value: float
 
     def reached(self, decoded: Decoded) -> float:
-        """The figure, in the goal's own terms."""
+        """Measured value of the goal's figure."""
         if self.name == "target_sparsity":
             return 1 - float(decoded.active.mean(dtype=torch.float64))
         figure = decoded.read if self.name == "ffn_cost" else decoded.divergence
         return float(figure.mean(dtype=torch.float64))
 
     def search(self, decode: Callable[[float], Decoded], low: float, high: float) -> float:
-        """The setting in [low, high] that meets the goal most nearly, never exceeding cost, budget or missing sparsity.
+        """Search [low, high] for the setting nearest to the goal that exceeds no cost or budget and misses no sparsity.
 
         Args:
             decode: Function of a setting; the higher, the sparser the model.
-            low: Where to begin.
-            high: Where to end.
+            low: Lower end of the search.
+            high: Upper end of the search.
 
         Raises:
             UnreachableError: No setting meets it.

@@ -1,4 +1,4 @@
-"""Decoding of whole texts in one pass by a dense model whose products are shown fewer inputs."""
+"""Decode of whole texts in one pass by a dense model whose products get fewer inputs."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ P = TypeVar("P", bound=str)
 
 @dataclass(frozen=True)
 class Run:
-    """One way to decode.
+    """Settings of one decode.
 
     Args:
         thresholds: f32[D] of each product; None where all inputs are read.
         scale: Factor on them, one for all tokens or f32[N, T].
-        anticipations: What refines the scale.
+        anticipations: Probes that refine the scale.
         load: f32[N, T], which they read.
     """
 
@@ -38,19 +38,19 @@ class Run:
 def decode_each(
     model: Any, products: Sequence[Product], runs: Sequence[Run], rows: Tensor, prompt_tokens: int
 ) -> list[Decoded]:
-    """Decode texts in several ways; of each row the dense model's predictions are computed once.
+    """Decode texts under several settings; of each row the dense model's predictions are computed once.
 
     What is kept depends on the token alone, so one pass over all tokens after the prompt computes what decode would.
 
     Args:
         model: A causal LM, not patched.
-        products: Of the model.
-        runs: The ways.
+        products: Products of the model.
+        runs: Settings of each decode.
         rows: i64[N, S] tokens; one row after the other is in memory.
         prompt_tokens: Tokens at the start of each row that are read densely; T are left.
 
     Returns:
-        What came of each way; `read` is of all products' weights, and `active` is by product.
+        Results of each run; `read` is of all products' weights, and `active` is by product.
     """
     found: list[list[Decoded]] = [[] for _ in runs]
     for number, ids in enumerate(tracked(rows.unbind(), "decoding")):
@@ -66,7 +66,7 @@ def decode_each(
 
 @dataclass(frozen=True)
 class _Text:
-    """A text whose prompt has been read, densely.
+    """Text whose prompt has been read, densely.
 
     Args:
         cache: Keys and values of the prompt.
@@ -79,7 +79,7 @@ class _Text:
     rest: Tensor
 
     def log_probabilities(self, model: Any) -> Tensor:
-        """f32[T + 1, V], of the token that follows the prompt, and of those that follow each of the rest."""
+        """Log-probabilities f32[T + 1, V] of the token after the prompt, and of those after each of the rest."""
         cache = copy.deepcopy(self.cache)
         logits = model(input_ids=self.rest[None], past_key_values=cache, use_cache=True).logits[0]
         return torch.cat([self.first, logits]).float().log_softmax(-1)
@@ -93,7 +93,7 @@ def _read_prompt(model: Any, ids: Tensor, prompt_tokens: int) -> _Text:
 
 
 def _decoded(model: Any, products: Sequence[Product], run: Run, number: int, text: _Text, dense: Tensor) -> Decoded:
-    """The text of a number decoded, given the dense model's log probabilities f32[T, V] after each token."""
+    """Decode one text, given the dense model's log-probabilities f32[T, V] after each token."""
     kept = torch.ones(len(dense), len(products))
     given = run.scale[number] if isinstance(run.scale, Tensor) else torch.full((len(dense),), run.scale)
     scale = given
@@ -126,7 +126,7 @@ def _decoded(model: Any, products: Sequence[Product], run: Run, number: int, tex
 
 
 def share_by_part(decoded: Decoded, products: Sequence[Product], parts: Sequence[P]) -> Iterator[tuple[P, float]]:
-    """For each part that products belong to, the share of its weights that was read."""
+    """Share of the weights that was read, for each part that products belong to."""
     weights = torch.tensor([product.weights for product in products], dtype=torch.float64)
     kept = decoded.active.mean((0, 1), dtype=torch.float64)
     for part in dict.fromkeys(parts):

@@ -1,4 +1,4 @@
-"""Anticipation where inputs are skipped: probes foresee the entropy of the prediction that is being computed.
+"""Anticipation where inputs are skipped: probes predict the entropy of the prediction that is being computed.
 
 What a token loses follows that entropy more closely than anything that is known before the token is read, and the
 residual stream tells of it early. A probe is a linear map of a product's input; it is fitted on text that is only read
@@ -31,7 +31,7 @@ _LEAST_GAIN = 0.01
 
 @dataclass(frozen=True)
 class Foresight:
-    """Anticipations, and what they are worth.
+    """Fitted anticipations, and their gain.
 
     Args:
         anticipations: From the first product that has one to the last.
@@ -59,7 +59,7 @@ def read_densely(
 
     Args:
         model: A causal LM, not patched.
-        products: Of the model.
+        products: Products of the model.
         sites: Indices of products whose inputs are wanted.
         rows: i64[R, S] tokens; one row after the other is read.
         prompt_tokens: Tokens at the start of each row that are left out; T remain.
@@ -96,7 +96,7 @@ def fit_foresight(
         entropy: f64[R, T], what is foreseen.
         load: f64[N, T], of the rows that were decoded.
         scale: f32[N, T], what the load's map makes of it; a probe's factor is on top of that.
-        runs: What decoding those rows gave at each of the factors throughout.
+        runs: Results of decoding those rows at each of the factors throughout.
         factors: Those; ascending, 1 in the middle.
     """
     cost = log_divergence(runs[len(runs) // 2].divergence)
@@ -114,7 +114,7 @@ def fit_foresight(
 def _fit_probe(
     site: int, features: Tensor, entropy: Tensor, load: Tensor, cost: Tensor
 ) -> tuple[Anticipation, Tensor, float]:
-    """A probe without a map yet, what it predicts f64[N, T] of rows it was not fitted on, and how much that explains.
+    """Fit a probe without its map; returns it, its predictions f64[N, T] on held-out rows, and the explained variance.
 
     Args:
         site: The product.
@@ -154,7 +154,7 @@ def _fit_probe(
 
 
 def _rescaled(runs: Sequence[Decoded], factors: Sequence[float], scale: Floats) -> list[Decoded]:
-    """The runs as they would be with the thresholds of each token scaled f64[N, T] beside: between those there are.
+    """Results of the runs with each token's thresholds scaled by a factor f64[N, T], interpolated between the runs.
 
     The logarithm of a token's divergence and what it reads go in straight lines along the logarithm of the factor.
     """

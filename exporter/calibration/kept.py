@@ -1,4 +1,4 @@
-"""Keeps a calibration beside the output until the artefact is there, so that what fails after it need not repeat it."""
+"""Calibration kept beside the output until the artefact is there, so that a retry after a failure can reuse it."""
 
 import json
 import math
@@ -32,20 +32,20 @@ _MEASURED = ("divergence", "agreement", "ffn_cost", "tokens", "prompt_tokens", "
 
 
 def kept_path(model: Path) -> Path:
-    """Where the calibration of an ONNX file that could not be written is kept."""
+    """Path of the kept calibration of an ONNX file that could not be written."""
     return model.with_name(model.stem + _SUFFIX)
 
 
 def calibration_key(
     model: Any, rows: Tensor, config: CalibrationConfig, quantization: QuantizationConfig | None
 ) -> str:
-    """SHA-256, in hex, of all that a calibration depends on.
+    """SHA-256, in hex, of everything that a calibration depends on.
 
     Args:
         model: The causal LM, before anything is quantised.
         rows: i64[N, S] calibration tokens.
-        config: What is calibrated for.
-        quantization: How weights are quantised first; None where they are not.
+        config: Goal of the calibration.
+        quantization: Format to quantise weights to first; None for no quantisation.
     """
     settings = [_LAYOUT, version("clada"), asdict(config), None if quantization is None else asdict(quantization)]
     return tensors_hash(json.dumps(settings, sort_keys=True), {"rows": rows, **model.state_dict()})
@@ -82,7 +82,7 @@ def keep_calibration(
     Args:
         path: See `kept_path`.
         key: See `calibration_key`.
-        calibration: What came of it.
+        calibration: Result of the calibration.
         sparsity: The rest of what came of it.
         quantized: The packed weights; None where nothing is quantised.
 
@@ -116,7 +116,7 @@ def keep_calibration(
 
 
 def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibration, Quantized | None] | None:
-    """Read a calibration that was kept, and set it.
+    """Read a kept calibration, and set it.
 
     Args:
         path: See `kept_path`.

@@ -1,4 +1,4 @@
-"""Fits the load signal: the quantiles it is made of, and the map from a load to the scale."""
+"""Fit of the load signal: the quantiles that define it, and the map from a load to the scale."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _SURPRISAL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Loads:
-    """The load of every decoded token, by the share of surprisal in it.
+    """Load of every decoded token, by the share of surprisal in it.
 
     Args:
         surprisal_knots: f64[K], quantiles of surprisal in nats.
@@ -32,14 +32,14 @@ class Loads:
 
 
 def loads_of(decoded: Decoded) -> Loads:
-    """The loads of tokens that were decoded."""
+    """Compute the loads of decoded tokens."""
     knots = _quantiles(decoded.surprisal), _quantiles(decoded.entropy)
     surprisal, entropy = _ranks(decoded.surprisal, knots[0]), _ranks(decoded.entropy, knots[1])
     return Loads(*knots, {w: w * surprisal + (1 - w) * entropy for w in _SURPRISAL_WEIGHTS})
 
 
 def fit_load(loads: Loads, runs: Sequence[Decoded], factors: Sequence[float] = FACTORS) -> tuple[float, Fit]:
-    """The share of surprisal, and the map of the load that it gives, which save most; see `fit_scale_map`."""
+    """Fit the share of surprisal, and the map of the resulting load, that save most; see `fit_scale_map`."""
     at = np.linspace(0, 1, LOAD_KNOTS)
     fits = {w: fit_scale_map(load, at, runs, factors) for w, load in loads.by_weight.items()}
     weight = max(fits, key=lambda w: fits[w].gain)
@@ -47,7 +47,7 @@ def fit_load(loads: Loads, runs: Sequence[Decoded], factors: Sequence[float] = F
 
 
 def load_map_of(loads: Loads, weight: float, factors: Floats, token_scale: Tensor | None = None) -> LoadMap:
-    """The load signal's constants: the share of surprisal, and the factors by load; no load opens a pool."""
+    """Constants of the load signal: the share of surprisal, and the factors by load; no load opens a pool."""
     return LoadMap(
         surprisal_knots=to_float(loads.surprisal_knots),
         entropy_knots=to_float(loads.entropy_knots),
@@ -59,20 +59,20 @@ def load_map_of(loads: Loads, weight: float, factors: Floats, token_scale: Tenso
 
 
 def load_by(load_map: LoadMap, decoded: Decoded) -> Floats:
-    """The load f64[N, T] of tokens that were decoded, by a load signal's constants; the op's own formula."""
+    """Load f64[N, T] of decoded tokens, from a load signal's constants; the op's own formula."""
     weight = load_map.surprisal_weight
     surprisal = _ranks(decoded.surprisal, load_map.surprisal_knots.double().numpy())
     return weight * surprisal + (1 - weight) * _ranks(decoded.entropy, load_map.entropy_knots.double().numpy())
 
 
 def scale_by(load_map: LoadMap, load: Floats) -> Tensor:
-    """The factor on the thresholds f32[N, T] that follows from a load."""
+    """Factor f32[N, T] on the thresholds, as a function of the load."""
     knots = load_map.scale_knots.double().numpy()
     return to_float(np.interp(load, np.linspace(0, 1, len(knots)), knots))
 
 
 def to_float(values: Floats) -> Tensor:
-    """In float32, as graphs have it."""
+    """Round to float32, the type in graphs."""
     return torch.from_numpy(np.asarray(values)).float()
 
 

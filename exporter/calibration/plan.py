@@ -1,4 +1,4 @@
-"""Shares out what may be read among layers, neurons and tokens: thresholds and pool sizes for one price of a row."""
+"""Allocation of reads among layers, neurons and tokens: thresholds and pool sizes for one price of a row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ _EDGES = torch.linspace(-16, 4, 161, dtype=torch.float64)
 
 @dataclass
 class CostHistogram:
-    """How often losing a neuron of one layer costs how much.
+    """Histogram, for each neuron of one layer, of the cost of losing it.
 
     Args:
         counts: f64[F, N + 1], tokens by bin of _EDGES.
         sums: f64[F, N + 1], their costs.
-        tokens: How many there were.
+        tokens: Number of tokens.
     """
 
     counts: Tensor
@@ -27,7 +27,7 @@ class CostHistogram:
 
     @classmethod
     def empty(cls, neurons: int) -> "CostHistogram":
-        """Of no tokens."""
+        """Create a histogram of no tokens."""
         shape = (neurons, len(_EDGES) + 1)
         return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
 
@@ -39,7 +39,7 @@ class CostHistogram:
         self.tokens += len(cost)
 
     def above(self, price: float) -> tuple[Tensor, Tensor]:
-        """By neuron f64[F]: the share of tokens whose cost is at least the price, and their mean gain above it."""
+        """Share of tokens, f64[F] by neuron, whose cost is at least the price, and their mean gain above it."""
         first = int(torch.bucketize(torch.tensor(np.log10(price), dtype=torch.float64), _EDGES)) + 1
         kept = self.counts[:, first:].sum(1)
         gain = self.sums[:, first:].sum(1) - price * kept
@@ -48,7 +48,7 @@ class CostHistogram:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one price of a row gives.
+    """Thresholds and pools that follow from one price of a row.
 
     Args:
         levels: For each layer, tau: a neuron is kept where |a_i| c_i is not below it.
@@ -62,15 +62,15 @@ class Plan:
 def plan(
     histograms: Sequence[CostHistogram], price: float, matrices: int, *, with_pool: bool, allocation: bool
 ) -> Plan:
-    """The cheapest choice at a price: the minimum of KL + price * rows, to second order and neuron by neuron.
+    """Choose the cheapest plan at a price: the minimum of KL + price * rows, to second order and neuron by neuron.
 
     A kept neuron costs the rows of the outward matrices, so it is kept where losing it costs as much; a neuron in the
     pool costs its inward row for every token, so it is in where what is kept of it gains as much on the mean.
 
     Args:
-        histograms: Of each layer.
-        price: Nats a row.
-        matrices: How many weight matrices a layer has; all but one are read where a neuron is kept.
+        histograms: Histogram of each layer.
+        price: Nats per row.
+        matrices: Number of weight matrices of a layer; all but one are read where a neuron is kept.
         with_pool: Whether there is a pool.
         allocation: Whether layers differ as their costs do; if not, each has the mean sparsity and the mean pool.
     """
@@ -89,7 +89,7 @@ def plan(
 
 
 def level_of(histogram: CostHistogram, share: float) -> float:
-    """The level that keeps a share of all neurons."""
+    """Level that keeps a share of all neurons."""
     kept = histogram.counts.sum(0).flip(0).cumsum(0).flip(0)[1:] / histogram.counts.sum()
     logarithm = np.interp(share, kept.flip(0).numpy(), _EDGES.flip(0).numpy())
     return float(np.sqrt(2 * 10**logarithm))
@@ -103,7 +103,7 @@ def threshold(level: float, importance: Tensor) -> Tensor:
 
 
 def predicted_cost(histograms: Sequence[CostHistogram], price: float, matrices: int, with_pool: bool) -> float:
-    """The share of the feed-forward weights' bytes that a plan at a price reads, were its pools the calibration's."""
+    """Share of the feed-forward weights' bytes that a plan at a price reads, if its pools were the calibration's."""
     read, neurons = 0.0, 0
     for histogram in histograms:
         kept, gain = histogram.above(price * (matrices - 1))

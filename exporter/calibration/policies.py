@@ -1,4 +1,4 @@
-"""How a model may be made sparse: one row a policy."""
+"""Policies by which a model may be made sparse, one row each."""
 
 from dataclasses import replace
 from typing import Any
@@ -50,6 +50,6 @@ PARTS: dict[str, dict[str, str | bool]] = {
 
 
 def without(policy: Policy, part: str) -> Policy:
-    """A policy less one of PARTS."""
+    """Copy of a policy without one of PARTS."""
     changes: dict[str, Any] = PARTS[part]
     return replace(policy, **changes)

@@ -1,4 +1,4 @@
-"""One price for every byte: what dropping an input of a product costs, and the thresholds that follow from a price.
+"""Price rule: the cost of dropping an input of a product, and the thresholds that follow from one price per byte.
 
 Dropping input i costs x_i^2 E[g_i^2] / 2 nats, to second order: g is the gradient of log p(token) with respect to the
 input, for a token drawn from the model's own prediction, so that E[g_i^2] is the diagonal of the Fisher information. An
@@ -28,14 +28,14 @@ _LARGEST = torch.finfo(torch.float32).max
 def sensitivities(
     model: Any, products: Sequence[Product], rows: Tensor, prompt_tokens: int, seed: int = 0
 ) -> list[Tensor]:
-    """E[g_i^2] of each product's inputs, f64[D], over the tokens after the prompts.
+    """Estimate E[g_i^2] of each product's inputs, f64[D], over the tokens after the prompts.
 
     Args:
         model: A causal LM in float32.
-        products: Of the model.
+        products: Products of the model.
         rows: i64[R, S] tokens; one row after the other is in memory.
         prompt_tokens: Tokens at the start of each row that are not counted.
-        seed: Of the tokens drawn from the model's predictions.
+        seed: Seed of the tokens drawn from the model's predictions.
     """
     totals = [torch.zeros(product.inputs, dtype=torch.float64) for product in products]
     generator = torch.Generator().manual_seed(seed)
@@ -45,7 +45,7 @@ def sensitivities(
     inputs: dict[int, Tensor] = {}
 
     def keep(index: int, x: Tensor) -> Tensor | None:
-        # Differentiation ends at the first inputs: what lies below them is not asked for.
+        # Differentiation ends at the first inputs: gradients below them are not needed.
         replaced = None if x.requires_grad else x.detach().requires_grad_()
         inputs[index] = x if replaced is None else replaced
         inputs[index].retain_grad()
@@ -74,7 +74,7 @@ def sensitivities(
 
 @dataclass
 class Worth:
-    """How much the inputs of one product are worth, input by input and token by token.
+    """Worth of the inputs of one product, input by input and token by token.
 
     Args:
         product: The product.
@@ -87,22 +87,22 @@ class Worth:
     counts: Tensor
 
     def kept(self, price: float) -> float:
-        """The share of inputs that are worth a price."""
+        """Share of inputs that are worth a price."""
         above = self.counts.flip(0).cumsum(0).flip(0)[1:] / self.counts.sum()
         return float(np.interp(np.log10(price), _EDGES.numpy(), above.numpy()))
 
     def unskipped(self) -> float:
-        """The share of inputs that are not 0, which no product reads."""
+        """Share of inputs that are not 0; products never read the rows of zeros."""
         return float(1 - self.counts[0] / self.counts.sum())
 
     def thresholds(self, price: float) -> Tensor:
-        """f32[D], the |x_i| from which on an input is worth a price; of those worth nothing the largest there is."""
+        """Least |x_i|, f32[D], at which an input is worth a price; the largest float32 for inputs worth nothing."""
         least = (price / self.factor).sqrt()
         return torch.nan_to_num(least, nan=0.0, posinf=_LARGEST).clamp(max=_LARGEST).float()
 
 
 def by_sensitivity(product: Product, sensitivity: Tensor) -> Tensor:
-    """The factor f64[D] of the rule above: nats a weight for a unit of x_i^2."""
+    """Factor f64[D] of the rule above: nats per weight for a unit of x_i^2."""
     return sensitivity / (2 * product.outputs)
 
 
@@ -110,7 +110,7 @@ def by_sensitivity(product: Product, sensitivity: Tensor) -> Tensor:
 def measure(
     model: Any, products: Sequence[Product], factors: Sequence[Tensor], rows: Tensor, prompt_tokens: int
 ) -> list[Worth]:
-    """Read rows densely, and count how much the inputs after the prompts are worth."""
+    """Read rows densely, and count the worth of the inputs after the prompts."""
     worths = [
         Worth(product, factor, torch.zeros(BINS, dtype=torch.float64))
         for product, factor in zip(products, factors, strict=True)
@@ -129,13 +129,13 @@ def measure(
 
 
 def read_share(worths: Sequence[Worth], prices: Sequence[float]) -> float:
-    """The share of all weights that a token reads, by calibration text, at a price of each product."""
+    """Share of all weights that a token reads, on calibration text, at a price of each product."""
     total = sum(worth.product.weights for worth in worths)
     return sum(w.product.weights * w.kept(price) for w, price in zip(worths, prices, strict=True)) / total
 
 
 def price_of(worths: Sequence[Worth], share: float) -> float:
-    """The one price at which a token reads a share of these products' weights."""
+    """Price at which a token reads a share of these products' weights."""
     low, high = float(_EDGES[0]), float(_EDGES[-1])
     for _ in range(60):
         middle = (low + high) / 2

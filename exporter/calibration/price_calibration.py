@@ -1,4 +1,4 @@
-"""Calibration by one price: what every byte is worth, what the load adds, and what prices cost when they are paid."""
+"""Calibration by one price: the worth of every byte, the gain of the load, and the measured loss at several prices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.load_map import LoadMap
 from clada.exporter.model.products import Product
 
-# Shares of all weights that are measured, whatever is asked for: what the dial of an artefact is made of.
+# Shares of all weights that are measured, whatever the goal: they make the dial of an artefact.
 SHARES = (0.85, 0.7, 0.55, 0.45)
 # Where the load's map is fitted: the share whose prices, and factors on its thresholds, are tried.
 _FITTED_AT = 0.6
@@ -32,14 +32,14 @@ _NEAR = 0.005
 
 @dataclass(frozen=True)
 class Rung:
-    """What one price gave on the calibration text.
+    """Measurements at one price on the calibration text.
 
     Args:
         effort: Its root: thresholds are proportional to it.
         read: Share of all weights that a token read.
-        divergence: KL divergence from the dense model, nats a token.
+        divergence: KL divergence from the dense model, nats per token.
         agreement: Share of tokens whose most likely successor is the dense model's.
-        kept: Of each product, the share of its inputs that were kept.
+        kept: Share of the inputs that were kept, for each product.
     """
 
     effort: float
@@ -51,18 +51,18 @@ class Rung:
 
 @dataclass(frozen=True)
 class PriceCalibration:
-    """What was measured, from which an artefact of any share of bytes is made.
+    """Measurements from which an artefact of any share of bytes is made.
 
     Args:
-        worths: Of each product, what its inputs are worth.
+        worths: Worth of each product's inputs.
         load_map: Constants of the load signal.
         rungs: Prices that were tried, from the lowest; the first is nothing: all but zeros is kept.
         tokens: Tokens that were measured, the dense prompts not counted.
         prompt_tokens: Tokens of each row that were read densely, as a prompt is.
         gains: Share of the divergence that the load's map saves, and that anticipations save beside it, as estimated
             on text that they were not fitted on.
-        anticipations: What refines the scale.
-        explained: Of each, see `Foresight`.
+        anticipations: Probes that refine the scale.
+        explained: Explained variance of each, see `Foresight`.
     """
 
     worths: list[Worth]
@@ -77,13 +77,13 @@ class PriceCalibration:
 
 @dataclass(frozen=True)
 class PriceChoice:
-    """A price, and what it gives.
+    """Chosen price, and the measurements at it.
 
     Args:
-        price: Nats a weight.
+        price: Nats per weight.
         thresholds: f32[D] of each product.
-        kept: Of each product, the share of its inputs that were kept.
-        dial: What other prices give, as efforts beside this one; this one among them.
+        kept: Share of the inputs that were kept, for each product.
+        dial: Measurements at other prices, as efforts relative to this one; this one among them.
         chosen: The point of this one.
     """
 
@@ -103,11 +103,11 @@ def calibrate_price(
     load: bool = True,
     anticipation: bool = True,
 ) -> PriceCalibration:
-    """Measure what inputs are worth, fit what the scale follows, and try prices.
+    """Measure the worth of inputs, fit the adaptation of the scale, and try prices.
 
     Args:
         model: A causal LM in float32, not patched.
-        products: Of the model.
+        products: Products of the model.
         rows: Calibration tokens.
         prompt_tokens: Tokens at the start of each row that are read densely.
         goals: Shares of all weights to be read, which are tried beside SHARES.
@@ -159,7 +159,7 @@ def calibrate_price(
 
 
 def _shares(goals: Sequence[float]) -> list[float]:
-    """Shares to try, from the largest: the usual ones and those asked for, none of which is to be at the end."""
+    """Shares to try, from the largest: the usual ones and the requested ones, none of which may come last."""
     least = min([*goals, *SHARES])
     others = [share for share in SHARES if all(abs(share - goal) > _NEAR for goal in goals)]
     below = [0.9 * least] if least <= SHARES[-1] and least in goals else []
@@ -167,7 +167,7 @@ def _shares(goals: Sequence[float]) -> list[float]:
 
 
 def _free(worths: Sequence[Worth]) -> Rung:
-    """What a price of nothing gives: the dense model, which reads all but the rows of inputs that are 0."""
+    """Rung of price zero: the dense model, which reads all but the rows of inputs that are 0."""
     kept = tuple(worth.unskipped() for worth in worths)
     weights = [worth.product.weights for worth in worths]
     return Rung(0.0, float(np.average(kept, weights=weights)), 0.0, 1.0, kept)
@@ -184,7 +184,7 @@ def _rung(price: float, decoded: Decoded) -> Rung:
 
 
 def _falling(rungs: Sequence[Rung]) -> list[Rung]:
-    """Those that read less than the one before: a model that skips much by itself has none for the larger shares."""
+    """Rungs that read less than the one before: a model that skips much by itself has none for the larger shares."""
     kept = [rungs[0]]
     for rung in rungs[1:]:
         if rung.read < kept[-1].read and rung.effort > kept[-1].effort:
@@ -193,7 +193,7 @@ def _falling(rungs: Sequence[Rung]) -> list[Rung]:
 
 
 def choose(calibration: PriceCalibration, share: float) -> PriceChoice:
-    """The price at which a token reads a share of all weights, on the calibration text.
+    """Choose the price at which a token reads a share of all weights, on the calibration text.
 
     Raises:
         UnreachableError: No price that was tried reads so little, or the model reads less by itself.
@@ -224,7 +224,7 @@ def choose(calibration: PriceCalibration, share: float) -> PriceChoice:
 
 
 def _divergence_at(effort: float, rungs: Sequence[Rung]) -> float:
-    """Between two rungs: a power of the effort, as it grows much faster than in a straight line."""
+    """Interpolate between two rungs by a power of the effort, as divergence grows much faster than linearly."""
     paid = [rung for rung in rungs if rung.divergence > 0]
     if not paid or effort <= paid[0].effort:
         return float(np.interp(effort, [rung.effort for rung in rungs], [rung.divergence for rung in rungs]))

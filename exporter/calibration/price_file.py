@@ -1,4 +1,4 @@
-"""A calibration by price in a file: made once, it serves an artefact of any share of bytes."""
+"""File of a calibration by price: made once, it serves an artefact of any share of bytes."""
 
 import hashlib
 import json
@@ -31,12 +31,12 @@ _LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name not in (
 
 @dataclass(frozen=True)
 class CalibratedOn:
-    """What a calibration was made of.
+    """Provenance of a calibration: its model, text and settings.
 
     Args:
         model: SHA-256, in hex, of the model's weights.
         data: Name of the text.
-        data_sha256: Of that text.
+        data_sha256: SHA-256 of that text.
         settings: SHA-256 of what else it depends on; empty where any export may take it.
     """
 
@@ -61,7 +61,7 @@ class _Probe:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file holds beside its tensors."""
+    """Content of a file, except its tensors."""
 
     of: CalibratedOn
     products: tuple[_ProductSizes, ...]
@@ -135,8 +135,8 @@ def read_price_calibration(path: Path, products: Sequence[Product]) -> tuple[Pri
     """Read a calibration of a model.
 
     Args:
-        path: Of the file.
-        products: Of the model.
+        path: Path of the file.
+        products: Products of the model.
 
     Raises:
         CladaError: The file cannot be read, is damaged or no calibration by price, holds what makes no sense, or is of
@@ -200,7 +200,7 @@ def _anticipation(tensors: Mapping[str, Tensor], site: int, products: Sequence[P
 def _numbers(
     tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, *size: int | None, least: float = 0
 ) -> Tensor:
-    """A tensor of the file, if it is of this size (None is any), finite, and nowhere below the least."""
+    """Tensor of the file, checked to be of this size (None is any), finite, and nowhere below the least."""
     tensor = tensors.get(name)
     if tensor is None or tensor.dtype != dtype or (None not in size and tensor.shape != size):
         raise WrongValueError(f"{name} is missing, or not of the type and size that it must be")

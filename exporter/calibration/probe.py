@@ -1,4 +1,4 @@
-"""Fits what predicts a token's cost: a linear probe of a layer's input, or a table by token id."""
+"""Fits of a token's cost: a linear probe of a layer's input, or a table by token id."""
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ FEWEST_ROWS = 4
 
 
 def log_divergence(divergence: Tensor) -> Tensor:
-    """What is predicted: the log of a KL divergence in nats, in float64."""
+    """Target of the fits: the log of a KL divergence in nats, in float64."""
     return divergence.double().clamp_min(_SMALLEST_DIVERGENCE).log()
 
 
 def ridge(features: Tensor, target: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Weights f64[K] and bias for features f64[T, K] as they are, in closed form; penalised as if standardised."""
+    """Fit weights f64[K] and bias to raw features f64[T, K], in closed form; penalised as if they were standardised."""
     mean, deviation = features.mean(0), features.std(0).clamp_min(1e-9)
     standard = (features - mean) / deviation
     gram = standard.t() @ standard + penalty * len(target) * torch.eye(features.shape[1], dtype=torch.float64)
@@ -92,6 +92,6 @@ def fit_table(tokens: Tensor, target: Tensor, vocabulary: int) -> tuple[Tensor, 
 
 
 def knots_of(signal: Tensor) -> Floats:
-    """f64[KNOTS]: quantiles of a signal, ascending; equal ones are moved apart."""
+    """Knots f64[KNOTS]: quantiles of a signal, ascending; equal ones are moved apart."""
     knots = np.quantile(signal.numpy(), (np.arange(KNOTS) + 0.5) / KNOTS)
     return np.maximum.accumulate(knots + np.arange(KNOTS) * 1e-6)

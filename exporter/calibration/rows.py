@@ -1,4 +1,4 @@
-"""The tokens that a model is calibrated on, and what is said of them."""
+"""Tokens that a model is calibrated on, and their description."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from clada.exporter.calibration.text import (
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """What to calibrate on.
+    """Text to calibrate on.
 
     Args:
-        path: Of the text; the sample that ships with the project where None.
-        documents: What it holds.
+        path: Path of the text; the sample that ships with the project where None.
+        documents: Documents of the text.
     """
 
     path: Path | None
@@ -34,12 +34,12 @@ class CalibrationText:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file."""
         return (self.path or sample_file()).name
 
     @property
     def sha256(self) -> str:
-        """Of its file."""
+        """SHA-256 of its file."""
         return digest(self.path or sample_file())
 
 
@@ -57,7 +57,7 @@ class CalibrationRows:
 
     @property
     def whole(self) -> Tensor:
-        """i64[N + M, S]."""
+        """All rows, i64[N + M, S]."""
         return torch.cat([self.decoded, self.further])
 
 
@@ -77,17 +77,17 @@ def calibration_rows(
     further: int = 0,
     what: str = "calibrating",
 ) -> CalibrationRows:
-    """Tokens of a text for a model of this configuration.
+    """Draw rows of tokens for a model of this configuration.
 
     Args:
         text: Where it comes from.
-        texts: What the tokenizer makes of it, see `texts_of`.
-        tokenizer: Of the model.
-        hf_config: Of the model.
-        tokens: How many to use.
+        texts: Texts after the chat template, see `texts_of`.
+        tokenizer: Tokenizer of the model.
+        hf_config: Configuration of the model.
+        tokens: Number of tokens to use.
         seed: Decides which parts of the text are used.
         report: Called with lines that say what is calibrated on.
-        further: How many tokens are read densely for each of these, as far as the text goes.
+        further: Number of tokens read densely for each of these, as far as the text goes.
         what: Is done with them.
 
     Raises:

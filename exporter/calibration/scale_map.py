@@ -1,4 +1,4 @@
-"""Fits how the thresholds are scaled by a signal: the least divergence at the same bytes, never tighter under load."""
+"""Fit of the map from a signal to the scale: least divergence at the same bytes, never tighter at a higher signal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _FINE = np.linspace(np.log(FACTORS[0]), np.log(FACTORS[-1]), 61)
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted map.
+    """Fitted map.
 
     Args:
         knots: f64[M], values of the signal, ascending.
@@ -32,7 +32,7 @@ class Fit:
 
 
 def _monotone(costs: Floats) -> npt.NDArray[np.int64]:
-    """For each bin the factor's index, non-increasing from bin to bin, of the least total; costs f64[bins, factors]."""
+    """Index of each bin's factor, non-increasing from bin to bin, of the least total; costs f64[bins, factors]."""
     total, choices = costs[0], []
     for cost in costs[1:]:
         # The bin before may have any factor that is not smaller.
@@ -63,7 +63,7 @@ def _curves(
 
 
 def _choose(divergence: Floats, read: Floats) -> npt.NDArray[np.int64]:
-    """The factors' indices of the least divergence that read no more than factor 1 throughout."""
+    """Indices of the factors with the least divergence that read no more than factor 1 throughout."""
     allowed = read[:, len(_FINE) // 2].sum()
     each = np.arange(len(read))
     low, high = -30.0, 30.0
@@ -80,7 +80,7 @@ def fit_scale_map(signal: Floats, knots: Floats, runs: Sequence[Decoded], factor
     Args:
         signal: f64[N, T], of each decoded token.
         knots: f64[M], where the map has its knots, ascending; each token counts for the nearest.
-        runs: What decoding gave at each of the factors throughout.
+        runs: Results of decoding at each of the factors throughout.
         factors: Those; from the first to the last of FACTORS, 1 among them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which neurons a token computes: thresholds and pools, for a goal."""
+"""Selection of neurons: thresholds and pools, for a goal."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ _AROUND = 2.5
 
 @dataclass
 class Measured:
-    """What the choices are made from: of each layer, importance c_i, histogram of costs, mean score, weight."""
+    """Statistics for the choices: of each layer, importance c_i, histogram of costs, mean score and weight."""
 
     importance: list[Tensor]
     histograms: list[CostHistogram]
@@ -35,7 +35,7 @@ class Measured:
 
 
 def measure(texts: Texts, policy: Policy) -> Measured:
-    """Statistics of the neurons on dense passes."""
+    """Measure the statistics of the neurons in dense passes."""
     layers = texts.layers
     if policy.thresholds == "activation":
         importance = [torch.ones(layer.neurons, dtype=torch.float64) for layer in layers]
@@ -58,7 +58,7 @@ def measure(texts: Texts, policy: Policy) -> Measured:
 
 
 def pool_policy(measured: Measured, shares: list[float], kind: str, prior_tokens: float) -> PoolPolicy:
-    """How pools of the given shares are chosen; see Policy.pool for the kind."""
+    """Create the policy for pools of the given shares; see Policy.pool for the kind."""
     sizes = [max(1, round(share * len(p))) for share, p in zip(shares, measured.prior, strict=True)]
     if kind == "prompt":  # the published rule: the prompt alone, each neuron for itself
         ones = [np.ones(len(p), np.float32) for p in measured.prior]
@@ -70,7 +70,7 @@ def pool_policy(measured: Measured, shares: list[float], kind: str, prior_tokens
 
 
 def pools_of(policy: PoolPolicy | None, texts: Texts) -> list[Tensor] | None:
-    """The pools bool[N, F] that the runtime would choose after each row's prompt."""
+    """Pools bool[N, F] that the runtime would choose after each row's prompt."""
     if policy is None:
         return None
     lengths = np.full(len(texts.rows), texts.prompt_tokens)
@@ -79,7 +79,7 @@ def pools_of(policy: PoolPolicy | None, texts: Texts) -> list[Tensor] | None:
 
 
 def _fit_prior_tokens(texts: Texts, measured: Measured, planned: Plan, price: float) -> float:
-    """The weight of the prior that keeps most of what matters in the pools: gains above the price of reading it."""
+    """Fit the prior's weight, for the pools that hold the largest gains above the price of reading a neuron."""
     gains = [torch.zeros(len(texts.rows), layer.neurons) for layer in texts.layers]
     seen = [0] * len(texts.layers)
 
@@ -106,7 +106,7 @@ def _set(texts: Texts, measured: Measured, levels: list[float]) -> None:
 
 
 def select(texts: Texts, policy: Policy, goal: Goal) -> PoolPolicy | None:
-    """Set the thresholds, and say how pools are chosen; None where every neuron may be used.
+    """Set the thresholds, and return the policy of the pools; None where every neuron may be used.
 
     Raises:
         CladaError: The policy cannot reach the goal.

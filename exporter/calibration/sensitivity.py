@@ -1,4 +1,4 @@
-"""What losing a neuron costs the model's output: a second-order estimate, from gradients on calibration text."""
+"""Sensitivity of the model's output to losing a neuron: a second-order estimate, from gradients on calibration text."""
 
 import functools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _DRAWS = 2
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one layer's neurons, means over tokens.
+    """Sensitivities of one layer's neurons, means over tokens.
 
     Args:
         unit: f64[F], E[(g . w_i)^2]: w_i what the neuron writes, g the gradient of the log-likelihood of a token drawn
@@ -31,13 +31,13 @@ class Sensitivity:
 
 @contextmanager
 def _recorded(layers: list[SparseLayer]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Within the context layers compute densely, differentiably, and leave their inputs and outputs in two lists."""
+    """Make layers compute densely and differentiably, within the context, and record their inputs and outputs."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
     def forward(layer: SparseLayer, x: Tensor) -> Tensor:
         y = layer.dense(x)
-        # The first output is where differentiation ends: nothing below it is asked for.
+        # The first output is where differentiation ends: no gradient below it is needed.
         y = y if outputs else y.detach().requires_grad_()
         y.retain_grad()
         inputs.append(x.detach())
@@ -54,13 +54,13 @@ def _recorded(layers: list[SparseLayer]) -> Iterator[tuple[list[Tensor], list[Te
 
 
 def sensitivities(model: Any, batches: list[Tensor], prompt_tokens: int, seed: int = 0) -> list[Sensitivity]:
-    """Measure every layer.
+    """Measure the sensitivities of every layer.
 
     Args:
         model: A causal LM after `sparsify`, in float32.
         batches: i64[B, S] tokens each.
         prompt_tokens: Tokens at the start of each row that are not counted.
-        seed: Of the tokens drawn from the model's predictions.
+        seed: Seed of the tokens drawn from the model's predictions.
     """
     layers = sparse_layers(model)
     totals = [torch.zeros(2, layer.neurons, dtype=torch.float64) for layer in layers]

@@ -1,4 +1,4 @@
-"""Reads calibration text and cuts it into rows of tokens."""
+"""Calibration text, read and cut into rows of tokens."""
 
 import json
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ _PIECE = 16_000  # characters; long texts are drawn from in pieces
 
 
 def sample_file() -> Path:
-    """The sample text that ships with the project: sources of Python's standard library."""
+    """Path of the sample text that ships with the project: sources of Python's standard library."""
     return Path(str(files("clada.exporter") / "data" / "calibration.jsonl"))
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, or a conversation that is one once a chat template has written it.
+    """Text, or conversation that becomes one by a chat template.
 
     Args:
         where: The file, and the line where there are several.
@@ -44,7 +44,7 @@ def read_documents(path: Path, what: str = CALIBRATION_DATA) -> list[Document]:
 
     Args:
         path: The file.
-        what: What an error calls it.
+        what: Name of the file in an error.
 
     Raises:
         CladaError: The file is missing, empty, not UTF-8, or a line is not such an object.
@@ -95,7 +95,7 @@ def has_chat_template(tokenizer: Any) -> bool:
 
 
 def texts_of(documents: Sequence[Document], tokenizer: Any = None) -> list[str]:
-    """The texts of documents.
+    """Texts of documents, conversations written by the chat template.
 
     Args:
         documents: As read_documents gives them.
@@ -135,7 +135,7 @@ def read_texts(path: Path, what: str = CALIBRATION_DATA, tokenizer: Any = None) 
 
 
 def row_length(context_length: int) -> int:
-    """Tokens in a calibration row for a model's context.
+    """Number of tokens in a calibration row for a model's context.
 
     Raises:
         CladaError: The context is too short to calibrate in.
@@ -163,13 +163,13 @@ def token_rows(
     """Draw rows of consecutive tokens, each begun as the tokenizer begins a text.
 
     Args:
-        texts: What to draw from.
+        texts: Texts to draw from.
         tokenizer: A Hugging Face tokenizer.
         vocabulary: Size of the model's vocabulary.
-        tokens: How many tokens to draw, about; fewer where the texts are shorter.
+        tokens: Approximate number of tokens to draw; fewer where the texts are shorter.
         length: Tokens in a row.
         seed: Decides which pieces of the texts are drawn.
-        what: What an error calls the texts.
+        what: Name of the texts in an error.
 
     Returns:
         i64[N, length].

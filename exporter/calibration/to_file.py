@@ -1,4 +1,4 @@
-"""`clada.calibrate`: what a model's bytes are worth, measured once for artefacts of any share of them."""
+"""`clada.calibrate`: measure the worth of a model's bytes once, for artefacts of any share of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,14 +29,14 @@ def calibrate(
     report: Callable[[str], None] = print,
     **trust: Any,
 ) -> None:
-    """Calibrate a model by price, and write what was measured.
+    """Calibrate a model by price, and write the measurements to a file.
 
     Args:
         output: The file to write; `export` takes it as `calibration_file`.
         source: A checkpoint's folder or a Hugging Face model id.
-        shares: Of all weights' bytes, to be measured beside the usual ones.
+        shares: Shares of all weights' bytes to measure beside the usual ones.
         data: See `read_documents`; the sample that ships with the project where None.
-        tokens: How many tokens of it to use.
+        tokens: Number of tokens of it to use.
         seed: Decides which parts of the text are used.
         report: Called with each line of progress.
         trust: See `load_model`.

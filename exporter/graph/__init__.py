@@ -1,1 +1,1 @@
-"""From a patched model to ONNX: the decoder that is traced, and what is rewritten for ONNX Runtime."""
+"""Graph of a patched model in ONNX: the decoder to trace, and the rewrites for ONNX Runtime."""

@@ -1,4 +1,4 @@
-"""The graph that is traced: a patched model with flat inputs, its load signal, and what it tells of itself."""
+"""Decoder module to trace: a patched model with flat inputs, its load signal and its telemetry."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from clada.ops.torch import torch_op
 
 
 class Decoder(nn.Module):
-    """The contract's graph: prefill dense, decode sparse, padding skipped; see `forward`.
+    """Graph of the contract: prefill dense, decode sparse, padding skipped; see `forward`.
 
     With `in_place_cache` it is for one text that is not padded, its keys and values are buffers with room for what is
     yet to come, `attention_mask` may be longer than the text, and it can be traced only, within `in_place_attention`.
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         token_scale: list[Tensor],
         row_share: list[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-        """One step, prefill or decode.
+        """Run one step, prefill or decode.
 
         Args:
             input_ids: i64[B, S].
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         return logits, present, list(self.sparsity.score), load, surprisal, entropy, active, read
 
     def _active_of_last(self) -> Tensor:
-        """i32[L, B], what each site kept of the last position."""
+        """Number i32[L, B] of neurons or inputs that each site kept at the last position."""
         sites = self.sparsity.active
         # One slice for all sites of as many tokens, not one each; the output matrix may have been given one alone.
         apart = sites[-1:] if self.sparsity.row_share is not None else []
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
         past: list[tuple[Tensor, Tensor]],
         **steering: Any,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The model alone: arguments and results as of `forward`, and what `Sparsity.steered` takes."""
+        """Run the model alone: arguments and results as of `forward`, and the values for `Sparsity.steered`."""
         cache: Any = BufferCache(past, attention_mask, position_ids) if self.in_place_cache else DynamicCache(past)
         with self.sparsity.steered(last_only=not self.all_logits, **steering):
             logits: Tensor = self.model(

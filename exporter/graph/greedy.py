@@ -1,4 +1,4 @@
-"""What PyTorch generates from a patched model, by a loop of its own: what a session is compared with."""
+"""Greedy generation of a patched model in PyTorch, by a loop of its own: the reference of a session."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,15 +17,15 @@ from clada.exporter.model.patch import Sparsity
 def greedy_tokens(
     model: Any, sparsity: Sparsity, load_map: LoadMap, pools: PoolPolicy | None, prompt: Sequence[int], count: int
 ) -> list[int]:
-    """What PyTorch generates by itself from the patched model: prefill dense, decode sparse, greedy.
+    """Generate with the patched model in PyTorch alone: prefill dense, decode sparse, greedy.
 
     Args:
         model: A causal LM after `sparsify`.
         sparsity: Its state, with the calibrated values.
         load_map: Constants of the load signal.
-        pools: How its pools are chosen; None where every neuron may be used.
+        pools: Policy of its pools; None where every neuron may be used.
         prompt: Token ids.
-        count: How many tokens to generate.
+        count: Number of tokens to generate.
     """
     decoder = Decoder(model, sparsity, load_map.surprisal_weight)
     values = constants(sparsity, load_map)

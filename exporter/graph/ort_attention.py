@@ -1,4 +1,4 @@
-"""Attention that keeps its cache in place: ONNX Runtime's GroupQueryAttention, for every family alike."""
+"""Attention with an in-place KV cache: ONNX Runtime's GroupQueryAttention, for every family alike."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ _MINIMUM_ONNXRUNTIME_WITH_WINDOW = "1.24"
 
 
 class BufferCache(DynamicCache):
-    """Buffers of any capacity that attention writes into; a call's own keys and values pass through untouched.
+    """KV cache as buffers of any capacity that attention writes into; a call's own keys and values pass unchanged.
 
     Args:
         past: Keys and values T[1, H, C, d] for each layer.
@@ -45,12 +45,12 @@ class BufferCache(DynamicCache):
         self.last = position_ids[:, -1].to(torch.int32)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """What a model's attention layer calls before its attention function."""
+        """Return the keys and values unchanged; a model's attention layer calls this before attention."""
         return key_states, value_states
 
 
 def _check(module: nn.Module, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
-    """Raise CladaError for an attention that the op does not compute."""
+    """Raise CladaError for an attention that the op does not support."""
     reasons = [f"its attention takes {name}" for name in _REFUSED if options.get(name) is not None]
     if mask is not None:
         reasons.append("it makes an attention mask of its own")
@@ -76,7 +76,7 @@ def _attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function as transformers calls it: T[1, H, S, d] each, rotary embedding applied."""
+    """Attention function as transformers calls it: T[1, H, S, d] each, rotary embedding applied."""
     _check(module, key, value, attention_mask, options)
     layer: Any = buffers.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     heads, length, width = query.shape[1:]
@@ -101,7 +101,7 @@ AttentionInterface.register(_ATTENTION, _attention)
 
 @contextmanager
 def in_place_attention(model: Any) -> Iterator[None]:
-    """Within the context the model attends through the op, into the buffers given as its argument `buffers`."""
+    """Make the model attend through the op, within the context, into the buffers given as its argument `buffers`."""
     before = model.config._attn_implementation
     model.set_attn_implementation(_ATTENTION)
     try:
@@ -112,6 +112,6 @@ def in_place_attention(model: Any) -> Iterator[None]:
 
 
 def minimum_onnxruntime(traced: onnx_ir.Model) -> str:
-    """The first release of ONNX Runtime that computes a graph with an in-place cache as PyTorch does."""
+    """First release of ONNX Runtime that computes a graph with an in-place cache as PyTorch does."""
     windows = any("local_window_size" in node.attributes for node in traced.graph if node.op_type == OP)
     return _MINIMUM_ONNXRUNTIME_WITH_WINDOW if windows else _MINIMUM_ONNXRUNTIME

@@ -1,4 +1,4 @@
-"""What a traced graph is rewritten to, in place, for ONNX Runtime: fewer nodes, each of which costs it microseconds."""
+"""Rewrites of a traced graph, in place, for ONNX Runtime: fewer nodes, each of which costs it microseconds."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ DOMAIN = "com.microsoft"
 
 
 def divide_by_roots(traced: onnx_ir.Model) -> None:
-    """Write x · (1 / √v) as x / √v: what ONNX Runtime fuses an RMS norm from, seven kernels into one."""
+    """Write x · (1 / √v) as x / √v: the form that ONNX Runtime fuses to an RMS norm, seven kernels into one."""
     for node in list(traced.graph):
         root = node.inputs[0]
         if node.op_type != "Reciprocal" or root is None or getattr(root.producer(), "op_type", "") != "Sqrt":
@@ -29,7 +29,7 @@ def divide_by_roots(traced: onnx_ir.Model) -> None:
 
 
 def drop_reshapes(traced: onnx_ir.Model) -> None:
-    """Leave out each Reshape to the shape that a value had before: heads are cut apart and joined again."""
+    """Remove each Reshape back to a shape that a value had before: heads are split and joined again."""
     for node in traced.graph:
         output = node.outputs[0]
         if node.op_type != "Reshape" or output.is_graph_output() or not _is_known(output):
@@ -46,7 +46,7 @@ def _is_known(value: onnx_ir.Value) -> bool:
 
 
 def _before(reshape: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
-    """The values of the same elements that a Reshape makes its own of, the nearest first."""
+    """Earlier values with the same elements as a Reshape's output, the nearest first."""
     node: onnx_ir.Node | None = reshape
     while node is not None and node.op_type == "Reshape":
         value = node.inputs[0]

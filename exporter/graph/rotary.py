@@ -16,7 +16,7 @@ _FUNCTION = "apply_rotary_pos_emb"
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The op for x T[1, H, S, d] and the angles' cosines and sines T[S, r / 2], of which the first r places turn."""
+    """Node of the op for x T[1, H, S, d] and cosines and sines T[S, r / 2], which rotate the first r places."""
     heads, length, width = x.shape[1:]
     turned = 2 * cos.shape[-1]
     # The angles are those of the call's own tokens, not a table of all places: the first is the call's first.
@@ -33,7 +33,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _apply(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """What `apply_rotary_pos_emb` does, for cosines and sines T[1, S, r] whose second half repeats the first."""
+    """Replacement of `apply_rotary_pos_emb`, for cosines and sines T[1, S, r] whose second half repeats the first."""
     half = cos.shape[-1] // 2
     cos, sin = cos[0, :, :half], sin[0, :, :half]
     return _rotated(query, cos, sin), _rotated(key, cos, sin)
@@ -41,7 +41,7 @@ def _apply(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 @contextmanager
 def rotary_ops(model: Any) -> Iterator[None]:
-    """Within the context a model of one text can be traced with the op, and not run."""
+    """Make a model of one text traceable with the op, within the context; it cannot be run there."""
     modules = {sys.modules[type(part).__module__] for part in model.modules()}
     before = {module: getattr(module, _FUNCTION) for module in modules if hasattr(module, _FUNCTION)}
     for module in before:

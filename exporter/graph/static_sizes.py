@@ -1,11 +1,11 @@
-"""Sizes that the tracer knows and the graph leaves to be inferred."""
+"""Static sizes, known to the tracer, that the graph leaves to be inferred."""
 
 import numpy as np
 import onnx_ir
 
 
 def state_known_sizes(model: onnx_ir.Model) -> None:
-    """Replace a Reshape's "whatever is left" by the size, where that is known: TensorRT cannot always infer it.
+    """Replace the -1 of a Reshape by the size, where it is known: TensorRT cannot always infer it.
 
     Such are the numbers of heads, left by `view(*shape, -1, head_size)`; the Attention of opset 23 needs them.
     """

@@ -16,7 +16,7 @@ from clada.ops import graph_names
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Sizes of one layer's key-value cache: heads, and width of a key and of a value."""
+    """Sizes of one layer's KV cache: heads, and width of a key and of a value."""
 
     heads: int
     key_width: int
@@ -24,7 +24,7 @@ class CacheShape:
 
 
 def cache_shapes(model: Any) -> list[CacheShape]:
-    """Read each layer's cache sizes off a pass over one token."""
+    """Determine each layer's cache sizes by a pass over one token."""
     cache: Any = DynamicCache()
     with torch.no_grad():
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache, use_cache=True)
@@ -62,7 +62,7 @@ def first_step(model: Any, ids: Tensor, mask: Tensor) -> dict[str, Any]:
 
 
 def next_step(step: dict[str, Any], tokens: Tensor, logits: Tensor, present: list[Tensor]) -> dict[str, Any]:
-    """Inputs that read one token more, i64[B, 1], given what the step before put out."""
+    """Inputs that read one token more, i64[B, 1], given the outputs of the step before."""
     mask = torch.cat([step["attention_mask"], torch.ones_like(tokens)], dim=1)
     return step | {
         "input_ids": tokens,
@@ -74,7 +74,7 @@ def next_step(step: dict[str, Any], tokens: Tensor, logits: Tensor, present: lis
 
 
 def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
-    """The calibrated arguments of Decoder.forward."""
+    """Calibrated arguments of Decoder.forward."""
     return {
         "thresholds": list(sparsity.thresholds),
         graph_names.SURPRISAL_KNOTS: load_map.surprisal_knots,

@@ -1,4 +1,4 @@
-"""Traces a patched model into ONNX: one graph for prefill and decode, any batch, any lengths."""
+"""Tracing of a patched model into ONNX: one graph for prefill and decode, any batch, any lengths."""
 
 import hashlib
 import logging
@@ -37,7 +37,7 @@ MAXIMUM_OPSET = 23
 
 
 def _dims(in_place_cache: bool) -> dict[str, dict[int, str]]:
-    """Names of the sizes that change, by axis, of each argument of a step; of a list, those of each of its tensors."""
+    """Names of the dynamic sizes, by axis, of each argument of a step; of a list, those of each of its tensors."""
     here = {1: graph_names.SEQUENCE_LENGTH}
     batch = {} if in_place_cache else {0: graph_names.BATCH_SIZE}
     return {
@@ -83,7 +83,7 @@ def output_names(layers: int, by_input: bool = False) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's advice to the authors of exporters; errors are raised all the same."""
+    """Silence torch's messages to the authors of exporters; errors are raised all the same."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -147,7 +147,7 @@ def _clean(model: onnx_ir.Model, in_place_cache: bool) -> None:
 
 
 def check_opset(opset: int, quantized: bool = False) -> None:
-    """Raise CladaError for a version of the standard ops that the graph cannot be written in."""
+    """Raise CladaError for an opset in which the graph cannot be written."""
     if quantized and opset < MINIMUM_QUANTIZED_OPSET:
         raise CladaError(
             f"opset {opset} knows no weights in blocks; with quantised weights choose one from "

@@ -1,4 +1,4 @@
-"""A copy of a graph that also puts out what its sparse products read and are scaled by: what their decisions follow."""
+"""Copy of a graph that also outputs the inputs and scales of its sparse products, from which their decisions follow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ _OPS = {op.name: op for op in (SPARSE_LINEAR, QUANTIZED_LINEAR)}
 
 @dataclass(frozen=True)
 class Watched:
-    """A graph, and the names of outputs that it has more.
+    """Graph with additional outputs, and their names.
 
     Args:
         path: Its file.
-        x: Of each product, T[..., D]; empty where no inputs are skipped.
-        scale: Of each product, f32[B, S].
+        x: Inputs T[..., D] of each product; empty where no inputs are skipped.
+        scale: Scale f32[B, S] of each product.
         quantized: Whether the products' weights are.
     """
 
@@ -31,7 +31,7 @@ class Watched:
 
 @contextmanager
 def watched(path: Path) -> Iterator[Watched]:
-    """Within the context the copy lies beside the graph, whose weights it reads.
+    """Write the copy, for the time of the context, beside the graph, whose weights it reads.
 
     A graph that skips neurons is given as it is: its scores tell what was kept.
     """

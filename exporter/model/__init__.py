@@ -1,1 +1,1 @@
-"""A causal LM made sparse: which families there are, what is swapped in them, and what steers it."""
+"""Sparse causal LMs: the supported families, the modules replaced in them, and the state that steers those."""

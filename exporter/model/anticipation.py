@@ -1,4 +1,4 @@
-"""Anticipation: how hard this very token is, read off the hidden state by a linear probe."""
+"""Anticipation: the difficulty of the current token, predicted from the hidden state by a linear probe."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from clada.ops import graph_names
 
 
 def piecewise_linear(value: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate: values at knots (ascending), constant outside; a sum of clipped ramps, as ONNX has no search."""
+    """Interpolate values at knots (ascending), constant outside; a sum of clipped ramps, as ONNX has no search."""
     widths = knots.diff().clamp_min(torch.finfo(torch.float32).tiny)
     along = ((value.unsqueeze(-1) - knots[:-1]) / widths).clamp(0, 1)
     return values[0] + (along * values.diff()).sum(-1)
@@ -18,7 +18,7 @@ def piecewise_linear(value: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Anticipation:
-    """A probe of one site's input, and the factor on the scale that follows from it, there and at the sites above.
+    """Probe of one site's input, and the factor on the scale that follows from it, there and at the sites above.
 
     Args:
         site: Index of the layer whose feed-forward network's input is read, or of the product whose input is.
@@ -37,7 +37,7 @@ class Anticipation:
     factors: Tensor
 
     def tensors(self) -> list[Tensor]:
-        """What is calibrated, in the order of the fields."""
+        """Calibrated tensors, in the order of the fields."""
         return [self.weight, self.load_weight, self.bias, self.knots, self.factors]
 
     def predicted(self, x: Tensor, load: Tensor) -> Tensor:
@@ -45,13 +45,13 @@ class Anticipation:
         return x.float() @ self.weight + load * self.load_weight + self.bias
 
     def refined(self, scale: Tensor, x: Tensor, load: Tensor) -> Tensor:
-        """The scale f32[B, S] from this site on; where it is dense or padding it stays so."""
+        """Scale f32[B, S] from this site on; where it is dense or padding it stays so."""
         factor = piecewise_linear(self.predicted(x, load), self.knots, self.factors)
         return torch.where(scale > 0, scale * factor, scale)
 
 
 def named_tensors(anticipations: Iterable[Anticipation]) -> dict[str, Tensor]:
-    """What is calibrated, by the names that it has in graphs and files."""
+    """Calibrated tensors, by their names in graphs and files."""
     return {
         name: tensor
         for anticipation in anticipations
@@ -60,5 +60,5 @@ def named_tensors(anticipations: Iterable[Anticipation]) -> dict[str, Tensor]:
 
 
 def from_named(sites: Iterable[int], tensor: Callable[[str], Tensor]) -> list[Anticipation]:
-    """The anticipations at sites, of tensors by their names: see `named_tensors`."""
+    """Create the anticipations at sites from tensors by name: see `named_tensors`."""
     return [Anticipation(site, *map(tensor, graph_names.anticipation(site))) for site in sites]

@@ -1,4 +1,4 @@
-"""Loads a Hugging Face checkpoint, or says in one line why it cannot be used."""
+"""Loading of Hugging Face checkpoints, with one line of explanation where one cannot be used."""
 
 import json
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def _one_line(error: BaseException) -> str:
 
 @contextmanager
 def _reading(what: str, source: str) -> Iterator[None]:
-    """Within the context any error is that of a checkpoint that cannot be read.
+    """Turn any error within the context into that of a checkpoint that cannot be read.
 
     Every kind: transformers meets a file that makes no sense wherever it first uses what it says.
     """
@@ -51,7 +51,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _check_index(path: Path, source: str, allow_pickle: bool) -> None:
-    """Raise CladaError where a list of parts names what is not a safetensors file of the checkpoint's own folder."""
+    """Raise CladaError where a list of parts names anything but a safetensors file of the checkpoint's own folder."""
     with _reading("list of weight files", source):
         parts = _json_object(path).get("weight_map")
         if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):

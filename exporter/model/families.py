@@ -1,4 +1,4 @@
-"""Which models can be exported, and where each keeps its feed-forward network; a new family is one row."""
+"""Families of models that can be exported, and the paths of their feed-forward networks; a new family is one row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from clada.ops import SPARSE_FFN, SPARSE_GATED_FFN, Op
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family of models keeps its feed-forward networks.
+    """Paths of the feed-forward networks of a family of models.
 
     Args:
         op: The op that takes its place.

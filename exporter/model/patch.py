@@ -1,4 +1,4 @@
-"""Swaps the feed-forward networks of a Hugging Face causal LM, in place, for modules that skip neurons."""
+"""Replacement of a causal LM's feed-forward networks, in place, by modules that skip neurons."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +19,14 @@ from clada.ops.torch import ACTIVATIONS, torch_op
 
 @dataclass
 class Sparsity:
-    """What the sparse sites of one model read before a forward pass and leave behind after it.
+    """State shared by the sparse sites of one model: read before a forward pass, written after it.
 
     A site is a layer's feed-forward network, which skips neurons, or a product, which skips inputs.
 
     Args:
         thresholds: f32[F] for each layer, or f32[D] for each product.
         compensation: f32[D] for each layer, added to its output where it is sparse; empty for none.
-        anticipations: What refines the scale, each from its site to the next one's.
+        anticipations: Probes that refine the scale, each from its site to the next one's.
         row_share: f32[P], the share of all products' weights that is in a row of each; None where neurons are skipped.
         scale: Factor on the thresholds, one for all tokens or f32[B, S]; 0 is dense, negative is padding.
         refined: f32[B, S], what the last anticipation of a pass made of the scale; None where none has.
@@ -53,7 +53,7 @@ class Sparsity:
 
     @contextmanager
     def steered(self, scale: float | Tensor, pools: list[Tensor] | None = None, **others: Any) -> Iterator[None]:
-        """Within the context the layers read these values; pools None is all neurons.
+        """Set these values for the layers, within the context; pools None is all neurons.
 
         Args:
             scale: See the class.
@@ -73,7 +73,7 @@ class Sparsity:
                 setattr(self, name, value)
 
     def scale_at(self, site: int, x: Tensor, of_last: bool = False) -> Tensor:
-        """The scale f32[B, S] of the tokens of a site's input, refined from here on where there is an anticipation.
+        """Scale f32[B, S] of the tokens of a site's input, refined from here on where there is an anticipation.
 
         Args:
             site: Index of the layer or product.
@@ -105,11 +105,11 @@ def _unchanged(_matrix: str, inputs: Tensor) -> Tensor:
 
 
 class SparseLayer(nn.Module):
-    """One feed-forward network: the op's weights, and the shared state that its other inputs come from.
+    """Sparse feed-forward network: the op's weights, and the shared state that its other inputs come from.
 
     Args:
         op: The op that it calls.
-        index: Of the layer.
+        index: Index of the layer.
         weights: The op's weights by input name, in order.
         activation: The op's attribute.
         sparsity: The state.
@@ -139,7 +139,7 @@ class SparseLayer(nn.Module):
 
     @property
     def neurons(self) -> int:
-        """F, the number of neurons."""
+        """Number of neurons, F."""
         return int(self.get_parameter(self.weight_names[0]).shape[0])
 
     @property
@@ -175,7 +175,7 @@ class SparseLayer(nn.Module):
         return None if name is None else self.get_parameter(name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output for x [B, S, D], or [B * S, D] as some families flatten it."""
+        """Output of the layer for x [B, S, D], or [B * S, D] as some families flatten it."""
         shared = self.sparsity
         scale = shared.scale_at(self.index, x)
         tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
@@ -200,7 +200,7 @@ class SparseLayer(nn.Module):
 
 
 def family_of(model: nn.Module) -> Family:
-    """The row of FAMILIES for a model.
+    """Row of FAMILIES for a model.
 
     Raises:
         CladaError: The model's type is not in the table.
@@ -212,14 +212,14 @@ def family_of(model: nn.Module) -> Family:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The model's decoder layers, in order."""
+    """Decoder layers of the model, in order."""
     layers = model.get_submodule(family_of(model).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
 def sparse_layers(model: nn.Module) -> list[SparseLayer]:
-    """The sparse feed-forward networks of a patched model, in order."""
+    """Sparse feed-forward networks of a patched model, in order."""
     return [module for module in model.modules() if isinstance(module, SparseLayer)]
 
 
@@ -231,7 +231,7 @@ def _activation(model: Any, family: Family) -> str:
 
 
 def _weights(layer: nn.Module, family: Family) -> dict[str, Tensor]:
-    """The op's weights by input name, the matrix that leads out of the neurons transposed to [F, D]."""
+    """Weights of the op by input name, the down projection transposed to [F, D]."""
     weights: dict[str, Tensor] = {}
     outward = list(family.linears)[-1]
     for name, path in family.linears.items():
@@ -248,13 +248,13 @@ def _weights(layer: nn.Module, family: Family) -> dict[str, Tensor]:
 
 
 def replace(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of the one at a path from another."""
+    """Replace the module at a path from another one."""
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
 
 
 def sparsify(model: nn.Module, thresholds: Sequence[Tensor] | None = None) -> Sparsity:
-    """Swap a causal LM's feed-forward networks in place for sparse ones.
+    """Replace a causal LM's feed-forward networks, in place, by sparse ones.
 
     One matrix of one layer is in memory twice at a time. The model computes densely until the returned state's
     `scale` is raised above 0.

@@ -1,4 +1,4 @@
-"""The products of a causal LM, found by what they read: linear layers of one input are one product."""
+"""Products of a causal LM, found by their inputs: linear layers with the same input are one product."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,33 +25,33 @@ class Product:
 
     @property
     def name(self) -> str:
-        """Of all its layers, as a person reads it: the path of the first, and how each is called."""
+        """Readable name of all its layers: the path of the first, and the last part of the others' paths."""
         return "+".join([self.names[0], *(name.rpartition(".")[2] for name in self.names[1:])])
 
     @property
     def inputs(self) -> int:
-        """D, how many inputs there are."""
+        """Number of inputs, D."""
         return self.linears[0].in_features
 
     @property
     def outputs(self) -> int:
-        """N, how many weights an input has."""
+        """Number of weights per input, N."""
         return sum(linear.out_features for linear in self.linears)
 
     @property
     def weights(self) -> int:
-        """How many weights there are."""
+        """Number of weights."""
         return self.inputs * self.outputs
 
 
 def joined_weights(product: Product) -> Tensor:
-    """T[D, N], the weights of all layers of a product, a row an input."""
+    """Weights T[D, N] of all layers of a product, a row per input."""
     return torch.cat([linear.weight.data.t() for linear in product.linears], dim=1).contiguous()
 
 
 @torch.no_grad()
 def find_products(model: Any) -> list[Product]:
-    """The products of a model, in the order in which they run; the output matrix is the last one's.
+    """Find the products of a model, in the order in which they run; the output matrix is the last one's.
 
     A linear layer that does not run is in none.
     """
@@ -71,13 +71,13 @@ def find_products(model: Any) -> list[Product]:
 
 
 def layer_starts(layers: int, products: int) -> list[int]:
-    """Indices of the product at which each of as many layers begins, and of the output matrix, which is the last."""
+    """Index of the first product of each of `layers` layers, and of the output matrix, which is the last."""
     return [round(layer * (products - 1) / layers) for layer in range(layers + 1)]
 
 
 @contextmanager
 def input_hooks(products: Sequence[Product], hook: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
-    """Within the context each product's input T[..., D] is shown to a function of the product's index and it.
+    """Call a function, within the context, with each product's index and input T[..., D].
 
     What the function returns takes the input's place, for all of the product's layers; None leaves it.
     """

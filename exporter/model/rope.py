@@ -1,4 +1,4 @@
-"""Rotary frequencies that depend on a text's length, in a form that can be traced: by the length of each text itself.
+"""Rotary frequencies that depend on a text's length, in traceable form: by the length of each text itself.
 
 transformers chooses them by a branch on the longest text of a call, and keeps them for the next.
 """
@@ -20,7 +20,7 @@ Frequencies = Callable[[Any, Tensor], Tensor]
 
 
 def _longrope(module: Any, length: Tensor) -> Tensor:
-    """One of two sets, i64[B] lengths to f32[B, r / 2]: beyond the length of pretraining, the other."""
+    """Choose one of two sets, i64[B] lengths to f32[B, r / 2], by the length of pretraining."""
     original = module.config.rope_parameters["original_max_position_embeddings"]
     beyond, _ = ROPE_INIT_FUNCTIONS[module.rope_type](module.config, seq_len=original + 1)
     return torch.where(length.unsqueeze(-1) > original, beyond, module.original_inv_freq.float())
@@ -44,7 +44,7 @@ def _rotary_modules(model: nn.Module) -> list[Any]:
 
 
 def context_length(config: Any) -> int:
-    """How many tokens a model reads: with dynamic frequencies that is `factor` times what it was trained on."""
+    """Maximum number of tokens a model reads: with dynamic frequencies, `factor` times its training length."""
     parameters = getattr(config, "rope_parameters", None) or {}
     if parameters.get("rope_type") == "dynamic":
         return int(config.max_position_embeddings * parameters["factor"])
@@ -65,7 +65,7 @@ def check_rope(config: Any) -> None:
 
 
 def _forward(module: Any, frequencies: Frequencies, x: Tensor, position_ids: Tensor) -> Any:
-    """What the module's own forward gives for x and position_ids i64[B, S], with the frequencies of each text."""
+    """Output of the module's own forward for x and position_ids i64[B, S], with the frequencies of each text."""
     twin = copy.copy(module)
     twin._buffers = {}
     twin.inv_freq = frequencies(module, position_ids.amax(-1) + 1).unsqueeze(1)  # [B, 1, r / 2]
@@ -74,7 +74,7 @@ def _forward(module: Any, frequencies: Frequencies, x: Tensor, position_ids: Ten
 
 @contextmanager
 def rope_by_length(model: nn.Module) -> Iterator[None]:
-    """Within the context a model's rotary frequencies can be traced, whatever they depend on."""
+    """Make a model's rotary frequencies traceable, within the context, whatever they depend on."""
     changed = [module for module in _rotary_modules(model) if module.rope_type in _BY_LENGTH]
     for module in changed:
         module.forward = partial(_forward, module, _BY_LENGTH[module.rope_type])

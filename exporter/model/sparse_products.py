@@ -1,4 +1,4 @@
-"""Swaps the linear layers of a causal LM, in place, for products that skip inputs: every matrix a token reads."""
+"""Replacement of a causal LM's linear layers, in place, by products that skip inputs: every matrix a token reads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _NO_FORMATS: Mapping[str, int] = MappingProxyType({})
 
 @dataclass
 class _Parts:
-    """What the layers of a product share out among them in a pass: their input, and what it gives each."""
+    """Input and outputs that the layers of a product share in a pass."""
 
     x: Tensor | None = None
     outputs: Sequence[Tensor] = ()
@@ -29,7 +29,7 @@ class SparseProduct(nn.Module):
     """The linear layers of one input as one product that skips inputs.
 
     Args:
-        index: Of the product.
+        index: Index of the product.
         product: The layers; their weights are copied.
         sparsity: The state that its thresholds and scale come from.
         is_output: Whether it is the output matrix, which may be given each text's last token alone.
@@ -44,7 +44,7 @@ class SparseProduct(nn.Module):
         self._parts = _Parts()
 
     def set_weights(self, op: Op, weights: Mapping[str, Tensor], formats: Mapping[str, int] = _NO_FORMATS) -> None:
-        """Compute by an op from here on, with its weights by input name, and its attributes, in order."""
+        """Set the op to compute by from here on, with its weights by input name, and its attributes, in order."""
         for name in self.weight_names:
             delattr(self, name)
         self.op, self.weight_names, self.formats = op, list(weights), dict(formats)
@@ -52,7 +52,7 @@ class SparseProduct(nn.Module):
             self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
     def forward(self, x: Tensor, part: int) -> Tensor:
-        """What the layer of a number gives for x [B, S, D], or [B * S, D]; the first computes for all."""
+        """Output of one of the layers for x [B, S, D], or [B * S, D]; the first call computes those of all."""
         parts = self._parts
         if part == 0:
             parts.x, parts.outputs = x, self._computed(x)
@@ -85,19 +85,19 @@ class ProductPart(nn.Module):
         self.product, self.part, self.bias = product, part, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the linear layer, less what is skipped."""
+        """Compute the linear layer without the skipped inputs."""
         y: Tensor = self.product(x, self.part)
         return y if self.bias is None else y + self.bias
 
 
 def sparse_products(model: nn.Module) -> list[SparseProduct]:
-    """The products of a model after `sparsify_products`, in the order in which they run."""
+    """Products of a model after `sparsify_products`, in the order in which they run."""
     found = {module.index: module for module in model.modules() if isinstance(module, SparseProduct)}
     return [found[index] for index in sorted(found)]
 
 
 def sparsify_products(model: Any, products: Sequence[Product], thresholds: Sequence[Tensor] | None = None) -> Sparsity:
-    """Swap a causal LM's linear layers in place for products that skip inputs.
+    """Replace a causal LM's linear layers, in place, by products that skip inputs.
 
     One product of the model is in memory twice at a time. The model computes densely until the returned state's
     `scale` is raised above 0.
@@ -135,6 +135,6 @@ def sparsify_products(model: Any, products: Sequence[Product], thresholds: Seque
 
 
 def row_shares(products: Sequence[Product]) -> Tensor:
-    """f32[P], the share of all their weights that is in a row of each product."""
+    """Share f32[P] of all their weights that is in one row of each product."""
     total = sum(product.weights for product in products)
     return torch.tensor([product.outputs / total for product in products])

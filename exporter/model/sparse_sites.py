@@ -1,4 +1,4 @@
-"""Where a model skips: its layers' feed-forward networks, by neurons, or all of its products, by inputs."""
+"""Sparse sites of a model: its layers' feed-forward networks, by neurons, or all of its products, by inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,5 +10,5 @@ Site = SparseLayer | SparseProduct
 
 
 def sparse_sites(model: Any) -> Sequence[Site]:
-    """Those of a patched model, in order."""
+    """Sparse sites of a patched model, in order."""
     return sparse_layers(model) or sparse_products(model)

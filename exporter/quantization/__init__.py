@@ -1,1 +1,1 @@
-"""Weights of 4 and 8 bits: to the nearest or by GPTQ, packed as the ops take them."""
+"""Quantisation of weights to 4 and 8 bits: to the nearest or by GPTQ, packed as the ops take them."""

@@ -1,4 +1,4 @@
-"""Rounding that later weights make up for, after GPTQ (Frantar et al. 2022, arXiv 2210.17323).
+"""Quantisation in which later weights compensate the rounding of earlier ones, after GPTQ (arXiv 2210.17323).
 
 Weights of one input after another are rounded; what that changes in the outputs, on calibration text, is taken back as
 far as it can be by those of the inputs that are still to come. Inputs go in the order of their energy, and scales are
@@ -26,12 +26,12 @@ _Round = Callable[[int, Tensor], Tensor]
 
 
 def quantize_rows(matrix: npt.NDArray[np.float32], bits: int, block_size: int) -> tuple[Array, Array]:
-    """Round f32[F, D] to the nearest; 8-bit codes can spare the one that makes scales positive."""
+    """Quantise f32[F, D] to the nearest; 8-bit codes can omit the lowest, so that scales are positive."""
     return quantize(matrix, bits, block_size, positive=bits == 8)
 
 
 def _factor(moments: Tensor) -> Tensor:
-    """The upper Cholesky factor f32[K, K] of the inverse of damped second moments."""
+    """Upper Cholesky factor f32[K, K] of the inverse of damped second moments."""
     damped = moments + _DAMPING * moments.diagonal().mean().clamp_min(1e-12) * torch.eye(len(moments))
     lower, failed = torch.linalg.cholesky_ex(damped.double())
     if failed:
@@ -63,8 +63,8 @@ def round_inward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) ->
     Args:
         matrix: f32[N, K], a row an output.
         moments: f32[K, K], sums of products of inputs over calibration tokens.
-        bits: Of a code.
-        block_size: Weights a scale.
+        bits: Bits per code.
+        block_size: Weights per scale.
 
     Returns:
         Packed codes i8[N, P] and scales f16[N, K / block_size].
@@ -89,8 +89,8 @@ def round_outward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) -
     Args:
         matrix: f32[F, D], what each neuron writes.
         moments: f32[F, F], sums of products of neurons over calibration tokens.
-        bits: Of a code.
-        block_size: Weights a scale.
+        bits: Bits per code.
+        block_size: Weights per scale.
 
     Returns:
         Packed codes i8[F, P] and scales f16[F, D / block_size].

@@ -1,4 +1,4 @@
-"""Products of the same tokens with packed weights, as an attention's queries, keys and values are, made one.
+"""Merging of products of the same tokens with packed weights, such as an attention's queries, keys and values.
 
 A product with few weights takes about as long to hand to threads as to compute.
 """
@@ -16,7 +16,7 @@ AND = "+"
 
 
 def merge_products(traced: onnx_ir.Model) -> None:
-    """Make one product, in place, of those of the same tokens; it is cut apart by a Split."""
+    """Merge, in place, the products of the same tokens into one, followed by a Split."""
     products: dict[onnx_ir.Value, list[onnx_ir.Node]] = {}
     for node in traced.graph:
         if node.op_type == "MatMul" and (given(node, 1).producer() or node).op_type == UNPACKING:
@@ -27,7 +27,7 @@ def merge_products(traced: onnx_ir.Model) -> None:
 
 
 def widths(unpacking: onnx_ir.Node) -> list[int]:
-    """Of the weights that are one, how many outputs each has."""
+    """Number of outputs of each of the merged weights."""
     (product, _), *_ = unpacking.outputs[0].uses()
     for user, _ in product.outputs[0].uses():
         if user.op_type == "Split":
@@ -36,14 +36,14 @@ def widths(unpacking: onnx_ir.Node) -> list[int]:
 
 
 def given(node: onnx_ir.Node, index: int) -> onnx_ir.Value:
-    """An input of a node that has it."""
+    """Input of a node that must have it."""
     value = node.inputs[index]
     assert value is not None
     return value
 
 
 def constant(value: onnx_ir.Value) -> Any:
-    """The content of an initializer."""
+    """Content of an initializer."""
     assert value.const_value is not None
     return value.const_value.numpy()
 

@@ -1,4 +1,4 @@
-"""Second moments of what a model's matrices are multiplied with, on calibration text."""
+"""Second moments of the inputs of a model's matrices, on calibration text."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,14 +15,14 @@ _ROWS_AT_A_TIME = 4
 
 
 class _SeenError(Exception):
-    """Ends a pass where all that is wanted has been seen."""
+    """Signal that ends a pass once everything needed has been seen."""
 
 
 @torch.no_grad()
 def input_moments(
     model: Any, sparsity: Sparsity, rows: Tensor, owners: Iterable[nn.Module]
 ) -> dict[tuple[nn.Module, bool], Tensor]:
-    """Sums over tokens of products of inputs, in dense passes that end at the last owner.
+    """Sum over tokens the products of inputs, in dense passes that end at the last owner.
 
     Args:
         model: A causal LM after `sparsify`.
@@ -60,7 +60,7 @@ def input_moments(
 
 @torch.no_grad()
 def product_moments(model: Any, products: Sequence[Product], rows: Tensor) -> list[Tensor]:
-    """Sums over tokens of products of inputs, f32[D, D] of each product, in dense passes that end at the last one.
+    """Sum over tokens the products of inputs, f32[D, D] of each product, in dense passes that end at the last one.
 
     Args:
         model: A causal LM, not patched.

@@ -25,7 +25,7 @@ _PREFIX, _SUFFIX = "model.", ".weight"
 
 
 class PackedLinear(nn.Module):
-    """A linear module as the graph has it; it can be traced only."""
+    """Linear module as the graph has it; for tracing only."""
 
     def __init__(self, packed: Packed, block_size: int, linear: nn.Linear) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class PackedLinear(nn.Module):
         self.bias, self.block_size = linear.bias, block_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """A tensor of the output's shape for x T[..., K]; not its values."""
+        """Tensor of the output's shape for x T[..., K]; not its values."""
         weight = torch.onnx.ops.symbolic(
             UNPACKING,
             (self.weight, self.scales),
@@ -49,7 +49,7 @@ class PackedLinear(nn.Module):
 
 
 class HalfEmbedding(nn.Module):
-    """An embedding whose table is float16, whatever the model computes in."""
+    """Embedding whose table is float16, whatever the model computes in."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class HalfEmbedding(nn.Module):
         self.dtype = embedding.weight.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        """T[B, S, D] for tokens i64[B, S]."""
+        """Embed tokens i64[B, S] to T[B, S, D]."""
         return functional.embedding(ids, self.weight).to(self.dtype)
 
 
@@ -74,7 +74,7 @@ def _packed_layer(layer: SparseLayer, matrices: dict[str, Packed], block_size: i
 
 @contextmanager
 def packed_weights(model: Any, quantized: Quantized | None) -> Iterator[None]:
-    """Within the context a patched model can be traced with packed weights; without them nothing changes."""
+    """Make a patched model traceable with packed weights, within the context; without them nothing changes."""
     if quantized is None:
         yield
         return
@@ -121,7 +121,7 @@ def _packed_layers(model: Any, quantized: Quantized) -> Iterator[None]:
 
 
 def narrow(traced: onnx_ir.Model, quantized: Quantized) -> None:
-    """Give codes of 4 bits, in place, the type of their own: in torch they are bytes."""
+    """Convert 4-bit codes, in place, to their own type: in torch they are bytes."""
     if quantized.bits != 4:
         return
     for node in traced.graph:
@@ -161,7 +161,7 @@ def _read_linears(node: onnx_ir.Node, bits: int) -> Iterator[tuple[str, Packed]]
 
 
 def _load(path: Path) -> onnx_ir.Model:
-    """A model whose weights may be behind a link, as in the cache of Hugging Face's hub; onnx_ir follows none."""
+    """Load a model whose weights may be behind a link, as in the cache of Hugging Face's hub; onnx_ir follows none."""
     model = onnx_ir.load(path)
     data = path.with_name(data_name(path)).resolve()
     for value in model.graph.initializers.values():
@@ -180,10 +180,10 @@ def _load(path: Path) -> onnx_ir.Model:
 
 
 def read_packed(path: Path, products: Sequence[str] = ()) -> Quantized:
-    """The packed weights of an exported graph whose weights are quantised.
+    """Read the packed weights of an exported graph whose weights are quantised.
 
     Args:
-        path: Of the graph.
+        path: Path of the graph.
         products: Names of those whose inputs are skipped, in the order of their thresholds.
     """
     nodes = list(_load(path).graph)

@@ -1,4 +1,4 @@
-"""Quantises the products of a model that will skip inputs: blocks lie along their rows, a row an input."""
+"""Quantisation of the products of a model that will skip inputs: blocks lie along their rows, a row per input."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -31,12 +31,12 @@ def quantize_products(
     rows: Tensor | None,
     report: Callable[[str], None],
 ) -> Quantized:
-    """Quantise a model in place; it computes with the values of the packed weights from then on.
+    """Quantise the products in place; the model computes with the dequantised weights from then on.
 
     Args:
         model: A causal LM in float32, not patched.
-        products: Of the model.
-        config: How.
+        products: Products of the model.
+        config: Options of the quantisation.
         rows: i64[N, S] calibration tokens, for "gptq"; None for none.
         report: Called with each line of progress.
 
@@ -64,7 +64,7 @@ def quantize_products(
 
 
 def _layer_by_layer(model: Any, products: Sequence[Product]) -> list[Sequence[Product]]:
-    """The products of each layer, and the output matrix."""
+    """Group the products by layer, with the output matrix last."""
     starts = layer_starts(model.config.num_hidden_layers, len(products))
     return [products[start:end] for start, end in pairwise([*starts, len(products)]) if start < end]
 
@@ -91,7 +91,7 @@ def _check(product: Product, config: QuantizationConfig) -> None:
 
 @torch.no_grad()
 def hold_products(model: Any, products: Sequence[Product], quantized: Quantized) -> None:
-    """Have a model compute with the values of packed weights that were made of it before.
+    """Make a model compute with the values of packed weights that were made of it before.
 
     Raises:
         CladaError: They were made of another model.

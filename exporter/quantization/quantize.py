@@ -1,4 +1,4 @@
-"""Quantises a patched model's matrices; the model then holds the values that the packed weights stand for."""
+"""Quantisation of a patched model's matrices; the model then holds the dequantised weights."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ _FARTHEST = 0.5
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How to quantise.
+    """Options of the quantisation.
 
     Args:
         bits: One of BITS.
-        block_size: Weights a scale, one of BLOCK_SIZES.
+        block_size: Weights per scale, one of BLOCK_SIZES.
         method: "rtn" rounds to the nearest; with "gptq" later weights make up for the rounding of earlier ones, on
             calibration text.
     """
@@ -39,7 +39,7 @@ class QuantizationConfig:
 
     @property
     def follows_text(self) -> bool:
-        """Whether what a weight is rounded to depends on calibration text."""
+        """Whether the rounding of a weight depends on calibration text."""
         return self.method == "gptq"
 
     def __post_init__(self) -> None:
@@ -51,12 +51,12 @@ class QuantizationConfig:
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantised matrix, rows along which the blocks lie.
+    """Quantised matrix, with blocks along its rows.
 
     Args:
         codes: i8[F, P].
         scales: f16[F, N].
-        bits: Of a code.
+        bits: Bits per code.
     """
 
     codes: Tensor
@@ -64,7 +64,7 @@ class Packed:
     bits: int
 
     def values(self) -> Tensor:
-        """f32[F, D], what it stands for."""
+        """Dequantised matrix f32[F, D]."""
         parts = zip(self.codes.split(_ROWS), self.scales.split(_ROWS), strict=True)
         wide = [dequantize(c.numpy(), s.numpy().astype(np.float32), self.bits) for c, s in parts]
         return torch.from_numpy(np.concatenate(wide))
@@ -72,11 +72,11 @@ class Packed:
 
 @dataclass(frozen=True)
 class Quantized:
-    """The packed weights of a model.
+    """Packed weights of a model.
 
     Args:
-        bits: Of a code.
-        block_size: Weights a scale.
+        bits: Bits per code.
+        block_size: Weights per scale.
         layers: By input name of the op, of each feed-forward network.
         linears: By path from the model, of attention's projections and of the output matrix; rows are outputs.
         products: Where inputs are skipped, by name, in the place of the others; rows are inputs.
@@ -91,13 +91,13 @@ class Quantized:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A matrix of the model, blocks along its rows.
+    """Matrix of the model, with blocks along its rows.
 
     Args:
         name: For messages.
         owner: The module that holds it.
         parameter: Its name there.
-        outward: Whether its rows are its inputs: it leads out of the neurons.
+        outward: Whether its rows are its inputs, as in the down projection.
     """
 
     name: str
@@ -107,12 +107,12 @@ class _Matrix:
 
     @property
     def weight(self) -> Tensor:
-        """Its values."""
+        """Values of the matrix."""
         return self.owner.get_parameter(self.parameter).data
 
 
 def linear_modules(model: Any) -> dict[str, nn.Linear]:
-    """What is quantised beside the feed-forward networks, by path: attention's projections, and the output matrix."""
+    """Linear modules to quantise beside the feed-forward networks, by path: attention's projections, output matrix."""
     inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
     head = model.get_output_embeddings()
     return {
@@ -123,7 +123,7 @@ def linear_modules(model: Any) -> dict[str, nn.Linear]:
 
 
 def _groups(model: Any) -> Iterator[list[_Matrix]]:
-    """The matrices of each decoder layer, in the order in which they are used, then the output matrix."""
+    """Matrices of each decoder layer, in the order in which they are used, then the output matrix."""
     linears = {id(linear): _Matrix(path, linear, "weight") for path, linear in linear_modules(model).items()}
     for layer in decoder_layers(model):
         group = [linears[id(module)] for module in layer.modules() if id(module) in linears]
@@ -150,7 +150,7 @@ def check_can_be_quantized(model: Any, config: QuantizationConfig) -> None:
 
 
 def round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """Codes i8[F, P] and scales f16[F, N] of a matrix f32[F, D], each weight as near as it gets."""
+    """Quantise a matrix f32[F, D] to the nearest codes i8[F, P], with scales f16[F, N]."""
     parts = [quantize_rows(part.numpy(), bits, block_size) for part in matrix.split(_ROWS)]
     codes, scales = (torch.from_numpy(np.concatenate(of)) for of in zip(*parts, strict=True))
     return codes, scales
@@ -168,7 +168,7 @@ def _packed(matrix: _Matrix, config: QuantizationConfig, moments: dict[tuple[nn.
 
 
 def untie(model: Any) -> None:
-    """Give the output matrix values of its own, where it has the embedding's: that stays as it is."""
+    """Give the output matrix values of its own, where it shares the embedding's: that stays as it is."""
     head = model.get_output_embeddings()
     if head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
@@ -176,7 +176,7 @@ def untie(model: Any) -> None:
 
 
 def round_embedding(model: Any) -> None:
-    """Round the embedding to float16, in which the graph holds it: a table that tokens pick rows of costs no time."""
+    """Round the embedding to float16, the graph's type for it: picking a row of the table costs no time."""
     weight = model.get_input_embeddings().weight.data
     weight.copy_(weight.half())
 
@@ -185,13 +185,13 @@ def round_embedding(model: Any) -> None:
 def quantize_model(
     model: Any, sparsity: Sparsity, rows: Tensor, config: QuantizationConfig, report: Callable[[str], None] = print
 ) -> Quantized:
-    """Quantise a patched model in place; it computes with the values of the packed weights from then on.
+    """Quantise a patched model in place; it computes with the dequantised weights from then on.
 
     Args:
         model: A causal LM after `sparsify`, in float32.
         sparsity: Its state.
         rows: i64[N, S] calibration tokens; for "gptq".
-        config: How.
+        config: Options of the quantisation.
         report: Called with each line of progress.
 
     Raises:
@@ -222,7 +222,7 @@ def quantize_model(
 
 @torch.no_grad()
 def hold(model: Any, quantized: Quantized) -> None:
-    """Have a patched model compute with the values of packed weights that were made of it before.
+    """Make a patched model compute with the values of packed weights that were made of it before.
 
     Raises:
         CladaError: They were made of another model.
@@ -247,7 +247,7 @@ def hold(model: Any, quantized: Quantized) -> None:
 
 
 def check_is_near(name: str, weight: Tensor, values: Tensor) -> None:
-    """Raise CladaError for values that were not rounded from a matrix of a checkpoint."""
+    """Raise CladaError for values that are not a rounding of a checkpoint's matrix."""
     distance = torch.linalg.vector_norm(weight.float() - values)
     if not bool(distance <= _FARTHEST * torch.linalg.vector_norm(weight.float())):
         raise CladaError(f"{name} of the artefact was not quantised from the checkpoint's: they are far apart")
