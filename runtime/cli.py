@@ -1,4 +1,4 @@
-"""The `clada` command: run, chat, inspect, build, and what other parts of the project add."""
+"""The `clada` command: run, chat, inspect, build, and the commands that other parts of the project add."""
 
 import argparse
 import re
@@ -36,7 +36,7 @@ def _is_installed(extra: str) -> bool:
 
 
 class _Needing:
-    """Commands to which a parser is added whose help says what is not installed."""
+    """Group of commands; the help of a parser added to it says which requirements are not installed."""
 
     def __init__(self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]", needed: str) -> None:
         self._commands, self._needed = commands, needed

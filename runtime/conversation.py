@@ -1,4 +1,4 @@
-"""A conversation at a terminal, kept within the model's context."""
+"""Conversation at a terminal, kept within the model's context."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ _USER, _ANSWER = "user", "assistant"
 
 @dataclass(frozen=True)
 class Fitted:
-    """A conversation that the context holds.
+    """Conversation that fits the context.
 
     Args:
-        messages: What is left of it.
+        messages: Remaining messages.
         tokens: Their ids.
-        left_out: How many questions were left out, with their answers.
+        left_out: Number of questions left out, with their answers.
     """
 
     messages: list[Message]
@@ -66,8 +66,8 @@ def hold_conversation(
 
     Args:
         session: The model.
-        config: How to generate.
-        system: What to tell the model first.
+        config: Options of the generation.
+        system: System message.
         show_stats: Whether to show a table of each answer's tokens.
         quiet: Whether to leave out notes.
 
@@ -114,7 +114,7 @@ def _turns(count: int) -> str:
 
 
 def _cut(shown: Shown, config: GenerationConfig, context: int) -> str:
-    """Why an answer is not whole; empty where it is."""
+    """Reason why an answer is not whole; empty where it is."""
     if shown.finish is None:
         return "the answer was stopped"
     if shown.finish != "length":
@@ -125,7 +125,7 @@ def _cut(shown: Shown, config: GenerationConfig, context: int) -> str:
 
 
 def _next_question() -> str:
-    """A line of standard input that is text; empty where there is none."""
+    """Next line of standard input that is text; empty where there is none."""
     while True:
         try:
             question = input("> ").removeprefix("\ufeff")

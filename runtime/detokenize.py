@@ -1,4 +1,4 @@
-"""Text that grows token by token: what a generation shows is always decode(prompt + tokens) less decode(prompt)."""
+"""Incremental detokenisation: a generation always shows decode(prompt + tokens) less decode(prompt)."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _SHORTEST_WINDOW, _LONGEST_WINDOW = 32, 96
 
 
 class Detokenizer:
-    """Turns the tokens that follow a prompt into text as they come.
+    """Detokenizer of the tokens that follow a prompt, as they come.
 
     Given out is only what no later token can change: no part of a character, and of bytes in a row, which a decoder
     reads together, only all. `pending` is the rest.
@@ -38,7 +38,7 @@ class Detokenizer:
         self.pending = ""
 
     def push(self, token: int) -> str:
-        """The text that is certain with one more token; often empty."""
+        """Return the text that one more token makes final; often empty."""
         self._window.append(token)
         text = self._decode(self._window)
         given = self._begin(text)
@@ -56,7 +56,7 @@ class Detokenizer:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _certain(self, text: str) -> int:
-        """How much of the window's text no later token changes."""
+        """Length of the window's text that no later token changes."""
         certain = len(text.rstrip(REPLACEMENT))
         if self._has_bytes:
             run = self._run_start(len(self._window))
@@ -65,7 +65,7 @@ class Detokenizer:
         return certain
 
     def _run_start(self, end: int) -> int:
-        """Where the bytes begin that end at a place in the window; the place itself where there are none."""
+        """Start of the bytes that end at a place in the window; the place itself where there are none."""
         start = end
         for place in range(end - 1, -1, -1):
             kind = self._kind(self._window[place])
@@ -76,14 +76,14 @@ class Detokenizer:
         return start
 
     def _kind(self, token: int) -> str:
-        """Whether a token is text of its own, one byte of it, or nothing, as special and unknown ones are."""
+        """Kind of a token: text of its own, one byte of it, or nothing, as special and unknown ones are."""
         name = self._tokenizer.id_to_token(token)
         if name is None or token in self._special:
             return "nothing"
         return "byte" if self._has_bytes and _BYTE.fullmatch(name) else "text"
 
     def _cut(self, tokens: Sequence[int], before: int) -> int:
-        """The last place up to one given at which decoding can begin: it holds text of its own, not a byte."""
+        """Last place up to a given one at which decoding can begin: it holds text of its own, not a byte."""
         return next((place for place in range(before, 0, -1) if self._kind(tokens[place]) == "text"), 0)
 
     def _shorten(self, text: str) -> None:
@@ -99,14 +99,14 @@ class Detokenizer:
 
 
 def _common(one: str, other: str) -> int:
-    """Length of the longest beginning that two texts share."""
+    """Length of the longest common prefix of two texts."""
     if one.startswith(other):
         return len(other)
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class TextStream:
-    """Text as it is shown: as of `Detokenizer`, without any part of a stop string.
+    """Text as it is shown: that of `Detokenizer`, without any part of a stop string.
 
     Args:
         tokenizer: The model's.
@@ -132,7 +132,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that a token makes certain; sets `stopped` when a stop string has come up."""
+        """Return the text that a token makes final; sets `stopped` when a stop string has come up."""
         self._held += self._detokenizer.push(token)
         # Up to a stop string, the text is what it is where it ends here; half a character is no part of one.
         whole = self._held + self._detokenizer.pending
@@ -154,7 +154,7 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """The text that was held back, as the text ends here."""
+        """Return the text that was held back, as the text ends here."""
         return self._held + self._detokenizer.pending
 
     def _with_marks(self, text: str) -> str:
@@ -170,5 +170,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,4 +1,4 @@
-"""Finds the model that a path on the command line stands for."""
+"""Resolution of a path on the command line to a model."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from clada.errors import CladaError
 
 
 def find_model(path: Path) -> Path:
-    """The one model in a folder: its .onnx file, or else its .engine; a path of anything else is left as it is.
+    """Find the one model in a folder: its .onnx file, or else its .engine; another path is returned unchanged.
 
     Raises:
         CladaError: The folder holds none, or several.

@@ -1,4 +1,4 @@
-"""The generation loop: sample, decode, emit, until something ends it."""
+"""Generation loop: sample, decode, emit, until something ends it."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +21,12 @@ Finish = Literal["end", "stop", "length"]
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """When to stop, and how to choose.
+    """Options of a generation: when to stop, and how to choose tokens.
 
     Args:
         max_new_tokens: The most tokens to generate; None for as many as the model's context holds.
         stop: Strings that end the text; they are not part of it. One string alone is one stop string.
-        sampling: How each token is chosen; None for the model's own settings, `Session.default_sampling`.
+        sampling: Settings by which each token is chosen; None for the model's own, `Session.default_sampling`.
         stop_tokens: Ids of tokens that end the text, beside those by which the model ends it; they are not part of it.
 
     Raises:
@@ -78,7 +78,7 @@ class Piece:
     Args:
         token: Its id.
         text: The text it completes; may be empty, or hold what earlier tokens left open.
-        stats: How hard it was and what it was given; None for the token that ends the text.
+        stats: Its telemetry; None for the token that ends the text.
         finish: None while the text goes on; else "end" (the model ended it), "stop" (a stop string) or "length".
     """
 
@@ -90,7 +90,7 @@ class Piece:
 
 @dataclass
 class Completion:
-    """A whole generated text; fields as of Piece, over all of its tokens but the one that ends it."""
+    """Complete generated text; fields as of Piece, over all of its tokens but the one that ends it."""
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
@@ -104,7 +104,7 @@ def _alive_rows(alive: Sequence[bool]) -> list[int]:
 
 @dataclass(frozen=True)
 class Choice:
-    """How each token is chosen, and which of them end a text."""
+    """Method of choosing each token, and the tokens that end a text."""
 
     sampling: SamplingConfig
     end_tokens: frozenset[int]
@@ -113,7 +113,7 @@ class Choice:
 def _pieces(
     reader: Reader, choice: Choice, prompts: Sequence[Sequence[int]], config: GenerationConfig
 ) -> Iterator[tuple[int, Piece]]:
-    """Pieces of each prompt's continuation, with the prompt's index, until all have ended."""
+    """Yield pieces of each prompt's continuation, with the prompt's index, until all have ended."""
     sampling = choice.sampling
     state = reader.prefill(prompts)
     texts = [TextStream(reader.tokenizer, prompt, config.stop) for prompt in prompts]
@@ -153,7 +153,7 @@ _NOTHING = np.zeros(0, np.int64)
 
 
 class _Seen:
-    """Which tokens each text holds."""
+    """Tokens that each text holds."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
         self._holds = np.zeros((len(prompts), vocabulary), np.bool_)
@@ -165,7 +165,7 @@ class _Seen:
         return np.flatnonzero(self._holds[row])
 
     def add(self, row: int, token: int) -> None:
-        """Take in one."""
+        """Add one token."""
         self._holds[row, token] = True
 
 

@@ -110,7 +110,7 @@ def _given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse options that make no sense before a model is loaded.
+    """Raise CladaError for invalid options before a model is loaded.
 
     Raises:
         CladaError: One does not.
@@ -126,7 +126,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _sampling(args: argparse.Namespace, own: "SamplingConfig") -> "SamplingConfig":
-    """How to choose tokens: as the options say, else as the model's own settings do."""
+    """Sampling settings: those of the options, else the model's own."""
     from clada.runtime.sampling import SamplingConfig
 
     given = _given(args, _SAMPLING)

@@ -1,4 +1,4 @@
-"""What an artefact is, in a few tables."""
+"""Tables that describe an artefact or an engine."""
 
 from dataclasses import asdict
 from typing import Any
@@ -13,13 +13,13 @@ _Row = tuple[str, ...]
 
 
 def _table(rows: list[_Row]) -> list[str]:
-    """Columns aligned: the first to the left, the others to the right."""
+    """Align columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
 def _site_rows(manifest: Manifest) -> list[_Row]:
-    """What each layer, or each product, was given."""
+    """Rows of the table of layers, or of products."""
     return _layer_rows(manifest) if manifest.inputs is None else _product_rows(manifest.inputs)
 
 
@@ -69,7 +69,7 @@ def _quantization_lines(artefact: Artefact) -> list[str]:
 
 
 def bytes_read(manifest: Manifest) -> str:
-    """How much a token reads, by calibration, and of what."""
+    """Share of bytes that a token reads, by calibration, and of which weights."""
     inputs, cost = manifest.inputs, manifest.calibration.ffn_cost
     if inputs is None:
         return f"{cost:.1%} of the feed-forward bytes"
@@ -95,7 +95,7 @@ def _model_lines(artefact: Artefact) -> list[str]:
 
 
 def facts(artefact: Artefact, record: EngineRecord | None = None) -> dict[str, Any]:
-    """All that is known of an artefact that has been checked, and of an engine that was built from it, for JSON."""
+    """Facts of a checked artefact, and of an engine that was built from it, for JSON."""
     names = sorted(name for name in artefact.manifest.files if artefact.path(name).is_file())
     return {
         "path": str(artefact.model),

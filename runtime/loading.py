@@ -1,4 +1,4 @@
-"""Opens what is to be run, an artefact or an engine of one, and loads its graphs when they are first needed."""
+"""Opening of an artefact, or an engine of one, whose graphs are loaded when they are first needed."""
 
 import os
 import threading
@@ -31,7 +31,7 @@ Kind = Literal["portable", "single"]
 
 
 class Models:
-    """The graphs of an artefact, each loaded by whichever thread first needs it.
+    """Graphs of an artefact, each loaded by whichever thread first needs it.
 
     Args:
         loaders: Loads the graph of each kind; None from "single" stands for the portable one.
@@ -47,7 +47,7 @@ class Models:
         _MODELS.add(self)
 
     def of(self, kind: Kind) -> Model:
-        """The graph of a kind.
+        """Return the graph of a kind.
 
         Raises:
             CladaError: They were closed, or the graph cannot be loaded.
@@ -59,21 +59,21 @@ class Models:
             return self._loaded[kind]
 
     def take(self, kind: Kind, model: Model) -> None:
-        """Run a graph that is loaded already in the place of the artefact's own of a kind."""
+        """Use a loaded graph in the place of the artefact's own of a kind."""
         self._loaded[kind] = model
 
     def close(self) -> None:
-        """Give the graphs back, and with them their memory, once no State holds one."""
+        """Release the graphs, and with them their memory, once no State holds one."""
         self._unusable = "the session is closed: make another"
         self._loaded.clear()
 
     def check_open(self) -> None:
-        """Raise CladaError where nothing can be read any more."""
+        """Raise CladaError once the graphs are closed."""
         if self._unusable:
             raise CladaError(self._unusable)
 
     def _begin_in_child(self) -> None:
-        """After fork(): the threads of the graphs are in the parent, and a lock may be held by one that is not here."""
+        """Start anew after fork(): the graphs' threads are in the parent, and one of those may hold a lock."""
         self._lock = threading.RLock()
         if any(isinstance(model, ResidentModel) for model in self._loaded.values()):
             self._unusable = self._unusable or (
@@ -98,7 +98,7 @@ if hasattr(os, "register_at_fork"):  # where there is fork()
 
 @dataclass(frozen=True)
 class Opened:
-    """An artefact that can be run.
+    """Artefact that can be run.
 
     Args:
         artefact: Its files.
@@ -150,7 +150,7 @@ def _open_engine(path: Path) -> Opened:
 
 
 def _single(artefact: Artefact, execution: Execution) -> Model | None:
-    """The graph for one text, where there is one that runs here."""
+    """Load the graph for one text, where there is one that runs here."""
     if artefact.manifest.in_place_cache is None:
         return None
     name, needed = in_place_name(artefact.model), artefact.in_place_needs
@@ -168,7 +168,7 @@ def _single(artefact: Artefact, execution: Execution) -> Model | None:
 
 
 def _refuse_options(engine: Path, given: dict[str, Any]) -> None:
-    """Raise CladaError for an option that says how ONNX Runtime is to run a graph."""
+    """Raise CladaError where an option of ONNX Runtime is set, as an engine does not use it."""
     usual = {field.name: field.default for field in fields(Execution)} | {"device": None}
     for name, value in given.items():
         if value != usual[name]:

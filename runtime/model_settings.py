@@ -1,4 +1,4 @@
-"""What a model's own files say of generation: how its tokens are chosen, and which of them end a text."""
+"""Generation settings in a model's own files: sampling, and the tokens that end a text."""
 
 import warnings
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ _ANSWER = "answer-that-ends-here"
 
 
 def default_sampling(config: Mapping[str, Any]) -> SamplingConfig:
-    """How a model's tokens are chosen where nobody says, as transformers reads its generation configuration.
+    """Default sampling of a model, read from its generation configuration as transformers does.
 
     Greedy unless `do_sample` is true; temperature 1 and top-k 50 where it is and the configuration gives none. What is
     not carried out here is named in a warning.
@@ -74,7 +74,7 @@ def end_tokens(artefact: Artefact, config: Mapping[str, Any], tokenizer: Tokeniz
     """Tokens that end a text: those of the generation configuration, the tokenizer's, and the chat template's.
 
     Args:
-        artefact: Whose chat template and tokenizer are asked.
+        artefact: Artefact with the chat template and the tokenizer.
         config: Its generation configuration.
         tokenizer: Its tokenizer.
 
@@ -91,7 +91,7 @@ def end_tokens(artefact: Artefact, config: Mapping[str, Any], tokenizer: Tokeniz
 
 
 def _end_of_turn(artefact: Artefact, tokenizer: Tokenizer) -> int | None:
-    """The token that the chat template writes after an answer, if there is one."""
+    """Token that the chat template writes after an answer, if there is one."""
     conversation = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
     try:
         text = render_chat(artefact, conversation, add_generation_prompt=False)

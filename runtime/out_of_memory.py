@@ -1,4 +1,4 @@
-"""How ONNX Runtime, TensorRT and what they stand on say that there is no memory left."""
+"""Recognition of out-of-memory errors of ONNX Runtime, TensorRT and their libraries."""
 
 # Of ONNX Runtime's arenas, CUDA, cuBLAS, TensorRT and the host's allocator, in lower case.
 _SIGNS = (
@@ -13,5 +13,5 @@ _SIGNS = (
 
 
 def says_memory_is_full(message: str) -> bool:
-    """Whether an error's message is that."""
+    """Whether an error's message says that there is no memory left."""
     return any(sign in message.lower() for sign in _SIGNS)

@@ -1,4 +1,4 @@
-"""Chooses the next token from logits."""
+"""Sampling of the next token from logits."""
 
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -19,7 +19,7 @@ _LARGEST_INTEGER = 2**64 - 1
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen.
+    """Settings by which the next token is chosen.
 
     The settings apply in the order that transformers applies them in: repetition penalty, temperature, top-k, top-p,
     min-p. Of tokens that are equally likely, those of lower ids are kept.
@@ -30,7 +30,7 @@ class SamplingConfig:
         top_p: Keep the fewest tokens whose probabilities sum to at least p; 1 keeps all.
         repetition_penalty: Divides positive and multiplies negative logits of tokens already in the text
             (Keskar et al. 2019); 1 is none. Greedy minds it too.
-        seed: Of the random numbers. Each text of a batch draws its own, whatever the others draw.
+        seed: Seed of the random numbers. Each text of a batch draws its own, whatever the others draw.
         min_p: Keep the tokens that are at least so likely as a share of the most likely one; 0 keeps all.
 
     Raises:
@@ -65,7 +65,7 @@ class SamplingConfig:
 
 
 def shown(value: int) -> str:
-    """An integer as an error names it: Python refuses to write very long ones out."""
+    """Format an integer for an error: Python refuses to write very long ones out."""
     return str(value) if abs(value) <= _LARGEST_INTEGER else f"an integer of {value.bit_length()} bits"
 
 
@@ -75,12 +75,12 @@ def _check_is(name: str, value: Any, kind: type, called: str) -> None:
 
 
 def probabilities(logits: npt.NDArray[Any], seen: npt.NDArray[np.int64], config: SamplingConfig) -> Floats:
-    """The distribution that the next token is drawn from; greedy puts all on the most likely.
+    """Distribution that the next token is drawn from; greedy puts all on the most likely.
 
     Args:
         logits: [V]; tokens of minus infinity are never chosen.
         seen: Ids of the tokens in the text so far; read where there is a repetition penalty.
-        config: How to choose.
+        config: Sampling settings.
 
     Returns:
         f64[V], summing to 1.
@@ -97,7 +97,7 @@ def probabilities(logits: npt.NDArray[Any], seen: npt.NDArray[np.int64], config:
 def sample(
     logits: npt.NDArray[Any], seen: npt.NDArray[np.int64], config: SamplingConfig, rng: np.random.Generator
 ) -> int:
-    """Draw the next token; arguments as of `probabilities`, and a source of randomness."""
+    """Draw the next token; arguments as of `probabilities`, and a random generator."""
     tokens, weights = _candidates(logits, seen, config)
     return int(tokens[0] if len(tokens) == 1 else tokens[_draw(weights, rng.random())])
 
@@ -147,13 +147,13 @@ _HALVINGS = 24
 def _likeliest(
     z: npt.NDArray[np.float32], weights: npt.NDArray[np.float32] | None, goal: float, step: float
 ) -> npt.NDArray[np.bool_]:
-    """Which values are the largest: the fewest whose weights sum to a goal, of equal values the first.
+    """Mask of the largest values: the fewest whose weights sum to a goal, of equal values the first.
 
     Args:
         z: [N], of which the largest is finite.
         weights: [N]; all 1 where None.
         goal: Above 0.
-        step: How far below the largest value the search begins; what is found does not depend on it.
+        step: Distance below the largest value at which the search begins; the result does not depend on it.
     """
 
     def sum_above(border: Any) -> float:
@@ -194,7 +194,7 @@ _BLOCK = 1024
 
 
 def _draw(weights: npt.NDArray[np.float32], uniform: float) -> int:
-    """The index that a uniform number in [0, 1) draws; its block is found first, as summing all up takes long."""
+    """Index drawn by a uniform number in [0, 1); its block is found first, as a sum over all takes long."""
     sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)).cumsum(dtype=np.float64)
     goal = uniform * sums[-1]
     block = min(int(np.searchsorted(sums, goal, side="right")), len(sums) - 1)

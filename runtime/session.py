@@ -1,4 +1,4 @@
-"""A loaded artefact: prefill, decode, and text."""
+"""Session of an artefact: prefill, decode, and text."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -18,7 +18,7 @@ from clada.runtime.steps import Reader
 
 
 class Session(Reader):
-    """Runs an artefact on the CPU, or on an NVIDIA GPU.
+    """Session that runs an artefact on the CPU, or on an NVIDIA GPU.
 
     An engine runs on the GPU, through TensorRT. Of an ONNX artefact, one text runs on the graph with an in-place cache,
     where there is one; several, on the portable graph. Each is loaded when it is first needed. Both map the same file,
@@ -44,9 +44,9 @@ class Session(Reader):
         model: Path of the ONNX file that `clada-export` wrote, or of the engine that `clada build` made of it, or an
             artefact whose graphs are loaded some other way; the options below are for the first.
         threads: Threads within an op; 0 lets ONNX Runtime choose.
-        kernels: What runs the sparse ops: "native", our kernels; "bodies", the function bodies of the file itself, at
+        kernels: Kernels of the sparse ops: "native", our own; "bodies", the function bodies of the file itself, at
             dense speed; "auto", our kernels, and the bodies, with a warning, where those cannot be had.
-        weights: What our kernels hold the feed-forward weights as: empty, as the file has them; "bfloat16", a float32
+        weights: Type of the feed-forward weights in our kernels: empty, as the file has them; "bfloat16", a float32
             model's rounded when it is loaded, in half the memory.
         device: "cpu", where None, or "cuda": keys, values, logits, pools and scores stay on the GPU.
         cuda_graph: Whether to capture decode in CUDA graphs: for one text at a time, in one thread, of a float16
@@ -84,7 +84,7 @@ class Session(Reader):
         self.end_tokens = end_tokens(self.artefact, self._generation_config, self.tokenizer)
 
     def close(self) -> None:
-        """Give the graphs back, and with them their memory, once no State holds one; nothing can be read afterwards."""
+        """Release the graphs, and with them their memory, once no State holds one; the session cannot be used again."""
         self.models.close()
 
     def __enter__(self) -> "Session":
@@ -96,7 +96,7 @@ class Session(Reader):
 
     @cached_property
     def default_sampling(self) -> SamplingConfig:
-        """How tokens are chosen where a GenerationConfig does not say: as the model's files ask for.
+        """Sampling settings used where a GenerationConfig gives none, read from the model's files.
 
         Raises:
             CladaError: They ask for what makes no sense.
@@ -105,11 +105,11 @@ class Session(Reader):
 
     @property
     def kernels(self) -> str:
-        """What runs the ops for one text: the native kernels and their instruction set, or the function bodies."""
+        """Kernels that run the ops for one text: the native ones and their instruction set, or the function bodies."""
         return self.models.of("single").kernels
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a prompt, begun as the model expects.
+        """Encode a prompt to token ids, begun as the model expects.
 
         Raises:
             CladaError: The prompt is empty, leaves no room in the model's context or holds a token it does not know.
@@ -117,7 +117,7 @@ class Session(Reader):
         return self._check_prompt(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def _check_prompt(self, ids: Sequence[int]) -> list[int]:
-        """A prompt's tokens, if they can be continued."""
+        """Check that a prompt's tokens can be continued, and return them."""
         checked = self.checked(ids, "the prompt")
         if len(checked) >= self.context_length:
             of_engine = self._opened.capacity == self.context_length
@@ -129,7 +129,7 @@ class Session(Reader):
         return checked
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, written by the model's chat template."""
+        """Encode a conversation to token ids, by the model's chat template."""
         return self.encode(render_chat(self.artefact, messages), add_special_tokens=False)
 
     def generate(

@@ -1,4 +1,4 @@
-"""Reads texts step by step: prefill and decode over the graphs of an artefact."""
+"""Stepwise reading of texts: prefill and decode over the graphs of an artefact."""
 
 import copy
 import os
@@ -27,7 +27,7 @@ from clada.runtime.tokenizer import load_tokenizer
 
 @dataclass
 class State:
-    """Where a batch of texts stands; one thread at a time may read on, and `copy` makes another for a second one.
+    """State of a batch of texts; one thread at a time may read on, and `copy` makes another for a second one.
 
     Args:
         model: The graph that reads it.
@@ -35,7 +35,7 @@ class State:
         masks: bool[B, F] for each layer, the neurons it may use; none where inputs are skipped.
         mask: i64[B, T], 0 where padded.
         logits: T[B, V], the distribution of the next token; copy it to keep it, a later step may overwrite it.
-        pools: What the pools are chosen by; None where every neuron may be used.
+        pools: State from which pools are chosen; None where every neuron may be used.
         effort: f32[B], the factor on each text's thresholds, where inputs are skipped; replaced, never written to.
         turn: Held by the thread that reads on.
         broken: Whether a device failed half-way through a step, so that nobody knows where the texts stand.
@@ -52,7 +52,7 @@ class State:
     broken: bool = False
 
     def copy(self) -> "State":
-        """The same texts at the same point, to go on another way: neither state changes with the other.
+        """Copy the state, so that both can go on independently.
 
         Raises:
             CladaError: Another thread is reading on, or the texts cannot go on.
@@ -64,7 +64,7 @@ class State:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Keep other threads out.
+        """Exclude other threads within the context.
 
         Raises:
             CladaError: One is in already, or the texts cannot go on.
@@ -85,20 +85,20 @@ class State:
 
 
 class Reader:
-    """Reads texts, given as token ids, over the graphs of an artefact.
+    """Reader of texts, given as token ids, over the graphs of an artefact.
 
     Args:
         opened: The artefact.
-        share: Of the weights' bytes that a token is to read; as exported where None.
+        share: Share of the weights' bytes that a token reads; as exported where None.
 
     Attributes:
         models: The graphs, each loaded when it is first needed.
         artefact: The files.
-        manifest: What they say of themselves.
+        manifest: Manifest of the artefact.
         tokenizer: The model's.
         context_length: Tokens that a text can have, of the model or, where that is less, of an engine.
         effort: The factor on the thresholds that a text begins with.
-        pool_policy: How pools are chosen; None where every neuron may be used.
+        pool_policy: Policy of the pools; None where every neuron may be used.
 
     Raises:
         CladaError: The artefact cannot read such a share, or its tokenizer or pools are damaged.
@@ -117,7 +117,7 @@ class Reader:
         self._reanalysis_load = np.float32(self.manifest.calibration.reanalysis_load)
 
     def checked(self, tokens: Any, what: str) -> list[int]:
-        """Ids as a list, if all of them are in the vocabulary; see `checked_ids`."""
+        """Return ids as a list, if all of them are in the vocabulary; see `checked_ids`."""
         return checked_ids(tokens, what, self.manifest.model.vocabulary_size, self.tokenizer)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
@@ -151,7 +151,7 @@ class Reader:
         return state
 
     def is_full(self, state: State) -> bool:
-        """Whether there is no room for another token of each text; an engine has so much, padding included."""
+        """Whether there is no room for another token of each text; an engine's room includes padding."""
         return self._opened.capacity is not None and state.mask.shape[1] >= self._opened.capacity
 
     @cached_property
@@ -171,7 +171,7 @@ class Reader:
             alive: False for texts that have ended: their token is padding.
 
         Returns:
-            How hard each token was and what it was given.
+            The telemetry of each token.
 
         Raises:
             CladaError: The tokens are not one a text, or not of the model's vocabulary, a text is as long as the
@@ -263,7 +263,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class _Step:
-    """What a step of a graph gives: its outputs, and the state's cache, mask and logits after it."""
+    """Result of a step of a graph: its outputs, and the state's cache, mask and logits after it."""
 
     outputs: dict[str, Any]
     cache: Any
@@ -272,7 +272,7 @@ class _Step:
 
 
 def _effort(manifest: Manifest, share: float | None) -> float:
-    """The factor on an artefact's thresholds with which it reads a share of the weights' bytes."""
+    """Factor on an artefact's thresholds with which it reads a share of the weights' bytes."""
     if share is None:
         return 1.0
     if manifest.inputs is None:

@@ -1,4 +1,4 @@
-"""What a decode step tells of itself."""
+"""Telemetry of a decode step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,12 +8,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TokenStats:
-    """How hard one token was, and what it was given; measured in the graph while the token was read.
+    """Difficulty and cost of one token, measured in the graph while the token was read.
 
     Args:
         surprisal: -log p of the token under the model's own distribution, in nats: that of its logits as they are,
             before temperature, penalties and what sampling leaves out.
-        entropy: Of that distribution, in nats.
+        entropy: Entropy of that distribution, in nats.
         load: The load signal, in [0, 1].
         active_fraction: Share of all layers' neurons that were computed; of an artefact that skips inputs, the share of
             all products' inputs that were kept.

@@ -1,4 +1,4 @@
-"""Text from a user and to a user: prompts out of files, generated text as it comes."""
+"""Terminal input and output: prompts from files, generated text as it comes."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ _LONGEST_PROMPT = 1 << 26
 
 
 def read_prompt(name: str) -> str:
-    """The text of a file, or of standard input.
+    """Read the text of a file, or of standard input.
 
     Raises:
         CladaError: It cannot be read, is not UTF-8 text, or is far too long.
@@ -42,11 +42,11 @@ def read_prompt(name: str) -> str:
 
 @dataclass
 class Shown:
-    """What was generated and shown.
+    """Text that was generated and shown.
 
     Args:
         text: All of it.
-        count: How many tokens it has, without that by which the model ends it.
+        count: Number of its tokens, without the one by which the model ends it.
         finish: As of Piece; None where it was interrupted.
         rows: Each token's text and what it was given.
     """
@@ -63,7 +63,7 @@ def _stats_row(label: str, stats: TokenStats | MeanStats) -> str:
 
 
 def show(pieces: Iterable[Piece], show_stats: bool, *, interruptible: bool = False) -> Shown:
-    """Print text as it comes, then, if asked, a table on stderr.
+    """Print text as it comes, then, if requested, a table on stderr.
 
     Args:
         pieces: The text.

@@ -1,4 +1,4 @@
-"""How many threads make sense."""
+"""Check of a number of threads."""
 
 import os
 
@@ -9,7 +9,7 @@ MOST_THREADS = 8 * (os.cpu_count() or 1)
 
 
 def check_threads(threads: int) -> None:
-    """Raise CladaError for a number of threads that is none, or far more than the machine has processors."""
+    """Raise CladaError for an invalid number of threads, or one far above the machine's processors."""
     if not 0 <= threads <= MOST_THREADS:
         raise CladaError(
             f"threads is {threads}; it must be 0 (as many as there are processors), or from 1 to "

@@ -1,4 +1,4 @@
-"""Token ids that a caller gives, checked."""
+"""Check of token ids given by a caller."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from clada.errors import CladaError
 
 
 def checked_ids(tokens: Any, what: str, vocabulary: int, tokenizer: Tokenizer) -> list[int]:
-    """Ids as a list, if all of them are in the vocabulary.
+    """Return ids as a list, if all of them are in the vocabulary.
 
     Args:
         tokens: As they were given.
-        what: They are, for the error.
-        vocabulary: How many tokens the model knows.
+        what: Description of the ids, for the error.
+        vocabulary: Size of the model's vocabulary.
         tokenizer: Knows their names.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The tokenizer of an artefact."""
+"""Tokenizer of an artefact."""
 
 from tokenizers import Tokenizer
 

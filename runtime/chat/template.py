@@ -1,4 +1,4 @@
-"""Chat templates: what transformers' apply_chat_template writes, within bounds of time and memory.
+"""Chat templates as in transformers' apply_chat_template, within bounds of time and memory.
 
 A template is code that came with a model. jinja2's sandbox keeps it from files and from Python's insides, and bounds
 ranges, but not what it computes: that is counted here (template_budget.py).
@@ -48,7 +48,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """A namespace without names that begin with an underscore, as transformers has it."""
+    """Namespace without names that begin with an underscore, as transformers has it."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *given = args
@@ -68,7 +68,7 @@ def _check_name(name: object) -> None:
 
 
 class _Dict:
-    """`dict` without what else is to be had from the class."""
+    """Restricted `dict`, without other members of the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -84,7 +84,7 @@ def _raise_exception(message: str) -> NoReturn:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON that is not escaped for HTML, as jinja2's own is."""
+    """Filter that writes JSON not escaped for HTML, unlike jinja2's own."""
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return budget().json(value, encoder)
 
@@ -94,7 +94,7 @@ def _strftime_now(form: str) -> str:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """A sandbox that counts what a template computes."""
+    """Sandbox that counts a template's computations."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -124,7 +124,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _counted(name: str, function: Any) -> Any:
-    """A filter that is on the budget; some take the context or the environment first."""
+    """Filter that counts against the budget; some take the context or the environment first."""
     leading = int(hasattr(function, "jinja_pass_arg"))
 
     @wraps(function)
@@ -162,7 +162,7 @@ def _joined(_context: Context, values: tuple[Any, ...]) -> str:
 
 
 class _Counting(NodeTransformer):
-    """Puts counting into a template: where it writes, turns round in a loop, or makes a value without a call."""
+    """Transformer that adds counting to a template: to output, loop iterations, and values made without a call."""
 
     def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:  # noqa: N802 # jinja2's names
         self.generic_visit(node)
@@ -213,7 +213,7 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 def _plain(value: Any) -> Any:
-    """A copy of plain data: a template must not reach the methods of anything else."""
+    """Copy of plain data: a template must not reach the methods of anything else."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, np.generic):
@@ -233,7 +233,7 @@ def _plain(value: Any) -> Any:
 
 
 def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as templates know them: no key without a value, the reasoning by each of its names."""
+    """Messages as templates expect them: no key without a value, the reasoning by each of its names."""
     if not messages:
         raise CladaError("the conversation is empty: it needs a message")
     plain = []
@@ -257,14 +257,14 @@ def render(
     documents: Sequence[Message] | None = None,
     add_generation_prompt: bool = True,
 ) -> str:
-    """Write a conversation by a chat template.
+    """Render a conversation by a chat template.
 
     Args:
         template: In jinja2's language.
         messages: Each with `role` and `content`, and whatever else the template reads.
         variables: Special tokens by their names.
         tools: Functions that the model may call, as JSON schemas.
-        documents: What the model may look things up in.
+        documents: Documents that the model may consult.
         add_generation_prompt: End where the answer begins.
 
     Raises:
@@ -291,10 +291,10 @@ def _reason(error: Exception) -> str:
 
 
 def render_chat(artefact: Artefact, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-    """Write a conversation as the model expects it, up to where its answer begins.
+    """Render a conversation as the model expects it, up to where its answer begins.
 
     Args:
-        artefact: Whose chat template writes it.
+        artefact: Artefact whose chat template renders it.
         messages: Each with `role` and `content`.
         add_generation_prompt: See `render`.
 
@@ -313,7 +313,7 @@ def render_chat(artefact: Artefact, messages: Sequence[Message], add_generation_
 
 
 def special_tokens(artefact: Artefact) -> dict[str, str]:
-    """The special tokens that an artefact's tokenizer names."""
+    """Special tokens that an artefact's tokenizer names."""
     config = artefact.settings(TOKENIZER_CONFIG_NAME)
     tokens = {name: config.get(name) for name in SPECIAL_TOKENS}
     texts = {name: token.get("content") if isinstance(token, Mapping) else token for name, token in tokens.items()}

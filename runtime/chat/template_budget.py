@@ -1,4 +1,4 @@
-"""How much a template may compute: every step is counted, every value weighed, the large ones before they are made."""
+"""Budget of a template's computations: every step is counted, every value measured, large ones before they are made."""
 
 import json
 import re
@@ -30,11 +30,11 @@ _NUMBER_FILTERS = ("batch", "center", "indent", "round", "slice", "truncate", "w
 
 
 class TooMuchError(TemplateRuntimeError):
-    """A template went beyond its budget."""
+    """Error of a template that exceeds its budget."""
 
 
 def weigh(value: Any, most: int) -> int:
-    """Characters in a value, and its items, all that is nested included; counted no further than beyond `most`."""
+    """Number of characters and items of a value, nested ones included; counting stops beyond `most`."""
     if isinstance(value, str):
         return len(value) + _ITEM
     weight, rest = 0, [value]
@@ -55,10 +55,10 @@ def weigh(value: Any, most: int) -> int:
 
 
 class Budget:
-    """What is left of it to one rendering.
+    """Remaining budget of one rendering.
 
     Args:
-        given: What the template is given.
+        given: Variables of the template.
     """
 
     def __init__(self, given: Any) -> None:
@@ -68,18 +68,18 @@ class Budget:
         self._deadline = time.monotonic() + _SECONDS
 
     def step(self) -> None:
-        """Count a call, an operation or a turn of a loop."""
+        """Count a call, an operation or an iteration of a loop."""
         self._steps -= 1
         if self._steps < 0 or time.monotonic() > self._deadline:
             raise TooMuchError("it takes too many steps")
 
     def fit(self, size: int) -> None:
-        """Refuse a value that would be so large."""
+        """Refuse a value of too large a size."""
         if size > self.largest:
             raise TooMuchError(f"it makes a value of more than {self.largest:,} characters")
 
     def made(self, value: Any) -> Any:
-        """Count a value that was made, and give it back."""
+        """Count a value that was made, and return it."""
         self.fit(weigh(value, self.largest))
         self._values -= len(value) if isinstance(value, str | bytes | list | tuple | dict) else 1
         if self._values < 0:
@@ -87,7 +87,7 @@ class Budget:
         return value
 
     def wrote(self, value: Any) -> Any:
-        """Count a value that is written into the text, and give it back."""
+        """Count a value that is written into the text, and return it."""
         self.step()
         self.wrote_size(weigh(value, self.largest))
         return value
@@ -158,7 +158,7 @@ class Budget:
         return value
 
     def json(self, value: Any, encoder: json.JSONEncoder) -> str:
-        """Encode, no further than is allowed."""
+        """Encode as JSON, no further than is allowed."""
         pieces, size = [], 0
         for piece in encoder.iterencode(value):
             size += len(piece)
@@ -186,13 +186,13 @@ class Budget:
         return items
 
     def _replace(self, text: Any, options: Sequence[Any]) -> None:
-        """Text with each of the first option become the second."""
+        """Refuse a replacement of the first option by the second whose result would be too large."""
         if len(options) >= 2 and isinstance(options[0], type(text)) and isinstance(options[1], type(text)):
             old, new = options[:2]
             self.fit(len(text) + text.count(old) * len(new))
 
     def _format(self, text: str, field: str, width_given: str, values: Any) -> None:
-        """Text with values in its fields, each as wide as the largest number in it, or given to it, says."""
+        """Refuse a formatted text that would be too large: a field may be as wide as any number given."""
         widths = [0, *(int(digits[:9]) for digits in re.findall(r"\d+", text))]
         fields = text.count(field)
         if width_given in text and fields > (field == width_given):
@@ -206,7 +206,7 @@ def _name(function: Any) -> str:
 
 
 def _integers(values: Any) -> list[int]:
-    """All integers in nested arguments, as many as are looked at in a moment."""
+    """Integers in nested arguments, as many as can be examined quickly."""
     found: list[int] = []
     rest = [values]
     while rest and len(found) < 1000:
@@ -224,12 +224,12 @@ _current: ContextVar[Budget] = ContextVar("budget")
 
 
 def budget() -> Budget:
-    """That of the rendering that is going on."""
+    """Budget of the current rendering."""
     return _current.get()
 
 
 def within(allowed: Budget, work: Callable[[], str]) -> str:
-    """Do work on a budget."""
+    """Set the budget, within the context, of a rendering."""
     token = _current.set(allowed)
     try:
         return work()

@@ -1,4 +1,4 @@
-"""A loaded graph, whatever executes it: its sizes, its cache, and one step of it."""
+"""Loaded graph, on any backend: its sizes, its KV cache, and one step of it."""
 
 import ctypes
 import os
@@ -19,18 +19,18 @@ _PAST = graph_names.past(0)[0].partition("0")[0]
 
 
 class Model(ABC):
-    """A loaded graph, for any number of texts.
+    """Loaded graph, for any number of texts.
 
     Several threads may run it at the same time, each within `turn` and with a cache of its own.
 
     Args:
         inputs: Shape and type of each input by name; sizes that change are not numbers, or negative.
-        kernels: What runs the ops.
+        kernels: Kernels that run the ops.
 
     Attributes:
-        layers: How many have a cache.
+        layers: Number of layers that have a cache.
         by_input: Whether inputs of all products are skipped, as much as the input `effort` says; otherwise neurons are.
-        neurons: Of each layer that skips them.
+        neurons: Number of neurons of each layer that skips them.
     """
 
     def __init__(self, inputs: Mapping[str, tuple[Sequence[Any], npt.DTypeLike]], kernels: str) -> None:
@@ -49,22 +49,22 @@ class Model(ABC):
 
     @abstractmethod
     def empty_cache(self, texts: int) -> Any:
-        """A cache of no tokens."""
+        """Create a cache of no tokens."""
 
     @abstractmethod
     def copy_cache(self, cache: Any) -> Any:
-        """A cache that steps from the other one on leave as it is."""
+        """Copy a cache, so that steps from it leave the original unchanged."""
 
     def _no_tokens(self, texts: int) -> list[Array]:
         """Keys and values T[B, H, 0, d] of no tokens, those of each layer in turn."""
         return [np.zeros((texts, heads, 0, width), self.dtype) for heads, width in self._cache_sizes]
 
     def scores(self, outputs: Mapping[str, Any]) -> Any:
-        """Of the outputs of a decode step, the scores of all layers, as `running_score` takes them."""
+        """Scores of all layers among the outputs of a decode step, as `running_score` takes them."""
         return [outputs[graph_names.score(layer)] for layer in range(len(self.neurons))]
 
     def running_score(self, score: list[Floats]) -> RunningScore:
-        """A running score that takes in what `scores` gives, and begins at f32[B, F] for each layer."""
+        """Create a running score that adds the results of `scores`, starting at f32[B, F] for each layer."""
         return HostScore(score)
 
     @abstractmethod
@@ -85,7 +85,7 @@ _LOADED: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
 
 def _keep_in_child() -> None:
-    """After fork() the parent's graphs are never freed: that waits for their threads, which are not in the child."""
+    """Keep the parent's graphs alive after fork(): freeing them waits for threads that are not in the child."""
     for model in list(_LOADED):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(model))
 

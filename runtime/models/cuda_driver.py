@@ -1,4 +1,4 @@
-"""The CUDA driver, called by ctypes: a GPU, its memory a stream and graphs, with no package and no CUDA toolkit."""
+"""CUDA driver, called by ctypes: a GPU, its memory, a stream and graphs, with no package and no CUDA toolkit."""
 
 import ctypes
 import sys
@@ -23,7 +23,7 @@ _CAPTURE_THREAD_LOCAL = 1
 
 
 def why_no_gpu() -> str:
-    """What the driver says of this machine; empty where it has a GPU."""
+    """Reason why there is no GPU, according to the driver; empty where there is one."""
     try:
         driver = ctypes.CDLL(_LIBRARY)
     except OSError:
@@ -37,7 +37,7 @@ def why_no_gpu() -> str:
 
 
 class DriverError(CladaError):
-    """A call of the driver that failed."""
+    """Failed call of the driver."""
 
     def __init__(self, function: str, code: int, name: str) -> None:
         super().__init__(f"the GPU failed: {function} gives {name} ({code})")
@@ -45,7 +45,7 @@ class DriverError(CladaError):
 
 
 def in_bytes(size: int) -> str:
-    """A size as a person reads it."""
+    """Format a number of bytes for a person."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
@@ -65,7 +65,7 @@ _SIDE = (
 
 
 class _Copy2D(ctypes.Structure):
-    """The driver's CUDA_MEMCPY2D."""
+    """Structure CUDA_MEMCPY2D of the driver."""
 
     _fields_ = (
         *((f"source_{name}", kind) for name, kind in _SIDE),
@@ -76,10 +76,10 @@ class _Copy2D(ctypes.Structure):
 
 
 class GpuArray:
-    """An array in a GPU's memory, freed with the last reference to it; see `memory.Placed`.
+    """Array in a GPU's memory, freed with the last reference to it; see `memory.Placed`.
 
     Args:
-        gpu: Where.
+        gpu: The GPU.
         shape: Its sizes.
         dtype: Its type.
     """
@@ -107,7 +107,7 @@ class GpuArray:
 
 
 class Gpu:
-    """The first GPU that the driver shows, in the context that CUDA's libraries share, with a stream of its own.
+    """First GPU that the driver shows, in the context that CUDA's libraries share, with a stream of its own.
 
     Raises:
         CladaError: There is none, or the driver fails.
@@ -148,7 +148,7 @@ class Gpu:
         self._check(function, *arguments)
 
     def allocate(self, size: int) -> int:
-        """The address of so many bytes of memory, zeros.
+        """Allocate memory, filled with zeros, and return its address.
 
         Raises:
             CladaError: There is no room, or the driver fails.
@@ -167,44 +167,44 @@ class Gpu:
         return address.value
 
     def clear(self, address: int, size: int) -> None:
-        """Make so many bytes zeros."""
+        """Fill memory with zeros."""
         self._call("cuMemsetD8Async", c_uint64(address), c_ubyte(0), c_size_t(size), c_void_p(self.stream))
 
     def free(self, address: int) -> None:
-        """Give memory back, once all that uses it is done; an error here would be of something else."""
+        """Free memory, once all that uses it is done; an error here would be of something else."""
         self._driver.cuCtxSetCurrent(self._context)
         self._driver.cuStreamSynchronize(c_void_p(self.stream))
         self._driver.cuMemFree_v2(c_uint64(address))
 
     def free_memory(self) -> int:
-        """How many bytes are free."""
+        """Number of free bytes."""
         free, total = c_size_t(), c_size_t()
         self._call("cuMemGetInfo_v2", byref(free), byref(total))
         return free.value
 
     def place(self, array: Array) -> GpuArray:
-        """A copy of an array in the GPU's memory."""
+        """Copy an array to the GPU's memory."""
         placed = GpuArray(self, array.shape, array.dtype)
         placed.update_inplace(array)
         return placed
 
     def empty(self, size: int) -> GpuArray:
-        """So many bytes of the GPU's memory, zeros."""
+        """Allocate bytes of the GPU's memory, filled with zeros."""
         return GpuArray(self, (size,), np.dtype(np.uint8))
 
     def write(self, address: int, source: int, size: int) -> None:
-        """Copy so many bytes of this process's memory to the GPU's; they may change once this returns."""
+        """Copy bytes of this process's memory to the GPU's; they may change once this returns."""
         arguments = c_uint64(address), c_void_p(source), c_size_t(size), c_void_p(self.stream)
         self._call("cuMemcpyHtoDAsync_v2", *arguments)
 
     def read(self, target: int, address: int, size: int) -> None:
-        """Copy so many bytes of the GPU's memory to this process's, once all before is done."""
+        """Copy bytes of the GPU's memory to this process's, once all previous work is done."""
         arguments = c_void_p(target), c_uint64(address), c_size_t(size), c_void_p(self.stream)
         self._call("cuMemcpyDtoHAsync_v2", *arguments)
         self._call("cuStreamSynchronize", c_void_p(self.stream))
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Copy so many bytes within the GPU's memory."""
+        """Copy bytes within the GPU's memory."""
         self._call("cuMemcpyDtoDAsync_v2", c_uint64(target), c_uint64(source), c_size_t(size), c_void_p(self.stream))
 
     def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
@@ -216,10 +216,10 @@ class Gpu:
         self._call("cuMemcpy2DAsync_v2", byref(copied), c_void_p(self.stream))
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """Capture what a function puts into the stream, and run nothing of it.
+        """Capture the work that a function puts into the stream, without running it.
 
         Returns:
-            What puts all of it there at once.
+            A function that launches all of the captured work.
         """
         captured, executable = c_void_p(), c_void_p()
         stream = c_void_p(self.stream)
@@ -241,5 +241,5 @@ class Gpu:
 
 
 def compute_capability() -> str | None:
-    """That of the first GPU, as "8.9"; None where there is no driver or no GPU."""
+    """Compute capability of the first GPU, as "8.9"; None where there is no driver or no GPU."""
     return None if why_no_gpu() else Gpu().compute_capability

@@ -1,4 +1,4 @@
-"""Where an ONNX file has its weights, checked by us: releases of ONNX Runtime differ in what they let a file name.
+"""Location of an ONNX file's weights, checked here: releases of ONNX Runtime differ in what they let a file name.
 
 That an artefact's are in the file that its manifest lists is checked when it is opened (calibrated_values.py).
 """
@@ -10,7 +10,7 @@ from clada.errors import CladaError
 
 
 def check_external_data(model: Path) -> None:
-    """Check that all weights of an ONNX file are in the file itself or in files that lie beside it.
+    """Check that all weights of an ONNX file are in the file itself or in files beside it.
 
     Args:
         model: The ONNX file.

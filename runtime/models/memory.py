@@ -1,4 +1,4 @@
-"""Arrays in a device's memory, through ONNX Runtime or by what else puts them there."""
+"""Arrays in a device's memory, through ONNX Runtime or another allocator."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ _ALIGNMENT = 256
 
 
 class Placed(Protocol):
-    """An array in a device's memory, as ONNX Runtime's OrtValue is one."""
+    """Array in a device's memory, with the methods of ONNX Runtime's OrtValue."""
 
     def data_ptr(self) -> int:
-        """Its address, which stays."""
+        """Address of the array, which stays."""
 
     def update_inplace(self, array: Array) -> None:
-        """Replace its content by that of an array of as many bytes."""
+        """Replace the content by that of an array of as many bytes."""
 
     def numpy(self) -> Array:
-        """Its content, in this process's memory."""
+        """Copy the content to this process's memory."""
 
 
 # Places a copy of an array.
@@ -32,36 +32,36 @@ Put = Callable[[Array], Placed]
 
 
 class Memory(Protocol):
-    """A device's memory, where it is not ONNX Runtime that keeps it."""
+    """Memory of a device, where ONNX Runtime does not manage it."""
 
     def place(self, array: Array) -> Placed:
-        """A copy of an array, there."""
+        """Copy an array to the device."""
 
     def empty(self, size: int) -> Placed:
-        """So many bytes of it, zeros."""
+        """Allocate bytes, filled with zeros."""
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Copy so many bytes from one address to another."""
+        """Copy bytes from one address to another."""
 
     def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
         """Copy rows of `width` bytes that begin `pitch` bytes after each other."""
 
     def clear(self, address: int, size: int) -> None:
-        """Make so many bytes zeros."""
+        """Fill bytes with zeros."""
 
 
 def put(array: Array, device: str) -> Any:
-    """An OrtValue of the same content in a device's memory, of its own on the CPU too."""
+    """Copy an array into an OrtValue in a device's memory, separate memory on the CPU too."""
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), device, 0)
 
 
 def read(value: Placed) -> Array:
-    """A copy of an array's content, in this process's memory."""
+    """Copy an array's content to this process's memory."""
     return np.array(value.numpy())
 
 
 def padded(shape: tuple[int, ...]) -> int:
-    """How many elements an array takes up of memory in which others follow it."""
+    """Number of elements that an array occupies in memory where others follow it."""
     return -(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT
 
 
@@ -77,7 +77,7 @@ class _Slot:
 
 
 class Slab:
-    """Several arrays in one piece of a device's memory: one copy moves them all, and their addresses stay.
+    """Slab of several arrays in a device's memory: one copy moves them all, and their addresses stay.
 
     Args:
         layout: Shape and type of each array by name. Arrays of one type follow each other at equal element offsets,
@@ -99,7 +99,7 @@ class Slab:
         self._value: Placed = place(self._host) if place else put(self._host, device)
 
     def write(self, arrays: Mapping[str, Array]) -> None:
-        """Replace some of the arrays; the others keep what was written last."""
+        """Replace some of the arrays; the others keep their last content."""
         for name, array in arrays.items():
             slot = self._slots[name]
             content = np.ascontiguousarray(array, slot.dtype).reshape(-1).view(np.uint8)
@@ -107,7 +107,7 @@ class Slab:
         self._value.update_inplace(self._host)
 
     def read(self) -> dict[str, Array]:
-        """All arrays, in this process's memory."""
+        """Copy all arrays to this process's memory."""
         content = read(self._value)
         return {
             name: content[slot.offset : slot.offset + slot.bytes].view(slot.dtype).reshape(slot.shape)
@@ -115,7 +115,7 @@ class Slab:
         }
 
     def bind_input(self, binding: Any, name: str, *, shape: tuple[int, ...] | None = None) -> None:
-        """Bind an array to the input of its name, as its beginning in another shape where one is given."""
+        """Bind an array to the input of its name; with a shape, the array's first elements in that shape."""
         slot = self._slots[name]
         address = self._value.data_ptr() + slot.offset
         binding.bind_input(name, self._device, 0, slot.dtype, list(shape or slot.shape), address)
@@ -127,5 +127,5 @@ class Slab:
         binding.bind_output(name, self._device, 0, slot.dtype, list(slot.shape), address)
 
     def whole(self, dtype: npt.DTypeLike) -> tuple[str, int, npt.DTypeLike, list[int], int]:
-        """Arguments that bind all of it, zeros between the arrays included, as one vector of a type."""
+        """Arguments that bind the whole slab, zeros between the arrays included, as one vector of a type."""
         return self._device, 0, dtype, [len(self._host) // np.dtype(dtype).itemsize], self._value.data_ptr()

@@ -1,4 +1,4 @@
-"""The graph in ONNX Runtime: the ops run on our native kernels or as their function bodies."""
+"""Graph in ONNX Runtime: the ops run on our native kernels or as their function bodies."""
 
 import ctypes
 import sys
@@ -31,7 +31,7 @@ NUMPY_TYPES = {
 
 
 def older_than(release: str) -> bool:
-    """Whether the ONNX Runtime that runs is older than a release, given as "major.minor"."""
+    """Whether the installed ONNX Runtime is older than a release, given as "major.minor"."""
 
     def numbers(version: str) -> list[int]:
         return [int(part) for part in version.split(".")[:2]]
@@ -46,13 +46,13 @@ _FATAL = 4
 
 @dataclass(frozen=True)
 class Execution:
-    """How ONNX Runtime is to run a graph.
+    """Options by which ONNX Runtime runs a graph.
 
     Args:
         threads: Threads within an op, eight a processor at most; 0 lets ONNX Runtime choose.
         kernels: "native"; "bodies", the function bodies of the file itself; or "auto": native kernels, and the bodies,
             with a warning, where those cannot be had.
-        weights: What the native kernels hold the feed-forward weights as: empty, as the model has them; "bfloat16", a
+        weights: Type of the feed-forward weights in the native kernels: empty, as the model has them; "bfloat16", a
             float32 model's rounded when it is loaded, in half the memory.
         instructions: The instruction set of the native kernels; empty for the best that the processor has.
         element: The type of the model, by its name in the manifest; empty where it is not known. See `register`.
@@ -100,7 +100,7 @@ SPINNING = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop
 
 
 def session_options(execution: Execution) -> Any:
-    """Options of a session, without kernels."""
+    """Session options, without kernels."""
     options = onnxruntime.SessionOptions()
     # Its own lines, in colour, beside ours, which have its reason; those of its start, as of a missing library, stay.
     options.log_severity_level = _FATAL
@@ -118,7 +118,7 @@ def _load(path: Path, options: Any, execution: Execution) -> Any:
     on_cuda = execution.device == "cuda"
     providers = cuda_providers(execution.cuda_graph) if on_cuda else ["CPUExecutionProvider"]
     try:
-        # Its fallback would print to standard output and go on elsewhere than asked for.
+        # Its fallback would print to standard output and go on elsewhere than requested.
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except ONNXRUNTIME_ERRORS as error:
         if on_cuda and memory_is_full(error):
@@ -133,7 +133,7 @@ def _load(path: Path, options: Any, execution: Execution) -> Any:
 
 
 def _give_back_memory() -> None:
-    """Return to the system what loading took for a while: the C library keeps it, as much as half of packed weights."""
+    """Return freed memory of the load to the system: the C library keeps it, as much as half of packed weights."""
     if sys.platform != "linux":  # elsewhere there may be no library of the process itself
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
@@ -154,7 +154,7 @@ def _load_native(path: Path, execution: Execution) -> Any:
 
 
 def create_session(path: Path, execution: Execution) -> tuple[Any, str]:
-    """Load a graph.
+    """Create a session of a graph.
 
     Returns:
         The session, and what runs the ops in it.
@@ -184,7 +184,7 @@ def create_session(path: Path, execution: Execution) -> tuple[Any, str]:
 
 
 def kernels_here() -> str:
-    """What runs the ops on this machine where nothing else is asked for."""
+    """Kernels that run the ops on this machine by default."""
     try:
         register(onnxruntime.SessionOptions())
         return f"native kernels, {best_instructions()}"
@@ -193,11 +193,11 @@ def kernels_here() -> str:
 
 
 class OnnxRuntimeModel(Model):
-    """A loaded graph: its sizes, and one step of it, for any number of texts.
+    """Loaded graph: its sizes, and one step of it, for any number of texts.
 
     Args:
         path: The ONNX file.
-        execution: How to run it.
+        execution: Options of ONNX Runtime.
 
     Raises:
         CladaError: ONNX Runtime cannot load the file, or not with the kernels that were asked for.
@@ -213,7 +213,7 @@ class OnnxRuntimeModel(Model):
         return self.load_cache(self._no_tokens(texts))
 
     def load_cache(self, keys_values: Sequence[Array]) -> Any:
-        """A cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
+        """Create a cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
         return [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in keys_values]
 
     def copy_cache(self, cache: Any) -> Any:

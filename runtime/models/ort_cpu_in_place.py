@@ -1,4 +1,4 @@
-"""One text in ONNX Runtime, its cache written in place: a step's cost does not grow by a copy of the cache."""
+"""Graph for one text in ONNX Runtime, its KV cache written in place: a step does not copy the cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ _SMALLEST_CAPACITY = 64
 
 
 def capacity_for(tokens: int, context_length: int) -> int:
-    """Room for so many tokens: a power of two, or the model's context.
+    """Capacity for a number of tokens: a power of two, or the model's context.
 
     Raises:
         CladaError: The text is longer than the context.
@@ -36,13 +36,13 @@ def refuse_padding(mask: Array) -> None:
 
 @dataclass
 class InPlaceCache:
-    """Keys and values of one text, with room for more, and what ONNX Runtime has bound.
+    """KV cache of one text, with room for more tokens, and the arrays that ONNX Runtime has bound.
 
     Args:
         binding: The session's binding; it refers to the memory of all arrays below.
         buffers: T[1, H, C, d], keys and values of each layer in turn, bound as past and as present.
         logits: T[1, 1, V], two, so that a step does not overwrite the logits it reads.
-        length: How many tokens the buffers hold.
+        length: Number of tokens in the buffers.
         inputs: The other inputs that are bound, by name.
         outputs: Names of the outputs that are bound, besides the buffers; None where the buffers are not bound yet.
     """
@@ -56,17 +56,17 @@ class InPlaceCache:
 
     @property
     def capacity(self) -> int:
-        """How many tokens there is room for."""
+        """Number of tokens there is room for."""
         return int(self.buffers[0].shape[2])
 
 
 class InPlaceModel(OnnxRuntimeModel):
-    """A loaded graph with an in-place cache, for one text.
+    """Loaded graph with an in-place cache, for one text.
 
     Args:
         path: The ONNX file.
         context_length: The most tokens of a text; the cache grows up to it.
-        execution: How to run it.
+        execution: Options of ONNX Runtime.
 
     Raises:
         CladaError: ONNX Runtime cannot load the file, or not with the kernels that were asked for.
@@ -78,18 +78,18 @@ class InPlaceModel(OnnxRuntimeModel):
         self._outputs = {value.name: value for value in self._session.get_outputs()}
 
     def load_cache(self, keys_values: Sequence[Array]) -> InPlaceCache:
-        """A cache that holds keys and values T[1, H, P, d], those of each layer in turn."""
+        """Create a cache that holds keys and values T[1, H, P, d], those of each layer in turn."""
         length = keys_values[0].shape[2]
         buffers = [self._with_room(array, length, length) for array in keys_values]
         logits = (self._output(graph_names.LOGITS, 1), self._output(graph_names.LOGITS, 1))
         return InPlaceCache(self._session.io_binding(), buffers, logits, length)
 
     def copy_cache(self, cache: InPlaceCache) -> InPlaceCache:
-        """A cache of the same tokens in memory of its own."""
+        """Copy a cache into memory of its own."""
         return self.load_cache([buffer[:, :, : cache.length] for buffer in cache.buffers])
 
     def _with_room(self, array: Array, length: int, wanted: int) -> Array:
-        """The first `length` tokens of a buffer in one that has room for `wanted`."""
+        """Copy the first `length` tokens of a buffer into one that has room for `wanted`."""
         capacity = capacity_for(wanted, self._context_length)
         buffer = np.zeros((*array.shape[:2], capacity, array.shape[3]), array.dtype)
         buffer[:, :, :length] = array[:, :, :length]

@@ -1,4 +1,4 @@
-"""The graph in ONNX Runtime with everything that lasts on its device."""
+"""Graph in ONNX Runtime with all persistent state on its device."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -18,11 +18,11 @@ from clada.runtime.models.score import accumulation
 
 
 class DeviceModel(ResidentModel):
-    """A loaded graph, for any number of texts, whose cache, logits, pools and scores stay on the device.
+    """Loaded graph, for any number of texts, whose cache, logits, pools and scores stay on the device.
 
     Args:
         path: The ONNX file.
-        execution: How to run it, and on what device.
+        execution: Options of ONNX Runtime, the device included.
 
     Raises:
         CladaError: ONNX Runtime cannot load the file, not on the device or not with the kernels that were asked for.
@@ -45,7 +45,7 @@ class DeviceModel(ResidentModel):
         return self.load_cache(self._no_tokens(texts))
 
     def load_cache(self, keys_values: Sequence[Array]) -> Any:
-        """A cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
+        """Create a cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
         texts, _, length, _ = keys_values[0].shape
         return DeviceCache(self._buffers(texts), [self._place(array) for array in keys_values], length)
 

@@ -1,4 +1,4 @@
-"""One text on a device, its cache written in place; with shapes that stay, decode can be captured in a CUDA graph."""
+"""Graph for one text on a device, its KV cache written in place; decode of fixed shapes can be a CUDA graph."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ from clada.runtime.models.resident import Buffers, DeviceCache
 
 
 def _capacity(cache: DeviceCache) -> int:
-    """How many tokens there is room for."""
+    """Number of tokens there is room for."""
     return int(cache.keys_values[0].shape()[2])
 
 
 class DeviceInPlaceModel(DeviceModel):
-    """A loaded graph with an in-place cache, for one text, that stays on the device.
+    """Loaded graph with an in-place cache, for one text, that stays on the device.
 
     Args:
         path: The ONNX file.
         context_length: The most tokens of a text; the cache grows up to it.
-        execution: How to run it, and on what device.
+        execution: Options of ONNX Runtime, the device included.
         fixed_shapes: Whether all decode steps that one capacity of the cache has room for have the same shapes and
             addresses, which a CUDA graph needs; the graph must be one that takes a mask longer than the text.
 
@@ -44,18 +44,18 @@ class DeviceInPlaceModel(DeviceModel):
         self._graphs = 1
 
     def load_cache(self, keys_values: Sequence[Array]) -> DeviceCache:
-        """A cache that holds keys and values T[1, H, P, d], those of each layer in turn."""
+        """Create a cache that holds keys and values T[1, H, P, d], those of each layer in turn."""
         length = keys_values[0].shape[2]
         cache = DeviceCache(*self._memory(keys_values, max(length, 1)), length)
         self._give_back_after(cache)
         return cache
 
     def copy_cache(self, cache: DeviceCache) -> DeviceCache:
-        """A cache of the same tokens in memory of its own."""
+        """Copy a cache into memory of its own."""
         return self.load_cache([read(value)[:, :, : cache.length] for value in cache.keys_values])
 
     def _memory(self, keys_values: Sequence[Array], wanted: int) -> tuple[Buffers, list[Any]]:
-        """Memory with room for `wanted` tokens that holds keys and values T[1, H, P, d]."""
+        """Allocate memory for `wanted` tokens that holds keys and values T[1, H, P, d]."""
         capacity = capacity_for(wanted, self._context_length)
         arrays = []
         for array in keys_values:
@@ -78,7 +78,7 @@ class DeviceInPlaceModel(DeviceModel):
         return buffers, values
 
     def _give_back_after(self, cache: DeviceCache) -> None:
-        """Once a cache is gone, what is captured of its memory serves another text."""
+        """Return a cache's memory for reuse once it is gone, so that its captured graphs serve another text."""
         if self._fixed_shapes:
             memory = cache.buffers, cache.keys_values
             cache.release = weakref.finalize(cache, self._spare[_capacity(cache)].append, memory)
@@ -98,7 +98,7 @@ class DeviceInPlaceModel(DeviceModel):
         cache.buffers.mask.bind_input(binding, graph_names.ATTENTION_MASK, shape=(1, length))
 
     def _bind_cache(self, binding: Any, cache: DeviceCache, total: int) -> None:
-        """Bound where the memory was made."""
+        """Do nothing: the cache is bound where its memory is allocated."""
 
     def _take_cache(self, binding: Any, cache: DeviceCache, total: int) -> None:
         cache.length = total

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU: whether it can, and how it is told to."""
+"""ONNX Runtime on an NVIDIA GPU: check that it can run, and its providers."""
 
 import sys
 from contextlib import redirect_stdout
@@ -27,7 +27,7 @@ def check_cuda() -> None:
 
 @cache
 def _load_libraries() -> None:
-    """Load what pip installed of CUDA's libraries: it lies where no loader looks."""
+    """Load CUDA's libraries that pip installed: they lie where no loader looks."""
     if hasattr(onnxruntime, "preload_dlls"):
         # It prints what it does not find, and standard output is for the text that is generated.
         with redirect_stdout(sys.stderr):
@@ -35,7 +35,7 @@ def _load_libraries() -> None:
 
 
 def cuda_providers(cuda_graph: bool) -> list[Any]:
-    """The execution providers of a session on a GPU; the CPU's runs what computes shapes."""
+    """Execution providers of a session on a GPU; the CPU's computes shapes."""
     return [(CUDA_PROVIDER, {"enable_cuda_graph": "1" if cuda_graph else "0"}), "CPUExecutionProvider"]
 
 

@@ -1,4 +1,4 @@
-"""What ONNX Runtime raises, as one line of ours."""
+"""Translation of ONNX Runtime's exceptions into one line of ours."""
 
 import re
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ _NODE = re.compile(r"^Non-zero status code returned while running (\w+) node\. N
 
 
 def memory_is_full(error: Exception) -> bool:
-    """Whether what ONNX Runtime raised is that there is no memory left."""
+    """Whether an exception of ONNX Runtime means that there is no memory left."""
     return isinstance(error, MemoryError) or says_memory_is_full(str(error))
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what ONNX Runtime raised, without what is the same in all."""
+    """First line of an exception of ONNX Runtime, without the part that is the same in all."""
     first = next(iter(str(error).splitlines()), type(error).__name__)
     reason = _PREFIX.sub("", first)
     failed = _NODE.match(reason)
@@ -41,10 +41,10 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def one_line_errors(where: str = "") -> Iterator[None]:
-    """Within the context what ONNX Runtime raises comes out as a CladaError, in one line.
+    """Turn exceptions of ONNX Runtime, within the context, into a CladaError of one line.
 
     Args:
-        where: What it ran on, for the message; empty for the CPU.
+        where: Device that it ran on, for the message; empty for the CPU.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A graph with everything that lasts on its device; a step moves tokens there and logits back."""
+"""Graph with all persistent state on its device; a step copies tokens there and logits back."""
 
 import threading
 from abc import abstractmethod
@@ -23,20 +23,20 @@ _SCORES = "scores"
 
 @dataclass
 class Buffers:
-    """Memory of one batch of texts, at addresses that stay, and what is bound to it.
+    """Memory of one batch of texts, at fixed addresses, and its bindings.
 
     Args:
         tokens: i64[B, 1] each, ids and positions of a decode step.
         mask: i64[B · C], with room for masks of up to C tokens.
-        steering: What chooses neurons or inputs: pools, bool[B, F] for each layer, or effort, f32[B].
+        steering: Selection of neurons or inputs: pools, bool[B, F] for each layer, or effort, f32[B].
         logits: T[B, 1, V], two, so that a step does not overwrite the logits it reads.
-        telemetry: What a step tells of itself.
+        telemetry: Telemetry of a step.
         scores: f32[B, F] for each layer; None where inputs are skipped.
         bindings: Two: each reads the logits of its index and writes the others.
-        reads: Which of the logits the next step reads.
+        reads: Index of the logits that the next step reads.
         latest: Those logits as they were given out; None where they are not on the device.
-        steered: What of `steering` is on the device.
-        graph_id: Of the CUDA graph of the steps that read the first logits; the next is of those that read the others.
+        steered: Values of `steering` that are on the device.
+        graph_id: Id of the CUDA graph of the steps that read the first logits; the next id is that of the others.
     """
 
     tokens: Slab
@@ -52,7 +52,7 @@ class Buffers:
     graph_id: int = 0
 
     def write_steering(self, inputs: Mapping[str, Array]) -> None:
-        """Bring pools or effort to the device, if they are not those that are there."""
+        """Copy pools or effort to the device, unless they are there already."""
         given = {name: inputs[name] for name in self.steering.layout}
         there = len(self.steered) == len(given)
         if not there or any(new is not old for new, old in zip(given.values(), self.steered, strict=True)):
@@ -60,19 +60,19 @@ class Buffers:
             self.steered = list(given.values())
 
     def write_logits(self, logits: Array) -> None:
-        """Bring logits T[B, V] to the device, if they are not those that a step left there."""
+        """Copy logits T[B, V] to the device, unless they are those that a step left there."""
         if self.latest is None or not np.may_share_memory(logits, self.latest):
             self.logits[self.reads].update_inplace(np.ascontiguousarray(logits[:, None]))
 
 
 @dataclass
 class DeviceCache:
-    """What a batch of texts has on the device.
+    """State of a batch of texts on the device.
 
     Args:
         buffers: Its memory, but keys and values.
         keys_values: T[B, H, P, d], keys and values of each layer in turn.
-        length: How many tokens those hold, padding included.
+        length: Number of tokens they hold, padding included.
         release: Gives the memory back for another text; None where it is freed.
     """
 
@@ -83,16 +83,16 @@ class DeviceCache:
 
 
 class ResidentModel(Model):
-    """A loaded graph, for any number of texts, whose cache, logits, pools and scores stay on its device.
+    """Loaded graph, for any number of texts, whose cache, logits, pools and scores stay on its device.
 
     What executes it is told by bindings, which have the methods of ONNX Runtime's IOBinding that take an address.
 
     Args:
         inputs: See Model, as is the next.
         kernels: See Model.
-        device: Where, as ONNX Runtime names it.
+        device: The device, as ONNX Runtime names it.
         place: Puts an array there.
-        sites: How many layers skip neurons, or products inputs.
+        sites: Number of layers that skip neurons, or of products that skip inputs.
         logits_of_all: Whether the graph gives the logits of every position, not of the last one alone.
     """
 
@@ -112,13 +112,13 @@ class ResidentModel(Model):
 
     @abstractmethod
     def _binding(self) -> Any:
-        """What takes the addresses of a step's inputs and outputs."""
+        """Create a binding for the addresses of a step's inputs and outputs."""
 
     def _slab(self, layout: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]) -> Slab:
         return Slab(layout, self._device, self._place)
 
     def _buffers(self, texts: int, room: int = 64) -> Buffers:
-        """Memory for so many texts, what lasts already bound."""
+        """Allocate memory for a number of texts, persistent arrays already bound."""
         names = (
             graph_names.SURPRISAL,
             graph_names.ENTROPY,
@@ -224,7 +224,7 @@ class ResidentModel(Model):
         return outputs
 
     def _bind_tokens(self, binding: Any, slab: Slab | None, inputs: Mapping[str, Array]) -> Slab:
-        """Bind ids and positions, in memory of a decode step's or of their own; returns what must live."""
+        """Bind ids and positions, in memory of a decode step's or of their own; returns the slab to keep alive."""
         arrays = {name: inputs[name] for name in (graph_names.INPUT_IDS, graph_names.POSITION_IDS)}
         slab = slab or self._slab({name: (array.shape, np.int64) for name, array in arrays.items()})
         slab.write(arrays)
@@ -241,24 +241,24 @@ class ResidentModel(Model):
 
     @abstractmethod
     def _run(self, binding: Any, buffers: Buffers, decodes: bool) -> None:
-        """Run the graph on what is bound."""
+        """Run the graph on the bound arrays."""
 
     def _prepare_cache(self, cache: Any, total: int) -> None:
         """Make room for a text that is `total` tokens long after the step."""
 
     @abstractmethod
     def _bind_cache(self, binding: Any, cache: Any, total: int) -> None:
-        """Bind keys and values, those that go in and those that come out, the latter of `total` tokens."""
+        """Bind past and present keys and values, the latter of `total` tokens."""
 
     @abstractmethod
     def _take_cache(self, binding: Any, cache: Any, total: int) -> None:
-        """Keep what came out."""
+        """Store the present keys and values as the past of the next step."""
 
     def _errors(self) -> AbstractContextManager[None]:
-        """Within it, what the device raises comes out as a CladaError."""
+        """Turn the device's exceptions, within the context, into a CladaError."""
         return nullcontext()
 
     @property
     @abstractmethod
     def _accumulation(self) -> Any:
-        """What runs the graph `accumulation`."""
+        """Create the runner of the graph `accumulation`."""

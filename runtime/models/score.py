@@ -1,4 +1,4 @@
-"""The running score of the pools, on the device that puts out the scores: three numbers a text go there in a step."""
+"""Running score of the pools, on the device that computes the scores: a step copies three numbers per text there."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ FACTORS = ("fade", "inside", "outside")
 
 
 def accumulation() -> bytes:
-    """The graph that takes in one token: score · fade + used · (inside where the mask holds, outside elsewhere).
+    """Graph that adds one token: score · fade + used · (inside where the mask holds, outside elsewhere).
 
     All arrays are flat, f32[N]; factors are f32[B], and `text` i32[N] says which of them an element takes.
     """
@@ -34,12 +34,12 @@ def accumulation() -> bytes:
 
 
 class DeviceScore:
-    """A running score in a device's memory; see `runtime.pool.RunningScore`.
+    """Running score in a device's memory; see `clada.contract.pool.RunningScore`.
 
     Args:
-        session: Of the graph `accumulation`.
+        session: Session of the graph `accumulation`.
         score: f32[B, F] for each layer.
-        device: Where.
+        device: The device.
         place: See Slab.
     """
 
@@ -71,7 +71,7 @@ class DeviceScore:
         return Slab({name: (shape, dtype) for name, shape in shapes.items()}, self._device, self._place)
 
     def __iter__(self) -> Iterator[Array]:
-        """The layers' scores, copied into this process's memory."""
+        """Copy the layers' scores into this process's memory."""
         return iter(self._scores[0].read().values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DeviceScore":

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT for RTX: engines that are loaded and run."""
+"""Engines of TensorRT and TensorRT for RTX: loading and running."""

@@ -1,4 +1,4 @@
-"""A TensorRT engine's execution contexts, told what to run on by bindings as ONNX Runtime's sessions are."""
+"""Execution contexts of a TensorRT engine, driven by bindings as ONNX Runtime's sessions are."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 @dataclass
 class EngineBinding:
-    """Shapes and addresses of a run's inputs and outputs; its methods are those of ONNX Runtime's IOBinding."""
+    """Shapes and addresses of a run's inputs and outputs, with the methods of ONNX Runtime's IOBinding."""
 
     inputs: dict[str, tuple[Shape, int]] = field(default_factory=dict)
     outputs: dict[str, tuple[Shape, int]] = field(default_factory=dict)
@@ -37,23 +37,23 @@ class EngineBinding:
     def bind_input(
         self, name: str, device: str, index: int, dtype: npt.DTypeLike, shape: Sequence[int], address: int
     ) -> None:
-        """Say where an input lies."""
+        """Bind an input to an address."""
         self.inputs[name] = tuple(shape), address
 
     def bind_output(
         self, name: str, device: str, index: int, dtype: npt.DTypeLike, shape: Sequence[int], address: int
     ) -> None:
-        """Say where an output goes."""
+        """Bind an output to an address."""
         self.outputs[name] = tuple(shape), address
 
     def places(self) -> tuple[Any, Any]:
-        """All that was said, as it is now."""
+        """Copy of all current bindings."""
         return dict(self.inputs), dict(self.outputs)
 
 
 @dataclass
 class _Context:
-    """An execution context, and the shapes and addresses that it was given last."""
+    """Execution context, and the shapes and addresses set last."""
 
     context: Any
     profile: str
@@ -82,7 +82,7 @@ class _Context:
             raise CladaError(f"the engine's {self.profile} profile does not take {name} at {value}: build it again")
 
     def _check_outputs(self, binding: EngineBinding) -> None:
-        """Raise CladaError where an output would not fill the memory that is there for it."""
+        """Raise CladaError where an output would not fill the memory bound to it."""
         for name, (room, _) in binding.outputs.items():
             shape = tuple(self.context.get_tensor_shape(name))
             if shape != room:
@@ -93,21 +93,21 @@ class _Context:
                 )
 
     def forget(self) -> None:
-        """After an error nobody knows what the context was given."""
+        """Forget all that was set, as after an error the context's state is unknown."""
         self.shapes.clear()
         self.addresses.clear()
 
 
 class EngineSession:
-    """An engine, with an execution context for each of its optimisation profiles.
+    """Engine with an execution context for each of its optimisation profiles.
 
     Args:
         engine: As TensorRT deserialised it.
         contexts: One for each profile, in order.
-        stream: Where runs are put, as CUDA names it.
+        stream: Stream of the runs, as CUDA names it.
         profiles: The profiles' names.
-        said: What TensorRT logged of its last error.
-        capture: See `driver.Gpu.capture`.
+        said: Returns TensorRT's last logged error.
+        capture: See `cuda_driver.Gpu.capture`.
 
     Raises:
         CladaError: TensorRT does not set a profile.
@@ -138,11 +138,11 @@ class EngineSession:
         self._engine = engine  # contexts refer to it
 
     def io_binding(self) -> EngineBinding:
-        """A binding of nothing."""
+        """Create an empty binding."""
         return EngineBinding()
 
     def run(self, binding: EngineBinding, profile: str, captured: bool = False) -> None:
-        """Put a run into the stream: what it reads and writes must live until that is done.
+        """Put a run into the stream: its inputs and outputs must stay alive until it is done.
 
         Args:
             binding: All inputs and outputs of the engine.
@@ -168,7 +168,7 @@ class EngineSession:
             binding.ran, binding.launch = (context.reshaped, binding.places()), None
 
     def _can_be_captured(self, context: _Context) -> bool:
-        """TensorRT for RTX alone says; it may still be compiling."""
+        """Whether a run can be captured: only TensorRT for RTX may answer no, while it is still compiling."""
         asked = getattr(context.context, "is_stream_capturable", None)
         return asked is None or bool(asked(self._stream))
 

@@ -1,4 +1,4 @@
-"""A TensorRT engine with everything that lasts on the GPU: two sets of keys and values, swapped after each step."""
+"""TensorRT engine with all persistent state on the GPU: two sets of keys and values, swapped after each step."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +16,15 @@ from clada.runtime.trt.contexts import EngineBinding, EngineSession
 
 @dataclass
 class EngineCache:
-    """What a batch of texts has on the GPU.
+    """State of a batch of texts on the GPU.
 
     Args:
         buffers: Its memory, but keys and values.
         keys_values: Two sets of room for T[B, H, C, d], keys and values of each layer in turn.
         texts: B.
-        length: How many tokens the set that is read holds, padding included.
-        reads: Which of the sets that is; a step writes the other.
-        slots: How many tokens of each text the layout of that set has room for, where it is written in place.
+        length: Number of tokens in the set to read, padding included.
+        reads: Index of the set to read; a step writes the other.
+        slots: Number of tokens of each text in the layout of that set, where it is written in place.
     """
 
     buffers: Buffers
@@ -36,13 +36,13 @@ class EngineCache:
 
 
 class EngineModel(ResidentModel):
-    """An engine and its texts on the GPU.
+    """Engine and its texts on the GPU.
 
     Args:
         session: Runs the engine.
-        record: What the engine is.
+        record: Record of the engine.
         memory: The GPU's.
-        kernels: What runs the ops.
+        kernels: Kernels that run the ops.
         accumulation: Makes what runs the graph of the running score, for arrays of `smallest` to `largest` elements.
     """
 
@@ -61,7 +61,7 @@ class EngineModel(ResidentModel):
         self._spare: list[tuple[int, Buffers, tuple[Placed, Placed]]] = []
 
     def empty_cache(self, texts: int) -> EngineCache:
-        """A cache of no tokens.
+        """Create a cache of no tokens.
 
         Raises:
             CladaError: The engine is for fewer texts, or the GPU's memory is full.
@@ -94,7 +94,7 @@ class EngineModel(ResidentModel):
         return copied
 
     def _offsets(self, texts: int, slots: int) -> list[int]:
-        """Where in a set the keys and values of each layer begin, and its size, in bytes."""
+        """Offsets in a set of each layer's keys and values, and the size of the set, in bytes."""
         offsets = [0]
         for heads, width in self._cache_sizes:
             offsets.append(offsets[-1] + padded((texts, heads, slots, width)) * self.dtype.itemsize)

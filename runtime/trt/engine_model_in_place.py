@@ -1,4 +1,4 @@
-"""A TensorRT engine that puts out a step's keys and values alone: one set of them, whose slots fill up.
+"""TensorRT engine that outputs a step's keys and values alone: one set of them, whose slots fill up.
 
 A decode step reads all slots, by a mask that leaves out those that are free, so that all steps have the same shapes and
 addresses and can be captured in a CUDA graph. Once none is free there are twice as many.
@@ -18,7 +18,7 @@ _FEWEST_SLOTS = 64
 
 
 def slots_for(tokens: int, capacity: int) -> int:
-    """Slots for so many tokens: the capacity, or what halving it leaves."""
+    """Number of slots for this many tokens: the capacity, or what halving it leaves."""
     slots = capacity
     while slots // 2 >= max(tokens, _FEWEST_SLOTS):
         slots //= 2
@@ -26,7 +26,7 @@ def slots_for(tokens: int, capacity: int) -> int:
 
 
 class EngineInPlaceModel(EngineModel):
-    """An engine whose `present` outputs are the new keys and values; arguments as of EngineModel.
+    """Engine whose `present` outputs are the new keys and values; arguments as of EngineModel.
 
     Of a cache's two sets the first has room for the longest text, and the second holds the tokens of one step.
     """
@@ -77,7 +77,7 @@ class EngineInPlaceModel(EngineModel):
         cache.length = total
 
     def _add_slots(self, cache: EngineCache, slots: int) -> None:
-        """Lay a cache out anew, with twice the slots or more, so that a row that is moved does not overlap itself.
+        """Move a cache to a layout of twice the slots or more, so that a row that is moved does not overlap itself.
 
         From the last row on: none is written over before it was moved.
         """
@@ -90,6 +90,6 @@ class EngineInPlaceModel(EngineModel):
         cache.slots = slots
 
     def _places(self, texts: int) -> list[tuple[str, str, tuple[int, int], int, int]]:
-        """Of keys and values of each layer: names, heads and width, and where they begin in either set."""
+        """Layout of each layer's keys and values: names, heads and width, and where they begin in either set."""
         slots, rows = (self._offsets(texts, count) for count in (self._record.capacity, self._record.max_prompt))
         return list(zip(self._past, self._present, self._cache_sizes, slots, rows, strict=False))

@@ -1,4 +1,4 @@
-"""TensorRT or TensorRT-RTX: loads an engine on the GPU of this machine, after all that can be wrong with it."""
+"""Loading of an engine by TensorRT or TensorRT for RTX on this machine's GPU, after checks of all that can be wrong."""
 
 import importlib
 import mmap
@@ -26,7 +26,7 @@ def load_engine(path: Path, record: EngineRecord) -> EngineModel:
 
     Args:
         path: The engine, whose hash has been checked.
-        record: What it is.
+        record: Record of the engine.
 
     Raises:
         CladaError: TensorRT is missing or of another release; the plugins are; there is no GPU, or another than the
@@ -84,7 +84,7 @@ def _register_plugins(trt: Any, path: Path, record: EngineRecord) -> None:
 
 
 def said(log: Any) -> str:
-    """TensorRT's last error."""
+    """Last error of TensorRT."""
     return str(log.errors[-1]) if log.errors else "it gives no reason"
 
 
@@ -116,7 +116,7 @@ def _session(
 
 
 def _way_to_run(trt: Any, engine: Any, fixed: bool) -> Any:
-    """How a context has its memory, that of its own profile alone; and what TensorRT for RTX compiles while it runs."""
+    """Configuration of a context: memory of its own profile alone, and when TensorRT for RTX compiles while it runs."""
     allocation = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
         return allocation
@@ -129,13 +129,13 @@ def _way_to_run(trt: Any, engine: Any, fixed: bool) -> Any:
 
 
 def _accumulation(trt: Any, log: Any, gpu: Gpu, max_batch: int, smallest: int, largest: int) -> EngineSession:
-    """The running score's graph, built for the GPU of this machine: a few elementwise operations."""
+    """Build the running score's graph for the GPU of this machine: a few elementwise operations."""
     content = build_accumulation(trt, log, max_batch, smallest, largest)
     return _session(trt, log, gpu, content, ["score"], "the graph of the running score", ["score"])
 
 
 def build_accumulation(trt: Any, log: Any, max_batch: int, smallest: int, largest: int, capability: Any = None) -> Any:
-    """An engine of the graph `accumulation`.
+    """Build an engine of the graph `accumulation`.
 
     Args:
         trt: The module.

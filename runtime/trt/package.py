@@ -1,4 +1,4 @@
-"""The two packages that build engines, and everything in which they differ."""
+"""Packages that build engines, and all differences between the two."""
 
 import importlib
 import re
@@ -21,7 +21,7 @@ _ONLY_WHERE_ASKED = ("7.5",)
 
 
 def load_package(runtime: str | None) -> tuple[str, Any]:
-    """Import the package of a runtime, or that which is installed; TensorRT before TensorRT for RTX.
+    """Import the package of a runtime, or the installed one; TensorRT before TensorRT for RTX.
 
     Returns:
         The runtime, and the module.
@@ -70,7 +70,7 @@ def targets_for(runtime: str, trt: Any, asked: tuple[str, ...]) -> list[str]:
     """Compute capabilities to build for, as "8.9".
 
     Args:
-        runtime: Which package it is.
+        runtime: Name of the package.
         trt: Its module.
         asked: As "sm_89"; where none is, those of all GPUs the package builds for but Turing, or of this machine's.
 
@@ -104,7 +104,7 @@ def targets_for(runtime: str, trt: Any, asked: tuple[str, ...]) -> list[str]:
 
 
 def set_targets(runtime: str, trt: Any, config: Any, capabilities: list[str]) -> None:
-    """Tell a build what it is for.
+    """Set the targets of a build.
 
     Raises:
         CladaError: TensorRT does not take it.
@@ -146,13 +146,13 @@ def choose_plugins(runtime: str, trt: Any, kernels: TrtKernels) -> bool:
 
 
 def timing_cache_for(runtime: str, trt: Any, capabilities: list[str]) -> Path | None:
-    """Where timings are kept; None for TensorRT for RTX, which times nothing while it builds."""
+    """Path of the timing cache; None for TensorRT for RTX, which times nothing while it builds."""
     return cache_path(trt.__version__, capabilities[0]) if runtime == TENSORRT else None
 
 
 @cache
 def log_of(trt: Any) -> Any:
-    """The logger of a module, one for the process as TensorRT keeps the first; it prints nothing and keeps errors."""
+    """Logger of a module, one per process as TensorRT keeps the first; it prints nothing and keeps errors."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # known only once it is loaded
         def __init__(self) -> None:

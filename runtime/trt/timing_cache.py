@@ -1,4 +1,4 @@
-"""What TensorRT measured of its kernels, kept from one build to the next: the next is faster."""
+"""Timing cache of TensorRT's kernels, kept from one build to the next, which is then faster."""
 
 import os
 import warnings
@@ -10,13 +10,13 @@ from clada.errors import CladaError
 
 
 def cache_path(release: str, capability: str) -> Path:
-    """Where the measurements of a release of TensorRT on a GPU are kept, for all of a user's models."""
+    """Path of the timing cache for a release of TensorRT on a GPU, shared by all of a user's models."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return folder / "clada" / f"tensorrt-{release}-sm_{capability.replace('.', '')}.timing"
 
 
 def use_cache(config: Any, path: Path) -> None:
-    """Give a build what was measured before; one that TensorRT does not take is measured anew."""
+    """Load the timing cache into a build; TensorRT measures anew where it rejects it."""
     content = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
@@ -24,7 +24,7 @@ def use_cache(config: Any, path: Path) -> None:
 
 
 def keep_cache(config: Any, path: Path) -> None:
-    """Keep what a build measured; where that cannot be, the next build measures again, and a note says so."""
+    """Save the timing cache of a build; where that fails, the next build measures again, and a note says so."""
     try:
         with written(path):
             path.parent.mkdir(parents=True, exist_ok=True)

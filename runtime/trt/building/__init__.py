@@ -1,1 +1,1 @@
-"""Engines made of an artefact."""
+"""Building of an artefact's engines."""

@@ -1,4 +1,4 @@
-"""From an artefact to its engine and the engine's record."""
+"""Build of an artefact's engine and the engine's record."""
 
 import mmap
 from collections.abc import Callable
@@ -37,7 +37,7 @@ from clada.runtime.trt.timing_cache import keep_cache, use_cache
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What to build.
+    """Options of a build.
 
     Args:
         runtime: "tensorrt" or "tensorrt-rtx"; that which is installed where None.
@@ -59,13 +59,13 @@ class BuildConfig:
 def build_engine(
     model: Path, output: Path | None, config: BuildConfig, report: Callable[[str], None] = print
 ) -> EngineRecord:
-    """Build the engine of an artefact; engine and record are written whole or not at all.
+    """Build the engine of an artefact; engine and record are written atomically.
 
     Args:
         model: The artefact's ONNX file.
         output: The engine; the model's name with the suffix .engine where None.
-        config: What to build.
-        report: Takes lines that say what was done.
+        config: Options of the build.
+        report: Called with each line of progress.
 
     Raises:
         CladaError: What was given or asked for cannot be built, or nothing can be written there.
@@ -147,7 +147,7 @@ def _config(artefact: Artefact) -> dict[str, Any]:
 
 
 def _parse(trt: Any, builder: Any, model: Path, plugins: bool) -> tuple[Any, str]:
-    """The network of an ONNX file, and what its ops were imported as."""
+    """Parse an ONNX file; returns the network, and a line on how its ops were imported."""
     content = model.read_bytes()
     nodes = nodes_of(content, DOMAIN)
     check_scales_of(model, content, nodes)
@@ -165,7 +165,7 @@ def _parse(trt: Any, builder: Any, model: Path, plugins: bool) -> tuple[Any, str
 
 
 def _let_attention_be_taken_apart(trt: Any, network: Any) -> None:
-    """Without this TensorRT refuses every Attention of opset 23 for whose sizes it has no kernel of its own."""
+    """Mark every Attention as decomposable: TensorRT otherwise refuses sizes of opset 23 without a fused kernel."""
     kind = trt.LayerType.__members__.get("ATTENTION_INPUT")
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
         if kind is not None and layer.type == kind:
@@ -185,7 +185,7 @@ def _parser_error(parser: Any) -> str:
 
 
 def _serialize(trt: Any, builder: Any, network: Any, config: Any, file: BinaryIO) -> None:
-    """Build the engine into a file, in pieces where TensorRT can, so that it is not in memory twice."""
+    """Serialise the engine into a file, in pieces where TensorRT can, so that it is not in memory twice."""
     log, progress = log_of(trt), progress_monitor(trt)
     config.progress_monitor = progress
     failure: list[OSError] = []
@@ -235,7 +235,7 @@ def _writer(trt: Any, write: Callable[[Any], int]) -> Any:
 
 
 def _read_back(trt: Any, path: Path, profiles: list[Profile], targets: list[str]) -> str:
-    """Make sure that an engine is what was asked for; only a GPU that it is for can read it."""
+    """Read an engine back and check it against the request; only a GPU that it is for can read it."""
     here = compute_capability()
     if here not in targets:
         return "not read back: that needs a GPU that it is for"
@@ -249,7 +249,7 @@ def _read_back(trt: Any, path: Path, profiles: list[Profile], targets: list[str]
 
 
 def check_engine(trt: Any, engine: Any, profiles: list[Profile]) -> None:
-    """Make sure that an engine has these inputs, and takes these shapes.
+    """Check that an engine has these inputs, and takes these shapes.
 
     Raises:
         CladaError: It has others.

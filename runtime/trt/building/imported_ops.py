@@ -1,4 +1,4 @@
-"""Which of a parsed network's ops became plugins, and which their function bodies."""
+"""Check of a parsed network's ops: plugins, or their function bodies."""
 
 from collections import Counter
 from typing import Any
@@ -15,19 +15,19 @@ def _is_plugin(trt: Any, layer: Any) -> bool:
 
 
 def check_imported(trt: Any, network: Any, nodes: list[Node], plugins: bool) -> str:
-    """Make sure that every op of ours was imported as what was asked for.
+    """Check that every op of ours was imported as requested.
 
     A node's first output keeps its name in the network, so the layer that gives it is the plugin, or the last of the
     body.
 
     Args:
         trt: The module.
-        network: What the parser made.
+        network: Network from the parser.
         nodes: Our nodes of the graph.
         plugins: Whether plugins were asked for, or function bodies.
 
     Returns:
-        What was found, in a line.
+        A line on the imported ops.
 
     Raises:
         CladaError: A node was imported as the other, or is not to be found.

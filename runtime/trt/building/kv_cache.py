@@ -1,4 +1,4 @@
-"""How an engine's cache goes in and comes out: in place, where the graph can be cut so."""
+"""KV cache of an engine: written in place, where the graph can be cut so, or copied."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from clada.ops import graph_names
 
 
 def window_of(config: dict[str, Any]) -> int | None:
-    """Tokens that a model's attention reaches back, by its config.json; None where it reaches all."""
+    """Sliding window of a model's attention, in tokens, by its config.json; None where it reaches all."""
     window = config.get("sliding_window")
     return None if window is None or config.get("use_sliding_window") is False else int(window)
 
 
 def cut_cache(trt: Any, network: Any, window: int | None, capacity: int) -> tuple[str, str]:
-    """Make the new keys and values a network's outputs, in the place of those joined to the past.
+    """Make the new keys and values outputs of a network, in the place of those concatenated to the past.
 
     What runs the engine then copies them into free slots of the cache that it reads. Attention sees all slots, in any
     order, as positions are in the keys already; but a mask that reaches back a window counts slots.

@@ -11,16 +11,16 @@ _UNPACKED = re.compile(r"w(_\w+)?_wide(_\d+)?")
 
 
 def keep_packed(trt: Any, network: Any) -> int:
-    """Have TensorRT unpack the weights of function bodies, which it does in its products.
+    """Make TensorRT dequantise the weights of function bodies, which it does in its products.
 
     Without this it cannot build the engine: of 8-bit constants it lets nothing but a DequantizeLinear or a plugin read.
 
     Args:
         trt: The module.
-        network: What the parser made.
+        network: Network from the parser.
 
     Returns:
-        How many matrices were found.
+        The number of matrices found.
 
     Raises:
         CladaError: A matrix is not unpacked from codes and scales.
@@ -44,7 +44,7 @@ def keep_packed(trt: Any, network: Any) -> int:
 
 
 def _behind(makers: dict[str, Any], layer: Any) -> Iterator[Any]:
-    """The layers that a layer's values come from."""
+    """Yield a layer and all layers upstream of it."""
     seen: set[str] = set()
     waiting = [layer]
     while waiting:
@@ -57,7 +57,7 @@ def _behind(makers: dict[str, Any], layer: Any) -> Iterator[Any]:
 
 
 def _codes(trt: Any, network: Any, constant: Any, shape: tuple[int, int]) -> Any:
-    """The codes of a matrix, those of 4 bits in TensorRT's own type, which is packed as ours."""
+    """Codes of a matrix; 4-bit ones in TensorRT's own type, which is packed as ours."""
     if tuple(constant.get_output(0).shape) == shape:
         return constant.get_output(0)
     constant.__class__ = trt.IConstantLayer  # the binding's way to a layer's own interface

@@ -1,4 +1,4 @@
-"""The shapes an engine takes: one optimisation profile for prefill and one for decode."""
+"""Optimisation profiles of an engine: the shapes it takes in prefill and in decode."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ DEFAULT_MAX_PROMPT = 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest texts an engine takes.
+    """Limits of an engine: the largest texts it takes.
 
     Args:
         max_batch: Texts at once.
@@ -28,7 +28,7 @@ class Limits:
 
 
 def limits_for(context_length: int, max_batch: int, max_prompt: int | None, capacity: int | None) -> Limits:
-    """What was asked for, and what is usual where it was not.
+    """Requested limits, with defaults where none are given.
 
     Raises:
         CladaError: The values exclude each other, or the model takes no such text.
@@ -61,7 +61,7 @@ def _sizes(batch: int, length: int, past: int) -> dict[str, int]:
 
 
 def _shape(tensor: Any, sizes: dict[str, int]) -> Shape:
-    """The shape of an input of a network whose named dimensions have these sizes."""
+    """Shape of a network's input whose named dimensions have these sizes."""
     shape = []
     for index, size in enumerate(tensor.shape):
         name = tensor.get_dimension_name(index)
@@ -72,7 +72,7 @@ def _shape(tensor: Any, sizes: dict[str, int]) -> Shape:
 
 
 def profiles_for(network: Any, limits: Limits, kv_cache: str) -> list[Profile]:
-    """The profiles of a parsed network, prefill first.
+    """Profiles of a parsed network, prefill first.
 
     Raises:
         CladaError: The network has an input that this release does not know.
@@ -94,7 +94,7 @@ def profiles_for(network: Any, limits: Limits, kv_cache: str) -> list[Profile]:
 
 
 def add_profiles(builder: Any, config: Any, profiles: list[Profile]) -> None:
-    """Give profiles to a build.
+    """Add profiles to a build.
 
     Raises:
         CladaError: TensorRT does not take one.

@@ -1,4 +1,4 @@
-"""TensorRT's progress, as bars on a terminal."""
+"""Progress of TensorRT's build, as bars on a terminal."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 def progress_monitor(trt: Any) -> Any:
-    """What a builder reports its phases to; it stops soon after `interrupted` is set.
+    """Create a monitor that receives a builder's phases; the build stops soon after `interrupted` is set.
 
     Args:
         trt: The module.
@@ -46,7 +46,7 @@ def progress_monitor(trt: Any) -> Any:
 
 @contextmanager
 def stopped_by_interrupt(progress: Any) -> Iterator[None]:
-    """Let Ctrl-C stop a build by its progress monitor: an exception within TensorRT would end the process."""
+    """Make Ctrl-C stop a build by its progress monitor: an exception within TensorRT would end the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

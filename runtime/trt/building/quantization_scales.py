@@ -1,4 +1,4 @@
-"""The scales of quantised weights, checked before an engine is built: a plugin sees them on the device only."""
+"""Check of the scales of quantised weights before an engine is built: a plugin sees them on the device only."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from clada.ops.record import Array
 
 
 def check_scales_of(model: Path, content: bytes, nodes: list[Node]) -> None:
-    """Make sure that every scale of an artefact's quantised weights can be used.
+    """Check that every scale of an artefact's quantised weights can be used.
 
     Args:
         model: The ONNX file.
-        content: What it holds.
+        content: Content of the file.
         nodes: Our nodes of its graph.
 
     Raises:
