@@ -87,7 +87,7 @@ void* probe_open(const char* path) {
   return library;
 }
 
-// What a library asks the TensorRT for that called it.
+// Functions that a library calls in the TensorRT that loaded it.
 int32_t getInferLibMajorVersion() noexcept { return release; }
 ILogger* getLogger() noexcept { return logger_known ? &logger : nullptr; }
 
@@ -99,7 +99,7 @@ void probe_set_logger(void* library, bool finder_given, bool known, int32_t late
   reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(finder_given ? &finder : nullptr);
 }
 
-// What was logged since the last call of this; valid until the next.
+// Lines logged since the last call of this; valid until the next.
 const char* probe_log() {
   static std::string taken;
   taken = std::move(logged);

@@ -1,1 +1,1 @@
-"""CLADA's ops and everything that executes them; imports neither the exporter nor the runtime."""
+"""Ops of CLADA and everything that executes them; imports neither the exporter nor the runtime."""

@@ -1,4 +1,4 @@
-// What a kernel is called with, on any device: raw pointers and sizes.
+// Arguments of a kernel call, on any device: raw pointers and sizes.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The inputs of the feed-forward ops by what they are for.
+// The inputs of the feed-forward ops by purpose.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What both ways to compute a feed-forward op share: the call in float32, and how results are written.
+// Common part of both algorithms of a feed-forward op: the call in float32, and the output of results.
 #pragma once
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// What both ways to compute SparseLinear share: the call in float32, and how its output is written.
+// Common part of both algorithms of SparseLinear: the call in float32, and the output of results.
 #pragma once
 #include "kernels.h"
 #include "token_output.h"

@@ -14,7 +14,7 @@ void load_signal_row(const LoadSignalCall& signal, int64_t row) {
   const int64_t vocabulary = signal.vocabulary, offset = row * vocabulary;
   const V minus_infinity = I::all(-__builtin_inff());
   alignas(64) float piece[kPiece];
-  // What is beyond the end of a piece is a token of probability 0.
+  // Elements beyond the end of a piece are tokens of probability 0.
   const auto widen_piece = [&](int64_t from) {
     const int64_t count = vocabulary - from < kPiece ? vocabulary - from : kPiece, end = padded<I>(count);
     widen<I>(signal.element, signal.logits, offset + from, piece, count);

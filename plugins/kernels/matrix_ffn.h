@@ -1,8 +1,8 @@
 // The feed-forward ops for many tokens: as matrix products, every neuron of them.
 //
-// Tokens are worked through in blocks, and for each, neurons in groups. First the products with the rows that lead in,
-// and from them h = kept * activation (* up); then y += h times the rows that lead out. A group's h stays in the cache
-// in between.
+// Tokens are worked through in blocks, and for each, neurons in groups. First the products of the gate and up
+// projections, and from them h = kept * activation (* up); then y += h times the rows of the down projection. A group's
+// h stays in the cache in between.
 #pragma once
 #include "activations.h"
 #include "ffn_problem.h"

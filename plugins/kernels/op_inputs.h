@@ -1,4 +1,4 @@
-// What is asked of the inputs of any op.
+// Requirements on the inputs of any op.
 #pragma once
 #include <type_traits>
 

@@ -1,4 +1,4 @@
-"""Writes the C++ header that tells the native code what the ops are; run by CMake."""
+"""Writes the C++ header that describes the ops to the native code; run by CMake."""
 
 import argparse
 import sys
@@ -49,7 +49,7 @@ struct {op.name} {{
 
 
 def header() -> str:
-    """The header: the domain and its version, the activations, and each op's inputs, outputs and attributes."""
+    """Content of the header: the domain and its version, the activations, and each op's signature."""
     return f"""// Generated from clada/ops; do not edit.
 #pragma once
 #include <cstddef>
@@ -81,7 +81,7 @@ namespace ops {{
 
 
 def main() -> None:
-    """Write the header to the path given, if it differs from what is there."""
+    """Write the header to the path given, if it differs from the existing one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("packages", help="folder in which clada.plugins is found")

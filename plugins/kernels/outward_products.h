@@ -1,7 +1,7 @@
 // y = h . w for many tokens: as matrix products, every row of w.
 //
 // Terms (rows of w) are taken in groups of panels, and for each group y += h times the panel's rows, a task for each
-// strip of columns. Weights are read from memory once for each block of tokens and widened to float32 in pieces.
+// strip of columns. Weights are read from memory once for each block of tokens and converted to float32 in pieces.
 #pragma once
 #include "kernels.h"
 #include "paired_products.h"
@@ -138,7 +138,7 @@ struct OutwardProducts {
     for (int64_t t = 0; t < count; ++t) output.write(start + t, first, wide, sums + t * kStrip);
   }
 
-  // One task: adds the group's part to a stripe's columns of y, codes not widened but multiplied as pairs.
+  // One task: adds the group's part to a stripe's columns of y, codes not dequantized but multiplied as pairs.
   void multiply_stripe(int64_t stripe) {
     using Products = PairedProducts<I, Rows::kCodeBits>;
     static_assert(kPanel % Products::kDepth == 0, "tiles fill their blocks");

@@ -37,7 +37,7 @@ struct PackedRows {
   static constexpr int64_t kSteps = kGroupWeights / kVectors;  // weights of a group in a vector
   static constexpr int64_t kStripeBytes = kVectors * I::kWidth * 4;
 
-  // What is asked for again and again is computed once: a division takes as long as many weights.
+  // Values needed repeatedly are computed once: a division takes as long as many weights.
   Row data;
   int64_t width, stride, stripes;
   int scale_groups_log2;  // groups that share a scale
@@ -66,15 +66,15 @@ struct PackedRows {
     const int64_t left = width / kGroupWeights - stripe * I::kWidth;
     return static_cast<int>(left < I::kWidth ? left : I::kWidth);
   }
-  // A vector of a stripe, kWhole where all its lanes are there: else the others hold anything. The same place of `next`
-  // is asked for.
+  // A vector of a stripe, kWhole where all its lanes are there: else the others hold anything. Prefetches the same
+  // place of `next`.
   template <bool kWhole>
   static typename I::Ints vector(Row row, Row next, int64_t stripe, int64_t k, int lanes) {
     const int64_t at = stripe * kStripeBytes + k * (kWhole ? I::kWidth : lanes) * 4;
     __builtin_prefetch(next + at, 0, 3);
     return I::load_ints(row + at);
   }
-  // The scale of each group of a stripe, zero where there is no group; those of `next` are asked for.
+  // The scale of each group of a stripe, zero where there is no group; those of `next` are prefetched.
   template <bool kWhole>
   V scales(Row row, Row next, int64_t stripe, int lanes) const {
     const int64_t at = width * kBits / 8 + (stripe * I::kWidth >> scale_groups_log2) * 2;
@@ -171,7 +171,7 @@ struct PackedFfn {
         w_out(w_in.row(ffn.neurons) + (ffn.w_up ? w_in.stride : 0), ffn.width, ffn.quantization.block_size,
               ffn.w_up ? 2 : 1) {}
 
-  // What is past the last row is read, not used.
+  // Bytes past the last row are read, not used.
   static size_t bytes(const SparseFfnCall& ffn) {
     const int64_t row = Rows::row_bytes(ffn.width, ffn.quantization.block_size);
     return static_cast<size_t>((ffn.w_up ? 3 : 2) * ffn.neurons * row + kLine);

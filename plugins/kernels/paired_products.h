@@ -123,7 +123,7 @@ struct PairedProducts {
       const V odd = I::mul(I::all(x[2 * p + 1]), I::mul(scales[2 * p + 1], inverse));
       factors[p] = I::pair(even, odd);
     }
-    // What is not finite shows.
+    // Values that are not finite propagate.
     return I::fma(bound, I::all(1 / kLargest), I::all(I::sum(zeros)));
   }
 };

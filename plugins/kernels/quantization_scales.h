@@ -6,7 +6,7 @@
 
 namespace clada {
 
-// What is wrong with the first scale that is zero, infinite or NaN, or nothing; `scales` are `count` float16 values in
+// Defect of the first scale that is zero, infinite or NaN; empty for none. `scales` are `count` float16 values in
 // rows of `of_row`.
 inline std::string scale_fault(const uint16_t* scales, size_t count, size_t of_row) {
   for (size_t i = 0; i < count; ++i) {

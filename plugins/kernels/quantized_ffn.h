@@ -1,7 +1,7 @@
 // The feed-forward ops with quantised weights for few tokens: row by row, and only the rows that are kept.
 //
-// A part works through chunks of its neurons. The rows that lead out of a chunk's kept neurons are read after those
-// that lead into the next chunk, so that it is always known early enough what will be read.
+// A part works through chunks of its neurons. The rows of the down projection for a chunk's kept neurons are read
+// after those of the gate and up projections for the next chunk, so that all of them can be prefetched in time.
 #pragma once
 #include "packed_rows.h"
 #include "quantized_input.h"
@@ -24,7 +24,7 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
   static constexpr int64_t kPartNeurons = 512, kMostParts = 16;
   static constexpr int kChunk = 128;       // neurons of a token whose activations are known before their rows are read
   static constexpr int kGroup = kSumRows;  // rows added at a time
-  // Rows are asked for so many rows before they are read.
+  // Rows are prefetched so many rows before they are read.
   static constexpr int kAhead = 16;
   static_assert(4 * kChunk < static_cast<int>(RowSchedule<I>::kMost), "all rows of two chunks wait at most");
 
@@ -142,7 +142,7 @@ struct QuantizedFfn : RowwiseParts<I, PackedRows<I, kBits>> {
     });
   }
 
-  // What is left to do with the neurons that an item keeps.
+  // Remaining work on the neurons that an item keeps.
   void finish_item(int64_t part, Item& kept, RowSchedule<I>& schedule) const {
     each_group(kept, [&](int first, int count) {
       float* values = kept.values + first;

@@ -1,4 +1,4 @@
-// The matrix of the quantised SparseLinear as the CPU kernels hold it, and how its rows are summed.
+// The matrix of the quantised SparseLinear as the CPU kernels hold it, and the sums of its rows.
 #pragma once
 #include <cstring>
 
@@ -15,7 +15,7 @@ struct PackedLinear {
     return {packed, call.outputs, call.quantization.block_size, 1};
   }
 
-  // What is past the last row is read, not used.
+  // Bytes past the last row are read, not used.
   static size_t bytes(const SparseLinearCall& call) {
     return static_cast<size_t>(call.width * Rows::row_bytes(call.outputs, call.quantization.block_size) + kLine);
   }
@@ -37,7 +37,7 @@ struct QuantizedSums {
   static constexpr int64_t kMatrixTokens = Rows::kPaired ? 12 : 28;
   static constexpr int64_t kStripBytes = 8192;  // of a row: what memory gives depends on how much is read in one go
   static constexpr int64_t kLeastInputs = 192;  // of a part, whose sums have eight times the bytes of a row of codes
-  static constexpr int kAhead = 8;              // rows are asked for so many before they are read
+  static constexpr int kAhead = 8;              // rows are prefetched so many before they are read
 
   static int64_t bytes(int64_t columns) { return columns * kBits / 8; }
 

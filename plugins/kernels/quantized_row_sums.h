@@ -1,4 +1,4 @@
-// Sums of quantised rows, each times a factor: what row_sums.h is for plain ones.
+// Sums of quantised rows, each times a factor: the counterpart of row_sums.h for plain ones.
 //
 // Factors times scales are taken in 16 bits, and rows two at a time, so that codes need not be converted.
 #pragma once
@@ -37,7 +37,7 @@ void add_pairs(typename I::Ints halves, typename I::Ints coefficients, typename 
 }
 
 // Adds a stripe, kWhole where all its lanes are there, of pairs of rows times their factors to y; the same place of
-// `next` is asked for.
+// `next` is prefetched.
 template <class I, int kBits, bool kWhole>
 void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, const uint8_t* const* next, int pairs,
                 const float* factors, int64_t stripe, float* y) {
@@ -54,7 +54,7 @@ void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, co
     zeros = I::fma(I::zero(), scaled[r], zeros);
   }
   const V inverse = I::select(I::less(I::all(0x1p-100f), top), I::div(I::all(32767.0f), top), I::zero());
-  // What is not finite shows.
+  // Values that are not finite propagate.
   const V unit = I::fma(top, I::all(1.0f / 32767), zeros);
   Ints coefficients[kPairs];
   for (int p = 0; p < pairs; ++p) {
@@ -66,7 +66,7 @@ void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, co
   for (int i = 0; i < kOutputs; ++i) {
     starts[i] = I::zero_ints();
     if (kBits == 4) {
-      // What is stored is the code + 8.
+      // Stored values are the code + 8.
       const Ints offset = I::all_pairs(static_cast<int16_t>(-8 * (1 << places<kBits>(i))));
       for (int p = 0; p < pairs; ++p) starts[i] = I::dot_pairs(starts[i], coefficients[p], offset);
     }

@@ -1,4 +1,4 @@
-// Rows of weights in the order in which they will be read, so that each can be asked for some rows ahead.
+// Rows of weights in the order in which they will be read, so that each can be prefetched some rows ahead.
 //
 // Which rows are read depends on the data: no processor can guess them, and a memory's latency is that of many rows.
 #pragma once
@@ -17,7 +17,7 @@ class RowSchedule {
 
   void push(Row row) { rows_[end_++ % kMost] = row; }
 
-  // Takes `count` rows, and those to ask for meanwhile, the last repeated where there are fewer than kCount.
+  // Takes `count` rows, and those to prefetch meanwhile, the last repeated where there are fewer than kCount.
   template <int kCount>
   void take(int count, Row (&rows)[kCount], Row (&next)[kCount]) {
     for (int r = 0; r < kCount; ++r) {

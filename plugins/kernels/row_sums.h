@@ -1,4 +1,4 @@
-// Sums of rows, each times a factor: what leads out of the kept neurons or inputs of a token.
+// Sums of rows, each times a factor: the down projection of a token's kept neurons, or the product of its kept inputs.
 #pragma once
 #include "rows.h"
 

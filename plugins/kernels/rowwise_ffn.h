@@ -1,7 +1,7 @@
 // The feed-forward ops for few tokens: row by row, and only the rows that are kept.
 //
-// A part makes the dots with the rows that lead in, activation, threshold, and only for kept neurons the dot with the
-// up row and the sum of the row that leads out.
+// A part computes the dot products with the rows of the gate (or only input) projection, activation and threshold, and
+// only for kept neurons the dot product with the up row and the sum of the row of the down projection.
 #pragma once
 #include "row_sums.h"
 #include "rowwise_parts.h"

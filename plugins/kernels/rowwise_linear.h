@@ -83,7 +83,7 @@ struct RowwiseLinear {
           some[k] = i + k < last ? kept_values[i + k] : 0;
           thresholds[k] = i + k < last ? problem.call.threshold[i + k] : 0;
         }
-        // What is kept is written to where it has been read from already.
+        // Kept values are written to places that have been read already.
         const V a = I::load(whole ? kept_values + i : some);
         const V threshold = I::load(whole ? problem.call.threshold + i : thresholds);
         kept += list_kept<I>(is_kept<I>(a, I::all(scale), threshold), a, static_cast<int32_t>(i), kept_values + kept,

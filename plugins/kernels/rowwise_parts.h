@@ -1,5 +1,5 @@
-// What both ways to compute the feed-forward ops row by row share: the neurons are cut into parts, each worked through
-// by one thread in one pass, into an output of the part's own.
+// Common part of both row-by-row algorithms of the feed-forward ops: the neurons are cut into parts, each worked
+// through by one thread in one pass, into an output of the part's own.
 //
 // Neither the cut nor the order in which the parts' outputs are added depends on the number of threads.
 #pragma once
@@ -70,7 +70,7 @@ struct RowwiseParts {
     return count;
   }
 
-  // Turns neurons and their products with the rows that lead in into the kept neurons and their activations.
+  // Turns neurons and their products with the gate (or only input) rows into the kept neurons and their activations.
   int keep(int64_t token, int32_t* neurons, float* z, int count) const {
     const float scale = problem.ffn.scale[token];
     if (problem.b_in) {

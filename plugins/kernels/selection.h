@@ -1,4 +1,4 @@
-// Which values are worth reading their rows, and the list of those.
+// Selection of the values whose rows are read, and the list of those.
 #pragma once
 #include <cstdint>
 

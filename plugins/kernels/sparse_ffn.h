@@ -1,4 +1,4 @@
-// The feed-forward ops: chooses how a call is computed and for which type of rows.
+// The feed-forward ops: choice of the algorithm and the type of rows for a call.
 #pragma once
 #include "kernels.h"
 #include "matrix_ffn.h"

@@ -1,4 +1,4 @@
-// SparseLinear: chooses how a call is computed and for which type of rows.
+// SparseLinear: choice of the algorithm and the type of rows for a call.
 #pragma once
 #include "matrix_linear.h"
 #include "quantized_linear.h"
@@ -17,7 +17,7 @@ struct PlainSums {
   static constexpr int64_t kStripBytes = 8192;  // of a row: what is read in one go is to be long, and y to stay near
   static constexpr int64_t kLeastInputs = 64;   // of a part, whose sums are to be added up
   static constexpr int kGroup = 4;              // rows added at a time
-  static constexpr int kAhead = 8;              // rows are asked for so many before they are read
+  static constexpr int kAhead = 8;              // rows are prefetched so many before they are read
 
   static int64_t bytes(int64_t columns) { return columns * static_cast<int64_t>(sizeof(E)); }
 

@@ -1,4 +1,4 @@
-// How sums of rows become the tokens of an output.
+// Conversion of sums of rows to the tokens of an output.
 #pragma once
 #include <cstring>
 

@@ -1,4 +1,4 @@
-"""The native kernels of the ops as custom-op libraries of ONNX Runtime."""
+"""Native kernels of the ops as custom-op libraries of ONNX Runtime."""
 
 from clada.plugins.onnxruntime.library import (
     CUDA_PROVIDER,

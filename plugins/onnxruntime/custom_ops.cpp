@@ -16,7 +16,7 @@ namespace {
 
 using CpuDomain = Domain<FfnKernel, LinearKernel, QuantizedLinearKernel, LoadSignalKernel>;
 
-// One for each settings that were ever asked for, never freed: a session may outlive everything of ours.
+// One for each settings ever requested, never freed: a session may outlive everything of ours.
 CpuDomain& domain_for(const Settings& settings) {
   static std::mutex mutex;
   static auto& domains = *new std::map<std::array<std::string, 3>, std::unique_ptr<CpuDomain>>();

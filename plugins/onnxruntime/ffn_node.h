@@ -14,7 +14,7 @@
 
 namespace clada {
 
-// What a node's attributes say.
+// Attributes of a node.
 struct FfnAttributes {
   Activation activation;
   Quantization quantization;

@@ -1,4 +1,4 @@
-"""The custom-op libraries: where they are, and how a session gets their kernels."""
+"""Custom-op libraries: their paths, and their registration with a session."""
 
 import ctypes
 from pathlib import Path
@@ -18,15 +18,15 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def use_library(device: str, path: Path) -> None:
-    """Take a device's library from another place than this installation, as one that was built for one card."""
+    """Use a device's library from another place than this installation, such as one that was built for one card."""
     _elsewhere[device] = path
 
 
 def library_path(device: str = "cpu") -> Path:
-    """The library that `onnxruntime.SessionOptions.register_custom_ops_library` loads.
+    """Path of the library that `onnxruntime.SessionOptions.register_custom_ops_library` loads.
 
     Args:
-        device: Of clada.ops.devices.DEVICES.
+        device: One of clada.ops.devices.DEVICES.
 
     Raises:
         CladaError: This installation has none.
@@ -46,7 +46,7 @@ def library_path(device: str = "cpu") -> Path:
 
 
 def check_provider() -> None:
-    """Raise CladaError where the ONNX Runtime that is installed knows no CUDA."""
+    """Raise CladaError where the installed ONNX Runtime does not support CUDA."""
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         raise CladaError(
             f"onnxruntime {onnxruntime.__version__} has no {CUDA_PROVIDER}: "
@@ -57,7 +57,7 @@ def check_provider() -> None:
 def register(
     options: Any, *, device: str = "cpu", weights: str = "", instructions: str = "", element: str = ""
 ) -> None:
-    """Give the kernels to sessions that are made with these options.
+    """Register the kernels for sessions that are created with these options.
 
     Args:
         options: An `onnxruntime.SessionOptions`.
@@ -66,7 +66,7 @@ def register(
         instructions: "avx512_vnni", "avx512", "avx_vnni", "avx2" or "portable", for the CPU; the best that the
             processor has where empty.
         element: "float32", "float16" or "bfloat16", for the CPU: the type T of the model's ops; kernels of every type
-            where empty, and then ONNX Runtime may run a float16 op as a float32 one, its weights widened.
+            where empty, and then ONNX Runtime may run a float16 op as a float32 one, its weights converted.
 
     Raises:
         CladaError: There is no library, or no execution provider for it, or it does not load: it was built for

@@ -1,4 +1,4 @@
-// What the custom ops share, on any device: types and arity from the op table, errors as statuses.
+// Common base of the custom ops, on any device: types and arity from the op table, errors as statuses.
 #pragma once
 #include <exception>
 #include <string>

@@ -1,4 +1,4 @@
-// How a node says that its weights are quantised, on any device.
+// Attributes of a node with quantised weights, on any device.
 #pragma once
 #include <string>
 

@@ -1,4 +1,4 @@
-// How a library gives its ops to ONNX Runtime.
+// Registration of a library's ops with ONNX Runtime.
 #pragma once
 #include <memory>
 #include <string>
@@ -40,7 +40,7 @@ struct Domain {
   std::vector<std::shared_ptr<OrtCustomOp>> ops_;
 };
 
-// What RegisterCustomOps does: domain_for, given the session's options, returns the domain that is added to them.
+// Implementation of RegisterCustomOps: domain_for, given the session's options, returns the domain to add to them.
 template <class F>
 OrtStatus* register_domain(OrtSessionOptions* options, const OrtApiBase* base, F domain_for) {
   const OrtApi* api = base->GetApi(kApiVersion);

@@ -1,4 +1,4 @@
-// What a session asks of the kernels, through its configuration entries.
+// Settings of the kernels, from a session's configuration entries.
 #pragma once
 #include <string>
 
@@ -10,7 +10,7 @@ namespace clada {
 // "clada.weights": "" for weights as the model has them, or "bfloat16".
 // "clada.instructions": "" for the best this processor has, or a name that find_kernels knows.
 // "clada.element": "" for kernels of every type, or the name of one. Where there are float32 ones too, ONNX Runtime
-// runs a float16 op between two that it widens on those, with its weights widened as well.
+// runs a float16 op between two that it converts to float32 on those, with its weights converted as well.
 struct Settings {
   std::string weights, instructions, element;
   const Kernels* kernels;

@@ -1,4 +1,4 @@
-// What the CPU kernels take from ONNX Runtime: its threads and its arena.
+// ONNX Runtime's threads and arena for the CPU kernels.
 #pragma once
 #include <string>
 

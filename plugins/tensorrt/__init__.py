@@ -1,4 +1,4 @@
-"""The CUDA kernels of the ops as a library of TensorRT plugins."""
+"""CUDA kernels of the ops as a library of TensorRT plugins."""
 
 from clada.plugins.tensorrt.library import library_path, library_version, register
 

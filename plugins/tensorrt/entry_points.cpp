@@ -1,4 +1,4 @@
-// What TensorRT looks for in a library of plugins, and what clada asks it for; all that entry_points.map exports.
+// Entry points that TensorRT looks up in a library of plugins, and those for clada; all that entry_points.map exports.
 #include "creator.h"
 #include "load_signal_plugin.h"
 #include "sparse_ffn_plugin.h"

@@ -1,4 +1,4 @@
-"""The plugin library: where it is, and how TensorRT gets its plugins."""
+"""Plugin library: its path, and the registration of its plugins with TensorRT."""
 
 import ctypes
 from importlib.metadata import version
@@ -14,7 +14,7 @@ _NAME = file_name(_LIBRARY)
 
 
 def library_path() -> Path:
-    """The library that `trtexec --dynamicPlugins` and `IPluginRegistry::loadLibrary` load.
+    """Path of the library that `trtexec --dynamicPlugins` and `IPluginRegistry::loadLibrary` load.
 
     Raises:
         CladaError: This installation has none.
@@ -30,7 +30,7 @@ def library_path() -> Path:
 
 
 def library_version(path: Path) -> str:
-    """The release of clada that a plugin library is of.
+    """Release of clada that a plugin library belongs to.
 
     Raises:
         CladaError: The file is not there, does not load, or is not a plugin library of clada.
@@ -47,7 +47,7 @@ def library_version(path: Path) -> str:
 
 
 def register(trt: Any, path: Path | None = None) -> None:
-    """Give the plugins to TensorRT, for every parser, builder and engine of this process; again does nothing.
+    """Register the plugins for every parser, builder and engine of this process; a second call does nothing.
 
     Args:
         trt: The module, imported: `tensorrt`, `tensorrt_rtx`, or a lean or dispatch runtime's.

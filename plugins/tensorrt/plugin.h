@@ -1,4 +1,4 @@
-// What the plugins share: shapes, types, fields and errors, all from the op's signature.
+// Common base of the plugins: shapes, types, fields and errors, all from the op's signature.
 #pragma once
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
@@ -61,7 +61,7 @@ class Plugin : public nvinfer1::IPluginV3,
   Plugin(const Plugin& other)
       : signature_(other.signature_), attributes_(other.attributes_), context_(other.context_) {}
 
-  // What is of one op: a copy, and its kernel.
+  // Specific to one op: a copy, and its kernel.
   virtual std::unique_ptr<Plugin> copy() const = 0;
   // Adds the sizes of axes that no input has; below 0 where those that they follow from are.
   virtual void add_sizes(Sizes&) const {}

@@ -1,4 +1,4 @@
-// How the weights of a plugin's node are quantised.
+// Quantisation of the weights of a plugin's node.
 #pragma once
 #include <stdexcept>
 #include <string>

@@ -1,4 +1,4 @@
-// What an op takes and gives, from the op table, in a form that code for any op can read.
+// Inputs and outputs of an op, from the op table, in a form that code for any op can read.
 #pragma once
 #include <cstddef>
 

@@ -82,7 +82,7 @@ bool is_supported(const Signature& signature, size_t position, const nvinfer1::D
   const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
   if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
   const size_t first = first_generic(signature);
-  // What comes after `position` may not be read: up to the first T, any floating-point type will do for T.
+  // Tensors after `position` may not be read: up to the first T, any floating-point type will do for T.
   if (is_generic(spec) && position <= first) return is_element(tensor.type);
   return tensor.type == data_type(spec, tensors[is_generic(spec) ? first : position].desc.type);
 }

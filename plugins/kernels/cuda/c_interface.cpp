@@ -31,7 +31,7 @@ int clada_cuda_load_signal(const clada::LoadSignalCall* call, void* workspace, c
   return clada::cuda::load_signal(*call, workspace, stream);
 }
 
-// What an error means, in words.
+// Text of an error.
 const char* clada_cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 // Up to this many tokens a call needs no products.

@@ -10,7 +10,7 @@
 namespace clada::cuda {
 namespace {
 
-// What cuBLAS's headers say, as there need be none where this is compiled; the same in releases 12 and 13.
+// Constants of cuBLAS's headers, which need not be installed to compile this; the same in releases 12 and 13.
 constexpr int kSuccess = 0;
 constexpr int kAsItIs = 0, kTransposed = 1;  // cublasOperation_t
 constexpr int kComputeFloat32 = 68;          // cublasComputeType_t

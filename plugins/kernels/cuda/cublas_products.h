@@ -1,5 +1,5 @@
-// Products of matrices by cuBLAS, which is loaded when it is asked for: nothing links to it, and a machine without it
-// can still do what needs no products.
+// Products of matrices by cuBLAS, which is loaded on first use: nothing links to it, and a machine without it can still
+// run the calls that need no products.
 #pragma once
 #include <mutex>
 #include <string>

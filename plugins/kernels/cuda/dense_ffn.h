@@ -1,5 +1,4 @@
-// The feed-forward ops for many tokens: products of matrices, which skip nothing, and what is kept decided between
-// them.
+// The feed-forward ops for many tokens: dense products of matrices, with the neurons selected between them.
 #pragma once
 #include <cuda_runtime_api.h>
 

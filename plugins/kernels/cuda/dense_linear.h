@@ -1,4 +1,4 @@
-// SparseLinear for many tokens: what is not kept of x becomes 0, and products of matrices skip nothing.
+// SparseLinear for many tokens: inputs that are not kept become 0, followed by a dense product.
 #pragma once
 #include <cuda_runtime_api.h>
 

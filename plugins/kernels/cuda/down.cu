@@ -1,4 +1,4 @@
-// What leads out: y as the sum of the kept rows of w_out, each times its h. A block takes the columns of a tile and a
+// Down projection: y as the sum of the kept rows of w_out, each times its h. A block takes the columns of a tile and a
 // split of the kept rows; the last block of a tile to finish adds the splits up, in order. A few more blocks write
 // `active` and `score`.
 #include <launch.cuh>

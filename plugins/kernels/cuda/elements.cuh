@@ -1,4 +1,4 @@
-// Between float32, in which everything is computed, and the types that tensors come in.
+// Conversion between float32, the type of all computations, and the element types of tensors.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -1,6 +1,6 @@
-// What leads in: products with the rows of the pool, activation, threshold, and for what is kept the product with its
-// row of w_up. A block takes kBlockNeurons neurons; its warps take whole rows, and share them anew once it is known
-// which are kept, so that none waits for a warp whose neurons are all kept.
+// Gate and up projections: products with the rows of the pool, activation, threshold, and for each kept neuron the
+// product with its row of w_up. A block takes kBlockNeurons neurons; its warps take whole rows, and share them anew
+// once it is known which are kept, so that none waits for a warp whose neurons are all kept.
 #include <launch.cuh>
 
 #include "activations.cuh"

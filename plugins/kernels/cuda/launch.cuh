@@ -1,4 +1,4 @@
-// How a kernel is started. Included as <launch.cuh>, so that tests may put a host's way in its place.
+// Launch of a kernel. Included as <launch.cuh>, so that tests may put a host's way in its place.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -21,7 +21,7 @@ struct Product {
   bool transposed_b;
 };
 
-// What makes products of matrices, for calls of many tokens: a vendor's library (cublas_products.h), or a test's own.
+// Products of matrices, for calls of many tokens: by a vendor's library (cublas_products.h), or a test's own.
 struct Products {
   void* library;
   cudaError_t (*multiply)(void* library, const Product&, cudaStream_t);

@@ -1,4 +1,4 @@
-// The load signal: a block a piece of a row of logits, then a block a row that merges what the pieces left.
+// The load signal: one block per piece of a row of logits, then one per row that merges the pieces' results.
 #include <algorithm>
 #include <launch.cuh>
 #include <limits>
@@ -16,7 +16,7 @@ constexpr int kOfThread = 16;  // logits that a thread reads at once
 constexpr int kPiece = kThreads * kOfThread;
 constexpr float kMinusInfinity = -__builtin_inff();
 
-// What a piece knows: its largest logit, the sum of e = exp(z - largest), and that of e * (z - largest).
+// Partial results of a piece: its largest logit, the sum of e = exp(z - largest), and that of e * (z - largest).
 struct Parts {
   float *top, *sum, *weighted;  // [B, pieces]
   int pieces;

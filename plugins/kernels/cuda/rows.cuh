@@ -2,7 +2,7 @@
 // every format is one type with these members.
 //
 // A load is 16 bytes of plain weights, 4, 8 or 16 of codes: what is on its way to a thread stays packed, in a few
-// registers, and is widened four at a time when it is used.
+// registers, and is dequantized four at a time when it is used.
 #pragma once
 #include <cstring>
 #include <type_traits>

@@ -1,4 +1,4 @@
-// How a call of few tokens is cut into blocks, and where things lie in its workspace.
+// Division of a call of few tokens into blocks, and the layout of its workspace.
 #include "rowwise.h"
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // The ops for few tokens: row by row, and only the rows that are kept. Two launches:
 //
-// gate_up.cu finds what is kept and computes h; down.cu adds the kept rows of w_out, and writes `active` and `score`.
+// gate_up.cu selects the neurons and computes h; down.cu adds the kept rows of w_out, and writes `active` and `score`.
 // SparseLinear is the second half of that: its inputs are the neurons and its outputs the width, w is w_out, and
-// select_inputs.cu puts what is kept of x in the place of h, and writes `kept`.
+// select_inputs.cu puts the kept inputs of x in the place of h, and writes `kept`.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -51,7 +51,7 @@ struct Rowwise {
   int bits, scale_shift;  // of quantised weights, the latter log2 of their block; 0 where they are plain
   bool vectors;           // whether rows start and end at multiples of 16 bytes
 
-  // What follows is by `padded` tokens, of which there are 1, 2, 4 or 8.
+  // The sizes below are for `padded` tokens, 1, 2, 4 or 8.
   int padded, blocks, tiles, tile_columns, splits, score_blocks;
   unsigned* tickets;  // [tiles], how many splits of a tile are done
   uint16_t* kept;     // [blocks], a bit for each neuron that some token kept

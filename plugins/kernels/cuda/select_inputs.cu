@@ -1,4 +1,4 @@
-// SparseLinear for few tokens: what thresholds keep of x, laid out as down.cu reads what gate_up.cu keeps of neurons.
+// SparseLinear for few tokens: inputs of x above their thresholds, in the layout that gate_up.cu hands to down.cu.
 // A thread takes an input of all tokens. A few more blocks count: each looks at all inputs of a token once more, which
 // takes less time than to wait for what the others have counted.
 #include <launch.cuh>

@@ -1,4 +1,4 @@
-// The feed-forward ops: chooses how a call is computed.
+// The feed-forward ops: choice of the algorithm for a call.
 #include "dense_ffn.h"
 #include "rowwise.h"
 

@@ -1,4 +1,4 @@
-// SparseLinear: chooses how a call is computed.
+// SparseLinear: choice of the algorithm for a call.
 #include "dense_linear.h"
 #include "rowwise.h"
 

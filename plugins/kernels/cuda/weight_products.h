@@ -1,5 +1,5 @@
-// Products of many tokens with a matrix of weights. Quantised ones are widened to the type of the tokens a piece at a
-// time, anew for each product, and then multiplied like others.
+// Products of many tokens with a matrix of weights. Quantised ones are dequantized to the type of the tokens a piece
+// at a time, anew for each product, and then multiplied like others.
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -1,4 +1,4 @@
-// What the CUDA kernels take from ONNX Runtime, its stream and its arena, and how their errors come back.
+// ONNX Runtime's stream and arena for the CUDA kernels, and the return of their errors.
 #pragma once
 #include <cuda_runtime_api.h>
 
