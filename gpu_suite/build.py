@@ -45,7 +45,7 @@ _HEADERS_VARIABLE = "CLADA_ONNXRUNTIME_INCLUDE"
 
 
 def nvcc_path() -> Path:
-    """The CUDA compiler: on the path, of CUDA_HOME, or where CUDA is usually installed.
+    """Path of the CUDA compiler: on the path, in CUDA_HOME, or where CUDA is usually installed.
 
     Raises:
         CladaError: There is none.

@@ -103,6 +103,6 @@ MULTIPLY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(Produc
 
 
 class Products(ctypes.Structure):
-    """What makes products of matrices."""
+    """Matrix products that the kernels call."""
 
     _fields_ = [("library", ctypes.c_void_p), ("multiply", MULTIPLY)]

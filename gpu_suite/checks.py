@@ -169,7 +169,7 @@ def compared(op: Op, subject: str, outputs: Mapping[str, torch.Tensor], wanted: 
 
 
 class Launch(Protocol):
-    """One call of an op, made ready."""
+    """Prepared call of an op."""
 
     outputs: dict[str, torch.Tensor]
 
@@ -184,14 +184,14 @@ class Launch(Protocol):
 
 
 class Library(Protocol):
-    """What the ops are called through: the kernels themselves, or what has them."""
+    """Library that provides the ops: the kernels themselves, or another with the same ops."""
 
     @property
     def device(self) -> Device:
-        """What its pointers are of."""
+        """Device of its pointers."""
 
     def call(self, op: Op, inputs: Mapping[str, torch.Tensor], attributes: Mapping[str, str | float]) -> Launch:
-        """One call of an op, made ready."""
+        """Prepare a call of an op."""
 
 
 def _bits(outputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -210,15 +210,15 @@ def checked_call(
     attributes: Mapping[str, str | float],
     wanted: Expected,
 ) -> Iterator[Check]:
-    """Call an op and check what it puts out, that a repetition gives the same bits, and a CUDA graph too.
+    """Call an op and check its outputs, and that a repetition and a CUDA graph give the same bits.
 
     Args:
-        library: What has the op.
+        library: Library that provides the op.
         op: The op.
-        subject: What the checks are of.
+        subject: Name of the subject of the checks.
         inputs: On the library's device.
-        attributes: Of the op.
-        wanted: What it must give.
+        attributes: Attributes of the op.
+        wanted: Expected outputs.
     """
     call, device = library.call(op, inputs, attributes), library.device
     call.launch()
@@ -239,7 +239,7 @@ def checked_call(
 
 
 def sample_checks(library: Library, ops: Iterable[Op] = tuple(OPS.values())) -> Iterator[Check]:
-    """Every sample case of the records, in every element type."""
+    """Check every sample case of the records, in every element type."""
     for op in ops:
         for case in op.cases():
             for name in FLOAT_TYPES:

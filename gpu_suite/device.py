@@ -109,14 +109,14 @@ def find_card() -> Card:
 
 @dataclass(frozen=True)
 class Device:
-    """Where tensors lie and kernels run.
+    """Device on which tensors lie and kernels run.
 
     Args:
         name: As torch calls it.
         stream: The address of the stream that torch launches on now.
         at: The bytes at an address, as a tensor uint8[n].
         synchronize: Waits for all work.
-        captured: What replays a run as a CUDA graph; None where there are no graphs.
+        captured: Returns a replay of a run as a CUDA graph; None where there are no graphs.
         timed: Seconds of a run on the device, and what it returns.
     """
 
@@ -129,7 +129,7 @@ class Device:
 
 
 class _Bytes:
-    """Device memory that torch can look at."""
+    """Device memory that torch can view."""
 
     def __init__(self, address: int, size: int) -> None:
         self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}

@@ -1,4 +1,4 @@
-"""The kernels' library: every op's launcher, called with tensors."""
+"""Library of the kernels: every op's launcher, called with tensors."""
 
 import ctypes
 import traceback
@@ -25,8 +25,8 @@ class Kernels:
 
     Args:
         library: Loaded.
-        device: What its pointers are of.
-        products: What it multiplies matrices with.
+        device: Device of its pointers.
+        products: Matrix products of its kernels.
         rowwise_tokens: Up to this many tokens it skips what is not kept.
     """
 
@@ -36,7 +36,7 @@ class Kernels:
     rowwise_tokens: int
 
     def call(self, op: Op, inputs: Mapping[str, torch.Tensor], attributes: Mapping[str, str | float]) -> "Call":
-        """One call of an op, made ready."""
+        """Prepare a call of an op."""
         return Call(self, op, inputs, attributes)
 
 
@@ -66,7 +66,7 @@ def _functions(op: Op) -> str:
 
 
 class Call:
-    """One call of an op, made ready once: launching it again costs no more than the launch.
+    """Prepared call of an op: launching it again costs no more than the launch.
 
     Args:
         kernels: The library.
@@ -112,7 +112,7 @@ class Call:
             raise CladaError(f"{self._op.name} cannot be launched: {text} (CUDA error {result})")
 
     def poison(self) -> None:
-        """Fill outputs and workspace with NaN, so that what is not written shows."""
+        """Fill outputs and workspace with NaN, so that elements that are not written are detected."""
         self._memory.poison()
 
     def written_outside(self) -> bool:

@@ -29,15 +29,15 @@ _Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer.
+    """Feed-forward layer.
 
     Args:
         op: A feed-forward op.
         shape: Its sizes.
         activation: Name of its activation.
-        dtype: Of its tokens, and of its weights where they are not quantised.
+        dtype: Type of its tokens, and of its weights where they are not quantised.
         weights: Weights, scales and biases by the op's input names, on the device.
-        precision: What its weights are in: the name of the type, or of one of BLOCKS.
+        precision: Precision of its weights: the name of the type, or of one of BLOCKS.
     """
 
     op: Op
@@ -54,36 +54,36 @@ class Layer:
 
     @property
     def attributes(self) -> dict[str, str | float]:
-        """Of its op."""
+        """Attributes of its op."""
         blocks = BLOCKS.get(self.precision)
         of_blocks = {"bits": blocks.bits, "block_size": blocks.block_size} if blocks else {}
         return {**of_blocks, "activation": self.activation}
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of its weights."""
         return next(iter(self.weights.values())).device
 
     @property
     def inward(self) -> torch.Tensor:
-        """The matrix [F, D] that the activations are of; in float32 where it is quantised."""
+        """Gate or up projection [F, D] whose products are activated; in float32 where it is quantised."""
         name = "w_gate" if self.gated else "w_in"
         some = {tensor: self.weights[tensor] for tensor in (name, scales_name(name)) if tensor in self.weights}
         return widened(self.op, some, self.attributes, torch.float32)[name]
 
     def widened(self) -> "Layer":
-        """The layer with the weights that its quantised ones stand for, rounded to its type."""
+        """Layer with dequantised weights, rounded to its type."""
         weights = widened(self.op, self.weights, self.attributes, self.dtype)
         return Layer(float_op(self.op), self.shape, self.activation, self.dtype, weights, name_of(self.dtype))
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """As the op records have it."""
+    """Name of a type, as in the op records."""
     return str(dtype).removeprefix("torch.")
 
 
 def random_layer(op: Op, shape: Shape, dtype: torch.dtype, device: str) -> Layer:
-    """Weights scaled so that activations are of the order of 1; the same at each call."""
+    """Create a layer with weights scaled so that activations are of the order of 1; the same at each call."""
     generator = torch.Generator(device).manual_seed(0)
     sizes = {"F": shape.neurons, "D": shape.hidden}
     weights = {}
@@ -99,14 +99,14 @@ def random_layer(op: Op, shape: Shape, dtype: torch.dtype, device: str) -> Layer
 def codes_and_scales(
     rows: int, width: int, terms: int, blocks: Blocks, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random quantised matrix.
+    """Create a random quantised matrix.
 
     Args:
-        rows: Of the matrix.
-        width: Weights a row.
-        terms: How many products with its weights are added up, for sums of the order of 1.
-        blocks: How it is quantised.
-        generator: Of the device that it is to be on.
+        rows: Number of rows.
+        width: Weights per row.
+        terms: Number of products that are summed, for sums of the order of 1.
+        blocks: Format to quantise it to.
+        generator: Random generator of the matrix's device.
     """
     device = generator.device
     packed, scales = width * blocks.bits // 8, width // blocks.block_size
@@ -119,14 +119,14 @@ def codes_and_scales(
 
 
 def random_quantized_layer(op: Op, shape: Shape, dtype: torch.dtype, precision: str, device: str) -> Layer:
-    """The quantised variant of a layer, of random codes and scales; the same at each call.
+    """Create the quantised variant of a layer, with random codes and scales; the same at each call.
 
     Args:
         op: SparseGatedFFN or SparseFFN.
         shape: Its sizes.
-        dtype: Of tokens and biases.
+        dtype: Type of tokens and biases.
         precision: One of BLOCKS.
-        device: Where it is made.
+        device: Device to create it on.
     """
     generator = torch.Generator(device).manual_seed(0)
     weights: dict[str, torch.Tensor] = {}
@@ -142,14 +142,14 @@ def random_quantized_layer(op: Op, shape: Shape, dtype: torch.dtype, precision: 
 
 
 def random_x(layer: Layer, batch: int, tokens: int) -> torch.Tensor:
-    """Tokens T[B, S, D], the same at each call."""
+    """Random tokens T[B, S, D], the same at each call."""
     generator = torch.Generator(layer.device).manual_seed(1)
     size = (batch, tokens, layer.shape.hidden)
     return torch.randn(size, generator=generator, device=layer.device).to(layer.dtype)
 
 
 def magnitudes(layer: Layer, x: torch.Tensor) -> Array:
-    """|a| of every neuron of every token, float64[B * S, F], for x T[B, S, D]."""
+    """Magnitudes |a| of every neuron for every token, float64[B * S, F], for x T[B, S, D]."""
     z = x.flatten(0, 1).double() @ layer.inward.double().T
     if "b_in" in layer.weights:
         z += layer.weights["b_in"].double()
@@ -159,7 +159,7 @@ def magnitudes(layer: Layer, x: torch.Tensor) -> Array:
 def selection(
     layer: Layer, threshold: Array | None, scale: Array, pool: Array | None = None
 ) -> dict[str, torch.Tensor]:
-    """The inputs that choose neurons: thresholds (0 where None), scale f32[B, S], and the pool (all where None)."""
+    """Inputs that select neurons: thresholds (0 where None), scale f32[B, S], and the pool (all where None)."""
     neurons = layer.shape.neurons
     arrays = {
         "threshold": np.zeros(neurons, np.float32) if threshold is None else threshold,
@@ -170,7 +170,7 @@ def selection(
 
 
 def exact_selection(layer: Layer, x: torch.Tensor, fraction: float) -> dict[str, torch.Tensor]:
-    """What keeps exactly this share of neurons for each token of x T[B, 1, D]."""
+    """Inputs that keep exactly this share of neurons for each token of x T[B, 1, D]."""
     threshold, scale = exact_share(magnitudes(layer, x), fraction)
     return selection(layer, threshold, scale[:, None])
 

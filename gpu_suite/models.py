@@ -1,4 +1,4 @@
-"""What is timed of a whole model: its decode steps in ONNX Runtime, dense and with our ops, as a session runs them."""
+"""Timing of a whole model: its decode steps in ONNX Runtime, dense and with our ops, as a session runs them."""
 
 import itertools
 import time
@@ -63,7 +63,7 @@ def _written(shape: Shape, fractions: Sequence[float], folder: Path) -> Files:
 
 @contextmanager
 def written_model(shape: Shape, fractions: Sequence[float]) -> Iterator[Files]:
-    """A model with random weights; its files are gone when the context ends."""
+    """Write a model with random weights; its files are gone when the context ends."""
     with TemporaryDirectory(prefix="clada-gpu-") as folder:
         # In a process of its own, whose memory is free again afterwards.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
@@ -72,11 +72,11 @@ def written_model(shape: Shape, fractions: Sequence[float]) -> Iterator[Files]:
 
 
 class Runner(DeviceInPlaceModel):
-    """The runtime's model of one text, whose thresholds are inputs, and which knows how long its graph ran.
+    """Model of one text, as in the runtime, with thresholds as inputs, that records how long its graph ran.
 
     Args:
         path: The ONNX file.
-        execution: How to run it.
+        execution: Options of ONNX Runtime.
         fixed_shapes: See DeviceInPlaceModel.
         counts: Whether it has our ops, and so telemetry, scores and thresholds.
     """
@@ -88,7 +88,7 @@ class Runner(DeviceInPlaceModel):
         self.seconds = 0.0
 
     def slab(self, thresholds: Sequence[Array]) -> Slab:
-        """Thresholds on the device, for the caches that are made while they are `self.thresholds`."""
+        """Put thresholds on the device, for the caches that are created while they are `self.thresholds`."""
         slab = Slab({graph_names.threshold(n): (t.shape, np.float32) for n, t in enumerate(thresholds)}, self._device)
         slab.write({graph_names.threshold(n): threshold for n, threshold in enumerate(thresholds)})
         return slab
@@ -112,10 +112,10 @@ class Runner(DeviceInPlaceModel):
 
 
 class Steps:
-    """The decode steps of a text after a prompt, with thresholds of their own.
+    """Decode steps of a text after a prompt, with thresholds of their own.
 
     Args:
-        runner: What runs them.
+        runner: Runner of the steps.
         shape: The model's sizes.
         thresholds: f32[F] for each layer; None where the graph takes none.
         context: Tokens of the prompt.
@@ -135,7 +135,7 @@ class Steps:
         self._ids = itertools.cycle(ids)
 
     def _read(self, ids: Array, before: int) -> float:
-        """Read tokens after so many others; the share of neurons that the last computed."""
+        """Read tokens at a position; returns the share of neurons that the last one computed."""
         total = before + ids.shape[1]
         inputs = {
             graph_names.INPUT_IDS: ids,
@@ -149,18 +149,18 @@ class Steps:
         return float(outputs[graph_names.ACTIVE].mean()) / self._neurons if self.runner.counts else 1.0
 
     def logits(self) -> Array:
-        """Of the prompt's last token before any step was taken, else of the last step."""
+        """Logits of the last step, or of the prompt's last token before any step."""
         return self._logits.astype(np.float32)
 
     def run(self) -> float:
-        """Each of the tokens once, all after the same prompt; the share of neurons that they computed."""
+        """Read each of the tokens once, all after the same prompt; returns the share of neurons that they computed."""
         return sum(self._read(next(self._ids), self._context) for _ in range(_TOKENS)) / _TOKENS
 
 
 def _steps(
     timing: Timing, files: Files, shape: Shape, context: int, in_graph: bool
 ) -> Iterator[tuple[str, float | None, Steps]]:
-    """Name, share of neurons and steps of every contender, the dense one first."""
+    """Yield name, share of neurons and steps of every contender, the dense one first."""
     device: Device = "cuda" if timing.kernels.device.name == "cuda" else "cpu"
     captured = in_graph and device == "cuda"
 
@@ -185,7 +185,7 @@ def _cache_bytes(shape: Shape, context: int) -> int:
 def _contenders(
     timing: Timing, files: Files, shape: Shape, context: int, in_graph: bool
 ) -> Iterator[tuple[Contender, Runner]]:
-    """Every contender, and what runs it.
+    """Create every contender with its steps.
 
     Raises:
         CladaError: One does not compute what the dense one does.
@@ -207,7 +207,7 @@ def _contenders(
 
 
 def _graph_seconds(runners: Sequence[Runner]) -> Callable[[Callable[[], float]], tuple[float, float]]:
-    """What times a run by the graphs alone: how long ONNX Runtime took from the call until the device was done."""
+    """Timer of the graphs alone: the time ONNX Runtime takes from the call until the device is done."""
 
     def timed(run: Callable[[], float]) -> tuple[float, float]:
         before = sum(runner.seconds for runner in runners)
@@ -220,7 +220,7 @@ def _graph_seconds(runners: Sequence[Runner]) -> Callable[[Callable[[], float]],
 def model_tables(
     timing: Timing, files: Files, shape: Shape, bandwidth: Callable[[], float], context: int = BenchSettings.context
 ) -> Iterator[Table | LeftOut]:
-    """Time a model's decode: the graph alone, and the step around it with what it copies; ratios are against dense."""
+    """Time a model's decode: the graph alone, and the whole step with its copies; ratios are relative to dense."""
     for in_graph in timing.graphs:
         names = (IN_GRAPH, STEP_IN_GRAPH) if in_graph else (LAUNCHED, STEP_LAUNCHED)
         try:

@@ -53,7 +53,7 @@ _RESULTS = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor as TensorRT describes it to a plugin.
+    """Description of a tensor, as TensorRT gives it to a plugin.
 
     Args:
         shape: -1 for a size that is not known.
@@ -87,7 +87,7 @@ def _dims(shape: Shape) -> _Dims:
 
 
 def _field(name: str, value: str | float) -> tuple[_Field, object]:
-    """A field, and what has to live as long as it does. Text has no end but its length, as from TensorRT's parser."""
+    """Field, and the buffer that must outlive it. Text has no end but its length, as from TensorRT's parser."""
     if isinstance(value, str):
         # What follows the text would show where it is read too far.
         text = ctypes.create_string_buffer(value.encode() + b"#", len(value) + 1)
@@ -112,10 +112,10 @@ def _read_fields(collection: _Collection) -> dict[str, str | float]:
 
 
 class PluginLibrary:
-    """A library of plugins, loaded, with a logger.
+    """Loaded library of plugins, with a logger.
 
     Args:
-        probe: What plugin_probe.cpp was compiled to.
+        probe: Compiled plugin_probe.cpp.
         library: The plugins.
         registry: The registry of a TensorRT that has them, to be asked for creators; the library where None.
 
@@ -143,7 +143,7 @@ class PluginLibrary:
         return getattr(self._probe, f"probe_{name}")(*args)
 
     def give_logger(self, *, finder: bool = True, known: bool = False, later: int = 0) -> None:
-        """Say what the library's errors are to be told.
+        """Set the logger that receives the library's errors.
 
         Args:
             finder: Whether it gets a finder of a logger.
@@ -158,21 +158,21 @@ class PluginLibrary:
         return text.decode().splitlines()
 
     def creators(self) -> Iterator["Creator"]:
-        """All of them."""
+        """Creators of all plugins."""
         index = 0
         while address := self.call("creator", self._library, index):
             yield Creator(self, _POINTER(address))
             index += 1
 
     def creator(self, op: Op) -> "Creator":
-        """That of an op."""
+        """Creator of an op's plugins."""
         if self._registry is None:
             return next(creator for creator in self.creators() if creator.name == op.name)
         identity = (text.encode() for text in (op.name, str(VERSION), DOMAIN))
         return Creator(self, _POINTER(self.call("registered", _POINTER(self._registry), *identity)))
 
     def create(self, op: Op, fields: Fields, *, from_engine: bool = False) -> "Plugin | None":
-        """A plugin of an op, or None where it is refused."""
+        """Create a plugin of an op, or return None where it is refused."""
         made = [_field(name, value) for name, value in fields.items()]
         array = (_Field * len(made))(*(field for field, _ in made))
         address = self.call(
@@ -198,14 +198,14 @@ class PluginLibrary:
         return _Tensor(_dims(spec.shape), self.data_type(spec.dtype), form, -1.0)
 
     def data_type(self, name: str) -> int:
-        """TensorRT's number of a type."""
+        """Number of a type in TensorRT."""
         number: int = self.call("data_type", name.encode())
         return number
 
 
 @dataclass(frozen=True)
 class Creator:
-    """What makes plugins of one op."""
+    """Creator of an op's plugins."""
 
     library: PluginLibrary
     address: ctypes.c_void_p
@@ -216,22 +216,22 @@ class Creator:
 
     @property
     def name(self) -> str:
-        """The op."""
+        """Name of the op."""
         return self._text("name")
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """By what TensorRT finds it: name, version, namespace."""
+        """Key by which TensorRT finds it: name, version, namespace."""
         return self.name, self._text("version"), self._text("namespace")
 
     def field_names(self) -> list[str]:
-        """What the parser hands over of a node."""
+        """Names of the fields that the parser passes for a node."""
         collection = self.library.call("creator_fields", self.address).contents
         return [field.name.decode() for field in collection.fields[: collection.count]]
 
 
 class Plugin:
-    """One node."""
+    """Plugin of one node."""
 
     def __init__(self, library: PluginLibrary, op: Op, address: int) -> None:
         self._library, self._op = library, op
@@ -241,32 +241,32 @@ class Plugin:
         self._library.call("destroy", self._address)
 
     def clone(self) -> "Plugin":
-        """As TensorRT makes one for its network."""
+        """Clone the plugin, as TensorRT does for its network."""
         return Plugin(self._library, self._op, self._library.call("clone", self._address))
 
     def attach(self, context: int = 0) -> "Plugin":
-        """As TensorRT makes one for a context, which is no more than a number here."""
+        """Attach the plugin to a context, which is no more than a number here, as TensorRT does."""
         return Plugin(self._library, self._op, self._library.call("attach", self._address, _POINTER(context)))
 
     @property
     def name(self) -> str:
-        """The op, as the plugin says."""
+        """Name of the op, according to the plugin."""
         text: bytes = self._library.call("plugin_name", self._address)
         return text.decode()
 
     def serialised(self) -> dict[str, str | float]:
-        """The fields that go into an engine."""
+        """Fields that are serialised into an engine."""
         return _read_fields(self._library.call("serialised", self._address).contents)
 
     def output_types(self, inputs: Sequence[str]) -> list[int] | None:
-        """TensorRT's types of the outputs, None where the inputs' are refused."""
+        """Types of the outputs in TensorRT, None where the inputs' are refused."""
         outputs = (ctypes.c_int32 * 8)()
         types = (ctypes.c_int32 * len(inputs))(*map(self._library.data_type, inputs))
         failed = self._library.call("output_types", self._address, types, len(inputs), outputs)
         return None if failed else outputs[: len(self._op.outputs)]
 
     def output_shapes(self, inputs: Sequence[Shape]) -> list[list[int]] | None:
-        """The outputs' shapes, None where the inputs' are refused; a size below 0 stands for one not known."""
+        """Shapes of the outputs, None where the inputs' are refused; a size below 0 stands for one not known."""
         outputs = (_Dims * 8)()
         shapes = (_Dims * len(inputs))(*map(_dims, inputs))
         failed = self._library.call("output_shapes", self._address, shapes, len(inputs), outputs)
@@ -278,19 +278,19 @@ class Plugin:
         return bool(self._library.call("supports", self._address, position, described, len(self._op.inputs)))
 
     def configure(self, tensors: Sequence[TensorSpec]) -> int:
-        """0 where it can be built."""
+        """Configure the plugin for building; 0 where that is possible."""
         described = self._library.dynamic_tensors(tensors)
         status: int = self._library.call("configure", self._address, described, len(self._op.inputs))
         return status
 
     def workspace(self, tensors: Sequence[TensorSpec]) -> int:
-        """Bytes for the largest sizes."""
+        """Workspace for the largest sizes, in bytes."""
         described = self._library.dynamic_tensors(tensors)
         size: int = self._library.call("workspace", self._address, described, len(self._op.inputs))
         return size
 
     def shape_change(self, tensors: Sequence[TensorSpec]) -> int:
-        """0 where it can compute at these sizes."""
+        """Announce the sizes of a run; 0 where the plugin supports them."""
         described = self._library.tensors(tensors)
         status: int = self._library.call("shape_change", self._address, described, len(self._op.inputs))
         return status
@@ -298,7 +298,7 @@ class Plugin:
     def enqueue(
         self, tensors: Sequence[TensorSpec], inputs: Sequence[int], outputs: Sequence[int], workspace: int, stream: int
     ) -> int:
-        """Compute, with pointers of the kernels' device; 0 where it was launched."""
+        """Launch the computation, with pointers of the kernels' device; 0 on success."""
         described = self._library.tensors(tensors)
         pointers = (_POINTER * len(inputs))(*inputs), (_POINTER * len(outputs))(*outputs)
         rest = _POINTER(workspace), _POINTER(stream)

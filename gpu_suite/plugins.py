@@ -1,4 +1,4 @@
-"""The ops as TensorRT's plugins: every call goes through a plugin's own methods, as an engine's would."""
+"""Ops as TensorRT plugins: every call goes through a plugin's own methods, as an engine's would."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Plugins:
 
     Args:
         library: Loaded.
-        device: What its pointers are of.
+        device: Device of its pointers.
         release: The release of clada that it is of.
     """
 
@@ -32,12 +32,12 @@ class Plugins:
     release: str
 
     def call(self, op: Op, inputs: Mapping[str, torch.Tensor], attributes: Mapping[str, str | float]) -> "PluginCall":
-        """One call of an op, made ready."""
+        """Prepare a call of an op."""
         return PluginCall(self, op, inputs, attributes)
 
 
 class PluginCall:
-    """One call of an op by a plugin that was made, configured and attached to a context for it.
+    """Prepared call of an op by a plugin that was created, configured and attached to a context for it.
 
     Args:
         plugins: The library.
@@ -92,7 +92,7 @@ class PluginCall:
         self._check(self._plugin.enqueue(self._tensors, inputs, outputs, workspace, stream))
 
     def poison(self) -> None:
-        """Fill outputs and workspace with NaN, so that what is not written shows."""
+        """Fill outputs and workspace with NaN, so that elements that are not written are detected."""
         self._memory.poison()
 
     def written_outside(self) -> bool:
@@ -101,12 +101,12 @@ class PluginCall:
 
 
 def load_plugins(libraries: Libraries, given: Path | None, device: Device) -> Plugins | LeftOut:
-    """The plugins over the kernels of a checkout, or a library of them; or why they cannot be called.
+    """Load the plugins over the kernels of a checkout, or a given library of them; or return why they cannot be called.
 
     Args:
         libraries: Of the plugins, and of what calls them.
         given: A library of plugins, to be loaded instead.
-        device: What the kernels' pointers are of.
+        device: Device of the kernels' pointers.
 
     Raises:
         CladaError: The headers or the library are not what they are said to be, or CMake fails.
@@ -122,6 +122,6 @@ def load_plugins(libraries: Libraries, given: Path | None, device: Device) -> Pl
 
 
 def plugin_checks(plugins: Plugins) -> Iterator[Check]:
-    """Every sample case of the records, in every element type, through enqueue."""
+    """Check every sample case of the records, in every element type, through enqueue."""
     for check in sample_checks(plugins):
         yield replace(check, subject=f"TensorRT:{check.subject}")

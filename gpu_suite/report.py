@@ -105,11 +105,11 @@ def target_lines(found: Sequence[Target]) -> list[str]:
 
 @dataclass(frozen=True)
 class Parity:
-    """What the checks of one op in one type came to.
+    """Result of the checks of one op in one type.
 
     Args:
         subject: The op and the type.
-        checks: How many.
+        checks: Number of checks.
         required: The largest error over what is allowed, of those checks that allow any.
         failed: Those that did not pass.
     """
@@ -121,7 +121,7 @@ class Parity:
 
 
 def parity(checks: Sequence[Check]) -> list[Parity]:
-    """The checks by op and type, in the order in which those came."""
+    """Group the checks by op and type, in their order of appearance."""
     groups: dict[str, list[Check]] = {}
     for check in checks:
         groups.setdefault(" ".join(check.subject.split()[:2]), []).append(check)
@@ -137,7 +137,7 @@ def parity(checks: Sequence[Check]) -> list[Parity]:
 
 
 def parity_lines(found: Sequence[Parity]) -> list[str]:
-    """A Markdown table of them, and a line for each failure."""
+    """Format the parity as a Markdown table, and a line for each failure."""
     lines = ["| op | checks | failed | largest error / allowed |", "|---|---|---|---|"]
     lines += [f"| {p.subject} | {p.checks} | {len(p.failed)} | {p.required:.2f} |" for p in found]
     failures = [check for p in found for check in p.failed]
@@ -165,7 +165,7 @@ def _row_line(table: Table, row: Row) -> str:
 
 
 def table_lines(tables: Sequence[Table]) -> list[str]:
-    """Every time, as one Markdown table."""
+    """Format all times as one Markdown table."""
     header = ["what", "phase", "contender", "µs", "quartiles", "vs torch", "GB/s", "of copy bandwidth", "neurons read"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     return lines + [_row_line(table, row) for table in tables for row in table.rows if not row.missing]
@@ -173,14 +173,14 @@ def table_lines(tables: Sequence[Table]) -> list[str]:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found.
+    """Results of the suite.
 
     Args:
         machine: The card, the host and the versions.
-        settings: How it was measured.
-        parity: Of every op and type.
+        settings: Settings of the measurements.
+        parity: Parity of every op and type.
         tables: Times.
-        left_out: What was not done.
+        left_out: Skipped measurements.
     """
 
     machine: Mapping[str, Any]
@@ -191,12 +191,12 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every check did."""
+        """Whether every check passed."""
         return not any(p.failed for p in self.parity)
 
 
 def markdown(report: Report) -> str:
-    """All of it, for a person."""
+    """Format the report in Markdown."""
     card = report.machine["card"]
     lines = [
         f"# {card['name']}",
@@ -214,7 +214,7 @@ def markdown(report: Report) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: those become words."""
+    """Replace NaN and infinity, which JSON lacks, by words."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -223,6 +223,6 @@ def _plain(value: Any) -> Any:
 
 
 def json_text(report: Report) -> str:
-    """All of it, for a program."""
+    """Serialise the report as JSON."""
     content = asdict(report) | {"targets": [asdict(t) | {"met": t.met} for t in targets(report.tables)]}
     return json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""The whole suite in order: find the card, build, check, time, write."""
+"""Suite from end to end: find the card, build, check, time, write."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ _WHOLE_SHAPES = ("llama-3.2-1b", TINY)
 
 
 def _checked(checks: Iterable[Check]) -> list[Check]:
-    """Go through the checks, and show a failure at once."""
+    """Run the checks, and print a failure at once."""
     done = []
     for check in checks:
         done.append(check)
@@ -46,7 +46,7 @@ def _checked(checks: Iterable[Check]) -> list[Check]:
 
 
 def check_kernels(kernels: Kernels, shapes: Sequence[Shape]) -> Report:
-    """The correctness of every op: sample cases, then the sizes of these models."""
+    """Check the correctness of every op: sample cases, then the sizes of these models."""
     samples = _checked(sample_checks(kernels))
     found = parity([*samples, *_checked(real_checks(kernels, shapes))])
     print("\n".join(parity_lines(found)), flush=True)
@@ -54,7 +54,7 @@ def check_kernels(kernels: Kernels, shapes: Sequence[Shape]) -> Report:
 
 
 def check_plugins(plugins: Plugins | LeftOut) -> Report:
-    """The correctness of TensorRT's plugins, or why they are not called."""
+    """Check the correctness of TensorRT's plugins, or report why they are not called."""
     if isinstance(plugins, LeftOut):
         print(f"left out: {plugins.what}: {plugins.why}", flush=True)
         return Report({}, {}, left_out=(plugins,))
@@ -65,7 +65,7 @@ def check_plugins(plugins: Plugins | LeftOut) -> Report:
 
 
 def timed(results: Iterable[Table | LeftOut]) -> Report:
-    """Go through what is timed, and show each result at once."""
+    """Run the timings, and print each result at once."""
     found: list[Table] = []
     left_out: list[LeftOut] = []
     for result in results:
@@ -79,7 +79,7 @@ def timed(results: Iterable[Table | LeftOut]) -> Report:
 
 
 def time_kernels(timing: Timing, shapes: Sequence[Shape]) -> Report:
-    """The times of every op at the sizes of these models."""
+    """Time every op at the sizes of these models."""
     return timed(tables(timing, shapes))
 
 
@@ -120,7 +120,7 @@ def whole_models(
 
 
 def together(report: Report, part: Report) -> Report:
-    """A report with what a part of the suite found."""
+    """Report extended by the results of a part of the suite."""
     return replace(
         report,
         parity=report.parity + part.parity,
@@ -168,7 +168,7 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
 
     Args:
         root: The checkout.
-        arguments: Of the command line; those of this process where None.
+        arguments: Arguments of the command line; those of this process where None.
 
     Returns:
         Whether every check passed.
@@ -219,7 +219,7 @@ def run(root: Path, arguments: Sequence[str] | None = None) -> bool:
 
 
 def main(root: Path) -> None:
-    """The command.
+    """Entry point of the command.
 
     Raises:
         CladaError: It cannot run here, or a check failed.
