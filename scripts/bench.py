@@ -1,4 +1,4 @@
-"""`clada bench` under the name of a script: what is measured is in `clada/benchmark/`."""
+"""`clada bench` under the name of a script: the measurements are in `clada/benchmark/`."""
 
 import sys
 

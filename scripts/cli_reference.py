@@ -1,4 +1,4 @@
-"""Writes docs/reference/cli.md: every command and option, as the parsers have them.
+"""Writes docs/reference/cli.md: every command and option, read from the parsers.
 
 The page depends on the parsers alone: not on the width of a terminal, the release of Python or the extras installed.
 """
@@ -31,7 +31,7 @@ def _cell(text: str) -> str:
 
 
 def _help(action: argparse.Action, prog: str) -> str:
-    """An option's help, as argparse fills it in."""
+    """Help of an option, as argparse fills it in."""
     values = {name: getattr(value, "__name__", value) for name, value in vars(action).items()}
     if action.choices is not None:
         values["choices"] = ", ".join(map(str, action.choices))
@@ -39,7 +39,7 @@ def _help(action: argparse.Action, prog: str) -> str:
 
 
 def _value(action: argparse.Action) -> str:
-    """What an option is followed by."""
+    """Value that follows an option."""
     if action.nargs == 0:
         return ""
     if isinstance(action.metavar, str):
@@ -64,7 +64,7 @@ def _table(actions: list[argparse.Action], prog: str) -> list[str]:
 
 
 def _section(parser: argparse.ArgumentParser, title: str, summary: str) -> Iterator[str]:
-    """A command: its description or summary, its arguments in their groups, and what its help ends with."""
+    """Section of a command: its description or summary, its arguments in their groups, and the epilogue of its help."""
     yield from ("", f"## {title}", "")
     yield (parser.description or f"{summary[0].upper()}{summary[1:]}").strip().removesuffix(".") + "."
     for group in parser._action_groups:
@@ -85,7 +85,7 @@ def _section(parser: argparse.ArgumentParser, title: str, summary: str) -> Itera
 
 
 def page() -> str:
-    """The page's text."""
+    """Text of the page."""
     parser = clada_parser()
     commands = parser._subparsers._group_actions[0]
     summaries = {action.dest: _NEEDED.sub("", action.help) for action in commands._choices_actions}

@@ -1,4 +1,4 @@
-"""Completions of held-out text by an artefact that skips inputs, at shares of its bytes, beside its dense model's.
+"""Compares completions by an artefact that skips inputs, at shares of its bytes, with those of its dense model.
 
 Greedy. Says how many completions are the dense model's to the last token, after how many tokens the
 others leave it, and how alike the texts are. Prints a table, and writes it as JSON.
@@ -43,7 +43,7 @@ def prompts_of(session: Session, path: Path, count: int, tokens: int) -> list[li
 
 
 def completions(session: Session, prompts: list[list[int]], tokens: int) -> list[Completion]:
-    """Of each prompt; a few at a time share what they read."""
+    """Complete each prompt, a few at a time, as those share their reads of weights."""
     config = GenerationConfig(max_new_tokens=tokens, sampling=GREEDY)
     batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
     return [completion for batch in batches for completion in session.generate(batch, config)]

@@ -81,7 +81,7 @@ def _line(name: str, outcome: Outcome, first: Outcome) -> str:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print, and go on from, what cannot be reached."""
+    """Print a goal that cannot be reached, and go on."""
     try:
         yield
     except UnreachableError as error:
@@ -89,7 +89,7 @@ def reported() -> Iterator[None]:
 
 
 def teal_paths(args: argparse.Namespace, model: Any, worths: Sequence[Worth], rows: Tensor) -> list[Descent]:
-    """TEAL's search, down to the least share of a block that is asked for."""
+    """Run TEAL's search, down to the least share of a block that is requested."""
     weights = part_weights(model, [worth.product for worth in worths])
     block = weights["ffn"] + weights["attention"]
     least = max(min(args.bytes) * (block + weights["output"]) - weights["output"], 0) / block
@@ -106,7 +106,7 @@ def teal_paths(args: argparse.Namespace, model: Any, worths: Sequence[Worth], ro
 def input_rules(
     args: argparse.Namespace, model: Any, products: Sequence[Product], rows: Tensor
 ) -> list[tuple[float, Rule]]:
-    """The rules for inputs, calibrated on rows, by share of all weights; without those that cannot read so little."""
+    """Rules for inputs, calibrated on rows, by share of all weights; without those that cannot read so little."""
     weighings: list[Weighing] = sorted({weighing for weighing, _, _ in RULES})
     worths = weigh(model, products, weighings, rows, args.prompt_tokens)
     paths = teal_paths(args, model, worths["teal"], rows)
@@ -122,7 +122,7 @@ def input_rules(
 def neuron_outcomes(
     args: argparse.Namespace, model: Any, weights: dict[Part, int], calibration: Tensor, heldout: Tensor
 ) -> list[tuple[float, str, Outcome]]:
-    """What the rules for neurons give, by share and name; the model is patched, and stays so."""
+    """Results of the rules for neurons, by share and name; the model is patched, and stays so."""
     sparsity = sparsify(model)
     texts = [
         Texts(model, sparsity, rows, args.prompt_tokens)
@@ -137,7 +137,7 @@ def neuron_outcomes(
 
 
 def as_json(share: float, name: str, outcome: Outcome) -> dict[str, Any]:
-    """What is kept of an outcome."""
+    """Convert an outcome to JSON."""
     columns = {column: np.asarray(getattr(outcome, column)).round(6).tolist() for column in COLUMNS}
     return {"asked": share, "rule": name, "read of parts": outcome.read_of_parts} | columns
 

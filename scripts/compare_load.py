@@ -1,4 +1,4 @@
-"""What the load and what is anticipated are worth where inputs are skipped, at equal bytes, on text held out.
+"""Measures the gain of load and anticipation where inputs are skipped, at equal bytes, on text held out.
 
 Decodes with thresholds that stay, at a few efforts, and with thresholds that follow the load, another token's load, a
 table of tokens, or the load and what is anticipated; says what each costs beside thresholds that stay and read as many
@@ -39,16 +39,16 @@ TABLE_SHARE = 0.6
 
 
 def by_text(values: Tensor) -> Floats:
-    """The mean f64[N] over the tokens of each text."""
+    """Mean f64[N] over the tokens of each text."""
     found: Floats = values.double().mean(1).numpy()
     return found
 
 
 def at_equal_bytes(flat: Sequence[Decoded], read: float, each: bool = False) -> tuple[Floats, Floats]:
-    """KL and share of changed tokens f64[N] of each text, where thresholds that stay read this share of all weights.
+    """KL and share of changed tokens f64[N] of each text, at which fixed thresholds read this share of all weights.
 
     Args:
-        flat: What they gave at EFFORTS.
+        flat: Results of fixed thresholds at EFFORTS.
         read: The share.
         each: Whether each text is to read it, at an effort of its own; else all do together, at one effort.
     """
@@ -76,7 +76,7 @@ def explained_by(decoded: Decoded) -> float:
 def token_table(
     model: Any, products: Sequence[Product], calibration: PriceCalibration, rows: Tensor, prompt_tokens: int
 ) -> Tensor:
-    """The scale f32[V] by token id, fitted on text as the load's map is."""
+    """Scale f32[V] by token id, fitted on text as the load's map is."""
     thresholds = choose(calibration, TABLE_SHARE).thresholds
     runs = decode_each(model, products, [Run(thresholds, factor) for factor in TABLE_FACTORS], rows, prompt_tokens)
     cost = log_divergence(runs[TABLE_FACTORS.index(1)].divergence)

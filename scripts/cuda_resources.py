@@ -27,15 +27,15 @@ SHARED = re.compile(r"(\d+) bytes smem")
 
 
 class TableError(Exception):
-    """Nothing can be written or compared: one line, what to do."""
+    """Error that prevents writing or comparing: one line, with the remedy."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a thread, and for shared memory a block, of a kernel takes.
+    """Resources that a kernel takes, per thread and, for shared memory, per block.
 
     Args:
-        registers: Of a thread.
+        registers: Registers per thread.
         spilled_bytes: Stores and loads of a thread, for registers that there were too few of.
         stack_bytes: Of a thread, in local memory.
         shared_bytes: Of a block.
@@ -52,7 +52,7 @@ Kernel = tuple[str, str]  # name, architecture
 
 @dataclass(frozen=True)
 class Table:
-    """All kernels, and the release of nvcc that compiled them."""
+    """Resources of all kernels, and the release of nvcc that compiled them."""
 
     nvcc: str
     kernels: dict[Kernel, Resources]
@@ -62,7 +62,7 @@ COLUMNS = ("kernel", "architecture", *(field.name for field in fields(Resources)
 
 
 def readable(mangled: list[str]) -> dict[str, str]:
-    """Kernels' names without namespaces and parameters: down<half, 8>."""
+    """Names of kernels without namespaces and parameters: down<half, 8>."""
     try:
         result = subprocess.run(["c++filt", *mangled], capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
@@ -75,7 +75,7 @@ def readable(mangled: list[str]) -> dict[str, str]:
 
 
 def said(text: str) -> Iterator[tuple[str, str, Resources]]:
-    """What `ptxas -v` said, by mangled name and architecture."""
+    """Parse the output of `ptxas -v`, by mangled name and architecture."""
     for part in text.split("ptxas info    : Compiling entry")[1:]:
         entry, used = ENTRY.search("Compiling entry" + part), USED.search(part)
         if not entry or not used:
@@ -96,7 +96,7 @@ def said(text: str) -> Iterator[tuple[str, str, Resources]]:
 
 
 def compiled(build: Path) -> Table:
-    """What the last build in a folder took.
+    """Read the resources of the last build in a folder.
 
     Raises:
         TableError: There is no build of every source, or not by one nvcc.
@@ -120,7 +120,7 @@ def compiled(build: Path) -> Table:
 
 
 def table_text(table: Table) -> str:
-    """The table as CSV."""
+    """Format the table as CSV."""
     out = io.StringIO()
     rows = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     rows.writeheader()
@@ -130,7 +130,7 @@ def table_text(table: Table) -> str:
 
 
 def read_table(path: Path) -> Table:
-    """A table that was written.
+    """Read a table.
 
     Raises:
         TableError: There is none, or it is not one.
@@ -147,7 +147,7 @@ def read_table(path: Path) -> Table:
 
 
 def differences(was: Table, now: Table) -> list[str]:
-    """Every spill, and with the same nvcc everything that is not as in the table, a line each."""
+    """Lines for every spill and, with the same nvcc, for every difference from the table."""
     lines = []
     for (kernel, architecture), resources in now.kernels.items():
         where, before = f"{kernel} on {architecture}", was.kernels.get((kernel, architecture))

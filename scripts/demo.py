@@ -1,4 +1,4 @@
-"""The main job on the demo model: export it, run it, compare it with PyTorch and with all bytes read."""
+"""Demonstrates the demo model: export, run, and comparison with PyTorch and with all bytes read."""
 
 import argparse
 import contextlib
@@ -57,7 +57,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 def generate_aloud(session: Session, tokens: int) -> None:
-    """Continue the prompt, and say what it took."""
+    """Continue the prompt, and print the cost."""
     print(f"\n{PROMPT}", end="", flush=True)
     started = time.perf_counter()
     pieces = []
@@ -75,7 +75,7 @@ def generate_aloud(session: Session, tokens: int) -> None:
 
 
 def decode_speed(session: Session) -> float:
-    """Tokens a second of greedy decoding, without the prompt."""
+    """Tokens per second of greedy decoding, without the prompt."""
     times = [time.perf_counter() for _ in session.stream(PROMPT, GenerationConfig(GREEDY_TOKENS))]
     return (len(times) - 1) / (times[-1] - times[0])
 
@@ -85,13 +85,13 @@ def greedy(session: Session) -> list[int]:
 
 
 def equal_tokens(ours: list[int], theirs: list[int]) -> int:
-    """How many are the same until the first that is not."""
+    """Number of equal tokens before the first difference."""
     count = min(len(ours), len(theirs))
     return int(np.cumprod(np.equal(ours[:count], theirs[:count])).sum())
 
 
 def compare_with_pytorch(session: Session, path: Path) -> None:
-    """The tokens of the patched model in PyTorch beside the file's."""
+    """Compare the file's tokens with those of the patched model in PyTorch."""
     model, _ = load_model(str(MODEL), torch.float32)
     sparsity = sparsified(model, open_artefact(path))
     load_map = load_constants(path, sparsity)
@@ -105,7 +105,7 @@ def compare_with_pytorch(session: Session, path: Path) -> None:
 
 
 def compare_with_all_bytes(session: Session, dense: Session) -> None:
-    """Speed and tokens of the file beside its own with all bytes read, which is the dense model."""
+    """Compare speed and tokens of the file with its own at all bytes, which is the dense model."""
     ours, theirs = greedy(session), greedy(dense)
     # In turn, and the best of each: what else the machine does disturbs both alike.
     rounds = [(decode_speed(session), decode_speed(dense)) for _ in range(ROUNDS)]

@@ -1,4 +1,4 @@
-"""Evaluates policies at equal cost, and what each part of clada is worth: every figure of docs/small-models.md.
+"""Evaluates policies at equal cost, and the gain of each part of clada: every figure of docs/small-models.md.
 
 Exports each model by each policy at each cost, decodes held-out text with it, and writes one JSON a run under
 benchmarks/results. What is there already is not done again, so an interrupted run goes on where it stopped; the same
@@ -48,7 +48,7 @@ SETTINGS = EvaluationSettings(sequences=96, prompt_tokens=64, decode_tokens=128,
 
 @dataclass(frozen=True)
 class Run:
-    """One artefact to evaluate: what it is called, its policy, and the share of the FFN's bytes that it may read."""
+    """Artefact to evaluate: its name, its policy, and the share of the FFN's bytes that it may read."""
 
     name: str
     policy: Policy
@@ -61,7 +61,7 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """All of them, the most telling first."""
+    """List all runs, the most informative first."""
     for cost in COSTS:
         for name in ("clada", "cats", "griffin"):
             yield Run(name, POLICIES[name], cost)
@@ -95,7 +95,7 @@ def evaluate_run(run: Run, model: str, suite: Suite, artefacts: Path, results: P
 
 
 def evaluate_baselines(model: str, suite: Suite, tokenizer: Any, results: Path, tokens: int) -> None:
-    """Evaluate the published rules that no op carries out, in PyTorch."""
+    """Evaluate the published rules that the ops do not support, in PyTorch."""
     for cost, name in itertools.product(COSTS, RULES):
         path = results / model / f"{name}-{cost:.2f}.json"
         if path.exists():

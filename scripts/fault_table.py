@@ -22,17 +22,17 @@ AREA, KIND, NOW, CASES = "fault area", "fault kind", "fault now", "cases"
 
 
 class TableError(Exception):
-    """Nothing can be written: one line, what to do."""
+    """Error that prevents writing: one line, with the remedy."""
 
 
 @dataclass
 class Row:
-    """One kind of fault.
+    """Kind of fault, with the results of its cases.
 
     Args:
         area: One of AREAS.
-        kind: What is tried.
-        now: What happens now, as the tests say.
+        kind: Kind of fault.
+        now: Present behaviour, as the tests say.
         passed: Cases of which a test found that so.
         failed: Those of which it did not, or which ended in an error.
         skipped: Those that could not be tried.
@@ -47,12 +47,12 @@ class Row:
 
     @property
     def cases(self) -> int:
-        """All of them."""
+        """Number of all cases."""
         return self.passed + self.failed + self.skipped
 
 
 def rows_of(runs: list[str]) -> list[Row]:
-    """What the XML of runs says of each kind, in order of area and kind.
+    """Read the XML of runs; returns a row for each kind, in order of area and kind.
 
     Raises:
         TableError: It is no such XML, holds no test of a fault, or a marker that nobody can read.
@@ -94,7 +94,7 @@ def _cell(text: str) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The page: a table an area."""
+    """Format the page: a table for each area."""
     rows = list(rows)
     tried, passed = sum(r.passed + r.failed for r in rows), sum(r.passed for r in rows)
     lines = [

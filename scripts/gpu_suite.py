@@ -1,4 +1,4 @@
-"""One command for a GPU: builds the kernels for it, checks them, times them, and writes what it found.
+"""GPU suite in one command: builds the kernels for this machine's GPU, checks them, times them, and writes the results.
 
 It needs Python, torch with CUDA, NumPy, nvcc, CMake with ninja or make, and this checkout, of which nothing has to be
 installed. Whole models need onnxruntime-gpu, ONNX Runtime's headers and what the exporter needs besides: what of it is

@@ -1,4 +1,4 @@
-"""Prints tables, in Markdown, of what compare_input_rules.py wrote into files that end in -code.json or -prose.json.
+"""Prints Markdown tables of the results that compare_input_rules.py wrote to files named *-code.json or *-prose.json.
 
 What stands beside a figure compares with the first rule at as many bytes, over the same sequences, in pairs.
 """
@@ -40,7 +40,7 @@ def _value(statistic: Statistic, row: Row, name: str) -> float:
 
 
 def _beside(statistic: Statistic, row: Row, first: Row, name: str, form: str) -> str:
-    """A figure of two rules with its interval; nothing for the first itself."""
+    """Difference of two rules in a figure, with its interval; empty for the first itself."""
     if row is first:
         return ""
     found = bootstrap(statistic, [_column(row, name), _column(first, name)])
@@ -66,7 +66,7 @@ def _cells(row: Row, first: Row) -> list[str]:
 
 
 def table(dense: Row, rows: Sequence[Row], asked: float) -> list[str]:
-    """The rules that were asked for one share, after the dense model."""
+    """Table of the rules at one share, after the dense model."""
     chosen = [row for row in rows if row["asked"] == asked]
     lines = [
         f"| rule at {asked:.0%} | may be sparse | bytes read (of each) | KL, nats a token | times the first's "
@@ -79,7 +79,7 @@ def table(dense: Row, rows: Sequence[Row], asked: float) -> list[str]:
 
 
 def block(results: Path) -> str:
-    """All tables."""
+    """Format all tables."""
     lines: list[str] = []
     for name, heading in TEXTS.items():
         for path in sorted(results.glob(f"*-{name}.json")):

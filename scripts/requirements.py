@@ -1,4 +1,4 @@
-"""Prints what clada and some of its extras require, a line each: pip alone installs that with a package only.
+"""Prints the requirements of clada and some of its extras, a line each: pip installs those only along with a package.
 
 Usage: requirements.py [EXTRA ...]
 """
@@ -14,7 +14,7 @@ OWN = re.compile(r"clada\[([\w, -]+)\]")
 
 
 def requirements(extras: list[str]) -> list[str]:
-    """Those of the package and of these extras, with the extras that they name in turn; sorted, each once."""
+    """Requirements of the package and of these extras, and of the extras that those name; sorted, without repeats."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     found, wanted = set(project["dependencies"]), list(extras)
     for extra in wanted:

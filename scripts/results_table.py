@@ -50,7 +50,7 @@ def _row(metrics: dict[str, Any]) -> list[str]:
 
 
 def quality_table(results: Path) -> list[str]:
-    """Every policy at every cost, model by model."""
+    """Table of every policy at every cost, model by model."""
     lines = [
         "| model | policy | FFN bytes read | KL, 10⁻³ nats | next token differs | perplexity | accuracy "
         "| multiple choice | cloze |",
@@ -66,7 +66,7 @@ def quality_table(results: Path) -> list[str]:
 
 
 def _slope(folder: Path) -> float:
-    """By how much clada's log KL falls with the share of bytes read below the main cost: above it none may be left."""
+    """Decrease of clada's log KL with the share of bytes read below the main cost: above it none may be left."""
     ends = [read_result(folder / f"clada-{cost}.json")["metrics"] for cost in (MAIN_COST, COSTS[-1])]
     return math.log(ends[1]["kl"]["value"] / ends[0]["kl"]["value"]) / (
         ends[0]["read_fraction"]["value"] - ends[1]["read_fraction"]["value"]
@@ -74,7 +74,7 @@ def _slope(folder: Path) -> float:
 
 
 def parts_table(results: Path) -> list[str]:
-    """What clada loses without each of its parts, at the main cost.
+    """Table of clada's loss without each of its parts, at the main cost.
 
     Held-out text makes policies read a little more or less than calibration text did, so KL is moved along clada's own
     curve to the bytes that clada read.
@@ -105,7 +105,7 @@ def parts_table(results: Path) -> list[str]:
 
 
 def block(results: Path) -> str:
-    """What stands between the marks in the page."""
+    """Text between the marks in the page."""
     return "\n".join(
         [
             *quality_table(results),

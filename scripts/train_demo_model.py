@@ -40,7 +40,7 @@ SAMPLE_CHUNK = 4_000
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of a model: of a token's vector, of a feed-forward network, and how many there are of what."""
+    """Sizes of a model: widths of the hidden state and of the feed-forward networks, numbers of layers and of heads."""
 
     hidden: int
     neurons: int
@@ -50,7 +50,7 @@ class Size:
 
 
 def llama_config(size: Size, **common: Any) -> LlamaConfig:
-    """SwiGLU, grouped queries."""
+    """Configuration of a Llama: SwiGLU, grouped queries."""
     return LlamaConfig(
         intermediate_size=size.neurons,
         num_key_value_heads=size.kv_heads,
@@ -59,7 +59,7 @@ def llama_config(size: Size, **common: Any) -> LlamaConfig:
 
 
 def opt_config(size: Size, **common: Any) -> OPTConfig:
-    """ReLU without a gate, learned positions; the size's kv_heads is not used."""
+    """Configuration of an OPT: ReLU without a gate, learned positions; the size's kv_heads is not used."""
     return OPTConfig(
         ffn_dim=size.neurons,
         word_embed_proj_dim=size.hidden,
@@ -84,13 +84,13 @@ def stdlib_files() -> list[Path]:
 
 
 def split_of(path: Path) -> str:
-    """Which set a file belongs to: 2% held out, 2% calibration, the rest training."""
+    """Split that a file belongs to: 2% held out, 2% calibration, the rest training."""
     bucket = hashlib.sha256(path.as_posix().encode()).digest()[0] % 50
     return {0: "heldout", 1: "calibration"}.get(bucket, "train")
 
 
 def read_split(name: str) -> Iterator[str]:
-    """Yield the text of every file of a split; a file that is not UTF-8 is left out."""
+    """Yield the text of every file of a split, without files that are not UTF-8."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in stdlib_files():
         if split_of(path) == name:
@@ -101,7 +101,7 @@ def read_split(name: str) -> Iterator[str]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE that starts every text with the end-of-text token, as the model is trained to expect."""
+    """Train a byte-level BPE that starts every text with the end-of-text token, as the model is trained to expect."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -138,7 +138,7 @@ def token_rows(tokenizer: PreTrainedTokenizerFast, split: str) -> torch.Tensor:
 
 
 def build_model(family: str, size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """A causal LM with random weights."""
+    """Create a causal LM with random weights."""
     end = tokenizer.eos_token_id
     config = FAMILIES[family][0](
         size,
@@ -164,7 +164,7 @@ def loss_of(model: Any, rows: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def heldout_loss(model: Any, rows: torch.Tensor) -> float:
-    """Mean loss over all held-out rows, in nats a token."""
+    """Mean loss over all held-out rows, in nats per token."""
     model.eval()
     losses = [loss_of(model, batch).item() * len(batch) for batch in rows.split(BATCH)]
     model.train()
@@ -172,7 +172,7 @@ def heldout_loss(model: Any, rows: torch.Tensor) -> float:
 
 
 def optimizers_for(model: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    """Create the optimisers: Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
     named = list(model.named_parameters())
     matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in named if p.ndim != 2 or "embed" in n]
