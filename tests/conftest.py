@@ -1,4 +1,4 @@
-"""What several test files stand on: checkpoints and artefacts, each made once."""
+"""Fixtures of several test files: checkpoints and artefacts, each made once."""
 
 import os
 from pathlib import Path
@@ -52,7 +52,7 @@ LONGEST = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; what a test's fault marker says goes into the XML, for scripts/fault_table.py."""
+    """Run the longest files first; a test's fault marker goes into the XML, for scripts/fault_table.py."""
     items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
     write_markers(items)
 
@@ -74,7 +74,7 @@ def _graphs_traced_once(tmp_path_factory):
 
 @pytest.fixture
 def traced_anew(tmp_path, monkeypatch):
-    """What this test exports is traced in it, whatever the run has traced before."""
+    """Trace this test's exports in the test itself, whatever the run has traced before."""
     monkeypatch.setattr(torch.onnx, "export", traced_once(torch.onnx.export.__wrapped__, tmp_path))
 
 

@@ -1,1 +1,1 @@
-"""What it saves."""
+"""Tests of the benchmark."""

@@ -1,4 +1,4 @@
-"""The benchmark measures what it claims: contenders that agree, exact shares, ratios of its own figures."""
+"""Benchmark: contenders that agree, exact shares, and ratios of its own figures."""
 
 import json
 from collections import Counter
@@ -57,7 +57,7 @@ def _of_copies(layer, inputs):
 
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_dense_layers_agree(layer, tokens):
-    """Each computes what its own weights give, by the op's reference; none is compared with itself."""
+    """Each computes the result of its own weights, by the op's reference; none is compared with itself."""
     contenders = {c.name: c for c in layer_contenders(layer, tokens, ()) if c.run is not None}
     x = random_input(SHAPE.hidden, tokens)
     inputs = _dense_inputs(tokens)
@@ -118,7 +118,7 @@ def test_bytes_are_those_of_the_matrices(layer):
 
 
 def test_a_sparse_layer_that_computes_something_else_is_refused(layer, monkeypatch):
-    """Its output is checked, not only how many neurons it counted."""
+    """Its output is checked, not only its number of active neurons."""
 
     def fewer(weights, x, threshold):
         return layer_output(weights, x, 3 * threshold)
@@ -136,7 +136,7 @@ def linears():
 
 @pytest.mark.parametrize("tokens", [1, 13])
 def test_linears_agree_and_are_read_whole(linears, tokens):
-    """Attention's products and the feed-forward network's, by float64; what dense ones read is the matrices."""
+    """Attention's products and the feed-forward network's, by float64; dense ones read whole matrices."""
     contenders = {c.name: c for c in linears_contenders(linears, tokens, ())}
     assert set(contenders) == {dense(p) for p in ("float32", *BLOCKS)} | {ours(None, p) for p in PRECISIONS}
     hidden, neurons = SHAPE.hidden, SHAPE.neurons
@@ -185,7 +185,7 @@ def model():
 
 @pytest.mark.parametrize("tokens", [1, 30])
 def test_whole_models_agree(model, tokens):
-    """In prefill and in decode after a context, by their logits; what is active is near what was asked for."""
+    """In prefill and in decode after a context, by their logits; the active share is near the target."""
     contenders = {c.name: c for c in model_contenders(model, tokens, (0.5, 0.2)[: 2 * (tokens == 1)])}
     assert contenders[REFERENCE].error == 0
     assert contenders[TORCH].error < 1e-4
@@ -204,7 +204,7 @@ def _operators(graph):
 
 
 def test_dense_graphs_hold_nothing_of_ours(model):
-    """Beside what replaces our ops the graph is the same, and in 4 bits all that is multiplied with a matrix."""
+    """Except for the replacements of our ops the graph is the same, and in 4 bits all constant matrices are packed."""
     variants = model.variants
     sparse = {name: _operators(graph) for name, graph in variants.ours.items()}
     without = {name: _operators(graph) for name, graph in variants.dense.items()}
@@ -305,7 +305,7 @@ def test_only_chosen_weights_are_compared(capsys):
 
 
 def test_what_sampling_takes_is_told():
-    """The median of the rounds' own quotients."""
+    """Table lines give the median of the rounds' own quotients."""
     rows = (
         Row(ours(0.4, "int4"), ms=2.0, samples_ms=(1.0, 2.0, 4.0)),
         Row(ours(0.4, "int4", sampled=True), ms=2.5, samples_ms=(1.5, 2.2, 8.0)),

@@ -39,7 +39,7 @@ def session(files):
 
 
 def test_both_read_the_same_model(genai, session):
-    """By what they predict after the context; what ours reads less follows from what it computed."""
+    """By their predictions after the context; the share that ours reads follows from the neurons it computed."""
     theirs, own = genai_contenders(SHAPE, CONTEXT, genai, session)
     assert (theirs.name, own.name) == (GENAI, ours(SHARE, "int4"))
     assert own.error < 0.3

@@ -1,5 +1,5 @@
-// What nvcc gives a kernel, for a host compiler: included before every source (-include), after CUDA's own headers,
-// which bring the vector and half types.
+// Built-ins of nvcc for a host compiler: included before every source (-include), after CUDA's own headers, which bring
+// the vector and half types.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

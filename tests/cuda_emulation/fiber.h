@@ -1,4 +1,4 @@
-// Flows of control with stacks of their own, one of which runs at a time.
+// Fibers: flows of control with stacks of their own, one of which runs at a time.
 #pragma once
 #include <cstddef>
 

@@ -42,7 +42,7 @@ struct Met {
   unsigned ballot;  // a bit for each lane whose value is not 0
 };
 
-// What a running thread may call.
+// Functions for a running thread.
 unsigned this_lane();
 void wait_for_block(Site);
 Met meet(const Meeting&);
@@ -69,7 +69,7 @@ cudaError_t run_grid(dim3 grid, dim3 block, const void* code, const std::functio
 
 // In which order blocks and threads run: 0 as they are numbered, 1 the other way round, else shuffled by this seed.
 inline unsigned order_seed = 0;
-// What went wrong in the last launch that failed.
+// Error of the last launch that failed.
 inline std::string report;
 // Every launch so far: kernels with their grids and blocks, a line each.
 inline std::string launches;

@@ -1,1 +1,1 @@
-"""What sparsity costs."""
+"""Tests of the evaluation."""

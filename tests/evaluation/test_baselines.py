@@ -1,4 +1,4 @@
-"""The baselines of PyTorch alone follow their published rules, and read what they say."""
+"""Baselines in PyTorch alone: they follow their published rules, and report their reads correctly."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def demo_inputs(demo):
-    """The inputs f32[T, D] of each of its layers on calibration text, decoded."""
+    """Inputs f32[T, D] of each of its layers on calibration text, decoded."""
     texts = calibration_texts(*demo)
     parts = [[] for _ in texts.layers]
     texts.dense_inputs(lambda index, x: parts[index].append(x.flatten(0, 1)))
@@ -111,7 +111,7 @@ class PlainLayer:
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_rules_are_those_of_the_papers(family, name):
-    """One layer, token by token: what is kept, of which matrices, and what comes out."""
+    """One layer, token by token: the values kept, of which matrices, and the output."""
     model, sparsity, rows = tiny(family)
     layer = sparse_layers(model)[1]
     thresholds = fit(name, calibration_texts(model, sparsity, rows))(0.4)[1]
@@ -130,7 +130,7 @@ def test_rules_are_those_of_the_papers(family, name):
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_one_pass_is_what_decode_computes(family):
-    """Token by token with a cache, the prompt dense: the same logits, and what is read and active."""
+    """Token by token with a cache, the prompt dense: the same logits, bytes read and active neurons."""
     model, sparsity, rows = tiny(family)
     subject = baseline("wina", model, sparsity, rows, 0.4)
     row = rows[1].tolist()
@@ -158,7 +158,7 @@ def test_one_pass_is_what_decode_computes(family):
 
 @pytest.mark.parametrize(("name", "cost"), [("tt", 0.3), ("teal", 0.5), ("wina", 0.4)])
 def test_cost_is_met_on_other_text(demo, heldout, name, cost):
-    """On 3072 tokens: what a rule reads varies with the text, by a twentieth from row to row."""
+    """On 3072 tokens: a rule's reads vary with the text, by a twentieth from row to row."""
     subject = baseline(name, *demo, cost)
     assert subject.info.calibration["ffn_cost"] == pytest.approx(cost, rel=0.01)
     assert mean_read(heldout, subject.thresholds) == pytest.approx(cost, rel=0.03)

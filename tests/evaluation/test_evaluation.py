@@ -1,4 +1,4 @@
-"""The evaluation measures what it says: in decode, against the dense model, on text drawn as it says."""
+"""Evaluation: measured in decode, against the dense model, on text drawn by the settings."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ SMALL = ["--sequences", 3, "--prompt-tokens", 16, "--decode-tokens", 40, "--gene
 
 
 class PyTorchSubject(Subject):
-    """A Hugging Face model read in one pass, which computes what decode would where no load is involved."""
+    """Hugging Face model read in one pass, which gives the same as decode where no load is involved."""
 
     def __init__(self, model, name="dense"):
         self.model, config = model, model.config
@@ -153,7 +153,7 @@ def test_decode_is_what_pytorch_computes_in_one_pass(demo_artefact, demo_session
 
 
 def test_telemetry_is_of_the_token_that_is_read(subject, suite):
-    """Surprisal and entropy belong to the prediction of the token itself, the logits to what comes after it."""
+    """Surprisal and entropy belong to the prediction of the token itself, the logits to that of the next token."""
     row = suite.rows[0]
     reading = subject.read(row, SETTINGS.prompt_tokens)
     log_p = log_softmax(reading.logits)
@@ -288,7 +288,7 @@ def two_results(demo, sparse, suite, tmp_path):
 
 
 def test_paired_differences(two_results, sparse):
-    """Paired, what sequences have in common cancels: far narrower than the intervals of the two."""
+    """Paired differences cancel the sequences' common part: far narrower than the intervals of the two."""
     found = paired_difference(*two_results, "nll")
     sequences = sparse.sequences
     assert found.difference.value == pytest.approx((sequences["nll"] - sequences["dense_nll"]).mean(), rel=1e-4)

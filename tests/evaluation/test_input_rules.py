@@ -1,4 +1,4 @@
-"""Rules for inputs and neurons at equal bytes: TEAL's search, policies for neurons, and what is reported of all."""
+"""Rules for inputs and neurons at equal bytes: TEAL's search, policies for neurons, and the reported figures."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ ROWS = torch.randint(1, VOCABULARY, (8, 40), generator=torch.Generator().manual_
 
 @pytest.fixture(scope="module", params=["llama", "gpt_neox", "opt"])
 def searched(request):
-    """A model, what its inputs are worth by size, and the paths of its blocks."""
+    """Model, the worth of its inputs by size, and the paths of its blocks."""
     model = random_model(request.param)
     worths = weigh(model, find_products(model), ["teal"], ROWS, PROMPT)["teal"]
     return model, worths, search(model, worths, ROWS, PROMPT, LEAST, STEP)
@@ -57,7 +57,7 @@ def test_the_search_loses_less_of_a_blocks_output_than_equal_shares(searched, sh
 
 
 def test_a_block_by_itself_is_what_the_model_computes(searched):
-    """Its output is what the next one is shown; prompts are not among it."""
+    """Its output is the input of the next one; prompts are not included."""
     model, worths, _ = searched
     blocks = blocks_of(model, worths, ROWS, PROMPT)
     for block, after in itertools.pairwise(blocks):

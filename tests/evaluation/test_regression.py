@@ -1,4 +1,4 @@
-"""The regression finds the coefficients and variances that a table was made with, and refuses what it cannot fit."""
+"""Regression: it recovers the coefficients and variances of a synthetic table, and refuses tables it cannot fit."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The report is one page that asks nothing of a network, shows what it was given, and can be read in a browser."""
+"""The report is one page that needs no network, shows the given results, and can be read in a browser."""
 
 import argparse
 import json
@@ -103,7 +103,7 @@ def report_main(args: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def page(results, table_file, tiny_artefact, tmp_path_factory):
-    """A report with all that it can show."""
+    """Report with everything that it can show."""
     path = tmp_path_factory.mktemp("report") / "out.html"
     options = ["--results", results, "--tokens", table_file, "--model", tiny_artefact, "--prompt", "<b>\tif a & b:\n"]
     assert report(path, *options) == 0
@@ -112,7 +112,7 @@ def page(results, table_file, tiny_artefact, tmp_path_factory):
 
 
 class References(HTMLParser):
-    """What a page refers to, and which elements it has."""
+    """Collector of the addresses that a page refers to, and of its elements."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -122,13 +122,13 @@ class References(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        """Keep what an element refers to."""
+        """Record the addresses that an element refers to."""
         self.tags.add(tag)
         names = ("src", "href", "srcset", "data", "action", "poster", "xlink:href")
         self.targets += [value for name, value in attrs if name in names]
 
     def handle_data(self, data):
-        """Keep the text."""
+        """Record the text."""
         self.texts.append(data)
 
 

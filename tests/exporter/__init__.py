@@ -1,1 +1,1 @@
-"""From a checkpoint to an artefact."""
+"""Tests of the exporter."""

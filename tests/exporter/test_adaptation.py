@@ -1,4 +1,4 @@
-"""What a policy adapts by, fitted on a model some of whose tokens were made easy, and on one where none are."""
+"""Adaptation, fitted on a model some of whose tokens were made easy, and on one where none are."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def texts_for(model, rows: int = ROWS) -> Texts:
 
 
 def planted() -> Texts:
-    """A model whose even tokens say one and the same so loudly that what layers add to them hardly counts."""
+    """A model whose even tokens' embeddings share a component so large that the layers' outputs hardly count."""
     model = random_model("llama")
     direction = torch.nn.functional.normalize(torch.randn(48, generator=torch.Generator().manual_seed(0)), dim=0)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_load_is_fitted_where_it_tells_hard_tokens():
 
 
 def test_token_table_is_fitted_where_tokens_differ():
-    """The hard tokens are given looser thresholds than the easy ones, and what was not seen those of the mean."""
+    """Hard tokens are given looser thresholds than easy ones, and unseen tokens those of the mean."""
     texts = planted()
     pools = pools_for(texts)
     adaptation = adapt(texts, POLICIES["sats"], pools)

@@ -1,4 +1,4 @@
-"""Calibration as a whole: goals are met, what is measured is what decoding gives, and settings are checked."""
+"""Calibration as a whole: goals are met, measurements agree with decoding, and settings are checked."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def demo():
 
 
 def test_target_sparsity_is_reached(demo):
-    """By all of clada; and what is reported is what each layer does."""
+    """By the policy "clada" as a whole; and the reported shares are those of each layer."""
     model, sparsity, rows = demo
     result = calibrate(model, sparsity, rows, CalibrationConfig(target_sparsity=0.55))
     shares = [layer.realised for layer in result.layers]
@@ -128,7 +128,7 @@ def test_nothing_stays_of_the_calibration_before(name):
 
 
 def test_same_seed_same_thresholds():
-    """Whatever was in the state before."""
+    """The previous content of the state has no effect."""
     results = []
     for seed in (0, 0, 1):
         model = random_model("opt")
@@ -282,7 +282,7 @@ def test_conversations_that_cannot_be_written_are_refused(tmp_path, tokenizer, m
 
 
 class EnoughError(Exception):
-    """What a test wants to see has been reported."""
+    """Raised once the progress that a test waits for has been reported."""
 
 
 @pytest.mark.fault("text", "calibration text that nobody chose", now="named, with a note where the model chats")

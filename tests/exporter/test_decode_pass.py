@@ -1,4 +1,4 @@
-"""Decoding a whole text in one pass is what decoding it token by token is."""
+"""Decode of a whole text in one pass agrees with decode token by token."""
 
 from dataclasses import fields
 

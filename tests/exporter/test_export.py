@@ -1,4 +1,4 @@
-"""clada-export from the command line, and what it leaves on disk."""
+"""clada-export from the command line, and the files that it writes."""
 
 import itertools
 import json
@@ -290,7 +290,7 @@ def assert_verify_notices(path, hf_model, sparsity, load_map, tokenizer, initial
     ],
 )
 def test_verify_notices_a_changed_constant(tiny_artefact, checkpoint, tmp_path, initializer, factor):
-    """A graph whose constants are not the model's does not pass: neither weights nor what calibration found."""
+    """A graph with constants other than the model's does not pass: neither weights nor calibrated values."""
     hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
     sparsity = sparsify(hf_model)
     load_map = load_constants(tiny_artefact, sparsity)
@@ -301,7 +301,7 @@ def test_verify_notices_a_changed_constant(tiny_artefact, checkpoint, tmp_path, 
 
 @pytest.fixture(scope="module")
 def everything(checkpoint, tmp_path_factory):
-    """The ONNX file of a tiny Llama with a probe and a table too, and what verification compares it with."""
+    """The ONNX file of a tiny Llama with a probe and a table too, and the references for verification."""
     hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
     generator = torch.Generator().manual_seed(3)
     sparsity = sparsify(hf_model, [torch.rand(NEURONS, generator=generator) * 0.3 for _ in range(LAYERS)])

@@ -249,7 +249,7 @@ def test_tracing_leaves_the_model_as_it_was(traced_anew, family):
     ("family", "turned"), [("llama", 2 * LAYERS), ("qwen3", 2 * LAYERS), ("gpt_neox", 2 * LAYERS), ("opt", 0)]
 )
 def test_rotary_embedding_is_one_node(exported, family, turned):
-    """For queries and for keys; and heads are not taken apart and joined again around it."""
+    """For queries and for keys; and heads are not split and joined again around it."""
     *_, path = exported(family)
     nodes = list(onnx.load(path, load_external_data=False).graph.node)
     rotary = [node for node in nodes if node.op_type == ROTARY]
@@ -352,7 +352,7 @@ def test_texts_of_one_session_do_not_mix(tiny_artefact):
 
 @pytest.mark.parametrize("texts", [1, 2], ids=["in place", "portable"])
 def test_a_copied_state_goes_on_by_itself(tiny_artefact, texts):
-    """What one reads after the copy, past a growth of its cache too, is nothing to the other."""
+    """Tokens that one reads after the copy, past a growth of its cache too, do not affect the other."""
     session = Session(tiny_artefact, threads=1)
     prompts = [list(range(5, 15)) for _ in range(texts)]
 

@@ -154,7 +154,7 @@ def test_an_artefact_that_skips_neurons_has_no_dial(tiny_artefact):
 
 
 def test_an_artefact_is_evaluated(artefact, checkpoint, tmp_path):
-    """What was read is of all weights, and as much as the dial says for other text."""
+    """The share read is of all weights, and as much as the dial gives for other text."""
     path = tmp_path / "eval.json"
     args = ["eval", artefact, "--reference", checkpoint("llama"), "--data", HELDOUT, "--json", path]
     args += ["--sequences", 2, "--prompt-tokens", 16, "--decode-tokens", 32, "--generation-tokens", 4]
@@ -262,7 +262,7 @@ def test_what_verification_watches_is_not_part_of_the_artefact(artefact):
 
 
 def test_the_file_tells_what_is_calibrated(artefact):
-    """A person who opens it finds thresholds by their products' numbers, and the shares of their rows."""
+    """A user who opens the file finds thresholds by their products' numbers, and the shares of their rows."""
     graph = onnx.load(artefact, load_external_data=False).graph
     names = {tensor.name for tensor in graph.initializer}
     assert {f"threshold.{n}" for n in range(4 * LAYERS + 1)} | {"row_share", "scale_knots"} <= names

@@ -1,4 +1,4 @@
-"""Probes where inputs are skipped: what they are fitted to, how they steer a pass, and that verification sees them."""
+"""Probes where inputs are skipped: their fit, how they steer a pass, and that verification detects errors in them."""
 
 import numpy as np
 import pytest
@@ -138,7 +138,7 @@ def test_where_nothing_tells_of_it_no_probe_is_worth_much(seed):
 
 
 def test_a_map_that_is_there_already_is_taken_into_account():
-    """Where the load's scale already does what a probe could, there is nothing left to save."""
+    """Where the load's scale already achieves a probe's effect, there is nothing left to save."""
     inputs, entropy, load, runs = planted(0, told=0.7)
     free = fit_foresight(inputs, entropy, load, torch.ones(load.shape), runs, FACTORS)
     hard = entropy[: len(load)]

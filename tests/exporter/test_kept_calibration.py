@@ -1,4 +1,4 @@
-"""What is left of an export that failed after calibration: enough to go on from."""
+"""Calibration kept by an export that failed after it: enough to go on from."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def fail(*_, **__):
 
 
 def failed_export(path, source, config, monkeypatch):
-    """An export that fails in verification; returns what it calibrated and the tensors that belong to it."""
+    """An export that fails in verification; returns its calibration and the tensors that belong to it."""
     found = []
 
     def recorded(model, sparsity, *rest):

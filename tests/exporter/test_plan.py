@@ -1,4 +1,4 @@
-"""What one price of a row gives, against all other choices; and the search for the setting that meets a goal."""
+"""Plan at one price of a row, against all other choices; and the search for the setting that meets a goal."""
 
 import itertools
 
@@ -92,7 +92,7 @@ def test_a_plan_is_the_cheapest_choice(matrices, with_pool):
 
 
 def test_pool_membership_is_gain_above_the_price():
-    """A neuron is in the pool where what it saves on the mean, less the rows read for it, is its inward row's price."""
+    """A neuron is in the pool where its mean saving, less the rows read for it, is worth its inward row's price."""
     rng = np.random.default_rng(3)
     costs = [drawn_costs(rng, 40, 60, center) for center in (-52, -44)]
     price = price_above(-41) / 2

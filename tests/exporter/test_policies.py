@@ -1,4 +1,4 @@
-"""Every policy on the demo model, at the same bytes: what it reaches, and what it costs on other text."""
+"""Every policy on the demo model, at the same bytes: the goal it reaches, and its loss on other text."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What dropping an input is said to cost, against derivatives by brute force, and what follows from a price."""
+"""Estimated cost of dropping an input, against derivatives by brute force, and the thresholds at a price."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ def fisher_diagonals(family: str) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
 def test_sensitivity_is_the_fisher_diagonal(family):
-    """Of enough draws: what is drawn is all that the two differ in."""
+    """With enough draws: the drawn tokens are the only difference between the two."""
     model = small(family)
     products = find_products(model)
     drawn = sensitivities(model, products, IDS.expand(400, -1), PROMPT)
@@ -154,7 +154,7 @@ def test_one_pass_is_what_decoding_token_by_token_gives(measured):
 
 
 def test_the_price_costs_less_than_equal_shares(measured):
-    """What the rule is for, on text that it was not measured on."""
+    """The rule loses less than equal shares on text that it was not measured on."""
     model, products, _ = measured
     worths = weigh(model, products, ["price", "wina", "teal"], ROWS, PROMPT)
     heldout = torch.randint(1, VOCABULARY, (8, 20), generator=torch.Generator().manual_seed(5))

@@ -1,4 +1,4 @@
-"""What is measured of prices, what is chosen from it, and the file that it is kept in."""
+"""Measurement of prices, choice of one, and the file of the calibration."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ GOAL = 0.65
 
 @pytest.fixture(scope="module")
 def measured():
-    """A model, its products and what was measured of them."""
+    """A model, its products and their measurements."""
     model = random_model("llama", vocab_size=VOCABULARY)
     products = find_products(model)
     return model, products, calibrate_price(model, products, CalibrationRows(ROWS, FURTHER), PROMPT, [GOAL])
@@ -55,7 +55,7 @@ def load_of(calibration, decoded) -> np.ndarray:
 
 
 def steering(calibration, decoded) -> dict:
-    """What the scale follows in a run: the load's map, and the anticipations."""
+    """Values that steer a run's scale: the load's map, and the anticipations."""
     load, knots = load_of(calibration, decoded), calibration.load_map.scale_knots.double().numpy()
     scale = torch.from_numpy(np.interp(load, np.linspace(0, 1, len(knots)), knots)).float()
     return {

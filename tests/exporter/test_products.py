@@ -1,4 +1,4 @@
-"""The products of every family, found by what they read."""
+"""Products of every family, found by their inputs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Quantised exports: what is rounded and how, what the graphs hold, and what a session makes of them."""
+"""Quantised exports: their rounding, the content of their graphs, and their results in a session."""
 
 import dataclasses
 import json
@@ -331,7 +331,7 @@ def log_probabilities(model, rows):
 
 @pytest.mark.parametrize("skips", ["neurons", "inputs"])
 def test_gptq_loses_less_than_half_of_what_rounding_does(skips):
-    """On the demo model with 4 bits, and text that it was not calibrated on: nats a token."""
+    """On the demo model with 4 bits, and text that it was not calibrated on: nats per token."""
     model, tokenizer = load_model(str(DEMO_MODEL), torch.float32)
     halves = [rows_for(tokenizer, 1024, 128, texts=slice(start, None, 2)) for start in (0, 1)]
     dense = log_probabilities(model, halves[1])
@@ -400,7 +400,7 @@ def test_command_and_report_show_the_parts(artefacts, checkpoints, tmp_path, cap
 
 
 def test_sparsity_with_the_checkpoints_weights_is_what_a_session_runs(tiny_artefact, checkpoint):
-    """Of an artefact that is not quantised PyTorch computes what ONNX Runtime does, pools and telemetry included."""
+    """With weights that are not quantised PyTorch and ONNX Runtime agree, pools and telemetry included."""
     row = list(range(40, 90))
     expected = SessionSubject(Session(tiny_artefact, threads=1)).read(row, 20)
     model, _ = load_model(str(checkpoint("llama")), torch.float32)

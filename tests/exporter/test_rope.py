@@ -1,4 +1,4 @@
-"""Rotary angles of an export, at every length of a text, against what transformers itself computes."""
+"""Rotary angles of an export, at every length of a text, against those of transformers itself."""
 
 import functools
 from pathlib import Path
@@ -49,7 +49,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def rope_changes(kind: str) -> dict:
-    """What a configuration of a rope type has."""
+    """Changes to a configuration for a rope type."""
     context = ORIGINAL if kind == "dynamic" else int(ORIGINAL * FACTOR)
     parameters = {"rope_type": kind, "rope_theta": 10_000.0, **_SETTINGS[kind]}
     return {"rope_parameters": parameters, "max_position_embeddings": context, "num_hidden_layers": 1}
@@ -142,7 +142,7 @@ def test_angles_are_those_of_transformers_to_the_end_of_the_context(checkpoints,
 
 
 def test_a_text_in_a_batch_keeps_the_angles_of_its_own_length(checkpoints, graphs):
-    """Transformers takes those of the longest; a text's own are what it has alone."""
+    """Transformers takes those of the longest text; a text's own are those it has alone."""
     rng = np.random.default_rng(4)
     long, short = rng.integers(1, 500, 2 * ORIGINAL).tolist(), rng.integers(1, 500, ORIGINAL // 2).tolist()
     for kind in ("dynamic", "longrope"):

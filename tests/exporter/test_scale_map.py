@@ -1,4 +1,4 @@
-"""Fits of what a signal is worth: maps from planted data, probes and tables against plain linear algebra."""
+"""Fits of a signal's worth: maps from planted data, probes and tables against plain linear algebra."""
 
 import itertools
 
@@ -16,7 +16,7 @@ seeds = pytest.mark.parametrize("seed", range(4))
 
 
 def runs_for(hardness: np.ndarray, rng: np.random.Generator, saved: np.ndarray | float = 0.1) -> list[Decoded]:
-    """What decoding would give if a token's divergence were its hardness times the factor's square, and noise.
+    """Results of decoding if a token's divergence were its hardness times the factor's square, and noise.
 
     Args:
         hardness: f64[N, T].
@@ -102,7 +102,7 @@ def test_a_signal_that_tells_nothing_leaves_the_scale_alone(seed, kind):
 
 
 def test_noise_is_not_claimed_as_a_gain():
-    """What maps of noise save on the rows they were fitted on, they do not on others: over many draws."""
+    """Over many draws, maps fitted to noise save something on their own rows and nothing on others."""
     gains = []
     for seed in range(40):
         rng = np.random.default_rng(100 + seed)

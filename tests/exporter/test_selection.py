@@ -1,4 +1,4 @@
-"""Which neurons are chosen: thresholds and pools follow their formulas, checked on what the dense model computes."""
+"""Selection of neurons: thresholds and pools follow their formulas, checked on values of the dense model."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def tiny(family: str) -> Texts:
 
 
 def dense_values(texts: Texts) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Of each layer, f64[N, S, F]: a, and what it is multiplied with, in a pass of the dense model over all tokens."""
+    """Activations a of each layer, and the factors that multiply them, f64[N, S, F], in a pass of the dense model."""
     values = []
 
     def take(index: int, x: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What losing a neuron is said to cost, against all derivatives by brute force, and against what it does cost."""
+"""Estimated cost of losing a neuron, against all derivatives by brute force, and against the actual cost."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.support.demo_model import patched_demo
 
 VOCABULARY, TOKENS, PROMPT = 24, 5, 2
 IDS = torch.randint(1, VOCABULARY, (1, TOKENS), generator=torch.Generator().manual_seed(2))
-# Where a neuron's value enters the matrix that leads out of it.
+# Down projections, which a neuron's value enters.
 OUTWARD = {"llama": "mlp.down_proj", "gpt_neox": "mlp.dense_4h_to_h", "opt": "fc2"}
 
 

@@ -1,4 +1,4 @@
-"""How an artefact takes its place: killed at any moment, its folder holds the old one or the new one, whole."""
+"""Placement of an artefact: killed at any moment, its folder holds the old one or the new one, whole."""
 
 import errno
 import hashlib
@@ -50,7 +50,7 @@ def put(source: Path, target: Path, *, overwrite: bool = True) -> None:
 
 
 def policy_of(folder: Path) -> str:
-    """Which of the artefacts a folder holds, all of it checked; what was interrupted is noted."""
+    """Which of the artefacts a folder holds, all of it checked; interrupted placements are noted."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         artefact = open_artefact(folder / "model.onnx")
@@ -306,7 +306,7 @@ def test_overwrite_removes_only_files_of_ours(generations, tmp_path, kind, consi
 
 
 def test_overwrite_removes_an_artefact_of_another_name(generations, tmp_path):
-    """A folder has one manifest, so one artefact; of the old one nothing stays but what was changed since."""
+    """A folder has one manifest, so one artefact; of the old one only files changed since then stay."""
     old, new = generations
     shutil.copytree(old, tmp_path / "out")
     put(new, tmp_path / "second")

@@ -188,7 +188,7 @@ def test_what_is_added_to_thresholds_leaves_prefill_alone(exported, family):
 
 
 def test_a_probe_moves_the_layers_from_its_own_on(exported):
-    """What the graph computes below the probe is what it computes without one."""
+    """The layers below the probe compute the same as without one."""
     plain, variant = exported("llama"), exported("llama", tracing.MINIMUM_OPSET, "clada")
     active = [run_both(*which, random_step(variant[0], 3, 1, 5))[0][graph_names.ACTIVE] for which in (plain, variant)]
     np.testing.assert_array_equal(active[0][:PROBED], active[1][:PROBED])

@@ -1,4 +1,4 @@
-"""What verification compares, where a whole export does not show it."""
+"""Comparisons of verification that a whole export does not exercise."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The table of what CUDA kernels take: read from what ptxas says, and every change noticed."""
+"""Table of the CUDA kernels' resources: parsed from ptxas's output, and every change detected."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ KERNEL = "_ZN5clada4cuda39_GLOBAL__N__81768989_7_down_cu_6d7ad8194downI6__halfLi
 
 
 def said(kernel: str = KERNEL, registers: int = 125, spills: str = "0", shared: str = ", 22628 bytes smem") -> str:
-    """As ptxas 13.0 says it, for two architectures."""
+    """Output of ptxas 13.0, for two architectures."""
     return "".join(
         f"ptxas info    : 0 bytes gmem\n"
         f"ptxas info    : Compiling entry function '{kernel}' for '{architecture}'\n"
@@ -123,7 +123,7 @@ def test_table_is_of_what_is_there():
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 def test_launcher_keeps_what_ptxas_says(tmp_path):
-    """And passes on what else is said, and the exit status."""
+    """Other output is passed on as well, as is the exit status."""
     source, out = tmp_path / "some.cu", tmp_path / "some.cu.o"
     command = [LAUNCHER, "nvcc", "-arch=sm_90", "-Xptxas=-v", "-c", source, "-o", out]
     source.write_text("__global__ void some(float* x) { int unused; x[threadIdx.x] = 1.0f; }")

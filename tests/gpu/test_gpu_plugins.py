@@ -1,4 +1,4 @@
-"""What the GPU suite does with TensorRT's plugins, as far as there need be no GPU: they compute on the CPU's memory."""
+"""TensorRT plugins in the GPU suite, as far as no GPU is needed: they compute on the CPU's memory."""
 
 import ctypes
 import os
@@ -46,7 +46,7 @@ def loaded(libraries) -> Plugins:
 
 @pytest.fixture
 def fault() -> Iterator[ctypes.c_int]:
-    """What goes wrong in the kernels: nothing, so far."""
+    """Fault to inject into the kernels: none, so far."""
     fault = ctypes.c_int.in_dll(ctypes.CDLL(str(build_stand_in("clada_cuda_stand_in"))), "clada_fault")
     yield fault
     fault.value = 0

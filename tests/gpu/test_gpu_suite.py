@@ -1,4 +1,4 @@
-"""The GPU suite, as far as there need be no GPU: what it checks, counts, builds and writes, and how it fails."""
+"""GPU suite, as far as no GPU is needed: its checks, counts, builds and reports, and its errors."""
 
 import ctypes
 import dataclasses
@@ -129,7 +129,7 @@ def test_every_op_passes_in_every_type(kernels):
 )
 @pytest.mark.parametrize("element", FLOAT_TYPES)
 def test_faults_are_found(kernels, element, fault, found):
-    """And named for what they are."""
+    """Each is named correctly."""
     op = SPARSE_GATED_FFN
     case = next(case for case in op.cases() if case.name == "silu-mixed-B3-S2")
     given = rounded(op, case, getattr(torch, element), "cpu")
@@ -191,7 +191,7 @@ def layer_of(precision: str, dtype: torch.dtype, op: Op = SPARSE_GATED_FFN) -> L
 @pytest.mark.parametrize("precision", ["float32", "int4", "int8"])
 @pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
 def test_torchs_dense_layers_compute_the_op(op, precision):
-    """Each of them, on each copy: they are what ours is compared with."""
+    """Each of them, on each copy: ours is compared with them."""
     layer = layer_of(precision, torch.float32, op)
     x = random_x(layer, 2, 3)
     inputs = {name: tensor.numpy() for name, tensor in {"x": x, **layer.weights}.items()}
@@ -262,7 +262,7 @@ def test_load_signal_reads_logits_once(kernels):
 
 @pytest.fixture(scope="module")
 def timed(library) -> Report:
-    """Everything that is timed, at a size that is over at once."""
+    """Timings of everything, at a size that takes a moment."""
     timing = Timing(load(library, HOST_WITH_GRAPHS), 1000, lambda: MEMORY, elements=("float16",), rounds=3)
     return suite.time_kernels(timing, [SHAPE])
 

@@ -1,4 +1,4 @@
-"""The GPU suite's whole models, as far as there need be no GPU: on the CPU's memory, through the runtime's own backend.
+"""Whole models in the GPU suite, as far as no GPU is needed: on the CPU's memory, through the runtime's own backend.
 
 What only a GPU can show, that ONNX Runtime captures these graphs and how fast they are, no test here shows.
 """
@@ -70,7 +70,7 @@ def test_every_phase_is_timed(results):
 
 
 def test_a_graph_is_a_part_of_its_step(files):
-    """The times of a step hold what goes to the device and back; those of the graph every step, and nothing else."""
+    """The times of a step include the copies to the device and back; those of the graph every step and nothing else."""
     runner = models.Runner(files.dense.path, models.Execution(threads=1), fixed_shapes=True, counts=False)
     steps = models.Steps(runner, SHAPE, [np.zeros(SHAPE.neurons, np.float32)] * SHAPE.layers, CONTEXT)
     calls = []

@@ -86,7 +86,7 @@ def place_call(
     """Place an op's arrays.
 
     Args:
-        memory: Where to.
+        memory: Memory to place them in.
         op: The op.
         inputs: As of a case of the op.
         attributes: As of a case of the op.

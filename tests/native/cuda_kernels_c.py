@@ -36,10 +36,10 @@ ROWWISE_TOKENS = _library.clada_cuda_rowwise_tokens()
 
 @dataclass(frozen=True)
 class Run:
-    """How the emulation runs a call.
+    """Order and garbage with which the emulation runs a call.
 
     Args:
-        order: Of blocks and threads: 0 as they are numbered, 1 the other way round, else shuffled by this seed.
+        order: Order of blocks and threads: 0 as they are numbered, 1 reversed, else shuffled by this seed.
         garbage: The byte that fills the workspace.
     """
 
@@ -83,7 +83,7 @@ def sparse_ffn(
         attributes: As of a case of the op.
         element: Type of x, biases and y, and of weights that are not quantised.
         offset: Bytes by which every array but the workspace is off a cache line.
-        run: How they are run.
+        run: Order and garbage of the run.
 
     Returns:
         y in float64, active and score.
@@ -177,7 +177,7 @@ def sparse_linear_error(
         inputs: As of a case of the op.
         weight_element: Type of w.
         quantization: Bits and block size.
-        said: What the call says instead of what its inputs are, by field: a size, or no address.
+        said: Fields of the call to replace, by name: a size, or no address.
 
     Returns:
         The error's number.

@@ -36,7 +36,7 @@ def sparse_ffn(
         inputs: As of a case of the op.
         attributes: As of a case of the op.
         instructions: The instruction set.
-        threads: How many to spread the work over.
+        threads: Number of threads to spread the work over.
         element: Type of x, the biases and y.
         weight_element: Type of the weight matrices, where they are not quantised.
         offset: Bytes by which every array is off a cache line.

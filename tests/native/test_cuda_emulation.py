@@ -18,7 +18,7 @@ _library = load_emulated(SAMPLES)
 
 
 def run(kernel: str, values: Array, order: int = 0) -> tuple[Array, str]:
-    """The array that a kernel leaves, and what the emulation reports."""
+    """Run a kernel; returns the array that it leaves, and the report of the emulation."""
     memory = GuardedArrays(offset=0)
     data = memory.place(values.astype(np.float32))
     _library.cuda_emulation_order(order)

@@ -41,7 +41,7 @@ def check_once(case: Case) -> None:
 
 
 def check_launches(case: Case) -> None:
-    """Whatever is kept: a CUDA graph repeats the launches that it saw."""
+    """The launches do not depend on the values kept: a CUDA graph repeats those that it saw."""
     nothing = dataclasses.replace(case, inputs={**case.inputs, "scale": -1 - 0 * case.inputs["scale"]})
     seen = []
     for given in (case, nothing):
@@ -86,7 +86,7 @@ def test_more_inputs_than_a_block_takes():
 
 
 def test_a_vocabulary_whose_tiles_are_more_than_a_card_has_places():
-    """Which is cut into several splits still."""
+    """The call is still cut into several splits."""
     case = large_linear_case(1, 1, 520, 33_000)
     cuda_kernels_c.launches()
     check_once(case)

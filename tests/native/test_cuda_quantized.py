@@ -69,7 +69,7 @@ def test_many_tokens_are_products_of_matrices(quantization, called):
 
 
 def test_matrices_larger_than_a_piece():
-    """Which are widened rows after rows, or columns after columns; the workspace does not grow with them."""
+    """Matrices dequantised rows after rows, or columns after columns; the workspace does not grow with them."""
     op = PLAIN
     case = large_case(op, 1, ROWWISE_TOKENS + 1, 256, 33000, quantization=(4, 32))
     y, active, score = cuda_kernels_c.sparse_ffn(op, case.inputs, case.attributes)
@@ -156,7 +156,7 @@ def test_what_is_launched_depends_on_sizes_alone(sequence, bits):
 
 
 def test_runs_differ():
-    """What same bits are asked of: other orders and other garbage."""
+    """The runs that must give the same bits differ in order and in garbage."""
     assert len({run.order for run in RUNS}) == len({run.garbage for run in RUNS}) == len(RUNS) > 2
 
 

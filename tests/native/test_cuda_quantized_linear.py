@@ -82,7 +82,7 @@ def test_more_tokens_than_fit_a_chunk():
 
 
 def test_matrices_larger_than_a_piece():
-    """Which are widened columns after columns; the workspace does not grow with them."""
+    """Matrices dequantised columns after columns; the workspace does not grow with them."""
     inputs, tokens, width = 33_000, ROWWISE_TOKENS + 1, 320
     case = large_linear_case(1, tokens, inputs, width, quantization=(4, 32))
     y, kept = cuda_kernels_c.sparse_linear(case.inputs, quantization=(4, 32))
@@ -98,7 +98,7 @@ def test_matrices_larger_than_a_piece():
 
 
 def test_a_vocabulary_whose_tiles_are_more_than_a_card_has_places():
-    """Which is cut into several splits still."""
+    """The call is still cut into several splits."""
     inputs, outputs, every = 520, 65_568, 100
     rng = np.random.default_rng(0)
     w = rng.integers(-128, 128, (inputs, outputs), np.int8)

@@ -1,4 +1,4 @@
-"""The GPU suite's checks over the emulated CUDA kernels: what those are held to on a GPU is what they can do."""
+"""Checks of the GPU suite over the emulated CUDA kernels: the kernels meet the checks' tolerances."""
 
 import os
 from pathlib import Path

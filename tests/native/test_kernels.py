@@ -126,7 +126,7 @@ def test_activations_over_their_whole_range(activation, instructions):
     }
     expected = ACTIVATIONS[activation].reference(z.astype(np.float64))
     out = np.zeros(len(z))
-    for at in range(0, len(z), 37):  # h of one neuron at a time is y where its row that leads out is 1
+    for at in range(0, len(z), 37):  # h of one neuron at a time is y where its down row is 1
         inputs["pool"][:] = False
         inputs["w_out"][:] = 0
         inputs["pool"][0, at], inputs["w_out"][at] = True, 1

@@ -62,7 +62,7 @@ def test_every_number_of_groups(outputs, tokens, instructions):
 @quantization
 @pytest.mark.parametrize("kept", range(18))
 def test_every_number_of_kept_inputs(kept, quantization, instructions):
-    """Whole and broken groups of rows, whose last one has nothing to ask for ahead."""
+    """Whole and broken groups of rows, whose last one has nothing to prefetch."""
     case = large_linear_case(1, 1, 40, 256, quantization=quantization)
     x = case.inputs["x"].copy()
     x[0, 0, np.random.default_rng(kept).permutation(40)[kept:]] = 0
@@ -153,7 +153,7 @@ def test_extreme_codes_are_exact(quantization, instructions):
 @instructions
 @quantization
 def test_inputs_of_very_different_sizes(quantization, instructions):
-    """What rows are multiplied with is rounded beside the largest that is added with them."""
+    """Each factor of a row is rounded relative to the largest one in the same sum."""
     case = large_linear_case(1, 1, 500, 512, quantization=quantization)
     x = case.inputs["x"] * 10.0 ** np.random.default_rng(0).integers(-6, 1, 500)
     inputs = {**case.inputs, "x": x, "scale": np.zeros((1, 1), np.float32)}

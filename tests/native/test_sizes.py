@@ -1,4 +1,4 @@
-"""What a hostile or an odd file may bring to the kernels of every device: sizes of 0, any sizes, odd booleans."""
+"""Sizes and booleans that a hostile or an odd file may pass to the kernels of every device, sizes of 0 included."""
 
 import itertools
 
@@ -30,7 +30,7 @@ devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def check(device: str, op: Op, case: Case, element: str = "float32") -> None:
-    """Outputs come filled with NaN and -1, so what a kernel leaves out shows."""
+    """Outputs come filled with NaN and -1, so that elements a kernel omits are detected."""
     case = rounded_case(case, element, element)
     outputs = DEVICES[device](op, case.inputs, case.attributes, element=element, weight_element=element)
     rounded_products = device == "cuda" and case.inputs["scale"].size > cuda_kernels_c.ROWWISE_TOKENS
@@ -144,5 +144,5 @@ def test_sizes_of_a_load_signal_that_cannot_be_are_refused_on_cuda(name, size):
 
 
 def test_the_record_says_how_many_knots_there_are_at_least():
-    """What the tests above take for granted."""
+    """Minimum sizes that the tests above assume."""
     assert [spec.least for spec in LOAD_SIGNAL.inputs] == [0, 0, 2, 2, 1]

@@ -1,4 +1,4 @@
-"""The TensorRT plugins over emulated CUDA kernels, called as TensorRT calls them; the records say what to expect."""
+"""TensorRT plugins over emulated CUDA kernels, called as TensorRT calls them, against the op records."""
 
 import ctypes
 import itertools
@@ -335,7 +335,7 @@ def test_sizes_that_do_not_fit_the_quantisation_are_refused(library, op, sizes, 
 @pytest.mark.parametrize("element", ["float32", "float16"])
 @TOKEN_OPS
 def test_one_context_computes_every_shape_of_its_profile(library, op, element):
-    """Prompts and steps in turn, in one workspace, which is what TensorRT asked for at the largest sizes."""
+    """Prompts and steps in turn, in one workspace of the size that TensorRT requested for the largest shapes."""
     cases = [sized_case(op, *shape, 96, 37, element=element) for shape in itertools.product((1, 3), (1, 2, 17))]
     # Half types round the products that many tokens are selected by.
     cases = [case if case.inputs["scale"].size <= ROWWISE_TOKENS else dense_case(case) for case in cases]

@@ -1,1 +1,1 @@
-"""The op records, and what runs them."""
+"""Tests of the op records and of every backend."""

@@ -61,7 +61,7 @@ print(peak() - before)
 
 
 def test_body_unpacks_weights_in_little_memory(tmp_path):
-    """ONNX Runtime does it when it loads a file, and keeps each step of it until all are done."""
+    """ONNX Runtime evaluates the body when it loads a file, and keeps each step of it until all are done."""
     op, shape = QUANTIZED[SPARSE_GATED_FFN.name], (2048, 2048)
     model = body_model(op, "float32", {"bits": 4, "block_size": 32, "activation": "silu"}, 20)
     rng = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_matches_reference(op, case, dtype, backend):
 
 @pytest.mark.parametrize(("op", "case"), FLOAT_CASES)
 def test_body_is_as_exact_as_torch_in_half_precision(op, case):
-    """The function body loses no more to float16 than twice what plain torch loses in the same type."""
+    """The function body loses at most twice as much to float16 as plain torch does."""
     case, inputs = cast(op, case, "float16")
     body = BACKENDS["body-opset20"](op, inputs, case.attributes)
     plain = BACKENDS["torch"](op, inputs, case.attributes)

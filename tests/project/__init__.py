@@ -1,1 +1,1 @@
-"""Commands, installation, documents and scripts."""
+"""Tests of the commands, the installation, the documents and the scripts."""

@@ -1,4 +1,4 @@
-"""What `import clada` gives."""
+"""Public names of `import clada`."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear line, a non-zero exit, nothing written, no traceback."""
+"""User errors of every kind: one clear line, a non-zero exit, nothing written, no traceback."""
 
 import copy
 import functools
@@ -275,7 +275,7 @@ def artefact(tiny_artefact, tmp_path) -> Path:
 
 
 def change(artefact: Path, *keys: str | int, to: Any) -> None:
-    """Set what lies under keys in the manifest, whose hash then fits again."""
+    """Set the value at keys in the manifest, and update its hash."""
 
     def change_it(content: Any) -> None:
         for key in keys[:-1]:
@@ -286,7 +286,7 @@ def change(artefact: Path, *keys: str | int, to: Any) -> None:
 
 
 def drop(artefact: Path, *keys: str) -> None:
-    """Remove what lies under keys in the manifest."""
+    """Remove the value at keys in the manifest, and update its hash."""
 
     def drop_it(content: Any) -> None:
         for key in keys[:-1]:

@@ -1,4 +1,4 @@
-"""Ordinary mistakes on the command line, of every verb: a non-zero exit, one line that says what is wrong."""
+"""Ordinary mistakes on the command line, of every verb: a non-zero exit, and one line that names the error."""
 
 import io
 import os

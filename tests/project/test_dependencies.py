@@ -1,4 +1,4 @@
-"""Releases of what the runtime stands on that must not be installed with it."""
+"""Releases of the runtime's dependencies that must not be installed with it."""
 
 import pytest
 import tomllib

@@ -1,4 +1,4 @@
-"""The table of faults: read from a real run of pytest, with nothing lost and nothing made better than it is."""
+"""Table of faults: read from a real run of pytest, with no case lost and no result embellished."""
 
 import subprocess
 import sys

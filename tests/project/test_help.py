@@ -1,4 +1,4 @@
-"""Help: every verb's in a moment, without what only the work needs, and true to what is installed."""
+"""Help of every verb: quick, independent of the libraries of the work, and true to the installation."""
 
 import json
 import subprocess

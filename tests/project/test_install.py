@@ -1,4 +1,4 @@
-"""clada as a user installs it: in a fresh environment, built in isolation, from a clone and from an sdist."""
+"""Installation of clada as a user does it: in a fresh environment, built in isolation, from a clone and an sdist."""
 
 import os
 import shutil
@@ -29,14 +29,14 @@ def environment(**changes: str | None) -> dict[str, str]:
 
 
 def fresh_python(folder: Path) -> Path:
-    """An interpreter in which nothing is installed: no build finds in it what its isolation lacks."""
+    """An interpreter in which nothing is installed: no build finds packages in it that its isolation lacks."""
     venv.create(folder, with_pip=True)
     return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
 def clean_python(tmp_path_factory) -> Path:
-    """An interpreter in which clada was installed from the clone as README says, with what the runtime requires."""
+    """An interpreter in which clada was installed from the clone as README says, with the runtime's requirements."""
     python = fresh_python(tmp_path_factory.mktemp("clean"))
     install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", "."]
     check_output(*install, cwd=ROOT, env=environment())

@@ -1,4 +1,4 @@
-"""The programs in scripts/ that nothing else runs."""
+"""Programs in scripts/ that no other test runs."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""What of a module and its arguments decides which graph is taken; with a stand-in for torch's exporter."""
+"""Properties of a module and its arguments that decide which graph is taken; with a stand-in for torch's exporter."""
 
 import copy
 import dataclasses
@@ -38,7 +38,7 @@ def exporter() -> Exporter:
 
 @pytest.fixture
 def taken(exporter, tmp_path):
-    """A function from a decoder, and what else an export is given, to the name of the graph that is taken."""
+    """A function from a decoder, and other arguments of an export, to the name of the graph that is taken."""
     export = traced_once(exporter, tmp_path)
 
     def name(decoder: Decoder, kwargs: dict | None = None, **options) -> str:

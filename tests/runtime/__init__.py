@@ -1,1 +1,1 @@
-"""From an artefact to text."""
+"""Tests of the runtime."""

@@ -1,4 +1,4 @@
-"""Which files of an artefact are read, and that they are those that were checked, whatever lies in the folder."""
+"""Files of an artefact that are read: exactly those that were checked, whatever lies in the folder."""
 
 import dataclasses
 import json
@@ -70,7 +70,7 @@ def test_every_verb_works_behind_links(linked, tiny_artefact, checkpoint, tmp_pa
 
 @pytest.mark.fault("files", "a tokenizer that is a link out of the folder", now="what it leads to must have its hash")
 def test_what_a_link_leads_to_is_hashed(artefact, tmp_path):
-    """What counts is the content that is read, so that a cache of links works and no other file is taken."""
+    """The content that is read is hashed, so that a cache of links works and no other file is taken."""
     tokenizer = artefact.with_name("tokenizer.json")
     outside = tmp_path / "outside.json"
     tokenizer.rename(outside)

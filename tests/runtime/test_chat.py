@@ -139,7 +139,7 @@ def test_an_interrupt_at_the_prompt_ends_the_program(chat, monkeypatch):
 
 @pytest.fixture
 def configs(monkeypatch):
-    """What `Session.stream` was asked for, of a model that samples."""
+    """Configurations passed to `Session.stream`, of a model that samples."""
     seen = []
 
     def stream(_session, prompt, config):

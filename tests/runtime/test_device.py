@@ -104,7 +104,7 @@ def test_a_quantised_model_comes_out_as_on_the_host(tmp_path):
 @pytest.mark.parametrize("texts", [1, 2])
 @pytest.mark.parametrize("fixed_shapes", [False, True])
 def test_a_copied_state_goes_on_by_itself(tiny_artefact, texts, fixed_shapes):
-    """Pools, their score and the cache too: what one reads after the copy is nothing to the other."""
+    """Pools, their score and the cache too: tokens that one reads after the copy do not affect the other."""
     host, device = Session(tiny_artefact, threads=1), on_device(tiny_artefact, fixed_shapes)
     prompts, ways = [list(range(5, 15)) for _ in range(texts)], [[7] * 70, list(range(70))]
     given = {}
@@ -178,7 +178,7 @@ def test_only_what_is_new_goes_to_the_device(tiny_artefact, monkeypatch):
 
 
 def test_logits_that_are_not_the_last_step_s_are_brought_there(tiny_artefact):
-    """What a step calls surprising follows from the logits it is given."""
+    """The surprisal of a step follows from the logits it is given."""
     session = on_device(tiny_artefact)
     state = session.prefill([session.encode(PROMPTS[0])])
     before = state.copy()
@@ -308,7 +308,7 @@ def test_without_cuda_kernels_that_is_said(tmp_path, monkeypatch):
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_artefact):
-    """What ONNX Runtime makes, with a warning, where CUDA's libraries or the driver are missing."""
+    """ONNX Runtime falls back with a warning where CUDA's libraries or the driver are missing."""
     session = onnxruntime.InferenceSession(accumulation(), providers=["CPUExecutionProvider"])
     with pytest.raises(CladaError, match="cannot use CUDA and would run on the CPU"):
         check_runs_on_cuda(session)
@@ -369,7 +369,7 @@ def test_a_session_takes_a_domain_once(cuda_library):
 
 
 def test_the_cuda_library_needs_no_driver(cuda_library):
-    """It loads in a process by itself; what it links to of CUDA is in it."""
+    """It loads in a process by itself; the parts of CUDA that it links to are in it."""
     assert ctypes.CDLL(str(cuda_library)).RegisterCustomOps
 
 
@@ -423,7 +423,7 @@ def test_a_failed_step_leaves_the_state_as_it_was(tiny_artefact, texts, monkeypa
 
 
 def test_a_device_that_fails_after_the_step_ends_the_texts(tiny_artefact, monkeypatch):
-    """What it keeps has gone on, so nothing may be read from it any more."""
+    """The state has advanced already, so that nothing may be read from it any more."""
     session = on_device(tiny_artefact)
     state = session.prefill([[5, 6, 7]])
     failing_once(monkeypatch, DeviceScore, "add")

@@ -113,7 +113,7 @@ def copy(tiny_artefact, tmp_path) -> Path:
 
 @pytest.fixture
 def stood_in(monkeypatch):
-    """Lets engines run on the stand-in; gives what sessions loaded, in order."""
+    """Lets engines run on the stand-in; gives the loaded ones, in order."""
     loaded: list[EngineModel] = []
 
     def load(path: Path, record: EngineRecord) -> EngineModel:
@@ -160,7 +160,7 @@ def test_the_command_line_runs_an_engine(copy, stood_in, capsys):
 
 
 def test_an_engine_is_shown(copy, capsys):
-    """Without its ONNX files, which it does not need; with what is wrong with it in one line."""
+    """Without its ONNX files, which it does not need; and every defect in one line."""
     engine = write_engine(copy)
     for path in copy.parent.glob("*.onnx*"):
         path.unlink()
@@ -259,7 +259,7 @@ def test_an_engine_s_memory_is_what_its_texts_need(copy, stood_in):
 
 
 def test_a_copied_state_goes_on_by_itself(copy, stood_in):
-    """Pools, their score and the cache too: what one reads after the copy is nothing to the other."""
+    """Pools, their score and the cache too: tokens that one reads after the copy do not affect the other."""
     sessions, ways, given = (on_host(copy), Session(write_engine(copy))), [[7] * 30, list(range(30))], []
     for session in sessions:
         state = session.prefill([list(range(5, 15)), [9, 8]])
@@ -447,7 +447,7 @@ def test_companions_are_checked_and_graphs_are_not_needed(engine):
 
 
 def test_the_running_score_s_graph_builds():
-    """What TensorRT makes of it at run time, for another GPU than this machine has."""
+    """TensorRT builds the graph as at run time, for another GPU than this machine has."""
     trt = pytest.importorskip("tensorrt_rtx")
     content = build_accumulation(trt, log_of(trt), MAX_BATCH, 256, 256 * MAX_BATCH, trt.ComputeCapability.SM89)
     assert content.nbytes > 1000
@@ -565,7 +565,7 @@ except CladaError as error:
 
 @NO_GPU
 def test_memory_of_the_gpu(driver):
-    """What is copied arrives, what is dropped is freed, and what there is no room for is told with its size."""
+    """Copied bytes arrive, dropped memory is freed, and the error for a full memory names the size."""
     result = subprocess.run(
         [sys.executable, "-c", _MEMORY],
         check=False,

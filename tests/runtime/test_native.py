@@ -1,4 +1,4 @@
-"""The custom-op library in ONNX Runtime: sessions on it, and what is said where it cannot serve."""
+"""Custom-op library in ONNX Runtime: sessions on it, and the messages where it cannot serve."""
 
 import ctypes
 import os
@@ -223,7 +223,7 @@ def test_a_library_for_another_processor_is_named(package, tiny_artefact):
 
 
 def test_a_library_for_a_newer_onnxruntime_says_so():
-    """The library is handed what a release hands over that speaks no version of the API after 19."""
+    """The library is loaded as by a release that supports no version of the API after 19."""
     create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
     get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
     get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)

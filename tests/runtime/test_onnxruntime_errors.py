@@ -1,4 +1,4 @@
-"""What ONNX Runtime says becomes one line of ours, and it prints none of its own."""
+"""Messages of ONNX Runtime become one line of ours, and it prints none of its own."""
 
 import re
 import shutil

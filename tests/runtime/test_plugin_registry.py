@@ -29,7 +29,7 @@ MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_lean_bindings", "tensorrt_rtx"
 
 @pytest.fixture
 def built() -> Path:
-    """What `make test-cuda` links where it has TensorRT's headers."""
+    """Library that `make test-cuda` links where it has TensorRT's headers."""
     if "TENSORRT_INCLUDE_DIR" not in os.environ:
         pytest.skip("TENSORRT_INCLUDE_DIR is not set: the plugins are not built")
     return built_for_cuda("tensorrt/libclada_trt.so")
@@ -44,14 +44,14 @@ def module(request) -> str:
 
 @pytest.fixture(scope="module")
 def probe() -> Path:
-    """What calls plugins as TensorRT does."""
+    """Probe that calls plugins as TensorRT does."""
     if tensorrt_headers() is None:
         pytest.skip("TENSORRT_INCLUDE_DIR is not set: there are no headers to call the plugins with")
     return build_stand_in(PROBE)
 
 
 def ask(module: str, path: Path, nodes: list, *probe: Path) -> tuple[dict, str]:
-    """What a TensorRT makes of nodes, and what went to stderr."""
+    """Run a TensorRT on nodes; returns its answers, and the text on stderr."""
     command = [sys.executable, "-m", "tests.tensorrt.registry", module, str(path), *map(str, probe)]
     run = subprocess.run(command, cwd=ROOT, input=json.dumps(nodes), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""Pools: what they are chosen by, when they are chosen anew, and that they follow a text wherever it turns."""
+"""Pools: the scores that choose them, the times of new choices, and that they follow a text wherever it turns."""
 
 import copy
 import dataclasses
@@ -127,7 +127,7 @@ def test_a_pool_is_chosen_anew_only_after_it_was_open_and_not_too_often(opened_a
 
 
 def test_an_open_token_stands_for_those_since_the_pool_was_open_last():
-    """What was in the pool counts token by token, what was not counts at once."""
+    """Contributions of neurons in the pool count token by token, those of the others at once."""
     policy = dataclasses.replace(make_policy(0.0), sizes=[1, 1])
     pools = choose_pools(policy, token_scores(1, 0), np.array([1]))
     start = copy.deepcopy(pools.score)

@@ -386,7 +386,7 @@ def test_a_text_as_long_as_the_context_reads_no_more(tiny_artefact):
 @pytest.mark.fault("native", "one State used by several threads", now="one error in all threads but one")
 @pytest.mark.parametrize("texts", [1, 2], ids=["in place", "portable"])
 def test_a_state_is_for_one_thread_at_a_time(demo_session, texts):
-    """While one thread is in a step, no other gets in; what the state then holds is of whole steps."""
+    """While one thread is in a step, no other gets in; the state then holds whole steps only."""
     prompts = [demo_session.encode(PROMPTS[0])] * texts
     state, expected = demo_session.prefill(prompts), demo_session.prefill(prompts)
     done: list[int] = []
@@ -566,7 +566,7 @@ TEMPLATES = {
 @pytest.mark.fault("text", "a model that ends its turn with another token than its text", now="the text ends there")
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_end_tokens_are_those_of_all_files(tmp_path, name):
-    """Of the generation configuration, of the tokenizer, and what the template writes after an answer."""
+    """Those of the generation configuration, of the tokenizer, and the one that the template writes after an answer."""
     template, ends = TEMPLATES[name]
     tokenizer = tiny_tokenizer().backend_tokenizer
     turns = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<end_of_turn>x"]

@@ -1,1 +1,1 @@
-"""What tests stand on: tiny checkpoints, stand-ins, copies of the project."""
+"""Support code of the tests: tiny checkpoints, stand-ins, copies of the project."""

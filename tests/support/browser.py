@@ -1,4 +1,4 @@
-"""Looks at a page in a headless Chromium."""
+"""Renders a page in a headless Chromium."""
 
 import json
 import os
@@ -23,13 +23,13 @@ _POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 @dataclass(frozen=True)
 class View:
-    """What the browser saw.
+    """Observations of the browser.
 
     Args:
         content_width: Of all that the page holds, in pixels.
         window_width: Of the window.
-        height: Of the whole page.
-        images: How many were drawn.
+        height: Height of the whole page.
+        images: Number of images drawn.
         requests: Addresses that were asked of a network.
         screenshot: Of the whole page, a PNG.
     """
@@ -55,7 +55,7 @@ def find_browser() -> tuple[str, str]:
 
 
 def _run(browser: str, page: Path, folder: Path, *options: str) -> str:
-    """Open a page; returns what the browser prints."""
+    """Open a page; returns the browser's output."""
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *options, page.as_uri()]
     # A profile of its own, so that nothing is left behind and no other browser is met.
     environment = {**os.environ, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
@@ -72,12 +72,12 @@ def _requests(log: Path) -> tuple[str, ...]:
 
 
 def look(browser: str, page: Path, folder: Path, width: int = 1280) -> View:
-    """Open a page in a window of that width, as high as the page, and see what comes of it.
+    """Open a page in a window of that width, as high as the page, and return the observations.
 
     Args:
         browser: From `find_browser`.
         page: The HTML file.
-        folder: Where the files that this makes are put.
+        folder: Folder for the files that this creates.
         width: Of the window, in pixels.
     """
     measured = folder / "measured.html"

@@ -64,14 +64,14 @@ void compute(const clada::SparseLinearCall& call, void* workspace) {
 
 extern "C" {
 
-// What goes wrong: nothing, or one of the cases below.
+// Fault to inject: none, or one of the cases below.
 int clada_fault = 0;
 
 }  // extern "C"
 
 namespace {
 
-// What a call of many values y of an element type, and of counts, returns, with the fault that there is.
+// Result of a call with values y of an element type, and counts, after injecting the present fault.
 int with_fault(clada::Element type, void* values, int64_t count, int32_t* counts) {
   const size_t element = element_size(type);
   char* y = static_cast<char*>(values);

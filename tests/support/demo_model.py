@@ -1,4 +1,4 @@
-"""The demo model as the exporter patches it, and rows of text that it was not trained on."""
+"""Demo model as the exporter patches it, and rows of text that it was not trained on."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -32,7 +32,7 @@ _TYPES = {np.bool_: "BOOL", np.float32: "FLOAT", np.float16: "HALF", np.int32: "
 
 
 class HostMemory:
-    """What `runtime.backends.memory.Memory` is, with a stream that does its work when something is read."""
+    """Stand-in for `runtime.models.memory.Memory`, with a stream that does its work when something is read."""
 
     def __init__(self) -> None:
         self.alive: dict[int, int] = {}
@@ -85,7 +85,7 @@ class HostMemory:
 
 
 class HostArray:
-    """What `runtime.backends.memory.Placed` is."""
+    """Stand-in for `runtime.models.memory.Placed`."""
 
     def __init__(self, memory: HostMemory, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._memory, self._shape, self._dtype = memory, shape, dtype
@@ -112,7 +112,7 @@ class HostArray:
 
 
 class HostEngine:
-    """What TensorRT's ICudaEngine is, of an ONNX graph."""
+    """Stand-in for TensorRT's ICudaEngine, of an ONNX graph."""
 
     def __init__(self, session: Any, profiles: list[Profile], memory: HostMemory) -> None:
         self.session, self.profiles, self.memory = session, profiles, memory
@@ -141,7 +141,7 @@ class HostEngine:
 
 
 class HostContext:
-    """What TensorRT's IExecutionContext is."""
+    """Stand-in for TensorRT's IExecutionContext."""
 
     def __init__(self, engine: HostEngine) -> None:
         self.engine, self.profile = engine, None
@@ -209,7 +209,7 @@ class HostContext:
 
 
 def host_session(session: Any, profiles: list[Profile], memory: HostMemory) -> EngineSession:
-    """What `runtime.backends.tensorrt` makes of an engine."""
+    """Create a session of an engine, as `runtime.trt.load` does."""
     engine = HostEngine(session, profiles, memory)
     contexts = [engine.create_execution_context() for _ in profiles]
     return EngineSession(
@@ -218,7 +218,7 @@ def host_session(session: Any, profiles: list[Profile], memory: HostMemory) -> E
 
 
 def host_model(model: Path, record: EngineRecord, memory: HostMemory | None = None) -> EngineModel:
-    """What `runtime.backends.tensorrt.load_engine` gives, of the ONNX file that the engine stands for."""
+    """Load an engine, as `runtime.trt.load.load_engine` does, from the ONNX file that it stands for."""
     memory = memory or HostMemory()
     session, kernels = create_session(model, Execution(threads=1))
 

@@ -1,4 +1,4 @@
-"""Cases that multiply what others try: `make test-all` runs them, `make test` does not."""
+"""Exhaustive cases that multiply those of others: `make test-all` runs them, `make test` does not."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ exhaustive = pytest.mark.exhaustive
 
 
 def few(cases: Iterable[Any], usual: Sequence[Any]) -> list[Any]:
-    """Values for `parametrize`, of which only the usual ones are tried unless all are asked for."""
+    """Values for `parametrize`, of which only the usual ones are tried unless all are requested."""
     every = list(cases)
     assert all(case in every for case in usual), usual
     return [

@@ -1,10 +1,10 @@
-"""What `@pytest.mark.fault` says, in the XML of a run, for scripts/fault_table.py."""
+"""Arguments of `@pytest.mark.fault`, written to the XML of a run for scripts/fault_table.py."""
 
 import pytest
 
 
 def fault_marker(area: str, kind: str, now: str) -> dict[str, str]:
-    """What the marker is called with."""
+    """Arguments of the marker by name."""
     return {"area": area, "kind": kind, "now": now}
 
 

@@ -19,7 +19,7 @@ def hub_cache(folder: Path, target: Path) -> Path:
 
 
 def hard_links(folder: Path, target: Path) -> Path:
-    """What `cp -al` makes."""
+    """Copy a folder with hard links, as `cp -al` does."""
     target.mkdir()
     for path in folder.iterdir():
         os.link(path, target / path.name)

@@ -39,10 +39,10 @@ def describe_graph(folder: Path, load_map: Any, model: dict[str, Any], **section
     """Have the manifest of a copied artefact tell of another graph, written over its ONNX file, with its load map.
 
     Args:
-        folder: Of the copy.
+        folder: Folder of the copy.
         load_map: Constants of the graph's load signal.
-        model: What differs in that section.
-        sections: What others are.
+        model: Changes to that section.
+        sections: Other sections to replace.
     """
     content = read_manifest(folder)
     content["model"] |= model

@@ -1,4 +1,4 @@
-"""Ways to execute one op on NumPy inputs: each backend takes a record, inputs in their final dtypes, attributes."""
+"""Backends that execute one op on NumPy inputs: each takes a record, inputs in their final dtypes, attributes."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

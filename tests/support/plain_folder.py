@@ -6,7 +6,7 @@ from typing import Any
 
 
 class PlainFolder:
-    """What of an artefact its tokenizer's and template's readers use; see Artefact."""
+    """Part of an artefact that its tokenizer's and template's readers use; see Artefact."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""A copy of the project as a user has it, with an environment of its own."""
+"""Copy of the project as a user has it, with an environment of its own."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Decoding as a session does it, one token after another: what the passes of calibration must agree with."""
+"""Decoding as a session does it, token by token: the reference for the passes of calibration."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from clada.exporter.verify import scale_of_load
 
 @dataclass(frozen=True)
 class Read:
-    """What came of reading T tokens of each of N rows, and what steered it.
+    """Results of reading T tokens of each of N rows, and the values that steered it.
 
     Args:
         divergence: f32[N, T], KL divergence of the next token's distribution from the dense model's, nats.
@@ -63,9 +63,9 @@ def read_rows(
         sparsity: Its state, with the calibrated values.
         load_map: Constants of the load signal.
         rows: i64[N, S].
-        prompt_tokens: How many tokens of a row are its prompt.
+        prompt_tokens: Number of tokens of a row that are its prompt.
         pools: bool[N, F] for each layer, kept throughout; all neurons where neither they nor a policy are given.
-        policy: What pools are chosen by after the prompt, and as the text goes on.
+        policy: Policy by which pools are chosen after the prompt, and as the text goes on.
     """
     layers = sparse_layers(model)
     neurons = torch.tensor([layer.neurons for layer in layers])

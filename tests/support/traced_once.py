@@ -29,7 +29,7 @@ _OF_A_SAVED_CONFIG = {"_name_or_path", "architectures", "dtype"}
 
 
 def _described(value: Any) -> Any:
-    """What of an object a graph may follow from, as something whose repr is the same in every process."""
+    """Properties of an object that a graph may follow from, as a value whose repr is the same in every process."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, (list, tuple)):
@@ -70,7 +70,7 @@ def _shapes(value: Any, seen: dict[int, int]) -> Any:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Within the context no garbage is looked for among all that a trace makes and keeps: an eighth of its time."""
+    """Disable garbage collection within the context: among all that a trace makes it takes an eighth of the time."""
     gc.disable()
     try:
         yield

@@ -1,1 +1,1 @@
-"""What calls the TensorRT plugins in tests."""
+"""Support code that calls the TensorRT plugins in tests."""

@@ -1,4 +1,4 @@
-"""What every plugin must answer to TensorRT, whatever its kernels run on and whoever loaded it."""
+"""Answers that every plugin must give to TensorRT, whatever its kernels run on and whoever loaded it."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ def input_shapes(op: Op, sizes: Mapping[str, int]) -> list[list[int]]:
 
 
 def check_fields(library: PluginLibrary, op: Op, fields: Fields) -> None:
-    """They survive serialising and cloning, and an engine's make the plugin again."""
+    """Check that fields survive serialising and cloning, and that an engine's make the plugin again."""
     plugin = library.create(op, {**fields, **PLUGIN_ATTRIBUTES})
     assert plugin is not None
     for copy in (plugin, plugin.clone(), plugin.attach()):
@@ -74,7 +74,7 @@ def check_output_types(library: PluginLibrary, op: Op, float_type: str) -> None:
 
 
 def check_formats(library: PluginLibrary, op: Op, float_type: str) -> None:
-    """Of each tensor the types and formats that fit those before it, and no others."""
+    """Check that each tensor takes the types and formats that fit those before it, and no others."""
     plugin, right = default_plugin(library, op), tensors_of(op, sizes_of(op), float_type)
     for i, spec in enumerate((*op.inputs, *op.outputs)):
         for dtype, linear in itertools.product((*FLOAT_TYPES, "int8", "int32", "int64", "bool"), (True, False)):

@@ -1,4 +1,4 @@
-// In the place of cuBLAS and its device, the emulation's products of matrices.
+// Products of the emulation, in the place of cuBLAS and its device.
 #include "cublas_products.h"
 
 static int alive = 0;

@@ -1,4 +1,4 @@
-"""What a TensorRT does with the plugins: a program of its own, as a process holds one TensorRT and one logger.
+"""Program that runs a TensorRT with the plugins, on its own, as a process holds one TensorRT and one logger.
 
 Takes the name of TensorRT's module, the library, and the probe where there is one; on stdin a list of [op, fields].
 Writes what came of each, and of what only the probe can ask for.
@@ -31,7 +31,7 @@ def _field(trt: Any, name: str, value: str | float) -> Any:
 
 
 def _registry() -> int:
-    """The address of the loaded TensorRT's registry: Python clones and serialises only what is written in Python."""
+    """Address of the loaded TensorRT's registry: Python clones and serialises only plugins written in Python."""
     paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     for path in sorted(paths):
         if "nvinfer" in path or "tensorrt" in path:
