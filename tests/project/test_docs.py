@@ -1,10 +1,12 @@
-"""The documentation builds as a site without a warning, says what parsers and results say, and names what exists."""
+"""Documentation: the site builds without a warning, agrees with parsers and results, and names existing files."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ PATH = re.compile(r"[\w.*-]+/[\w.*/-]*|[\w*-]+\.(?:py|md|toml|yml|csv|h|cpp|cu|c
 NOT_OF_THE_PROJECT = ("out/", "build/", ".venv/", "path/to/", "NvInferRuntime.h")
 # A recipe for the kernels leaves their folder out.
 FOLDERS = [ROOT, ROOT / "plugins" / "kernels", ROOT / "runtime"]
+PACKAGES = ("clada", "exporter", "runtime", "plugins", "gpu_suite", "scripts", "tests")
 BRITISH = re.compile(
     r"\b(?:quant|dequant|optim|normal|serial|recogn|initial|token|vector|organ|minim|maxim|general|parallel|summar|special"
     r"|util|penal|emphas|memor|random|synchron|visual|author|custom)is(?:e|ed|es|er|ing|ation)\b"
@@ -106,6 +109,19 @@ def test_spelling_is_american():
     assert [f"{page.name}: {found[0]}" for page in pages for found in BRITISH.finditer(prose(page))] == []
 
 
+def docstrings(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(text_of(module))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def test_no_docstring_begins_with_what():
+    """A noun or an imperative says the same in fewer words."""
+    modules = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")]
+    assert len(modules) > 300
+    assert [f"{path}: {text}" for path in modules for text in docstrings(path) if text.startswith("What ")] == []
+
+
 def table(page: Path, beginning: str) -> list[list[str]]:
     """The cells of the rows of the table of a page that begins so."""
     _, _, rest = text_of(page).partition(f"\n| {beginning}")
@@ -114,7 +130,7 @@ def table(page: Path, beginning: str) -> list[list[str]]:
 
 
 def measured(weights: str) -> list[tuple[float, float, str]]:
-    """Of each share that was asked for: milliseconds a token, the share that was read, how many times as fast."""
+    """Of each share that was asked for: milliseconds per token, the share that was read, how many times as fast."""
     path = ROOT / "benchmarks" / "dial" / f"qwen2.5-coder-0.5b-{weights}-avx512.json"
     (timed,) = json.loads(text_of(path))["tables"]
     return [
