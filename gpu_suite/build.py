@@ -99,7 +99,7 @@ def onnxruntime_headers(root: Path) -> Path | None:
 
 
 def missing(root: Path | None) -> str:
-    """What is not here of what a whole model needs, and how to get it; empty where all is.
+    """Name what a whole model needs and this machine lacks, and how to get it; empty where nothing is missing.
 
     Args:
         root: The checkout that the custom ops are built from; None where they were built elsewhere.
@@ -137,7 +137,7 @@ def _build(folder: Path, architecture: str, target: str) -> Path:
 
 
 def built_here(root: Path, architecture: str, folder: Path) -> Libraries:
-    """What builds the libraries of a checkout, each when it is asked for, and anew where a source has changed.
+    """A function that builds the libraries of a checkout, each when it is needed, and anew where a source has changed.
 
     Args:
         root: The checkout.
@@ -165,7 +165,7 @@ def built_here(root: Path, architecture: str, folder: Path) -> Libraries:
 
 
 def built_elsewhere(folder: Path) -> Libraries:
-    """What finds libraries that were built for this machine's card on another one.
+    """A function that finds libraries that were built for this machine's card on another one.
 
     Args:
         folder: Where they are.

@@ -78,7 +78,7 @@ class Rounded:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a case must give.
+    """Expected outputs of a case.
 
     Args:
         outputs: Of the reference.
@@ -146,7 +146,7 @@ def _plain(op: Op, given: Rounded, reference: Mapping[str, Array]) -> dict[str, 
 
 
 def expected(op: Op, given: Rounded) -> Expected:
-    """What the case must give, and what plain torch makes of it."""
+    """Expected outputs of the case, and those of plain torch."""
     outputs = dict(zip((spec.name for spec in op.outputs), evaluate(op, given.case), strict=True))
     return Expected(outputs, _plain(op, given, outputs))
 

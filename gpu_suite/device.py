@@ -204,7 +204,7 @@ class GuardedMemory:
             block[start : start + size] = POISON
 
     def surroundings(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """What lies before each piece of it, and after."""
+        """Guard bytes before each piece of it, and after."""
         for block, start, size in self._blocks:
             yield block[:start], block[start + size :]
 

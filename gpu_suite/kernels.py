@@ -59,7 +59,7 @@ def load(path: Path, device: Device) -> Kernels:
 
 
 def _functions(op: Op) -> str:
-    """What the C functions of an op are called, but for their endings."""
+    """Names of the C functions of an op, but for their endings."""
     if op is LOAD_SIGNAL:
         return "clada_cuda_load_signal"
     return f"clada_cuda_sparse_{'linear' if op in (SPARSE_LINEAR, QUANTIZED_LINEAR) else 'ffn'}"

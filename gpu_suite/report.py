@@ -1,4 +1,4 @@
-"""What was found, as text and as JSON: what the checks came to, the times, the targets, and the machine."""
+"""The report, as text and as JSON: checks, times, targets, and the machine."""
 
 import json
 import math

@@ -134,7 +134,7 @@ def contender(
 
 
 def dense_names(copies: Copies) -> list[str]:
-    """What torch's dense layers are called; the ratios are against the fastest of them."""
+    """Names of torch's dense layers; the ratios are against the fastest of them."""
     name = name_of(copies.layer.dtype)
     if copies.layer.gated:
         return [f"cuBLAS dense {name}", f"cuBLAS dense, gate and up as one {name}"]
@@ -248,7 +248,7 @@ def layer_contenders(
 
 
 def torch_name(element: str) -> str:
-    """What the same in torch is called."""
+    """Name of the same in torch."""
     return f"torch {element}"
 
 
@@ -317,7 +317,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was not measured, and why."""
+    """Parts that were not measured, and why."""
 
     what: str
     why: str

@@ -1,4 +1,4 @@
-"""What the tests of the GPU suite share: a checkout that nvcc compiles in seconds, as its kernels are one launch."""
+"""Fixtures of the GPU suite's tests: a checkout that nvcc compiles in seconds, as its kernels are one launch."""
 
 import re
 import shutil
