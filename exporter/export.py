@@ -13,7 +13,6 @@ import torch
 from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 from clada.contract.manifest import CalibrationSection
 from clada.errors import CladaError
-from clada.exporter.calibrated import Calibrated
 from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.calibration.kept import kept_path
 from clada.exporter.calibration.policies import POLICIES
@@ -32,7 +31,9 @@ from clada.exporter.graph.ort_attention import minimum_onnxruntime
 from clada.exporter.graph.trace import check_opset, save, save_in_place, trace
 from clada.exporter.manifest_sections import model_section, policy_section, quantization_section, write_manifest
 from clada.exporter.model.checkpoint import load_config, load_model
+from clada.exporter.model.sparse_sites import sparse_sites
 from clada.exporter.neuron_export import calibrate_neurons
+from clada.exporter.prepared import Prepared
 from clada.exporter.price_export import calibrate_inputs, take_inputs
 from clada.exporter.quantization.quantize import QuantizationConfig
 from clada.exporter.staging import staged
@@ -196,12 +197,12 @@ def export(
         )
         if config.calibration_file is None:
             rows = drawn(further=FURTHER if config.calibration.skips_inputs else 0)
-            calibrated = _calibrated(model, rows, config, (text.name, text.sha256), kept_path(output), report)
+            prepared = _prepared(model, rows, config, (text.name, text.sha256), kept_path(output), report)
             kept.append(kept_path(output))
         else:
             report(f"calibrated by {config.calibration_file}")
             rounded_on = drawn(what="rounding weights").decoded if config.rounds_by_text else None
-            calibrated = take_inputs(
+            prepared = take_inputs(
                 model, config.calibration_file, config.calibration.goal.value, config.quantization, rounded_on, report
             )
 
@@ -210,27 +211,26 @@ def export(
             del model  # one at a time is in memory
             # Read anew: transformers keeps some of it in float32, unlike a cast.
             model, _ = load_model(source, dtype, **trust)
-            sparsity = calibrated.patch(model)
-        else:
-            sparsity = calibrated.sparsity or calibrated.patch(model)
+        # Neurons are calibrated in a patched model, inputs in one that is not.
+        if not sparse_sites(model):
+            prepared.patch(model)
         opset = config.graph_opset
         report(f"tracing, opset {opset}, {config.dtype}")
         staged_model = folder / output.name
         traced = functools.partial(
             trace,
             model,
-            sparsity,
-            calibrated.load_map,
+            prepared.calibrated,
             opset=opset,
             all_logits=config.all_logits,
-            quantized=calibrated.quantized,
+            quantized=prepared.quantized,
         )
         save(traced(), staged_model)
         in_place_needs = _write_in_place(functools.partial(traced, in_place_cache=True), staged_model, report)
         report("verifying against PyTorch")
         verify_rows = verification_rows(texts, tokenizer, hf_config.vocab_size)
         in_place = None if in_place_needs is None else staged_model.with_name(in_place_name(staged_model))
-        checks = verify(staged_model, model, sparsity, calibrated.load_map, verify_rows, in_place)
+        checks = verify(staged_model, model, prepared.calibrated, verify_rows, in_place)
         for line in check_lines(checks):
             report(f"  {line}")
         require_passed(checks)
@@ -241,25 +241,25 @@ def export(
             model,
             model_info=model_section(model, parameters, config.dtype, opset),
             policy=policy_section(config.calibration, config.seed),
-            calibration=calibrated.section,
+            calibration=prepared.section,
             checks=checks,
-            quantization=quantization_section(config.quantization, calibrated.quantized),
+            quantization=quantization_section(config.quantization, prepared.quantized),
             in_place_onnxruntime=in_place_needs,
-            pools=calibrated.pools,
-            inputs=calibrated.inputs,
+            pools=prepared.pools,
+            inputs=prepared.inputs,
         )
     report(f"wrote {output} and its companions")
-    return calibrated.section
+    return prepared.section
 
 
-def _calibrated(
+def _prepared(
     model: Any,
     rows: CalibrationRows,
     config: ExportConfig,
     data: tuple[str, str],
     kept: Path,
     report: Callable[[str], None],
-) -> Calibrated:
+) -> Prepared:
     calibration = config.calibration
     if not calibration.skips_inputs:
         return calibrate_neurons(model, rows.decoded, calibration, config.quantization, data, kept, report)

@@ -1,6 +1,5 @@
 """Sections of the manifest: the exported model, its calibration, and the results of verification."""
 
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from clada.contract.pieces import PIECE_BYTES, piece_hashes
 from clada.contract.pool import PoolPolicy, prior_name, weight_name
 from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig
 from clada.exporter.calibration.price_calibration import PriceCalibration, PriceChoice
-from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.patch import sparse_layers
 from clada.exporter.model.rope import context_length
 from clada.exporter.model.sparse_sites import sparse_sites
@@ -83,13 +81,11 @@ def quantization_section(config: QuantizationConfig | None, quantized: Quantized
     )
 
 
-def calibration_section(
-    calibration: Calibration, anticipations: Sequence[Anticipation], data: str, data_sha256: str
-) -> CalibrationSection:
+def calibration_section(calibration: Calibration, data: str, data_sha256: str) -> CalibrationSection:
     """Section of the calibration: its text and its measurements."""
-    load_map = calibration.load_map
+    load_map = calibration.calibrated.load_map
     probe = None
-    for anticipation in anticipations:
+    for anticipation in calibration.calibrated.anticipations:
         probe = AnticipationSection(
             anticipation.site, tuple(anticipation.factors.tolist()), calibration.anticipation_r2
         )

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from clada.exporter.calibrated import Calibrated
 from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig, calibrate
 from clada.exporter.calibration.kept import calibration_key, keep_calibration, take_calibration
 from clada.exporter.manifest_sections import calibration_section
-from clada.exporter.model.patch import Sparsity, sparsify
+from clada.exporter.model.patch import sparsify
+from clada.exporter.prepared import Prepared
 from clada.exporter.quantization.quantize import QuantizationConfig, Quantized, hold, quantize_model
 
 
@@ -22,7 +22,7 @@ def calibrate_neurons(
     data: tuple[str, str],
     kept: Path,
     report: Callable[[str], None],
-) -> Calibrated:
+) -> Prepared:
     """Quantise and calibrate a model, in place.
 
     Args:
@@ -34,23 +34,15 @@ def calibrate_neurons(
         kept: File of the kept calibration, which is reused where it exists.
         report: Called with each line of progress.
     """
-    calibration, sparsity, quantized = _calibrated(model, rows, config, quantization, kept, report)
+    calibration, quantized = _calibrated(model, rows, config, quantization, kept, report)
     for index, layer in enumerate(calibration.layers):
         report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
     report(
         f"  {calibration.ffn_cost:.1%} of the FFN bytes read; KL {calibration.divergence:.4f} nats a token, "
         f"{calibration.agreement:.1%} of next tokens unchanged"
     )
-
-    def patch(other: Any) -> Sparsity:
-        patched = sparsify(other, sparsity.thresholds)
-        patched.compensation, patched.anticipations = sparsity.compensation, sparsity.anticipations
-        if quantized is not None:
-            hold(other, quantized)
-        return patched
-
-    section = calibration_section(calibration, sparsity.anticipations, *data)
-    return Calibrated(calibration.load_map, section, patch, sparsity, quantized, calibration.pools)
+    section = calibration_section(calibration, *data)
+    return Prepared(calibration.calibrated, section, quantized, calibration.pools)
 
 
 def _calibrated(
@@ -60,20 +52,20 @@ def _calibrated(
     quantization: QuantizationConfig | None,
     kept: Path,
     report: Callable[[str], None],
-) -> tuple[Calibration, Sparsity, Quantized | None]:
+) -> tuple[Calibration, Quantized | None]:
     key = calibration_key(model, rows, config, quantization)
-    sparsity = sparsify(model)
-    taken = take_calibration(kept, key, sparsity)
+    sparsify(model)
+    taken = take_calibration(kept, key)
     if taken is not None:
         report(f"taking the calibration of an earlier run from {kept}")
         calibration, quantized = taken
         if quantized is not None:
             hold(model, quantized)
-        return calibration, sparsity, quantized
+        return calibration, quantized
     quantized = None
     if quantization is not None:
         report(f"quantising to int{quantization.bits}, a scale for each {quantization.block_size} weights")
-        quantized = quantize_model(model, sparsity, rows, quantization, report)
-    calibration = calibrate(model, sparsity, rows, config)
-    keep_calibration(kept, key, calibration, sparsity, quantized)
-    return calibration, sparsity, quantized
+        quantized = quantize_model(model, rows, quantization, report)
+    calibration = calibrate(model, rows, config)
+    keep_calibration(kept, key, calibration, quantized)
+    return calibration, quantized

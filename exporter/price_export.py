@@ -11,7 +11,6 @@ from torch import Tensor
 
 from clada.contract.manifest import Policy
 from clada.errors import CladaError
-from clada.exporter.calibrated import Calibrated
 from clada.exporter.calibration.calibrate import prompt_tokens
 from clada.exporter.calibration.price_calibration import PriceCalibration, calibrate_price, choose
 from clada.exporter.calibration.price_file import (
@@ -23,10 +22,11 @@ from clada.exporter.calibration.price_file import (
 )
 from clada.exporter.calibration.rows import CalibrationRows
 from clada.exporter.manifest_sections import inputs_section, price_section
-from clada.exporter.model.patch import Sparsity
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.products import Product, find_products
-from clada.exporter.model.sparse_products import sparsify_products
-from clada.exporter.quantization.product_quantization import hold_products, quantize_products
+from clada.exporter.model.sparse_products import row_shares
+from clada.exporter.prepared import Prepared
+from clada.exporter.quantization.product_quantization import quantize_products
 from clada.exporter.quantization.quantize import QuantizationConfig, Quantized
 
 
@@ -39,7 +39,7 @@ def calibrate_inputs(
     data: tuple[str, str],
     kept: Path,
     report: Callable[[str], None],
-) -> Calibrated:
+) -> Prepared:
     """Quantise a model, in place, if requested, and calibrate it.
 
     Args:
@@ -67,7 +67,7 @@ def calibrate_inputs(
         write_price_calibration(kept, calibration, of)
     else:
         report(f"taking the calibration of an earlier run from {kept}")
-    return calibrated_for(calibration, share, quantized, data, report)
+    return prepared_for(calibration, share, quantized, data, report)
 
 
 def _quantized(
@@ -90,7 +90,7 @@ def take_inputs(
     quantization: QuantizationConfig | None,
     rows: Tensor | None,
     report: Callable[[str], None],
-) -> Calibrated:
+) -> Prepared:
     """Calibrate a model from a file that `clada calibrate` wrote of it.
 
     Args:
@@ -109,7 +109,7 @@ def take_inputs(
     if of.model != model_hash(model):
         raise CladaError(f"{path} is the calibration of another model: its weights are not this model's")
     quantized = _quantized(model, products, quantization, rows, report)
-    return calibrated_for(calibration, share, quantized, (of.data, of.data_sha256), report)
+    return prepared_for(calibration, share, quantized, (of.data, of.data_sha256), report)
 
 
 def _kept(path: Path, of: CalibratedOn, products: Any) -> PriceCalibration | None:
@@ -123,33 +123,29 @@ def _kept(path: Path, of: CalibratedOn, products: Any) -> PriceCalibration | Non
     return calibration if found == of else None
 
 
-def calibrated_for(
+def prepared_for(
     calibration: PriceCalibration,
     share: float,
     quantized: Quantized | None,
     data: tuple[str, str],
     report: Callable[[str], None],
-) -> Calibrated:
-    """Result of a calibration for a share of bytes."""
+) -> Prepared:
+    """A calibration as it is for a share of bytes."""
     choice = choose(calibration, share)
     for point in choice.dial:
         report(
             f"  effort {point.effort:5.3f}: {point.bytes:6.1%} of all weights' bytes read; KL "
             f"{point.divergence_nats:.4f} nats a token, {point.agreement:.1%} of next tokens unchanged"
         )
-
-    def patch(model: Any) -> Sparsity:
-        products = find_products(model)
-        if quantized is not None:
-            hold_products(model, products, quantized)
-        sparsity = sparsify_products(model, products, choice.thresholds)
-        sparsity.anticipations = calibration.anticipations
-        return sparsity
-
-    return Calibrated(
-        calibration.load_map,
+    calibrated = Calibrated(
+        tuple(choice.thresholds),
+        anticipations=tuple(calibration.anticipations),
+        load_map=calibration.load_map,
+        row_share=row_shares([worth.product for worth in calibration.worths]),
+    )
+    return Prepared(
+        calibrated,
         price_section(calibration, choice, *data),
-        patch,
         quantized=quantized,
         inputs=inputs_section(calibration, choice),
     )

@@ -14,14 +14,15 @@ from torch import Tensor
 from clada.errors import CladaError
 from clada.exporter.calibration.text import token_rows
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import cache_shapes, constants, first_step, next_step
+from clada.exporter.graph.steps import cache_shapes, first_step, next_step
 from clada.exporter.graph.watched import Watched, watched
+from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.hooks import shown_inputs
-from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity
 from clada.exporter.model.rope import context_length
 from clada.exporter.model.sparse_products import SparseProduct, sparse_products
 from clada.exporter.model.sparse_sites import Site, sparse_sites
+from clada.exporter.model.steering import Steering
 from clada.ops import LOAD_SIGNAL, QUANTIZED_LINEAR, graph_names
 from clada.ops.torch import torch_op
 from clada.runtime.models.ort_cpu import BODIES, Execution, OnnxRuntimeModel
@@ -183,8 +184,7 @@ def _compare_step(
     what ONNX Runtime kept, which must give the same logits, and the decisions are compared by themselves: the sides
     may only disagree about a neuron or an input that is near its threshold.
     """
-    sparsity = decoder.sparsity
-    sites = sparse_sites(decoder.model)
+    calibrated, sites = decoder.calibrated, sparse_sites(decoder.model)
     batch = len(step["input_ids"])
     signal_names = [graph_names.LOAD, graph_names.SURPRISAL, graph_names.ENTROPY]
     telling = [graph_names.ACTIVE, graph_names.READ, *exported.watched.x, *dict.fromkeys(exported.watched.scale)]
@@ -192,7 +192,8 @@ def _compare_step(
         telling = [graph_names.score(n) for n in range(len(sites))]
     outputs = _run_onnx(exported.model, step, [graph_names.LOGITS, *signal_names, *telling])
     knots = [values[name] for name in (graph_names.SURPRISAL_KNOTS, graph_names.ENTROPY_KNOTS, graph_names.SCALE_KNOTS)]
-    signals = torch_op(LOAD_SIGNAL)(step["past_logits"], step["input_ids"][:, -1], *knots, decoder.surprisal_weight)[1:]
+    weight = calibrated.load_map.surprisal_weight
+    signals = torch_op(LOAD_SIGNAL)(step["past_logits"], step["input_ids"][:, -1], *knots, weight)[1:]
     for name, signal in zip(signal_names, signals, strict=True):
         difference = np.abs(outputs[name] - signal.numpy()) / np.maximum(1, np.abs(signal.numpy()))
         setattr(worst, name, _worse(getattr(worst, name), float(difference.max())))
@@ -205,22 +206,25 @@ def _compare_step(
     if exported.watched.x:
         kept, scales = _kept_inputs(exported.watched, outputs, values, worst)
         x = [torch.from_numpy(outputs[name]) for name in exported.watched.x]
-        for ours, (least, most) in zip(scales, _expected_scales(sparsity, scale, load, x), strict=True):
+        for ours, (least, most) in zip(scales, _expected_scales(calibrated.anticipations, scale, load, x), strict=True):
             outside = torch.maximum(least - ours, ours - most).clamp_min(0) / most.abs().clamp_min(1e-3)
             worst.following = _worse(worst.following, float(outside.max()))
     else:
         kept = [torch.from_numpy(outputs[name]) > 0 for name in telling]
     inputs: list[Tensor] = [torch.empty(0)] * len(sites)
     with shown_inputs(sites, inputs.__setitem__):
-        logits, present = decoder.run(
+        logits, present, _ = decoder.run(
             **{name: step[name] for name in ("input_ids", "attention_mask", "position_ids", "past")},
-            scale=torch.zeros(batch, 1),
-            pools=kept,
-            sparse=torch.ones(batch, 1, dtype=torch.bool),
+            steering=Steering(
+                calibrated,
+                scale=torch.zeros(batch, 1),
+                pools=kept,
+                sparse=torch.ones(batch, 1, dtype=torch.bool),
+            ),
         )
     worst.logits = _worse(worst.logits, _relative(outputs[graph_names.LOGITS], logits))
     if not exported.watched.x:
-        scales = [most for _, most in _expected_scales(sparsity, scale, load, inputs, rounding=0)]
+        scales = [most for _, most in _expected_scales(calibrated.anticipations, scale, load, inputs, rounding=0)]
     for n, site in enumerate(sites):
         pool = step["pools"][n] if step["pools"] else None
         count, gap = _decision_gap(site, inputs[n], values["thresholds"][n], scales[n], pool, kept[n])
@@ -230,13 +234,17 @@ def _compare_step(
 
 
 def _expected_scales(
-    sparsity: Sparsity, scale: Tensor, load: Tensor, inputs: Sequence[Tensor], rounding: float = FOLLOWING_TOLERANCE
+    anticipations: Sequence[Anticipation],
+    scale: Tensor,
+    load: Tensor,
+    inputs: Sequence[Tensor],
+    rounding: float = FOLLOWING_TOLERANCE,
 ) -> list[tuple[Tensor, Tensor]]:
     """Least and largest scale f32[B, 1] that each site may have, given f32[B, 1] and the sites' inputs.
 
     Where a probe's sum of products is off by what rounding makes of it, a share of the products' magnitudes.
     """
-    probes = {probe.site: probe for probe in sparsity.anticipations}
+    probes = {probe.site: probe for probe in anticipations}
     bounds, found = (scale, scale), []
     for site, given in enumerate(inputs):
         if site in probes:
@@ -341,24 +349,20 @@ def verification_rows(texts: list[str], tokenizer: Any, vocabulary: int) -> Tens
     return token_rows(texts, tokenizer, vocabulary=vocabulary, tokens=2 * length, length=length)
 
 
-def verify(
-    path: Path, model: Any, sparsity: Sparsity, load_map: LoadMap, rows: Tensor, in_place: Path | None = None
-) -> list[Check]:
+def verify(path: Path, model: Any, calibrated: Calibrated, rows: Tensor, in_place: Path | None = None) -> list[Check]:
     """Compare an exported graph with the model it was traced from, in prefill and decode, alone and in a batch.
 
     Args:
         path: The portable ONNX file.
         model: The patched causal LM, in the dtype of the file.
-        sparsity: Its state, with the thresholds of the file.
-        load_map: The load map of the file.
+        calibrated: The constants of the file.
         rows: i64[2, N] tokens of real text, N >= PROMPT_TOKENS + DECODE_STEPS.
         in_place: The ONNX file of the same model with an in-place cache, if it is to be compared too.
 
     Returns:
         The comparisons, with measured and required tolerances.
     """
-    decoder = Decoder(model, sparsity, load_map.surprisal_weight)
-    values = constants(sparsity, load_map)
+    decoder, values = Decoder(model, calibrated), calibrated.tensors()
     end = context_length(model.config) - 1
 
     with _loaded(path, lambda file: OnnxRuntimeModel(file, Execution(kernels="bodies", exact=True))) as exported:

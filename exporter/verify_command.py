@@ -20,7 +20,8 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
     from clada.contract.artefact import open_artefact
     from clada.errors import CladaError
     from clada.exporter.calibration.text import read_texts, sample_file
-    from clada.exporter.from_artefact import load_constants, sparsified
+    from clada.exporter.from_artefact import make_sparse
+    from clada.exporter.model.calibrated import Calibrated
     from clada.exporter.model.checkpoint import load_model
     from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
     from clada.runtime.models.ort_cpu import older_than
@@ -32,14 +33,13 @@ def verify_artefact(artefact_model: Path, source: str, **trust: Any) -> None:
         ours = getattr(manifest.model, name)
         if ours != theirs:
             raise CladaError(f"{artefact_model} has {name} {ours}, but {source} has {theirs}")
-    sparsity = sparsified(model, artefact)
-    load_map = load_constants(artefact.model, sparsity)
+    make_sparse(model, artefact)
     rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
     in_place = artefact.in_place_model
     if in_place is not None and older_than(artefact.in_place_needs):
         print(f"{in_place.name} is not compared: it needs ONNX Runtime {artefact.in_place_needs}")
         in_place = None
-    checks = verify(artefact.model, model, sparsity, load_map, rows, in_place)
+    checks = verify(artefact.model, model, Calibrated.from_graph(artefact.model), rows, in_place)
     print("\n".join(check_lines(checks)))
     require_passed(checks)
 

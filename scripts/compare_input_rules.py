@@ -123,9 +123,9 @@ def neuron_outcomes(
     args: argparse.Namespace, model: Any, weights: dict[Part, int], calibration: Tensor, heldout: Tensor
 ) -> list[tuple[float, str, Outcome]]:
     """Results of the rules for neurons, by share and name; the model is patched, and stays so."""
-    sparsity = sparsify(model)
+    sparsify(model)
     texts = [
-        Texts(model, sparsity, rows, args.prompt_tokens)
+        Texts(model, rows, args.prompt_tokens)
         for rows in (calibration[: max(1, args.neuron_tokens // calibration.shape[1])], heldout)
     ]
     found: list[tuple[float, str, Outcome]] = []

@@ -13,8 +13,9 @@ import torch
 
 from clada.contract.artefact import open_artefact
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.from_artefact import load_constants, sparsified
+from clada.exporter.from_artefact import make_sparse
 from clada.exporter.graph.greedy import greedy_tokens
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.telemetry import mean_stats
@@ -93,10 +94,10 @@ def equal_tokens(ours: list[int], theirs: list[int]) -> int:
 def compare_with_pytorch(session: Session, path: Path) -> None:
     """Compare the file's tokens with those of the patched model in PyTorch."""
     model, _ = load_model(str(MODEL), torch.float32)
-    sparsity = sparsified(model, open_artefact(path))
-    load_map = load_constants(path, sparsity)
+    make_sparse(model, open_artefact(path))
+    calibrated = Calibrated.from_graph(path)
     ours = greedy(session)
-    theirs = greedy_tokens(model, sparsity, load_map, session.pool_policy, session.encode(PROMPT), len(ours))
+    theirs = greedy_tokens(model, calibrated, session.pool_policy, session.encode(PROMPT), len(ours))
     worst = max(check.required for check in session.manifest.verification)
     print(
         f"agreement with PyTorch: {equal_tokens(ours, theirs)} of {len(ours)} greedy tokens; "

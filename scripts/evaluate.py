@@ -101,12 +101,12 @@ def evaluate_baselines(model: str, suite: Suite, tokenizer: Any, results: Path, 
         if path.exists():
             continue
         patched, _ = load_model(str(ROOT / "models" / model), torch.float32)
-        sparsity = sparsify(patched)
+        sparsify(patched)
         rows = token_rows(
             read_texts(sample_file()), tokenizer, vocabulary=patched.config.vocab_size, tokens=tokens, length=256
         )
         try:
-            subject = baseline(name, patched, sparsity, rows, cost)
+            subject = baseline(name, patched, rows, cost)
         except UnreachableError as error:
             print(f"left out: {error}", flush=True)
             continue

@@ -24,10 +24,11 @@ from clada.exporter.defaults import DEFAULT_QUANTIZED_OPSET
 from clada.exporter.graph.ort_attention import minimum_onnxruntime
 from clada.exporter.graph.trace import save, save_in_place, trace
 from clada.exporter.manifest_sections import model_section, quantization_section, write_manifest
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.hooks import shown_inputs
-from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity, sparse_layers, sparsify
+from clada.exporter.model.patch import sparse_layers, sparsify
+from clada.exporter.model.steering import SiteSettings, Steering, steered
 from clada.exporter.quantization.quantize import QuantizationConfig, quantize_model
 
 # 4 bits in blocks of 32, what the builder makes where nothing else is asked for.
@@ -71,21 +72,25 @@ def _quantile(values: Tensor, share: float) -> float:
 
 
 @torch.inference_mode()
-def _set_thresholds(model: torch.nn.Module, sparsity: Sparsity, share: float, shape: Shape) -> None:
+def _thresholds(model: torch.nn.Module, share: float, shape: Shape) -> tuple[Tensor, ...]:
     """Set thresholds that keep a share of each layer's neurons, given the ones dropped in the layers before."""
     layers = sparse_layers(model)
+    thresholds = tuple(torch.zeros(shape.neurons) for _ in layers)
 
     def choose(index: int, x: Tensor) -> None:
         a, _ = layers[index].activations(x[:, PROMPT:])
-        sparsity.thresholds[index] = torch.full((shape.neurons,), _quantile(a.abs(), 1 - share))
+        # One pass for all: each layer's are filled in just before it runs.
+        thresholds[index].fill_(_quantile(a.abs(), 1 - share))
 
     ids = torch.from_numpy(random_tokens(shape, PROMPT + DECODED, seed=1))
     scale = torch.cat([torch.zeros(1, PROMPT), torch.ones(1, DECODED)], dim=1)
-    with shown_inputs(layers, choose), sparsity.steered(scale):
+    with shown_inputs(layers, choose), steered(model, Steering(SiteSettings(thresholds), scale)):
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    return thresholds
 
 
-def _nothing_calibrated(sparsity: Sparsity, load_map: LoadMap, share: float) -> CalibrationSection:
+def _nothing_calibrated(calibrated: Calibrated, share: float) -> CalibrationSection:
+    load_map = calibrated.load_map
     return CalibrationSection(
         data="random tokens",
         data_sha256="",
@@ -94,7 +99,7 @@ def _nothing_calibrated(sparsity: Sparsity, load_map: LoadMap, share: float) -> 
         divergence_nats=0.0,
         agreement=1.0,
         ffn_cost=share,
-        layers=tuple(LayerCalibration(1 - share, 1.0, float(t.median())) for t in sparsity.thresholds),
+        layers=tuple(LayerCalibration(1 - share, 1.0, float(t.median())) for t in calibrated.thresholds),
         scale_knots=tuple(load_map.scale_knots.tolist()),
         reanalysis_load=load_map.reanalysis_load.item(),
         surprisal_weight=load_map.surprisal_weight,
@@ -113,12 +118,11 @@ def write_artefact(checkpoint: Path, shape: Shape, share: float, folder: Path) -
     """
     model, _ = load_model(str(checkpoint), torch.float32)
     parameters = model.num_parameters()
-    sparsity = sparsify(model)
+    sparsify(model)
     nothing_read = torch.empty(0, 0, dtype=torch.int64)
-    quantized = quantize_model(model, sparsity, nothing_read, FORMAT, report=lambda _line: None)
-    _set_thresholds(model, sparsity, share, shape)
-    load_map = load_that_moves_nothing()
-    traced = partial(trace, model, sparsity, load_map, opset=DEFAULT_QUANTIZED_OPSET, quantized=quantized)
+    quantized = quantize_model(model, nothing_read, FORMAT, report=lambda _line: None)
+    calibrated = Calibrated(_thresholds(model, share, shape), load_map=load_that_moves_nothing())
+    traced = partial(trace, model, calibrated, opset=DEFAULT_QUANTIZED_OPSET, quantized=quantized)
     folder.mkdir()
     path = folder / "model.onnx"
     save(traced(), path)
@@ -131,7 +135,7 @@ def write_artefact(checkpoint: Path, shape: Shape, share: float, folder: Path) -
         model,
         model_info=model_section(model, parameters, "float32", DEFAULT_QUANTIZED_OPSET),
         policy=PolicySection("benchmark", Policy(thresholds="activation"), seed=0, target_sparsity=1 - share),
-        calibration=_nothing_calibrated(sparsity, load_map, share),
+        calibration=_nothing_calibrated(calibrated, share),
         checks=[],
         quantization=quantization_section(FORMAT, quantized),
         in_place_onnxruntime=minimum_onnxruntime(in_place),

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape, random_tokens
 from clada.exporter.graph.trace import trace
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.hooks import shown_inputs
 from clada.exporter.model.load_map import LoadMap
 from clada.exporter.model.patch import sparse_layers, sparsify
@@ -69,9 +70,11 @@ def traced_model(
     serves all shares.
     """
     model = random_model(shape)
-    sparsity = sparsify(model)
+    sparsify(model)
     thresholds = _thresholds(model, shape, fractions)  # in float32, which a CPU is quick in
-    traced = trace(model.to(dtype), sparsity, load_that_moves_nothing(), in_place_cache=True)
+    zeros = tuple(torch.zeros(shape.neurons) for _ in range(shape.layers))
+    calibrated = Calibrated(zeros, load_map=load_that_moves_nothing())
+    traced = trace(model.to(dtype), calibrated, in_place_cache=True)
     for layer in range(shape.layers):
         value = traced.graph.initializers.pop(graph_names.threshold(layer))
         value.const_value = None

@@ -26,7 +26,7 @@ from clada.evaluation.torch_subject import InputThresholds, TorchSubject, read_s
 from clada.exporter.calibration.calibrate import prompt_tokens
 from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.plan import threshold
-from clada.exporter.model.patch import SparseLayer, Sparsity
+from clada.exporter.model.patch import SparseLayer
 
 # Tokens that a calibration decodes at most: for one knob few do.
 _TOKENS = 2048
@@ -145,10 +145,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-def calibration_texts(model: Any, sparsity: Sparsity, rows: Tensor) -> Texts:
+def calibration_texts(model: Any, rows: Tensor) -> Texts:
     """Texts of the first rows i64[N, S], as many as calibrate a baseline; the first quarter of a row is the prompt."""
     prompt = prompt_tokens(rows.shape[1])
-    return Texts(model, sparsity, rows[: max(1, _TOKENS // (rows.shape[1] - prompt))], prompt)
+    return Texts(model, rows[: max(1, _TOKENS // (rows.shape[1] - prompt))], prompt)
 
 
 @torch.no_grad()
@@ -165,19 +165,18 @@ def mean_read(texts: Texts, thresholds: InputThresholds) -> float:
     total = 0.0
     for ids in texts.batches:
         sparse = (torch.arange(ids.shape[1]) >= texts.prompt_tokens).expand(ids.shape)
-        with skipping(texts.model, texts.sparsity, thresholds, sparse) as counts:
+        with skipping(texts.model, thresholds, sparse) as counts:
             texts.model(input_ids=ids, use_cache=False, logits_to_keep=1)
         total += float(read_shares(texts.layers, thresholds, counts)[sparse].sum(dtype=torch.float64))
     return total / texts.decoded_tokens
 
 
-def baseline(name: str, model: Any, sparsity: Sparsity, rows: Tensor, cost: float) -> TorchSubject:
+def baseline(name: str, model: Any, rows: Tensor, cost: float) -> TorchSubject:
     """Create a baseline that reads a given share of the feed-forward weights' bytes.
 
     Args:
         name: One of RULES.
         model: A causal LM after `sparsify`, in float32; it stays dense for others.
-        sparsity: Its state.
         rows: i64[N, S] calibration tokens.
         cost: The share of bytes a token may read, in (0, 1); a ReLU model that needs less stays dense and reads less.
 
@@ -185,19 +184,19 @@ def baseline(name: str, model: Any, sparsity: Sparsity, rows: Tensor, cost: floa
         CladaError: There is no such cost; UnreachableError: none of the rule's settings meets it.
 
     Example:
-        >>> subject = baseline("teal", model, sparsify(model), rows, 0.5)
+        >>> sparsify(model)
+        >>> subject = baseline("teal", model, rows, 0.5)
         >>> evaluate(subject, suite).metrics["kl"].value
     """
     if not 0 < cost < 1:
         raise CladaError(f"the FFN cost is {cost}; it must lie between 0 and 1, exclusive")
-    rule, texts = RULES[name], calibration_texts(model, sparsity, rows)
+    rule, texts = RULES[name], calibration_texts(model, rows)
     thresholds = fit(name, texts)
     knob, skipped = _bisect(lambda value: 1 - mean_read(texts, thresholds(value)), 1 - cost, _CLOSE * cost)
     if 1 - skipped > cost * (1 + 5 * _CLOSE):
         raise UnreachableError(f"the FFN cost {cost} cannot be reached by {name}: the nearest is {1 - skipped:.4f}")
     return TorchSubject(
         model,
-        sparsity,
         thresholds(knob),
         name=f"{name} (PyTorch only)",
         policy={"name": name, "ffn_cost": cost, "pytorch_only": True, "oracle": rule.oracle, "attention": "dense"},

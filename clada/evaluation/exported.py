@@ -19,7 +19,7 @@ from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.subject import SubjectInfo, with_weights
 from clada.evaluation.suite import prepare
 from clada.evaluation.torch_session import TorchSession
-from clada.exporter.from_artefact import sparsified
+from clada.exporter.from_artefact import make_sparse
 from clada.exporter.model.checkpoint import load_model
 from clada.runtime import Session
 
@@ -112,7 +112,7 @@ def _named(evaluation: Evaluation, source: str) -> Evaluation:
 def _with_weights_of(artefact: Artefact, source: str, **trust: Any) -> Any:
     """Model of a checkpoint in PyTorch, patched and dense, computing with an artefact's quantised weights."""
     model, _ = load_model(source, torch.float32, **trust)
-    sparsified(model, artefact)
+    make_sparse(model, artefact)
     return model
 
 

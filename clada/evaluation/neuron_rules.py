@@ -20,6 +20,7 @@ from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.goal import Goal
 from clada.exporter.calibration.policies import POLICIES
 from clada.exporter.calibration.selection import pools_of, select
+from clada.exporter.model.steering import SiteSettings
 
 NeuronRule = Literal["cats", "griffin", "clada"]
 NEURON_RULES: tuple[NeuronRule, ...] = ("cats", "griffin", "clada")
@@ -50,12 +51,11 @@ def decode_neurons(
     always = rest + round(_always_read(policy, calibration) * weights["ffn"])
     share_left(name, share, always, total)
     of_ffn = (share * total - rest) / weights["ffn"]
-    calibration.sparsity.thresholds[:] = [torch.zeros(layer.neurons) for layer in calibration.layers]
     try:
-        pool = select(calibration, policy, Goal("ffn_cost", of_ffn))
+        thresholds, pool = select(calibration, policy, Goal("ffn_cost", of_ffn))
     except UnreachableError as error:
         raise UnreachableError(f"{name} cannot read {share:.0%} of all weights: {error}") from error
-    decoded = heldout.decode(pools=pools_of(pool, heldout))
+    decoded = heldout.decode(SiteSettings(thresholds), pools=pools_of(pool, heldout))
     read = (decoded.read.double() * weights["ffn"] + rest) / total
     parts: dict[Part, float] = {"ffn": float(decoded.read.mean(dtype=torch.float64)), "attention": 1.0, "output": 1.0}
     return outcome_of(decoded, read, parts)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from clada.contract.artefact import Artefact, open_artefact
-from clada.exporter.from_artefact import load_constants, sparsified
+from clada.exporter.from_artefact import make_sparse
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import cache_shapes, constants
+from clada.exporter.graph.steps import cache_shapes
+from clada.exporter.model.calibrated import Calibrated
 from clada.ops import graph_names
 from clada.runtime import Session
 from clada.runtime.loading import Models, Opened
@@ -27,11 +28,9 @@ class TorchModel(Model):
     """
 
     def __init__(self, model: Any, path: Path, artefact: Artefact) -> None:
-        sparsity = sparsified(model, artefact, quantized=False)
-        manifest = artefact.manifest
-        load_map = load_constants(path, sparsity)
-        self._decoder = Decoder(model, sparsity, load_map.surprisal_weight)
-        self._constants = constants(sparsity, load_map)
+        make_sparse(model, artefact, quantized=False)
+        manifest, calibrated = artefact.manifest, Calibrated.from_graph(path)
+        self._decoder, self._constants = Decoder(model, calibrated), calibrated.tensors()
         inputs: dict[str, tuple[Sequence[Any], type]] = {
             graph_names.PAST_LOGITS: ((None, model.config.vocab_size), np.float32)
         }

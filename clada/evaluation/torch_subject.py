@@ -15,8 +15,9 @@ from torch import Tensor
 from clada.evaluation.scores import log_softmax
 from clada.evaluation.subject import Reading, Subject, SubjectInfo
 from clada.exporter.model.hooks import registered
-from clada.exporter.model.patch import SparseLayer, Sparsity, sparse_layers
+from clada.exporter.model.patch import SparseLayer, sparse_layers
 from clada.exporter.model.rope import context_length
+from clada.exporter.model.steering import steered
 
 # For each layer, by the name of a matrix: f32[inputs], the magnitude below which an input is skipped. A matrix that is
 # not named is computed in full, and how much of it is read is not counted.
@@ -50,14 +51,11 @@ def forward_skipping(
 
 
 @contextmanager
-def skipping(
-    model: Any, sparsity: Sparsity, thresholds: InputThresholds, sparse: Tensor
-) -> Iterator[list[dict[str, Tensor]]]:
+def skipping(model: Any, thresholds: InputThresholds, sparse: Tensor) -> Iterator[list[dict[str, Tensor]]]:
     """Make a patched model, within the context, skip inputs below the thresholds.
 
     Args:
         model: A causal LM after `sparsify`.
-        sparsity: Its state, which is not used.
         thresholds: For each layer.
         sparse: bool[B, S], the tokens that skip; the others are dense.
 
@@ -73,7 +71,7 @@ def skipping(
         counts[layer.index] = {name: count.reshape(sparse.shape) for name, count in kept.items()}
         return y
 
-    with registered(layer.register_forward_hook(hook) for layer in layers), sparsity.steered(0.0):
+    with registered(layer.register_forward_hook(hook) for layer in layers), steered(model):
         yield counts
 
 
@@ -110,7 +108,6 @@ class TorchSubject(Subject):
 
     Args:
         model: A causal LM after `sparsify`, in float32. Between readings it is as it was.
-        sparsity: Its state.
         thresholds: Thresholds of each layer, with those of the down projection.
         name: Name in tables.
         policy: Policy as recorded in a result.
@@ -120,13 +117,12 @@ class TorchSubject(Subject):
     def __init__(
         self,
         model: Any,
-        sparsity: Sparsity,
         thresholds: InputThresholds,
         name: str,
         policy: dict[str, Any],
         calibration: dict[str, Any],
     ) -> None:
-        self.model, self.sparsity, self.thresholds = model, sparsity, thresholds
+        self.model, self.thresholds = model, thresholds
         self.layers = sparse_layers(model)
         self.info = _info(model, name, policy, calibration)
 
@@ -135,7 +131,7 @@ class TorchSubject(Subject):
         """See Subject."""
         ids = torch.tensor([list(row[:-1])])
         sparse = (torch.arange(ids.shape[1]) >= prompt_tokens)[None]
-        with skipping(self.model, self.sparsity, self.thresholds, sparse) as counts:
+        with skipping(self.model, self.thresholds, sparse) as counts:
             logits = self.model(input_ids=ids, use_cache=False).logits[0].float().numpy()
         shares = read_shares(self.layers, self.thresholds, counts)[0, prompt_tokens:]
         active = [kept[layer.matrices[-1]][0] for layer, kept in zip(self.layers, counts, strict=True)]

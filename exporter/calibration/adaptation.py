@@ -1,6 +1,6 @@
 """Adaptation of the thresholds to a token's difficulty: load map, reanalysis, anticipation, or a table by token id."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from clada.exporter.calibration.probe import FEWEST_ROWS, fit_probe, fit_table, 
 from clada.exporter.calibration.scale_map import FACTORS, fit_scale_map
 from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.load_map import LoadMap
+from clada.exporter.model.steering import SiteSettings
 
 # Shares of tokens whose load opens the pool. The least is not 0: a pool that never opens never learns.
 _REANALYSIS_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Adaptation:
     """Fitted adaptation, and how it decodes the calibration text.
 
@@ -27,6 +28,7 @@ class Adaptation:
         scale: f32[N, T], of each decoded token.
         load: f32[N, T].
         opened: bool[N, T], the tokens that may use all neurons.
+        anticipations: The probe that refines the scale, or none.
         gains: Share of the divergence that each map saves at the same bytes, on rows it was not fitted on.
         anticipation_r2: Share of the variance of a token's log divergence that the probe explains on such rows.
     """
@@ -35,22 +37,24 @@ class Adaptation:
     scale: Tensor
     load: Tensor
     opened: Tensor
+    anticipations: tuple[Anticipation, ...] = ()
     gains: dict[str, float] = field(default_factory=dict)
     anticipation_r2: float | None = None
 
-    def decode(self, texts: Texts, pools: list[Tensor] | None) -> Decoded:
-        """Decode the texts with this adaptation."""
-        return texts.decode(self.scale, pools, self.opened, self.load)
+    def decode(self, texts: Texts, settings: SiteSettings, pools: list[Tensor] | None) -> Decoded:
+        """Decode the texts with other settings adapted so."""
+        adapted = replace(settings, anticipations=self.anticipations)
+        return texts.decode(adapted, self.scale, pools, self.opened, self.load)
 
 
-def adapt(texts: Texts, policy: Policy, pools: list[Tensor] | None) -> Adaptation:
-    """Fit a policy's adaptation; the thresholds, compensation and pools are final, up to a factor."""
-    base = texts.decode(pools=pools)
+def adapt(texts: Texts, settings: SiteSettings, policy: Policy, pools: list[Tensor] | None) -> Adaptation:
+    """Fit what a policy adapts by; the settings and pools are as they will be, up to a factor on the thresholds."""
+    base = texts.decode(settings, pools=pools)
     loads = loads_of(base)
     weight, factors = 0.5, np.ones(LOAD_KNOTS)
     gains: dict[str, float] = {}
     table: Tensor | None = None
-    runs = _runs(texts, base, pools) if policy.scale or policy.reanalysis else []
+    runs = _runs(texts, settings, base, pools) if policy.scale or policy.reanalysis else []
     scale = torch.ones(base.read.shape)
     if policy.scale == "load":
         weight, fit = fit_load(loads, runs)
@@ -71,14 +75,14 @@ def adapt(texts: Texts, policy: Policy, pools: list[Tensor] | None) -> Adaptatio
         gains=gains,
     )
     if policy.reanalysis and pools is not None:
-        _fit_reanalysis(texts, adaptation, runs, pools)
+        adaptation = _with_reanalysis(texts, settings, adaptation, runs, pools)
     if policy.anticipation and len(texts.rows) >= FEWEST_ROWS:
-        _fit_anticipation(texts, adaptation, pools)
+        adaptation = _with_anticipation(texts, settings, adaptation, pools)
     return adaptation
 
 
-def _runs(texts: Texts, base: Decoded, pools: list[Tensor] | None) -> list[Decoded]:
-    return [base if factor == 1 else texts.decode(factor, pools) for factor in FACTORS]
+def _runs(texts: Texts, settings: SiteSettings, base: Decoded, pools: list[Tensor] | None) -> list[Decoded]:
+    return [base if factor == 1 else texts.decode(settings, factor, pools) for factor in FACTORS]
 
 
 def _price_of_bytes(runs: list[Decoded]) -> float:
@@ -89,25 +93,30 @@ def _price_of_bytes(runs: list[Decoded]) -> float:
     return max(divergence, 0.0) / max(read, 1e-9)
 
 
-def _fit_reanalysis(texts: Texts, adaptation: Adaptation, runs: list[Decoded], pools: list[Tensor]) -> None:
-    """Set the load that opens the pool: of a few shares of tokens, the one that is most worth its bytes."""
+def _with_reanalysis(
+    texts: Texts, settings: SiteSettings, adaptation: Adaptation, runs: list[Decoded], pools: list[Tensor]
+) -> Adaptation:
+    """With a load that opens the pool: of a few shares of tokens, the one that is worth its bytes most."""
     price = _price_of_bytes(runs)
     best = float("inf")
-    chosen = adaptation.opened
+    chosen = adaptation
     for share in _REANALYSIS_SHARES:
         load = torch.quantile(adaptation.load.flatten().double(), 1 - share).float()
         opened = adaptation.load >= load
-        decoded = texts.decode(adaptation.scale, pools, opened)
+        decoded = texts.decode(settings, adaptation.scale, pools, opened)
         worth = float((decoded.divergence + price * decoded.read).mean(dtype=torch.float64))
         if worth < best:
-            best, chosen, adaptation.load_map.reanalysis_load = worth, opened, load
-    adaptation.opened = chosen
+            best = worth
+            chosen = replace(adaptation, opened=opened, load_map=replace(adaptation.load_map, reanalysis_load=load))
+    return chosen
 
 
-def _fit_anticipation(texts: Texts, adaptation: Adaptation, pools: list[Tensor] | None) -> None:
-    """Set the sparsity's one anticipation: of the probes of a few early layers, the one whose map saves most."""
-    sparsity, layers = texts.sparsity, len(texts.layers)
-    best_gain, best = 0.0, list[Anticipation]()
+def _with_anticipation(
+    texts: Texts, settings: SiteSettings, adaptation: Adaptation, pools: list[Tensor] | None
+) -> Adaptation:
+    """With an anticipation, if any helps: of the probes of a few early layers, the one whose map saves most."""
+    layers = len(texts.layers)
+    best = replace(adaptation, gains=adaptation.gains | {"anticipation": 0.0})
     for layer in sorted({0, layers // 6, layers // 3}):
         inputs: list[Tensor] = []
 
@@ -115,21 +124,23 @@ def _fit_anticipation(texts: Texts, adaptation: Adaptation, pools: list[Tensor] 
             if index == layer:
                 inputs.append(x.clone())
 
-        sparsity.anticipations = []
-        base = texts.decode(adaptation.scale, pools, adaptation.opened, adaptation.load, take)
+        base = texts.decode(settings, adaptation.scale, pools, adaptation.opened, adaptation.load, take)
         features = torch.cat([torch.cat(inputs), adaptation.load.unsqueeze(-1)], dim=-1).double()
         weight, bias, predicted, explained = fit_probe(features, log_divergence(base.divergence))
         runs = []
         for factor in FACTORS:
-            sparsity.anticipations = [_constant(layer, features.shape[-1] - 1, factor)]
-            runs.append(base if factor == 1 else adaptation.decode(texts, pools))
+            tried = replace(adaptation, anticipations=(_constant(layer, features.shape[-1] - 1, factor),))
+            runs.append(base if factor == 1 else tried.decode(texts, settings, pools))
         fit = fit_scale_map(predicted.numpy(), knots_of(predicted), runs)
-        if fit.gain > best_gain:
-            best_gain, adaptation.anticipation_r2 = fit.gain, explained
+        if fit.gain > best.gains["anticipation"]:
             probe = weight[:-1].float(), weight[-1].float(), bias.float()
-            best = [Anticipation(layer, *probe, to_float(fit.knots), to_float(fit.factors))]
-    sparsity.anticipations = best
-    adaptation.gains["anticipation"] = best_gain
+            best = replace(
+                adaptation,
+                anticipations=(Anticipation(layer, *probe, to_float(fit.knots), to_float(fit.factors)),),
+                gains=adaptation.gains | {"anticipation": fit.gain},
+                anticipation_r2=explained,
+            )
+    return best
 
 
 def _constant(layer: int, width: int, factor: float) -> Anticipation:

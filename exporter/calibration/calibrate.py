@@ -1,8 +1,7 @@
 """Calibration of thresholds, pools and their adaptation, for a cost, a sparsity or an error budget."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from clada.exporter.calibration.goal import Goal
 from clada.exporter.calibration.policies import POLICIES
 from clada.exporter.calibration.selection import pools_of, select
 from clada.exporter.defaults import BYTES, BYTES_POLICY, NEURONS_POLICY, TARGET_SPARSITY
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.hooks import registered
-from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity
+from clada.exporter.model.steering import SiteSettings
 
 # How much looser and tighter, in logarithm, the thresholds may get once everything else is fitted: what compensation
 # gives back makes later layers more active.
@@ -102,10 +101,10 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Result of a calibration; thresholds, compensation and anticipations are in the model's Sparsity.
+    """The outcome, and what was measured with it.
 
     Args:
-        load_map: Constants of the load signal.
+        calibrated: The constants of the graph.
         pools: Policy of the pools; None where every neuron may be used.
         layers: Calibration of each layer.
         divergence: KL divergence of the output from the dense model's, nats per token.
@@ -118,7 +117,7 @@ class Calibration:
         anticipation_r2: Share of the variance of a token's log divergence that the probe explains on such text.
     """
 
-    load_map: LoadMap
+    calibrated: Calibrated
     pools: PoolPolicy | None
     layers: list[LayerCalibration]
     divergence: float
@@ -135,41 +134,44 @@ def prompt_tokens(row_tokens: int) -> int:
     return row_tokens // 4
 
 
-def _compensate(texts: Texts, sparsity: Sparsity, decode: Callable[..., Decoded]) -> None:
-    """Set the compensation: the mean over decoded tokens of each layer's dropped output, as it is steered."""
+def _compensation(texts: Texts, settings: SiteSettings, pools: list[Tensor] | None) -> tuple[Tensor, ...]:
+    """The mean over decoded tokens of the output f32[D] that each layer leaves out with these settings and pools."""
     width = texts.layers[0].outward.shape[1]
     sums = [torch.zeros(width, dtype=torch.float64) for _ in texts.layers]
-    sparsity.compensation = [torch.zeros(width) for _ in texts.layers]
 
     def add(layer: Any, args: tuple[Tensor, ...], y: Tensor) -> None:
         missing = layer.dense(args[0].reshape(-1, width)) - y.reshape(-1, width)
-        scale = sparsity.scale
+        scale = layer.current.steering.scale
         assert isinstance(scale, Tensor)
         sums[layer.index] += missing[scale.flatten() > 0].double().sum(0)
 
     with registered(layer.register_forward_hook(add) for layer in texts.layers):
-        decode()
-    sparsity.compensation = [(total / texts.decoded_tokens).float() for total in sums]
+        texts.decode(settings, pools=pools)
+    return tuple((total / texts.decoded_tokens).float() for total in sums)
 
 
-def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationConfig) -> Calibration:
-    """Calibrate a patched model: choose its thresholds, pools and adaptation, and set them.
+def _tightened(settings: SiteSettings, logarithm: float) -> SiteSettings:
+    """Settings whose thresholds are multiplied by a factor, given by its logarithm."""
+    factor = math.exp(logarithm)
+    scaled = ((threshold.double() * factor).clamp(max=_LARGEST).float() for threshold in settings.thresholds)
+    return replace(settings, thresholds=tuple(scaled))
+
+
+def calibrate(model: Any, rows: Tensor, config: CalibrationConfig) -> Calibration:
+    """Choose what makes a patched model sparse.
 
     Args:
         model: A causal LM after `sparsify`, in float32.
-        sparsity: Its state; its thresholds, compensation and anticipations are replaced.
         rows: i64[N, S] calibration tokens.
         config: Goal of the calibration.
 
     Returns:
-        The load signal's constants, how pools are chosen, and what was measured.
+        The constants of the graph, how pools are chosen, and what was measured.
 
     Raises:
         CladaError: The policy cannot reach the goal.
     """
     policy, goal = config.rules, config.goal
-    sparsity.thresholds[:] = [torch.zeros_like(t) for t in sparsity.thresholds]
-    sparsity.compensation, sparsity.anticipations = [], []
     with tqdm(total=5, desc="calibrating", leave=False, disable=None) as bar:
 
         def step(what: str) -> None:
@@ -177,37 +179,35 @@ def calibrate(model: Any, sparsity: Sparsity, rows: Tensor, config: CalibrationC
             bar.update()
 
         step("dense model")
-        texts = Texts(model, sparsity, rows, prompt_tokens(rows.shape[1]))
+        texts = Texts(model, rows, prompt_tokens(rows.shape[1]))
         step("thresholds and pools")
-        pool_policy = select(texts, policy, goal)
-        pools = pools_of(pool_policy, texts)
+        thresholds, pool_policy = select(texts, policy, goal)
+        settings, pools = SiteSettings(thresholds), pools_of(pool_policy, texts)
         if policy.compensation:
             step("compensation")
-            _compensate(texts, sparsity, lambda: texts.decode(pools=pools))
+            settings = replace(settings, compensation=_compensation(texts, settings, pools))
         step("adaptation")
-        adaptation = adapt(texts, policy, pools)
+        adaptation = adapt(texts, settings, policy, pools)
         step("goal")
-        decoded = adaptation.decode(texts, pools)
         if policy.thresholds:
-            chosen = list(sparsity.thresholds)
 
             def tightened(logarithm: float) -> Decoded:
-                sparsity.thresholds[:] = [
-                    (t.double() * math.exp(logarithm)).clamp(max=_LARGEST).float() for t in chosen
-                ]
-                return adaptation.decode(texts, pools)
+                return adaptation.decode(texts, _tightened(settings, logarithm), pools)
 
-            decoded = tightened(goal.search(tightened, *_FACTORS))
+            settings = _tightened(settings, goal.search(tightened, *_FACTORS))
+        decoded = adaptation.decode(texts, settings, pools)
     active = decoded.active.double().mean((0, 1)).tolist()
     shares = [1.0] * len(active)
     if pool_policy is not None:
         shares = [size / layer.neurons for size, layer in zip(pool_policy.sizes, texts.layers, strict=True)]
     return Calibration(
-        load_map=adaptation.load_map,
+        calibrated=Calibrated(
+            settings.thresholds, settings.compensation, adaptation.anticipations, load_map=adaptation.load_map
+        ),
         pools=pool_policy,
         layers=[
             LayerCalibration(1 - kept, share, float(t.median()))
-            for kept, share, t in zip(active, shares, sparsity.thresholds, strict=True)
+            for kept, share, t in zip(active, shares, settings.thresholds, strict=True)
         ],
         divergence=float(decoded.divergence.mean(dtype=torch.float64)),
         agreement=float(decoded.agrees.double().mean()),

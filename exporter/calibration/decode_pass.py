@@ -1,14 +1,15 @@
 """Decode of whole texts in one pass: causal attention makes it equal to token by token, given the steering values."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clada.exporter.model.hooks import shown_inputs
-from clada.exporter.model.patch import Sparsity, sparse_layers
+from clada.exporter.model.patch import sparse_layers
+from clada.exporter.model.steering import SiteSettings, Steering, steered
 from clada.ops.sparse_ffn import read_fraction
 
 _LOGITS_IN_FLIGHT = 2**25  # elements; bounds the rows in a batch for a large vocabulary
@@ -43,14 +44,12 @@ class Texts:
 
     Args:
         model: A causal LM after `sparsify`, in float32.
-        sparsity: Its state.
         rows: i64[N, S] tokens.
         prompt_tokens: P; the tokens after them are decoded.
-        dense: Inputs of the output matrix in a dense pass, and scores of the prompts; computed where not given.
     """
 
-    def __init__(self, model: Any, sparsity: Sparsity, rows: Tensor, prompt_tokens: int) -> None:
-        self.model, self.sparsity, self.rows, self.prompt_tokens = model, sparsity, rows, prompt_tokens
+    def __init__(self, model: Any, rows: Tensor, prompt_tokens: int) -> None:
+        self.model, self.rows, self.prompt_tokens = model, rows, prompt_tokens
         self.layers = sparse_layers(model)
         size = max(1, min(16, _LOGITS_IN_FLIGHT // (model.config.vocab_size * rows.shape[1])))
         self.batches = list(rows.split(size))
@@ -60,13 +59,13 @@ class Texts:
         scores = []
         with torch.no_grad():
             for ids in self.batches:
-                with sparsity.steered(0.0), shown_inputs([self._head], lambda _, x: self._before_head.append(x)):
+                with steered(model), shown_inputs([self._head], lambda _, x: self._before_head.append(x)):
                     model(input_ids=ids, use_cache=False)
             for ids in self.batches:
                 # A scale for each token: some families flatten rows, and a score is of a row.
-                with sparsity.steered(torch.zeros(len(ids), prompt_tokens)):
+                with steered(model, Steering(scale=torch.zeros(len(ids), prompt_tokens))) as trace:
                     model(input_ids=ids[:, :prompt_tokens], use_cache=False, logits_to_keep=1)
-                scores.append(list(sparsity.score))
+                scores.append(list(trace.score.values()))
         self.prompt_scores = [torch.cat(parts) for parts in zip(*scores, strict=True)]
 
     @property
@@ -77,7 +76,7 @@ class Texts:
     def first(self, tokens: int) -> "Texts":
         """First rows, with about this many tokens; at least one row."""
         rows = self.rows[: max(1, tokens // self.rows.shape[1])]
-        return self if len(rows) == len(self.rows) else Texts(self.model, self.sparsity, rows, self.prompt_tokens)
+        return self if len(rows) == len(self.rows) else Texts(self.model, rows, self.prompt_tokens)
 
     @torch.no_grad()
     def _log_probabilities(self, batch: int) -> Tensor:
@@ -98,21 +97,23 @@ class Texts:
             def show(index: int, x: Tensor, shape: tuple[int, ...] = tuple(ids.shape)) -> None:
                 take(index, x.reshape(*shape, -1)[:, self.prompt_tokens :])
 
-            with self.sparsity.steered(0.0), shown_inputs(self.layers, show):
+            with steered(self.model), shown_inputs(self.layers, show):
                 self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
     @torch.no_grad()
     def decode(
         self,
+        settings: SiteSettings,
         scale: Tensor | float = 1.0,
         pools: list[Tensor] | None = None,
         opened: Tensor | None = None,
         load: Tensor | None = None,
         take: Callable[[int, Tensor], None] | None = None,
     ) -> Decoded:
-        """Decode every row, with the sparsity's thresholds, compensation and anticipations.
+        """Decode every row.
 
         Args:
+            settings: The rule that layers follow.
             scale: f32[N, T] or one for all.
             pools: bool[N, F] for each layer; None for all neurons.
             opened: bool[N, T], the tokens that may use all neurons; None for none.
@@ -131,26 +132,26 @@ class Texts:
             # Every token by itself, [B * S, 1, D]: a pool is then a token's own.
             full = torch.zeros(b, s)
             full[:, start:] = token_scale[rows]
-            steering: dict[str, Any] = {"scale": full.reshape(-1, 1)}
+            steering = Steering(settings, scale=full.reshape(-1, 1))
             if load is not None:
                 full_load = torch.zeros(b, s)
                 full_load[:, start:] = load[rows]
-                steering["load"] = full_load.reshape(-1, 1)
+                steering = replace(steering, load=full_load.reshape(-1, 1))
             allowed = [torch.full((b, t), layer.neurons) for layer in self.layers]
             if pools is not None:
                 free = torch.ones(b, s, 1, dtype=torch.bool)
                 free[:, start:, 0] = False if opened is None else opened[rows]
                 masks = [pool[rows].unsqueeze(1) | free for pool in pools]
                 allowed = [mask[:, start:].sum(-1) for mask in masks]
-                steering["pools"] = [mask.flatten(0, 1) for mask in masks]
+                steering = replace(steering, pools=[mask.flatten(0, 1) for mask in masks])
 
             def show(layer: int, x: Tensor, shape: tuple[int, ...] = (b, s, -1)) -> None:
                 if take is not None:
                     take(layer, x.reshape(shape)[:, start:])
 
-            with self.sparsity.steered(**steering), shown_inputs(self.layers, show):
+            with steered(self.model, steering) as trace, shown_inputs(self.layers, show):
                 logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=t + 1).logits
-            active = [kept.reshape(b, s)[:, start:] for kept in self.sparsity.active]
+            active = [kept.reshape(b, s)[:, start:] for kept in trace.active.values()]
             parts.append(self._compared(index, ids, logits, allowed, active))
         return Decoded(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Decoded)))
 

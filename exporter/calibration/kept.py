@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,8 @@ from clada.contract.pool import PoolPolicy
 from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig
 from clada.exporter.calibration.price_file import tensors_hash
 from clada.exporter.model.anticipation import from_named, named_tensors
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity
 from clada.exporter.quantization.quantize import Packed, QuantizationConfig, Quantized
 
 _SUFFIX = ".calibration.safetensors"
@@ -51,7 +51,7 @@ def calibration_key(
     return tensors_hash(json.dumps(settings, sort_keys=True), {"rows": rows, **model.state_dict()})
 
 
-def _indexed(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:
+def _indexed(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{n}": tensor for n, tensor in enumerate(tensors)}
 
 
@@ -74,31 +74,29 @@ def _packed(prefix: str, tensors: Mapping[str, Tensor], bits: int) -> dict[str, 
     return {name: Packed(tensors[f"{prefix} {name} codes"], tensors[f"{prefix} {name} scales"], bits) for name in names}
 
 
-def keep_calibration(
-    path: Path, key: str, calibration: Calibration, sparsity: Sparsity, quantized: Quantized | None
-) -> None:
+def keep_calibration(path: Path, key: str, calibration: Calibration, quantized: Quantized | None) -> None:
     """Write a calibration, and the weights that were quantised before it, to a file.
 
     Args:
         path: See `kept_path`.
         key: See `calibration_key`.
         calibration: Result of the calibration.
-        sparsity: The rest of what came of it.
         quantized: The packed weights; None where nothing is quantised.
 
     Raises:
         CladaError: The file cannot be written.
     """
-    tensors = _indexed("threshold", sparsity.thresholds) | _indexed("compensation", sparsity.compensation)
+    calibrated, load_map = calibration.calibrated, calibration.calibrated.load_map
+    tensors = _indexed("threshold", calibrated.thresholds) | _indexed("compensation", calibrated.compensation)
     for name in _LOAD_MAP:
-        value = getattr(calibration.load_map, name)
+        value = getattr(load_map, name)
         if value is not None:
             tensors[name] = value
     values: dict[str, Any] = {name: getattr(calibration, name) for name in _MEASURED}
     values["layers"] = [asdict(layer) for layer in calibration.layers]
-    values["surprisal_weight"] = calibration.load_map.surprisal_weight
-    values["anticipations"] = [anticipation.site for anticipation in sparsity.anticipations]
-    tensors |= named_tensors(sparsity.anticipations)
+    values["surprisal_weight"] = load_map.surprisal_weight
+    values["anticipations"] = [anticipation.site for anticipation in calibrated.anticipations]
+    tensors |= named_tensors(calibrated.anticipations)
     pools = calibration.pools
     if pools is not None:
         # JSON has no infinity.
@@ -115,13 +113,12 @@ def keep_calibration(
     write(path, safetensors.torch.save({name: t.clone().contiguous() for name, t in tensors.items()}, metadata))
 
 
-def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibration, Quantized | None] | None:
-    """Read a kept calibration, and set it.
+def take_calibration(path: Path, key: str) -> tuple[Calibration, Quantized | None] | None:
+    """Read a calibration that was kept.
 
     Args:
         path: See `kept_path`.
         key: See `calibration_key`.
-        sparsity: Of the model that was calibrated; its thresholds, compensation and anticipations are replaced.
 
     Returns:
         The calibration and the packed weights; None where there is none, or it is damaged or of something else.
@@ -139,9 +136,6 @@ def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibrat
     if tensors_hash(metadata.get(_VALUES, ""), tensors) != metadata.get(_CONTENT):
         return None
     values = json.loads(metadata[_VALUES])
-    sparsity.thresholds[:] = _listed("threshold", tensors)
-    sparsity.compensation = _listed("compensation", tensors)
-    sparsity.anticipations = from_named(values["anticipations"], tensors.__getitem__)
     pools = None
     if "pools" in values:
         sizes, prior_tokens = values["pools"]
@@ -152,11 +146,17 @@ def take_calibration(path: Path, key: str, sparsity: Sparsity) -> tuple[Calibrat
         bits, block_size, count = values["quantized"]
         layers = [_packed(f"layer {n}", tensors, bits) for n in range(count)]
         quantized = Quantized(bits, block_size, layers, _packed("linear", tensors, bits))
-    calibration = Calibration(
+    calibrated = Calibrated(
+        tuple(_listed("threshold", tensors)),
+        tuple(_listed("compensation", tensors)),
+        from_named(values["anticipations"], tensors.__getitem__),
         load_map=LoadMap(
             **{name: tensors[name] for name in _LOAD_MAP if name in tensors},
             surprisal_weight=values["surprisal_weight"],
         ),
+    )
+    calibration = Calibration(
+        calibrated=calibrated,
         pools=pools,
         layers=[LayerCalibration(**layer) for layer in values["layers"]],
         **{name: values[name] for name in _MEASURED},

@@ -71,7 +71,7 @@ class PriceCalibration:
     tokens: int
     prompt_tokens: int
     gains: dict[str, float]
-    anticipations: list[Anticipation]
+    anticipations: Sequence[Anticipation]
     explained: list[float]
 
 

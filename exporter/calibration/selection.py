@@ -12,6 +12,7 @@ from clada.exporter.calibration.decode_pass import Decoded, Texts
 from clada.exporter.calibration.goal import Goal
 from clada.exporter.calibration.plan import CostHistogram, Plan, level_of, plan, predicted_cost, threshold
 from clada.exporter.calibration.sensitivity import sensitivities
+from clada.exporter.model.steering import SiteSettings
 from clada.ops.sparse_ffn import weight_matrices
 
 _PRIOR_TOKENS = (0.0, 8.0, 32.0, 128.0, 512.0, float("inf"))
@@ -99,37 +100,40 @@ def _fit_prior_tokens(texts: Texts, measured: Measured, planned: Plan, price: fl
     return max(_PRIOR_TOKENS, key=kept)
 
 
-def _set(texts: Texts, measured: Measured, levels: list[float]) -> None:
-    texts.sparsity.thresholds[:] = [
-        threshold(level, importance) for level, importance in zip(levels, measured.importance, strict=True)
-    ]
+def _thresholds(measured: Measured, levels: list[float]) -> tuple[Tensor, ...]:
+    return tuple(threshold(level, importance) for level, importance in zip(levels, measured.importance, strict=True))
 
 
-def select(texts: Texts, policy: Policy, goal: Goal) -> PoolPolicy | None:
-    """Set the thresholds, and return the policy of the pools; None where every neuron may be used.
+def select(texts: Texts, policy: Policy, goal: Goal) -> tuple[tuple[Tensor, ...], PoolPolicy | None]:
+    """Choose which neurons a token computes.
+
+    Returns:
+        Thresholds f32[F] of each layer, and how pools are chosen; None where every neuron may be used.
 
     Raises:
         CladaError: The policy cannot reach the goal.
     """
+    zeros = tuple(torch.zeros(layer.neurons) for layer in texts.layers)
     if not policy.thresholds and not policy.pool:
-        return None
+        return zeros, None
     measured = measure(texts, policy)
     few = texts.first(_SEARCH_TOKENS)
     if policy.thresholds == "activation":
 
-        def at_sparsity(sparsity: float) -> Decoded:
-            _set(few, measured, [level_of(histogram, 1 - sparsity) for histogram in measured.histograms])
-            return few.decode()
+        def of_sparsity(sparsity: float) -> tuple[Tensor, ...]:
+            return _thresholds(measured, [level_of(histogram, 1 - sparsity) for histogram in measured.histograms])
 
-        at_sparsity(goal.search(at_sparsity, 0.0, 0.999))
-        return None
+        found = goal.search(lambda sparsity: few.decode(SiteSettings(of_sparsity(sparsity))), 0.0, 0.999)
+        return of_sparsity(found), None
     if not policy.thresholds:
 
         def of_share(share: float) -> PoolPolicy:
             return pool_policy(measured, [share] * len(texts.layers), policy.pool, _FIRST_PRIOR_TOKENS)
 
-        dropped = goal.search(lambda x: few.decode(pools=pools_of(of_share(1 - x), few)), 0.0, 0.999)
-        return of_share(1 - dropped)
+        def at_dropped(dropped: float) -> Decoded:
+            return few.decode(SiteSettings(zeros), pools=pools_of(of_share(1 - dropped), few))
+
+        return zeros, of_share(1 - goal.search(at_dropped, 0.0, 0.999))
 
     matrices = weight_matrices(texts.layers[0].op)
 
@@ -140,11 +144,10 @@ def select(texts: Texts, policy: Policy, goal: Goal) -> PoolPolicy | None:
 
     def at_price(price: float) -> Decoded:
         chosen = planned(price)
-        _set(few, measured, chosen.levels)
         pools = None
         if policy.pool:
             pools = pools_of(pool_policy(measured, chosen.pool_shares, policy.pool, _FIRST_PRIOR_TOKENS), few)
-        return few.decode(pools=pools)
+        return few.decode(SiteSettings(_thresholds(measured, chosen.levels)), pools=pools)
 
     low, high = _PRICES
     if goal.name == "ffn_cost":
@@ -155,10 +158,10 @@ def select(texts: Texts, policy: Policy, goal: Goal) -> PoolPolicy | None:
         low, high = low - _AROUND, high + _AROUND
     price = goal.search(at_price, low, high)
     chosen = planned(price)
-    _set(texts, measured, chosen.levels)
+    thresholds = _thresholds(measured, chosen.levels)
     if not policy.pool:
-        return None
+        return thresholds, None
     prior_tokens = _FIRST_PRIOR_TOKENS
     if policy.pool == "blended":
         prior_tokens = _fit_prior_tokens(texts, measured, chosen, np.exp(price) * (matrices - 1))
-    return pool_policy(measured, chosen.pool_shares, policy.pool, prior_tokens)
+    return thresholds, pool_policy(measured, chosen.pool_shares, policy.pool, prior_tokens)

@@ -1,5 +1,6 @@
 """Decoder module to trace: a patched model with flat inputs, its load signal and its telemetry."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from transformers import DynamicCache
 
 from clada.exporter.graph.ort_attention import BufferCache
 from clada.exporter.model.anticipation import Anticipation
-from clada.exporter.model.patch import Sparsity
+from clada.exporter.model.calibrated import Calibrated
+from clada.exporter.model.sparse_sites import check_fits
+from clada.exporter.model.steering import SiteSettings, Steering, Trace, steered
 from clada.ops import LOAD_SIGNAL, graph_names
 from clada.ops.torch import torch_op
 
@@ -18,19 +21,25 @@ class Decoder(nn.Module):
 
     With `in_place_cache` it is for one text that is not padded, its keys and values are buffers with room for what is
     yet to come, `attention_mask` may be longer than the text, and it can be traced only, within `in_place_attention`.
+
+    Args:
+        model: A patched causal LM.
+        calibrated: Values of the graph. Its tensors are arguments of `forward`; read here is only what is none: the
+            weight of surprisal, and the sites of anticipations.
+        all_logits: Give logits for all positions, not only the last.
+        in_place_cache: See above.
+
+    Raises:
+        CladaError: The calibrated values do not fit the model.
     """
 
     def __init__(
-        self,
-        model: Any,
-        sparsity: Sparsity,
-        surprisal_weight: float,
-        all_logits: bool = False,
-        in_place_cache: bool = False,
+        self, model: Any, calibrated: Calibrated, all_logits: bool = False, in_place_cache: bool = False
     ) -> None:
         super().__init__()
-        self.model, self.sparsity = model, sparsity
-        self.surprisal_weight, self.all_logits, self.in_place_cache = surprisal_weight, all_logits, in_place_cache
+        check_fits(model, calibrated)
+        self.model, self.calibrated = model, calibrated
+        self.all_logits, self.in_place_cache = all_logits, in_place_cache
 
     def forward(
         self,
@@ -61,15 +70,15 @@ class Decoder(nn.Module):
             effort: f32[B], the factor on a text's thresholds; none where neurons are skipped.
             pools: bool[B, F] for each layer; none where inputs are skipped.
             past: Keys and values T[B, H, P, d] for each layer.
-            thresholds: See Sparsity.
+            thresholds: See Calibrated.
             surprisal_knots: See LoadMap, as are the following.
             entropy_knots: See LoadMap.
             scale_knots: See LoadMap.
             reanalysis_load: That of LoadMap, or none.
-            compensation: See Sparsity.
-            anticipation: The tensors of all of Sparsity's, one's after another's.
+            compensation: See Calibrated.
+            anticipation: The tensors of all of Calibrated's, one's after another's.
             token_scale: The table of LoadMap, or none.
-            row_share: That of Sparsity, or none.
+            row_share: That of Calibrated, or none.
 
         Returns:
             Logits T[B, 1, V] (or [B, S, V]), keys and values for each layer, scores f32[B, F] for each layer that skips
@@ -77,7 +86,12 @@ class Decoder(nn.Module):
             inputs are skipped, the share f32[B] of all weights that was read.
         """
         scale, load, surprisal, entropy = torch_op(LOAD_SIGNAL)(
-            past_logits, input_ids[:, -1], surprisal_knots, entropy_knots, scale_knots, self.surprisal_weight
+            past_logits,
+            input_ids[:, -1],
+            surprisal_knots,
+            entropy_knots,
+            scale_knots,
+            self.calibrated.load_map.surprisal_weight,
         )
         for table in token_scale:
             scale = table[input_ids[:, -1]]
@@ -99,37 +113,24 @@ class Decoder(nn.Module):
         for least in reanalysis_load:
             pool_open = is_prefill | (load >= least).unsqueeze(1)
 
-        logits, present = self.run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past,
+        settings = SiteSettings(tuple(thresholds), tuple(compensation), self._anticipations(anticipation))
+        steering = Steering(
+            settings,
             scale=scales,
             pools=[pool | pool_open for pool in pools] or None,
-            thresholds=thresholds,
-            compensation=compensation,
-            anticipations=self._anticipations(anticipation),
             load=load.unsqueeze(1).expand(input_ids.shape),
         )
-        active = self._active_of_last()
+        logits, present, trace = self.run(input_ids, attention_mask, position_ids, past, steering)
+        active = _active_of_last(list(trace.active.values()), by_input=bool(row_share))
         read = [share @ active.float() for share in row_share]
-        return logits, present, list(self.sparsity.score), load, surprisal, entropy, active, read
+        return logits, present, list(trace.score.values()), load, surprisal, entropy, active, read
 
-    def _active_of_last(self) -> Tensor:
-        """Number i32[L, B] of neurons or inputs that each site kept at the last position."""
-        sites = self.sparsity.active
-        # One slice for all sites of as many tokens, not one each; the output matrix may have been given one alone.
-        apart = sites[-1:] if self.sparsity.row_share is not None else []
-        together = sites[: len(sites) - len(apart)]
-        groups = [torch.cat(group)[:, -1].unflatten(0, (len(group), -1)) for group in (together, apart) if group]
-        return torch.cat(groups) if apart else groups[0]
-
-    def _anticipations(self, tensors: list[Tensor]) -> list[Anticipation]:
+    def _anticipations(self, tensors: list[Tensor]) -> tuple[Anticipation, ...]:
         each = len(graph_names.ANTICIPATION)
-        return [
+        return tuple(
             Anticipation(calibrated.site, *tensors[each * n : each * (n + 1)])
-            for n, calibrated in enumerate(self.sparsity.anticipations)
-        ]
+            for n, calibrated in enumerate(self.calibrated.anticipations)
+        )
 
     def run(
         self,
@@ -137,11 +138,11 @@ class Decoder(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor,
         past: list[tuple[Tensor, Tensor]],
-        **steering: Any,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run the model alone: arguments and results as of `forward`, and the values for `Sparsity.steered`."""
+        steering: Steering,
+    ) -> tuple[Tensor, list[Tensor], Trace]:
+        """The model alone, steered so: other arguments, logits, keys and values as of `forward`, and the trace."""
         cache: Any = BufferCache(past, attention_mask, position_ids) if self.in_place_cache else DynamicCache(past)
-        with self.sparsity.steered(last_only=not self.all_logits, **steering):
+        with steered(self.model, replace(steering, last_only=not self.all_logits)) as trace:
             logits: Tensor = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -151,4 +152,13 @@ class Decoder(nn.Module):
                 logits_to_keep=0 if self.all_logits else 1,
                 **({"buffers": cache} if self.in_place_cache else {}),
             ).logits
-        return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)], trace
+
+
+def _active_of_last(sites: list[Tensor], by_input: bool) -> Tensor:
+    """i32[L, B], how much each site kept of the last position, of i32[B, S] each."""
+    # One slice for all sites of as many tokens, not one each; the output matrix may have been given one alone.
+    apart = sites[-1:] if by_input else []
+    together = sites[: len(sites) - len(apart)]
+    groups = [torch.cat(group)[:, -1].unflatten(0, (len(group), -1)) for group in (together, apart) if group]
+    return torch.cat(groups) if apart else groups[0]

@@ -8,27 +8,25 @@ import torch
 
 from clada.contract.pool import PoolPolicy, choose_pools, overdue, update_pools
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import constants, first_step, next_step
-from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity
+from clada.exporter.graph.steps import first_step, next_step
+from clada.exporter.model.calibrated import Calibrated
 
 
 @torch.no_grad()
 def greedy_tokens(
-    model: Any, sparsity: Sparsity, load_map: LoadMap, pools: PoolPolicy | None, prompt: Sequence[int], count: int
+    model: Any, calibrated: Calibrated, pools: PoolPolicy | None, prompt: Sequence[int], count: int
 ) -> list[int]:
     """Generate with the patched model in PyTorch alone: prefill dense, decode sparse, greedy.
 
     Args:
         model: A causal LM after `sparsify`.
-        sparsity: Its state, with the calibrated values.
-        load_map: Constants of the load signal.
+        calibrated: The values of its graph.
         pools: Policy of its pools; None where every neuron may be used.
         prompt: Token ids.
         count: Number of tokens to generate.
     """
-    decoder = Decoder(model, sparsity, load_map.surprisal_weight)
-    values = constants(sparsity, load_map)
+    decoder, values = Decoder(model, calibrated), calibrated.tensors()
+    reanalysis_load = calibrated.load_map.reanalysis_load
     ids = torch.tensor([list(prompt)])
     step = first_step(model, ids, torch.ones_like(ids))
     logits, present, score, load, *_ = decoder(**step, **values)
@@ -41,9 +39,9 @@ def greedy_tokens(
         step = next_step(step, torch.tensor([tokens[-1:]]), logits, present)
         due = np.zeros(1, np.bool_)
         if chosen is not None:
-            due = overdue(chosen, load_map.reanalysis_load.item())
+            due = overdue(chosen, reanalysis_load.item())
             step["pools"] = [torch.from_numpy(mask | due[:, None]) for mask in chosen.masks]
         logits, present, score, load, *_ = decoder(**step, **values)
         if pools and chosen:
-            opened = due | (load >= load_map.reanalysis_load).numpy()
+            opened = due | (load >= reanalysis_load).numpy()
             update_pools(pools, chosen, [s.numpy() for s in score], opened, np.ones(1, np.bool_))

@@ -1,4 +1,4 @@
-"""Inputs of Decoder.forward, step by step, and the calibrated constants that go with them."""
+"""Inputs of Decoder.forward, step by step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity, sparse_layers
+from clada.exporter.model.patch import sparse_layers
 from clada.exporter.model.sparse_products import sparse_products
-from clada.ops import graph_names
 
 
 @dataclass(frozen=True)
@@ -71,29 +69,3 @@ def next_step(step: dict[str, Any], tokens: Tensor, logits: Tensor, present: lis
         "past_logits": logits[:, -1],
         "past": list(zip(present[::2], present[1::2], strict=True)),
     }
-
-
-def constants(sparsity: Sparsity, load_map: LoadMap) -> dict[str, Any]:
-    """Calibrated arguments of Decoder.forward."""
-    return {
-        "thresholds": list(sparsity.thresholds),
-        graph_names.SURPRISAL_KNOTS: load_map.surprisal_knots,
-        graph_names.ENTROPY_KNOTS: load_map.entropy_knots,
-        graph_names.SCALE_KNOTS: load_map.scale_knots,
-        graph_names.REANALYSIS_LOAD: [load_map.reanalysis_load] if sparsity.row_share is None else [],
-        "compensation": list(sparsity.compensation),
-        "anticipation": [tensor for probe in sparsity.anticipations for tensor in probe.tensors()],
-        graph_names.TOKEN_SCALE: [] if load_map.token_scale is None else [load_map.token_scale],
-        graph_names.ROW_SHARE: [] if sparsity.row_share is None else [sparsity.row_share],
-    }
-
-
-def constant_names(sparsity: Sparsity, load_map: LoadMap) -> list[str]:
-    """Names of the calibrated initializers, in the order of the tensors in `constants`."""
-    names = [graph_names.threshold(n) for n in range(len(sparsity.thresholds))]
-    names += [graph_names.SURPRISAL_KNOTS, graph_names.ENTROPY_KNOTS, graph_names.SCALE_KNOTS]
-    names += [graph_names.REANALYSIS_LOAD] if sparsity.row_share is None else []
-    names += [graph_names.compensation(n) for n in range(len(sparsity.compensation))]
-    names += [name for probe in sparsity.anticipations for name in graph_names.anticipation(probe.site)]
-    names += [] if load_map.token_scale is None else [graph_names.TOKEN_SCALE]
-    return names + ([] if sparsity.row_share is None else [graph_names.ROW_SHARE])

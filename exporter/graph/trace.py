@@ -21,9 +21,8 @@ from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.ort_attention import in_place_attention
 from clada.exporter.graph.rewrites import divide_by_roots, drop_reshapes
 from clada.exporter.graph.static_sizes import state_known_sizes
-from clada.exporter.graph.steps import constant_names, constants, random_step
-from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity
+from clada.exporter.graph.steps import random_step
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.rope import rope_by_length
 from clada.exporter.quantization.merged_products import merge_products
 from clada.exporter.quantization.packed import narrow, packed_weights
@@ -159,8 +158,7 @@ def check_opset(opset: int, quantized: bool = False) -> None:
 
 def trace(
     model: Any,
-    sparsity: Sparsity,
-    load_map: LoadMap,
+    calibrated: Calibrated,
     *,
     opset: int = DEFAULT_OPSET,
     all_logits: bool = False,
@@ -171,8 +169,7 @@ def trace(
 
     Args:
         model: A causal LM after `sparsify` or `sparsify_products`, in the dtype to export.
-        sparsity: Its state, with the calibrated thresholds.
-        load_map: The load signal's calibrated constants.
+        calibrated: The constants of the graph.
         opset: Version of the standard ops.
         all_logits: Give logits for all positions, not only the last.
         in_place_cache: For ONNX Runtime only and one text: keys and values are buffers that it writes into.
@@ -182,21 +179,22 @@ def trace(
         The ONNX model; its weights still share the torch model's memory.
 
     Raises:
-        CladaError: The opset is not supported, or the model's attention cannot keep its cache in place.
+        CladaError: The opset is not supported, the constants do not fit the model, or its attention cannot keep its
+            cache in place.
     """
     check_opset(opset, quantized is not None)
-    by_input = sparsity.row_share is not None
-    decoder = Decoder(model, sparsity, load_map.surprisal_weight, all_logits, in_place_cache).eval()
+    by_input = calibrated.row_share is not None
+    decoder = Decoder(model, calibrated, all_logits, in_place_cache).eval()
     # Sizes of 0 and 1 would be taken for constants: right for the batch where it is to be 1, and only there.
     step = random_step(model, batch=1 if in_place_cache else 2, sequence=3, past=5)
     layers = len(step["past"])
-    calibrated = constants(sparsity, load_map)
+    constants = calibrated.tensors()
     # No list of None: torch takes one for the axes of a single input, and with four layers' for another input's.
     fixed: dict[str, Any] = {
-        name: [{}] * len(value) if isinstance(value, list) else None for name, value in calibrated.items()
+        name: [{}] * len(value) if isinstance(value, list) else None for name, value in constants.items()
     }
-    names = constant_names(sparsity, load_map)
-    arguments = step | calibrated
+    names = calibrated.names()
+    arguments = step | constants
     attention = in_place_attention(model) if in_place_cache else nullcontext()
     with _quiet(), torch.no_grad(), packed_weights(model, quantized), rope_by_length(model), attention:
         if in_place_cache:
@@ -223,7 +221,7 @@ def trace(
     if in_place_cache:
         divide_by_roots(traced)
         drop_reshapes(traced)
-    values = [tensor for value in calibrated.values() for tensor in (value if isinstance(value, list) else [value])]
+    values = [tensor for value in constants.values() for tensor in (value if isinstance(value, list) else [value])]
     _bake(traced, dict(zip(names, values, strict=True)))
     _attach_functions(traced, opset)
     traced.producer_name, traced.graph.name = DOMAIN, str(model.config.model_type)

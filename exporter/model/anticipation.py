@@ -59,6 +59,6 @@ def named_tensors(anticipations: Iterable[Anticipation]) -> dict[str, Tensor]:
     }
 
 
-def from_named(sites: Iterable[int], tensor: Callable[[str], Tensor]) -> list[Anticipation]:
+def from_named(sites: Iterable[int], tensor: Callable[[str], Tensor]) -> tuple[Anticipation, ...]:
     """Create the anticipations at sites from tensors by name: see `named_tensors`."""
-    return [Anticipation(site, *map(tensor, graph_names.anticipation(site))) for site in sites]
+    return tuple(Anticipation(site, *map(tensor, graph_names.anticipation(site))) for site in sites)

@@ -8,7 +8,7 @@ from torch import Tensor
 NO_POOL = 2.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoadMap:
     """Calibrated constants of the load signal.
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clada.errors import CladaError
-from clada.exporter.model.patch import Sparsity, replace
+from clada.exporter.model.patch import replace
 from clada.exporter.model.products import Product, joined_weights
+from clada.exporter.model.steering import CurrentPass, SteeredModule
 from clada.ops import SPARSE_LINEAR, Op
 from clada.ops.torch import torch_op
 
@@ -25,23 +25,28 @@ class _Parts:
     outputs: Sequence[Tensor] = ()
 
 
-class SparseProduct(nn.Module):
+class SparseProduct(SteeredModule):
     """The linear layers of one input as one product that skips inputs.
 
     Args:
         index: Index of the product.
         product: The layers; their weights are copied.
-        sparsity: The state that its thresholds and scale come from.
+        current: The pass of the model that its thresholds and scale come from.
         is_output: Whether it is the output matrix, which may be given each text's last token alone.
     """
 
-    def __init__(self, index: int, product: Product, sparsity: Sparsity, is_output: bool) -> None:
-        super().__init__()
-        self.index, self.sparsity, self.is_output = index, sparsity, is_output
+    def __init__(self, index: int, product: Product, current: CurrentPass, is_output: bool) -> None:
+        super().__init__(current)
+        self.index, self.is_output = index, is_output
         self.widths = [linear.out_features for linear in product.linears]
         self.name, self.weight_names = product.name, list[str]()
         self.set_weights(SPARSE_LINEAR, {"w": joined_weights(product)})
         self._parts = _Parts()
+
+    @property
+    def inputs(self) -> int:
+        """D, the number of inputs."""
+        return int(self.get_parameter(self.weight_names[0]).shape[0])
 
     def set_weights(self, op: Op, weights: Mapping[str, Tensor], formats: Mapping[str, int] = _NO_FORMATS) -> None:
         """Set the op to compute by from here on, with its weights by input name, and its attributes, in order."""
@@ -64,14 +69,15 @@ class SparseProduct(nn.Module):
         return output
 
     def _computed(self, x: Tensor) -> Sequence[Tensor]:
-        shared = self.sparsity
-        scale = shared.scale_at(self.index, x, of_last=self.is_output and shared.last_only)
+        steering = self.current.steering
+        scale = self.current.scale_at(self.index, x, of_last=self.is_output and steering.last_only)
         tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
-        if shared.pools is not None:
-            tokens_first = torch.where(shared.pools[self.index].unsqueeze(1), tokens_first, 0)
+        if steering.pools is not None:
+            tokens_first = torch.where(steering.pools[self.index].unsqueeze(1), tokens_first, 0)
         weights = [self.get_parameter(name) for name in self.weight_names]
-        y, shared.active[self.index] = torch_op(self.op)(
-            tokens_first, *weights, shared.thresholds[self.index], scale, *self.formats.values()
+        threshold = self.current.threshold(self.index, self.inputs, x.device)
+        y, self.current.trace.active[self.index] = torch_op(self.op)(
+            tokens_first, *weights, threshold, scale, *self.formats.values()
         )
         whole = y.reshape(*x.shape[:-1], y.shape[-1])
         return whole.split(self.widths, dim=-1) if len(self.widths) > 1 else [whole]
@@ -96,42 +102,21 @@ def sparse_products(model: nn.Module) -> list[SparseProduct]:
     return [found[index] for index in sorted(found)]
 
 
-def sparsify_products(model: Any, products: Sequence[Product], thresholds: Sequence[Tensor] | None = None) -> Sparsity:
+def sparsify_products(model: Any, products: Sequence[Product]) -> None:
     """Replace a causal LM's linear layers, in place, by products that skip inputs.
 
-    One product of the model is in memory twice at a time. The model computes densely until the returned state's
-    `scale` is raised above 0.
+    One product of the model is in memory twice at a time. The model computes densely but where it is `steered`.
 
     Args:
         model: A causal LM.
         products: Its products, see `find_products`.
-        thresholds: f32[D] for each of them; zeros where not given.
-
-    Returns:
-        The state through which all products are steered and read.
-
-    Raises:
-        CladaError: The thresholds do not fit.
     """
-    if thresholds is None:
-        thresholds = [torch.zeros(product.inputs) for product in products]
-    for product, threshold in zip(products, thresholds, strict=True):
-        if threshold.shape != (product.inputs,) or threshold.dtype != torch.float32:
-            raise CladaError(
-                f"threshold of {product.name} is {threshold.dtype} {list(threshold.shape)}, "
-                f"expected torch.float32 [{product.inputs}]"
-            )
-    sparsity = Sparsity(
-        thresholds=list(thresholds),
-        row_share=row_shares(products),
-        active=[torch.empty(0)] * len(products),
-    )
+    current = CurrentPass()
     output = model.get_output_embeddings()
     for index, product in enumerate(products):
-        sparse = SparseProduct(index, product, sparsity, output in product.linears)
+        sparse = SparseProduct(index, product, current, output in product.linears)
         for part, (path, linear) in enumerate(zip(product.names, product.linears, strict=True)):
             replace(model, path, ProductPart(sparse, part, linear))
-    return sparsity
 
 
 def row_shares(products: Sequence[Product]) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from clada.exporter.model.hooks import shown_inputs
-from clada.exporter.model.patch import SparseLayer, Sparsity
+from clada.exporter.model.patch import SparseLayer
 from clada.exporter.model.products import Product, input_hooks
+from clada.exporter.model.steering import steered
 
 _ROWS_AT_A_TIME = 4
 
@@ -19,14 +20,11 @@ class _SeenError(Exception):
 
 
 @torch.no_grad()
-def input_moments(
-    model: Any, sparsity: Sparsity, rows: Tensor, owners: Iterable[nn.Module]
-) -> dict[tuple[nn.Module, bool], Tensor]:
+def input_moments(model: Any, rows: Tensor, owners: Iterable[nn.Module]) -> dict[tuple[nn.Module, bool], Tensor]:
     """Sum over tokens the products of inputs, in dense passes that end at the last owner.
 
     Args:
         model: A causal LM after `sparsify`.
-        sparsity: Its state.
         rows: i64[N, S] calibration tokens.
         owners: The modules whose inputs are meant, in the order in which they run.
 
@@ -53,7 +51,7 @@ def input_moments(
 
     with shown_inputs(owners, show):
         for ids in rows.split(_ROWS_AT_A_TIME):
-            with suppress(_SeenError), sparsity.steered(0.0):
+            with suppress(_SeenError), steered(model):
                 model(input_ids=ids, use_cache=False)
     return moments
 

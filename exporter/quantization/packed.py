@@ -69,7 +69,7 @@ def _packed_layer(layer: SparseLayer, matrices: dict[str, Packed], block_size: i
         else:
             weights[name] = layer.get_parameter(name).data
     formats = {"bits": next(iter(matrices.values())).bits, "block_size": block_size}
-    return SparseLayer(QUANTIZED_FFN[layer.op.name], layer.index, weights, layer.activation, layer.sparsity, formats)
+    return SparseLayer(QUANTIZED_FFN[layer.op.name], layer.index, weights, layer.activation, layer.current, formats)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from clada.errors import CladaError
 from clada.exporter.defaults import BLOCK_SIZE, METHOD, METHODS
-from clada.exporter.model.patch import SparseLayer, Sparsity, decoder_layers, sparse_layers
+from clada.exporter.model.patch import SparseLayer, decoder_layers, sparse_layers
 from clada.exporter.quantization.gptq import quantize_rows, round_inward, round_outward
 from clada.exporter.quantization.moments import input_moments
 from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
@@ -183,13 +183,12 @@ def round_embedding(model: Any) -> None:
 
 @torch.no_grad()
 def quantize_model(
-    model: Any, sparsity: Sparsity, rows: Tensor, config: QuantizationConfig, report: Callable[[str], None] = print
+    model: Any, rows: Tensor, config: QuantizationConfig, report: Callable[[str], None] = print
 ) -> Quantized:
     """Quantise a patched model in place; it computes with the dequantised weights from then on.
 
     Args:
         model: A causal LM after `sparsify`, in float32.
-        sparsity: Its state.
         rows: i64[N, S] calibration tokens; for "gptq".
         config: Options of the quantisation.
         report: Called with each line of progress.
@@ -205,7 +204,7 @@ def quantize_model(
     wrong = total = 0.0
     for group in tqdm(list(_groups(model)), desc="quantising", leave=False, disable=None):
         owners = dict.fromkeys(matrix.owner for matrix in group)
-        moments = input_moments(model, sparsity, rows, owners) if config.follows_text else {}
+        moments = input_moments(model, rows, owners) if config.follows_text else {}
         for matrix in group:
             packed = _packed(matrix, config, moments)
             values = packed.values()

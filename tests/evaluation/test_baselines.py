@@ -17,6 +17,7 @@ from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.text import read_texts, sample_file, token_rows
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparse_layers, sparsify
+from clada.exporter.model.steering import steered
 from clada.ops.torch import ACTIVATIONS
 from tests.conftest import DEMO_MODEL, HELDOUT
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, tiny_tokenizer, write_checkpoint
@@ -30,9 +31,10 @@ def calibration_rows(tokenizer, vocabulary, tokens, length):
 
 @pytest.fixture(scope="module")
 def demo():
-    """The demo model, patched, its state, and calibration rows."""
+    """The demo model, patched, and calibration rows."""
     model, tokenizer = load_model(str(DEMO_MODEL), torch.float32)
-    return model, sparsify(model), calibration_rows(tokenizer, model.config.vocab_size, 1024, 256)
+    sparsify(model)
+    return model, calibration_rows(tokenizer, model.config.vocab_size, 1024, 256)
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +49,30 @@ def demo_inputs(demo):
 @pytest.fixture(scope="module")
 def heldout(demo):
     """Text that was neither trained nor calibrated on."""
-    model, sparsity, _ = demo
+    model, _ = demo
     _, tokenizer = load_model(str(DEMO_MODEL), torch.float32)
     settings = EvaluationSettings(sequences=24, prompt_tokens=PROMPT, decode_tokens=128)
     rows = draw_rows(read_texts(HELDOUT), tokenizer, model.config.vocab_size, settings)
-    return Texts(model, sparsity, torch.tensor(rows), PROMPT)
+    return Texts(model, torch.tensor(rows), PROMPT)
 
 
 def tiny(family):
-    """A tiny patched model, its state, and calibration rows."""
+    """A tiny patched model, and calibration rows."""
     model = random_model(family)
-    return model, sparsify(model), calibration_rows(tiny_tokenizer(), VOCABULARY, 512, 64)
+    sparsify(model)
+    return model, calibration_rows(tiny_tokenizer(), VOCABULARY, 512, 64)
 
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_knob_at_zero_is_the_dense_model(family, name):
     """To the bit, and it reads everything, but for neurons that a ReLU has silenced."""
-    model, sparsity, rows = tiny(family)
-    thresholds = fit(name, calibration_texts(model, sparsity, rows))(0.0)
+    model, rows = tiny(family)
+    thresholds = fit(name, calibration_texts(model, rows))(0.0)
     row = rows[0].tolist()
-    with sparsity.steered(0.0):
+    with steered(model):
         dense = dense_logits(model, row[:-1])[PROMPT:]
-    reading = TorchSubject(model, sparsity, thresholds, name, {}, {}).read(row, PROMPT)
+    reading = TorchSubject(model, thresholds, name, {}, {}).read(row, PROMPT)
     np.testing.assert_array_equal(reading.logits, dense)
     if family == "llama":
         assert (reading.read_fraction == 1).all()
@@ -112,9 +115,9 @@ class PlainLayer:
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_rules_are_those_of_the_papers(family, name):
     """One layer, token by token: the values kept, of which matrices, and the output."""
-    model, sparsity, rows = tiny(family)
+    model, rows = tiny(family)
     layer = sparse_layers(model)[1]
-    thresholds = fit(name, calibration_texts(model, sparsity, rows))(0.4)[1]
+    thresholds = fit(name, calibration_texts(model, rows))(0.4)[1]
     assert list(thresholds) == (layer.matrices[-1:] if name == "tt" else layer.matrices)
     plain = PlainLayer(layer, name, thresholds)
     x = torch.randn(7, 48, generator=torch.Generator().manual_seed(0))
@@ -131,15 +134,15 @@ def test_rules_are_those_of_the_papers(family, name):
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_one_pass_is_what_decode_computes(family):
     """Token by token with a cache, the prompt dense: the same logits, bytes read and active neurons."""
-    model, sparsity, rows = tiny(family)
-    subject = baseline("wina", model, sparsity, rows, 0.4)
+    model, rows = tiny(family)
+    subject = baseline("wina", model, rows, 0.4)
     row = rows[1].tolist()
     reading = subject.read(row, PROMPT)
     cache, before = DynamicCache(), None
     with torch.no_grad():
         for start, stop in [(0, PROMPT), *((at, at + 1) for at in range(PROMPT, len(row) - 1))]:
             ids = torch.tensor([row[start:stop]])
-            with skipping(model, sparsity, subject.thresholds, torch.full(ids.shape, start > 0)) as counts:
+            with skipping(model, subject.thresholds, torch.full(ids.shape, start > 0)) as counts:
                 logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0, -1].numpy()
             if start:
                 np.testing.assert_allclose(reading.logits[start - PROMPT], logits, atol=1e-4)
@@ -218,8 +221,8 @@ def test_column_norms_help(demo_inputs):
 
 
 def test_relu_that_is_sparse_by_itself_stays_dense_under_tt():
-    model, sparsity, rows = tiny("opt")
-    subject = baseline("tt", model, sparsity, rows, 0.9)
+    model, rows = tiny("opt")
+    subject = baseline("tt", model, rows, 0.9)
     assert subject.info.calibration["cett"] == 0
     assert 0.1 < subject.info.calibration["ffn_cost"] < 0.9
 
@@ -232,7 +235,8 @@ def test_results_say_what_a_baseline_is(tmp_path):
     suite = prepare(model, tokenizer, HELDOUT, settings)
     dense = dense_logits(model, suite.rows[0])
     rows = calibration_rows(tokenizer, VOCABULARY, 512, 64)
-    subject = baseline("tt", model, sparsify(model), rows, 0.4)
+    sparsify(model)
+    subject = baseline("tt", model, rows, 0.4)
     evaluation = evaluate(subject, suite)
     assert evaluation.metrics["kl"].value > 1e-4
     assert evaluation.metrics["read_fraction"].value == pytest.approx(0.4, rel=0.2)
@@ -246,6 +250,6 @@ def test_results_say_what_a_baseline_is(tmp_path):
 
 @pytest.mark.parametrize("cost", [0.0, 1.0, float("nan"), 1e-7])
 def test_costs_that_cannot_be_met(cost):
-    model, sparsity, rows = tiny("llama")
+    model, rows = tiny("llama")
     with pytest.raises(CladaError, match=r"the FFN cost .* (must lie between 0 and 1|cannot be reached by teal)"):
-        baseline("teal", model, sparsity, rows, cost)
+        baseline("teal", model, rows, cost)

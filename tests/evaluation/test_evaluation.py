@@ -26,9 +26,10 @@ from clada.evaluation.suite import draw_rows, prepare
 from clada.evaluation.tasks import CANDIDATES, choice_items
 from clada.exporter.calibration.text import read_texts
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.from_artefact import load_constants
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparsify
+from clada.exporter.model.steering import Steering, steered
 from clada.exporter.verify import scale_of_load
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
@@ -122,9 +123,9 @@ def test_sparse_model_costs_something(sparse, suite):
 def test_decode_is_what_pytorch_computes_in_one_pass(demo_artefact, demo_session, subject, suite):
     """Token by token with a cache: the patched model, given each token's scale, load and pool, predicts the same."""
     model, _ = load_model(str(DEMO_MODEL), torch.float32)
-    sparsity = sparsify(model)
-    load_map = load_constants(demo_artefact, sparsity)
-    assert len(sparsity.compensation) == 6
+    sparsify(model)
+    calibrated = Calibrated.from_graph(demo_artefact)
+    assert len(calibrated.compensation) == 6
     prompt, differences, costs = SETTINGS.prompt_tokens, [], []
     for row in suite.rows[:2]:
         reading = subject.read(row, prompt)
@@ -139,11 +140,11 @@ def test_decode_is_what_pytorch_computes_in_one_pass(demo_artefact, demo_session
                 for pool, mask in zip(pools, masks, strict=True):
                     pool[at] = torch.from_numpy(mask[0])
         scale, load = torch.zeros(2, len(row), 1)
-        scale[prompt:-1, 0] = scale_of_load(reading.load, load_map.scale_knots)
+        scale[prompt:-1, 0] = scale_of_load(reading.load, calibrated.load_map.scale_knots)
         load[prompt:-1, 0] = torch.from_numpy(reading.load)
-        with sparsity.steered(scale, pools, load=load):
+        with steered(model, Steering(calibrated, scale, pools, load)) as trace:
             expected = dense_logits(model, row)[prompt:-1]
-        active = np.stack([kept.flatten()[prompt:-1].numpy() for kept in sparsity.active], axis=1)
+        active = np.stack([kept.flatten()[prompt:-1].numpy() for kept in trace.active.values()], axis=1)
         assert (active == reading.active).mean() > 0.95
         differences.append(np.abs(reading.logits - expected).max(axis=1) / np.ptp(expected, axis=1))
         costs.append(np.abs(expected - dense_logits(model, row)[prompt:-1]).max(axis=1) / np.ptp(expected, axis=1))

@@ -15,6 +15,7 @@ from clada.evaluation.teal_search import blocks_of, error, kept_shares, search
 from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.model.patch import sparsify
 from clada.exporter.model.products import find_products
+from clada.exporter.model.steering import SiteSettings
 from tests.support.checkpoints import LAYERS, VOCABULARY, random_model
 
 PROMPT, LEAST, STEP = 8, 0.3, 0.04
@@ -86,7 +87,8 @@ def test_the_searched_rule_reads_its_share_of_the_whole_model(searched):
 def test_neurons_read_the_share_of_the_whole_model(name):
     model = random_model("llama")
     weights = part_weights(model, find_products(model))
-    texts = Texts(model, sparsify(model), ROWS, PROMPT)
+    sparsify(model)
+    texts = Texts(model, ROWS, PROMPT)
     outcome = decode_neurons(name, weights, 0.8, texts, texts)
     assert outcome.read.mean() == pytest.approx(0.8, abs=0.01)
     assert outcome.read_of_parts["attention"] == outcome.read_of_parts["output"] == 1
@@ -96,7 +98,7 @@ def test_neurons_read_the_share_of_the_whole_model(name):
     # A rule leaves nothing behind for the next.
     again = decode_neurons("griffin", weights, 0.8, texts, texts)
     assert (again.divergence == decode_neurons("griffin", weights, 0.8, texts, texts).divergence).all()
-    whole = texts.decode(0.0)
+    whole = texts.decode(SiteSettings())
     assert whole.divergence.abs().max() < 1e-5
 
 
@@ -104,7 +106,8 @@ def test_gates_are_always_read():
     """A third of a gated network, and all else: the pool's rules can read less."""
     model = random_model("llama")
     weights = part_weights(model, find_products(model))
-    texts = Texts(model, sparsify(model), ROWS, PROMPT)
+    sparsify(model)
+    texts = Texts(model, ROWS, PROMPT)
     share = (sum(weights.values()) - 0.8 * weights["ffn"]) / sum(weights.values())
     with pytest.raises(UnreachableError, match=r"^cats cannot read \d+% of all weights: "):
         decode_neurons("cats", weights, share, texts, texts)
@@ -133,6 +136,7 @@ def test_neurons_and_inputs_agree_on_the_dense_model():
     model = random_model("llama")
     products = find_products(model)
     (dense,) = compare(model, products, [dense_rule(products)], ROWS, PROMPT)
-    decoded = Texts(model, sparsify(model), ROWS, PROMPT).decode(0.0)
+    sparsify(model)
+    decoded = Texts(model, ROWS, PROMPT).decode(SiteSettings())
     np.testing.assert_allclose(decoded.surprisal[:, 1:].double().mean(1).numpy(), dense.nll, rtol=1e-5)
     np.testing.assert_allclose(decoded.foreseen[:, 1:].double().mean(1).numpy(), dense.accuracy)

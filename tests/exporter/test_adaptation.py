@@ -9,22 +9,25 @@ from clada.exporter.calibration.decode_pass import Decoded, Texts
 from clada.exporter.calibration.policies import POLICIES, Policy, without
 from clada.exporter.calibration.scale_map import FACTORS
 from clada.exporter.model.patch import sparsify
+from clada.exporter.model.steering import SiteSettings
 from clada.ops import LOAD_SIGNAL
 from clada.ops.torch import torch_op
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 
 CLADA = POLICIES["clada"]
+# Thresholds that about a third of the neurons pass.
+SETTINGS = SiteSettings(tuple(torch.full((NEURONS,), 0.35) for _ in range(LAYERS)))
 # Even tokens are the easy ones of `planted`.
 ROWS, LENGTH, PROMPT = 24, 48, 12
 
 
 def texts_for(model, rows: int = ROWS) -> Texts:
-    """Runs of easy and of hard tokens, with thresholds that about a third of the neurons pass."""
+    """Runs of easy and of hard tokens."""
     generator = torch.Generator().manual_seed(1)
     hard = (torch.rand(rows, LENGTH, generator=generator) < 0.15).cumsum(1) % 2
     ids = 2 * torch.randint(0, VOCABULARY // 2, (rows, LENGTH), generator=generator) + hard
-    sparsity = sparsify(model, [torch.full((NEURONS,), 0.35) for _ in range(LAYERS)])
-    return Texts(model, sparsity, ids, PROMPT)
+    sparsify(model)
+    return Texts(model, ids, PROMPT)
 
 
 def planted() -> Texts:
@@ -55,13 +58,13 @@ def mean(values: torch.Tensor) -> float:
 
 def price_of_bytes(texts: Texts, pools: list[torch.Tensor]) -> float:
     """Divergence for a share of the bytes, between the factors next to 1."""
-    tighter, looser = texts.decode(FACTORS[3], pools), texts.decode(FACTORS[1], pools)
+    tighter, looser = texts.decode(SETTINGS, FACTORS[3], pools), texts.decode(SETTINGS, FACTORS[1], pools)
     return (mean(tighter.divergence) - mean(looser.divergence)) / (mean(looser.read) - mean(tighter.read))
 
 
 def saved(texts: Texts, pools: list[torch.Tensor], adapted: Decoded) -> float:
     """The share of the divergence that is saved, once more bytes are paid for."""
-    base = texts.decode(pools=pools)
+    base = texts.decode(SETTINGS, pools=pools)
     paid = price_of_bytes(texts, pools) * (mean(adapted.read) - mean(base.read))
     return 1 - (mean(adapted.divergence) + paid) / mean(base.divergence)
 
@@ -69,34 +72,36 @@ def saved(texts: Texts, pools: list[torch.Tensor], adapted: Decoded) -> float:
 def test_nothing_is_fitted_that_a_policy_does_not_ask_for():
     texts = planted()
     pools = pools_for(texts)
-    adaptation = adapt(texts, Policy("sensitivity", pool="blended"), pools)
+    adaptation = adapt(texts, SETTINGS, Policy("sensitivity", pool="blended"), pools)
     assert adaptation.gains == {}
     assert (adaptation.scale == 1).all()
     assert (adaptation.load_map.scale_knots == 1).all()
     assert adaptation.load_map.token_scale is None
-    assert texts.sparsity.anticipations == []
+    assert adaptation.anticipations == ()
     assert not adaptation.opened.any()
     assert adaptation.load_map.reanalysis_load > 1
-    torch.testing.assert_close(adaptation.decode(texts, pools).divergence, texts.decode(pools=pools).divergence)
+    torch.testing.assert_close(
+        adaptation.decode(texts, SETTINGS, pools).divergence, texts.decode(SETTINGS, pools=pools).divergence
+    )
 
 
 @pytest.mark.parametrize("policy", [without(CLADA, "reanalysis"), POLICIES["sats"]])
 def test_where_no_token_is_harder_hardly_anything_is_scaled(policy):
     """Chance may leave a little, on text that was not fitted on too."""
     texts = texts_for(random_model("llama"))
-    adaptation = adapt(texts, policy, pools_for(texts))
+    adaptation = adapt(texts, SETTINGS, policy, pools_for(texts))
     assert adaptation.gains
     assert all(0 <= gain < 0.002 for gain in adaptation.gains.values())
     assert (adaptation.scale - 1).abs().mean() < 0.02
-    for anticipation in texts.sparsity.anticipations:
+    for anticipation in adaptation.anticipations:
         assert (anticipation.factors - 1).abs().mean() < 0.05
 
 
 def test_load_map_is_of_quantiles_and_is_what_the_op_computes():
     """The load of a token as adaptation has it is the one that the graph's op gives for the same logits."""
     texts = planted()
-    adaptation = adapt(texts, without(without(CLADA, "reanalysis"), "anticipation"), pools_for(texts))
-    base, load_map = texts.decode(pools=pools_for(texts)), adaptation.load_map
+    adaptation = adapt(texts, SETTINGS, without(without(CLADA, "reanalysis"), "anticipation"), pools_for(texts))
+    base, load_map = texts.decode(SETTINGS, pools=pools_for(texts)), adaptation.load_map
     for knots, values in ((load_map.surprisal_knots, base.surprisal), (load_map.entropy_knots, base.entropy)):
         np.testing.assert_allclose(knots, np.quantile(values.numpy(), np.linspace(0, 1, len(knots))), rtol=1e-4)
     assert (load_map.scale_knots.diff() <= 0).all()
@@ -123,16 +128,16 @@ def test_load_is_fitted_where_it_tells_hard_tokens():
     texts = planted()
     pools = pools_for(texts)
     policy = without(without(CLADA, "reanalysis"), "anticipation")
-    adaptation = adapt(texts, policy, pools)
+    adaptation = adapt(texts, SETTINGS, policy, pools)
     assert set(adaptation.gains) == {"load"}
     assert adaptation.gains["load"] > 0.01
-    base, load_map = texts.decode(pools=pools), adaptation.load_map
+    base, load_map = texts.decode(SETTINGS, pools=pools), adaptation.load_map
     w, grid = load_map.surprisal_weight, np.linspace(0, 1, 33)
     load = w * np.interp(base.surprisal, load_map.surprisal_knots, grid)
     load += (1 - w) * np.interp(base.entropy, load_map.entropy_knots, grid)
     np.testing.assert_allclose(adaptation.load, load, atol=1e-4)
     np.testing.assert_allclose(adaptation.scale, np.interp(load, np.linspace(0, 1, 9), load_map.scale_knots), atol=1e-3)
-    decoded = adaptation.decode(texts, pools)
+    decoded = adaptation.decode(texts, SETTINGS, pools)
     assert mean(decoded.read) < mean(base.read) + 0.002
     assert saved(texts, pools, decoded) > 0.01
 
@@ -141,7 +146,7 @@ def test_token_table_is_fitted_where_tokens_differ():
     """Hard tokens are given looser thresholds than easy ones, and unseen tokens those of the mean."""
     texts = planted()
     pools = pools_for(texts)
-    adaptation = adapt(texts, POLICIES["sats"], pools)
+    adaptation = adapt(texts, SETTINGS, POLICIES["sats"], pools)
     table = adaptation.load_map.token_scale
     assert set(adaptation.gains) == {"token"}
     assert adaptation.gains["token"] > 0.01
@@ -153,21 +158,21 @@ def test_token_table_is_fitted_where_tokens_differ():
     assert not seen.all()
     assert len(table[~seen].unique()) == 1
     assert (adaptation.load_map.scale_knots == 1).all()
-    assert saved(texts, pools, adaptation.decode(texts, pools)) > 0.01
+    assert saved(texts, pools, adaptation.decode(texts, SETTINGS, pools)) > 0.01
 
 
 def test_anticipation_is_fitted_where_the_hidden_state_tells():
     texts = planted()
     pools = pools_for(texts)
-    adaptation = adapt(texts, without(CLADA, "reanalysis"), pools)
-    (anticipation,) = texts.sparsity.anticipations
+    adaptation = adapt(texts, SETTINGS, without(CLADA, "reanalysis"), pools)
+    (anticipation,) = adaptation.anticipations
     assert anticipation.site in (0, 1)
     assert adaptation.gains["anticipation"] > 0.03
     assert adaptation.anticipation_r2 > 0.5
     assert (anticipation.factors.diff() <= 0).all()
     assert (anticipation.knots.diff() > 0).all()
-    decoded = adaptation.decode(texts, pools)
-    without_it = texts.decode(adaptation.scale, pools, adaptation.opened)
+    decoded = adaptation.decode(texts, SETTINGS, pools)
+    without_it = texts.decode(SETTINGS, adaptation.scale, pools, adaptation.opened)
     assert saved(texts, pools, decoded) > saved(texts, pools, without_it) + 0.03
     # What it predicts is the divergence without it.
     inputs: list[torch.Tensor] = []
@@ -176,7 +181,7 @@ def test_anticipation_is_fitted_where_the_hidden_state_tells():
         if layer == anticipation.site:
             inputs.append(x.clone())
 
-    texts.decode(adaptation.scale, pools, take=take)
+    texts.decode(SETTINGS, adaptation.scale, pools, take=take)
     predicted = anticipation.predicted(torch.cat(inputs), adaptation.load)
     happened = without_it.divergence.clamp_min(1e-7).log()
     assert torch.corrcoef(torch.stack([predicted.flatten(), happened.flatten()]))[0, 1] > 0.8
@@ -184,9 +189,9 @@ def test_anticipation_is_fitted_where_the_hidden_state_tells():
 
 def test_anticipation_needs_rows_to_be_checked_on():
     texts = texts_for(random_model("llama"), rows=3)
-    adaptation = adapt(texts, CLADA, pools_for(texts))
+    adaptation = adapt(texts, SETTINGS, CLADA, pools_for(texts))
     assert "anticipation" not in adaptation.gains
-    assert texts.sparsity.anticipations == []
+    assert adaptation.anticipations == ()
 
 
 @pytest.mark.parametrize(("choose", "shares"), [(pools_for, (0.2, 0.31)), (used_pools, (0.004, 0.02))])
@@ -194,12 +199,12 @@ def test_reanalysis_opens_pools_for_the_share_that_is_worth_most(choose, shares)
     """Of all shares of tokens that are tried, by load: the least divergence plus the price of the bytes."""
     texts = planted()
     pools = choose(texts)
-    adaptation = adapt(texts, without(CLADA, "anticipation"), pools)
+    adaptation = adapt(texts, SETTINGS, without(CLADA, "anticipation"), pools)
     assert torch.equal(adaptation.opened, adaptation.load >= adaptation.load_map.reanalysis_load)
     price = price_of_bytes(texts, pools)
 
     def worth(opened: torch.Tensor) -> float:
-        decoded = texts.decode(adaptation.scale, pools, opened)
+        decoded = texts.decode(SETTINGS, adaptation.scale, pools, opened)
         return mean(decoded.divergence) + price * mean(decoded.read)
 
     chosen = worth(adaptation.opened)
@@ -212,6 +217,6 @@ def test_reanalysis_opens_pools_for_the_share_that_is_worth_most(choose, shares)
 
 def test_without_pools_there_is_nothing_to_open():
     texts = planted()
-    adaptation = adapt(texts, CLADA, None)
+    adaptation = adapt(texts, SETTINGS, CLADA, None)
     assert not adaptation.opened.any()
     assert adaptation.load_map.reanalysis_load > 1

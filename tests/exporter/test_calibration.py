@@ -16,9 +16,11 @@ from clada.exporter.calibration.policies import POLICIES, Policy
 from clada.exporter.calibration.selection import pools_of
 from clada.exporter.calibration.text import read_texts, token_rows
 from clada.exporter.model.patch import sparsify
+from clada.exporter.model.steering import SiteSettings
 from tests.conftest import HALF_OF_NEURONS
 from tests.support.checkpoints import NEURONS, random_model, tiny_tokenizer
 from tests.support.demo_model import patched_demo, rows_for
+from tests.support.thresholds import uniform
 from tests.support.token_by_token import read_rows
 
 # What is chosen once for all tokens: quick to calibrate.
@@ -27,26 +29,26 @@ STILL = Policy("sensitivity", allocation=True, pool="blended", compensation=True
 
 @pytest.fixture(scope="module")
 def demo():
-    """The demo model, patched, its state and four rows of text it was not trained on."""
-    model, sparsity, rows, _ = patched_demo(4)
-    return model, sparsity, rows
+    """The demo model, patched, and four rows of text it was not trained on."""
+    model, rows, _ = patched_demo(4)
+    return model, rows
 
 
 def test_target_sparsity_is_reached(demo):
     """By the policy "clada" as a whole; and the reported shares are those of each layer."""
-    model, sparsity, rows = demo
-    result = calibrate(model, sparsity, rows, CalibrationConfig(target_sparsity=0.55))
+    model, rows = demo
+    result = calibrate(model, rows, CalibrationConfig(target_sparsity=0.55))
     shares = [layer.realised for layer in result.layers]
     assert 0.55 <= sum(shares) / len(shares) < 0.56
     assert max(shares) - min(shares) > 0.05
     assert result.ffn_cost == pytest.approx(
         sum(layer.pool + 2 * (1 - layer.realised) for layer in result.layers) / 18, abs=0.02
     )
-    for layer, threshold in zip(result.layers, sparsity.thresholds, strict=True):
+    for layer, threshold in zip(result.layers, result.calibrated.thresholds, strict=True):
         assert layer.median_threshold == pytest.approx(float(threshold.median()))
     assert result.tokens == 4 * 96
     assert result.prompt_tokens == 32
-    load_map = result.load_map
+    load_map = result.calibrated.load_map
     for knots in (load_map.surprisal_knots, load_map.entropy_knots):
         assert (knots.diff() >= 0).all()
         assert knots[0] >= 0
@@ -54,24 +56,24 @@ def test_target_sparsity_is_reached(demo):
     assert (load_map.scale_knots > 0).all()
     assert 0 < load_map.reanalysis_load <= 1
     # Read as a session does, with loads and pools of its own, the model is as sparse.
-    read = read_rows(model, sparsity, load_map, rows, 32, policy=result)
+    read = read_rows(model, result.calibrated, rows, 32, policy=result)
     assert float(read.active.mean()) == pytest.approx(0.45, abs=0.02)
     assert float(read.divergence.mean()) == pytest.approx(result.divergence, rel=0.2)
 
 
 @pytest.mark.parametrize("budget", [0.002, 0.05])
 def test_error_budget_is_kept_and_used(demo, budget):
-    model, sparsity, rows = demo
-    result = calibrate(model, sparsity, rows, CalibrationConfig(error_budget=budget, policy=STILL))
+    model, rows = demo
+    result = calibrate(model, rows, CalibrationConfig(error_budget=budget, policy=STILL))
     assert 0.9 * budget < result.divergence <= budget
 
 
 def test_what_is_measured_is_what_decoding_gives(demo):
     """Token by token, with the pools that a session would choose after each prompt."""
-    model, sparsity, rows = demo
-    result = calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=0.5, policy=STILL))
-    pools = pools_of(result.pools, Texts(model, sparsity, rows, result.prompt_tokens))
-    read = read_rows(model, sparsity, result.load_map, rows, result.prompt_tokens, pools=pools)
+    model, rows = demo
+    result = calibrate(model, rows, CalibrationConfig(ffn_cost=0.5, policy=STILL))
+    pools = pools_of(result.pools, Texts(model, rows, result.prompt_tokens))
+    read = read_rows(model, result.calibrated, rows, result.prompt_tokens, pools=pools)
     assert result.divergence == pytest.approx(float(read.divergence.mean()), rel=0.01)
     assert result.ffn_cost == pytest.approx(float(read.read.mean()), abs=1e-3)
     assert result.agreement == pytest.approx(float(read.agrees.float().mean()), abs=0.01)
@@ -84,20 +86,20 @@ def test_what_is_measured_is_what_decoding_gives(demo):
 def test_compensation_is_the_mean_of_what_is_left_out(family):
     """By brute force: at each decoded token, the sum of h_i w_i over the neurons that are dropped."""
     model = random_model(family)
-    sparsity = sparsify(model, [torch.full((NEURONS,), 0.4) for _ in range(3)])
-    texts = Texts(model, sparsity, rows_for(tiny_tokenizer(), 5 * 40, 40), 10)
+    sparsify(model)
+    settings = SiteSettings(uniform(model, 0.4))
+    texts = Texts(model, rows_for(tiny_tokenizer(), 5 * 40, 40), 10)
     generator = torch.Generator().manual_seed(0)
     pools = [torch.rand(5, NEURONS, generator=generator) < 0.7 for _ in range(3)]
     inputs: list[list[torch.Tensor]] = [[], [], []]
-    texts.decode(pools=pools, take=lambda index, x: inputs[index].append(x.clone()))
+    texts.decode(settings, pools=pools, take=lambda index, x: inputs[index].append(x.clone()))
     expected = []
     for layer, parts, pool in zip(texts.layers, inputs, pools, strict=True):
         a, up = (values.double() for values in layer.activations(torch.cat(parts)))
         dropped = (a.abs() < 0.4) | ~pool.unsqueeze(1)
         assert 0.3 < dropped.double().mean() < 0.9
         expected.append((torch.where(dropped, a * up, 0) @ layer.outward.double()).mean((0, 1)))
-    calibration._compensate(texts, sparsity, lambda: texts.decode(pools=pools))
-    for given, wanted in zip(sparsity.compensation, expected, strict=True):
+    for given, wanted in zip(calibration._compensation(texts, settings, pools), expected, strict=True):
         assert given.dtype == torch.float32
         assert wanted.abs().max() > 0.01
         torch.testing.assert_close(given.double(), wanted, rtol=1e-3, atol=1e-5)
@@ -105,13 +107,14 @@ def test_compensation_is_the_mean_of_what_is_left_out(family):
 
 def test_policies_without_a_part_leave_it_out():
     model = random_model("llama")
-    sparsity, rows = sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64)
-    full = calibrate(model, sparsity, rows, CalibrationConfig(policy=STILL))
-    assert len(sparsity.compensation) == 3
+    sparsify(model)
+    rows = rows_for(tiny_tokenizer(), 4 * 64, 64)
+    full = calibrate(model, rows, CalibrationConfig(policy=STILL))
+    assert len(full.calibrated.compensation) == 3
     assert full.pools is not None
-    assert full.load_map.reanalysis_load > 1
-    less = calibrate(model, sparsity, rows, CalibrationConfig(policy=replace(STILL, compensation=False, pool="")))
-    assert sparsity.compensation == []
+    assert full.calibrated.load_map.reanalysis_load > 1
+    less = calibrate(model, rows, CalibrationConfig(policy=replace(STILL, compensation=False, pool="")))
+    assert less.calibrated.compensation == ()
     assert less.pools is None
     assert all(layer.pool == 1 for layer in less.layers)
 
@@ -119,24 +122,26 @@ def test_policies_without_a_part_leave_it_out():
 @pytest.mark.parametrize("name", ["dense", "griffin"])
 def test_nothing_stays_of_the_calibration_before(name):
     model = random_model("llama")
-    sparsity, rows = sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64)
-    calibrate(model, sparsity, rows, CalibrationConfig(policy=STILL))
-    result = calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=0.7, policy=POLICIES[name]))
-    assert not any(threshold.any() for threshold in sparsity.thresholds)
-    assert sparsity.compensation == []
+    sparsify(model)
+    rows = rows_for(tiny_tokenizer(), 4 * 64, 64)
+    calibrate(model, rows, CalibrationConfig(policy=STILL))
+    result = calibrate(model, rows, CalibrationConfig(ffn_cost=0.7, policy=POLICIES[name]))
+    assert not any(threshold.any() for threshold in result.calibrated.thresholds)
+    assert result.calibrated.compensation == ()
     assert result.ffn_cost == pytest.approx(1 if name == "dense" else 0.7, abs=0.02)
 
 
 def test_same_seed_same_thresholds():
-    """The previous content of the state has no effect."""
+    """Whatever was calibrated before."""
     results = []
     for seed in (0, 0, 1):
         model = random_model("opt")
-        rows, sparsity = rows_for(tiny_tokenizer(), 512, 64, seed=seed), sparsify(model)
+        sparsify(model)
+        rows = rows_for(tiny_tokenizer(), 512, 64, seed=seed)
         if results:
-            calibrate(model, sparsity, rows.flip(0), CalibrationConfig(target_sparsity=0.8))
-        calibrate(model, sparsity, rows, HALF_OF_NEURONS)
-        results.append([*sparsity.thresholds, *sparsity.compensation])
+            calibrate(model, rows.flip(0), CalibrationConfig(target_sparsity=0.8))
+        found = calibrate(model, rows, HALF_OF_NEURONS).calibrated
+        results.append([*found.thresholds, *found.compensation])
     assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
 
@@ -144,9 +149,10 @@ def test_same_seed_same_thresholds():
 def test_a_model_that_is_sparse_by_itself_is_not_made_sparser():
     """A ReLU network whose neurons are zero half of the time meets a third at once."""
     model = random_model("opt")
-    sparsity, rows = sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64)
+    sparsify(model)
+    rows = rows_for(tiny_tokenizer(), 4 * 64, 64)
     config = CalibrationConfig(target_sparsity=0.3, policy=POLICIES["cats"])
-    result = calibrate(model, sparsity, rows, config)
+    result = calibrate(model, rows, config)
     assert sum(layer.realised for layer in result.layers) / 3 > 0.4
     assert result.divergence < 1e-5
 
@@ -209,8 +215,9 @@ def test_a_goal_has_its_policy_and_a_policy_its_goal(settings, goal, policy):
 )
 def test_goals_out_of_reach_are_refused(config, message):
     model = random_model("llama")
+    sparsify(model)
     with pytest.raises(UnreachableError, match=message):
-        calibrate(model, sparsify(model), rows_for(tiny_tokenizer(), 4 * 64, 64), config)
+        calibrate(model, rows_for(tiny_tokenizer(), 4 * 64, 64), config)
 
 
 def test_jsonl_and_text_are_read(tmp_path):

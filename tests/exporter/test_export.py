@@ -18,8 +18,8 @@ from clada.errors import CladaError
 from clada.exporter import cli, verify
 from clada.exporter.calibration.text import read_texts, sample_file
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.from_artefact import load_constants
 from clada.exporter.graph import trace
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.patch import sparsify
@@ -269,14 +269,14 @@ def changed(model: onnx.ModelProto, name: str, factor: float) -> onnx.ModelProto
     return model
 
 
-def assert_verify_notices(path, hf_model, sparsity, load_map, tokenizer, initializer, factor):
+def assert_verify_notices(path, hf_model, calibrated, tokenizer, initializer, factor):
     """The graph as it is passes, and one with a changed initializer does not."""
     rows = verify.verification_rows(read_texts(sample_file()), tokenizer, VOCABULARY)
-    verify.require_passed(verify.verify(path, hf_model, sparsity, load_map, rows))
+    verify.require_passed(verify.verify(path, hf_model, calibrated, rows))
     other = path.with_name("changed.onnx")
     onnx.save(changed(onnx.load(path), initializer, factor), other)
     with pytest.raises(CladaError, match="disagree"):
-        verify.require_passed(verify.verify(other, hf_model, sparsity, load_map, rows))
+        verify.require_passed(verify.verify(other, hf_model, calibrated, rows))
 
 
 @pytest.mark.parametrize(
@@ -292,23 +292,22 @@ def assert_verify_notices(path, hf_model, sparsity, load_map, tokenizer, initial
 def test_verify_notices_a_changed_constant(tiny_artefact, checkpoint, tmp_path, initializer, factor):
     """A graph with constants other than the model's does not pass: neither weights nor calibrated values."""
     hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
-    sparsity = sparsify(hf_model)
-    load_map = load_constants(tiny_artefact, sparsity)
+    sparsify(hf_model)
+    calibrated = Calibrated.from_graph(tiny_artefact)
     shutil.copytree(tiny_artefact.parent, tmp_path / "artefact")
     path = tmp_path / "artefact" / "model.onnx"
-    assert_verify_notices(path, hf_model, sparsity, load_map, tokenizer, initializer, factor)
+    assert_verify_notices(path, hf_model, calibrated, tokenizer, initializer, factor)
 
 
 @pytest.fixture(scope="module")
 def everything(checkpoint, tmp_path_factory):
     """The ONNX file of a tiny Llama with a probe and a table too, and the references for verification."""
     hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
-    generator = torch.Generator().manual_seed(3)
-    sparsity = sparsify(hf_model, [torch.rand(NEURONS, generator=generator) * 0.3 for _ in range(LAYERS)])
-    load_map = with_parts(sparsity, "everything")
+    sparsify(hf_model)
+    calibrated = with_parts("everything")
     path = tmp_path_factory.mktemp("everything") / "model.onnx"
-    trace.save(trace.trace(hf_model, sparsity, load_map), path)
-    return path, hf_model, sparsity, load_map, tokenizer
+    trace.save(trace.trace(hf_model, calibrated), path)
+    return path, hf_model, calibrated, tokenizer
 
 
 @pytest.mark.parametrize("name", ["weight", "load_weight", "bias", "knots", "factors"])

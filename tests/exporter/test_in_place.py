@@ -18,7 +18,8 @@ from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.ort_attention import OP, BufferCache, _attention, minimum_onnxruntime
 from clada.exporter.graph.rewrites import DOMAIN, drop_reshapes
 from clada.exporter.graph.rotary import OP as ROTARY
-from clada.exporter.graph.steps import constants, first_step, next_step, random_step
+from clada.exporter.graph.steps import first_step, next_step, random_step
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.patch import sparsify
 from clada.ops import graph_names
@@ -27,9 +28,10 @@ from clada.runtime.cli import main as clada_main
 from clada.runtime.models.ort_cpu import OnnxRuntimeModel, older_than
 from clada.runtime.models.ort_cpu_in_place import InPlaceModel
 from tests.exporter.test_trace import LOAD_MAP, assert_constants_are_kept, expected_constants, with_parts
-from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
+from tests.support.checkpoints import LAYERS, VOCABULARY, random_model, write_checkpoint
 from tests.support.exhaustive import few
 from tests.support.manifests import edit_manifest, read_manifest, write_manifest
+from tests.support.thresholds import uniform
 
 CONTEXT = 128
 # Of the largest value of an output.
@@ -57,7 +59,7 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers":
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A function from a variant to the patched model, its state, its load map and the graph with an in-place cache.
+    """A function from a variant to the patched model, its calibrated values and the graph with an in-place cache.
 
     It stands beside the portable graph, as in an artefact, where that is asked for: tracing both takes thrice as long.
     """
@@ -66,20 +68,18 @@ def exported(tmp_path_factory):
     def make(family: str, dtype: torch.dtype, opset: int, parts: str, all_logits: bool, portable: bool):
         name, _, windows = family.partition(" with ")
         model = random_model(name, **(WINDOWS if windows else {})).to(dtype)
-        generator = torch.Generator().manual_seed(3)
         # In half precision rounding would decide what is near a threshold: none there.
-        share = 0.3 if dtype == torch.float32 else 0.0
-        sparsity = sparsify(model, [torch.rand(NEURONS, generator=generator) * share for _ in range(LAYERS)])
-        load_map = with_parts(sparsity, parts)
+        sparsify(model)
+        calibrated = with_parts(parts, largest=0.3 if dtype == torch.float32 else 0.0)
         path = tmp_path_factory.mktemp("in-place") / "model.onnx"
-        trace = functools.partial(tracing.trace, model, sparsity, load_map, opset=opset, all_logits=all_logits)
+        trace = functools.partial(tracing.trace, model, calibrated, opset=opset, all_logits=all_logits)
         in_place = path.with_name(in_place_name(path))
         if portable:
             tracing.save(trace(), path)
             tracing.save_in_place(trace(in_place_cache=True), path)
         else:
             tracing.save(trace(in_place_cache=True), in_place)
-        return model, sparsity, load_map, in_place
+        return model, calibrated, in_place
 
     def variant(family, dtype=torch.float32, opset=tracing.DEFAULT_OPSET, parts=None, all_logits=False, portable=False):
         return make(family, dtype, opset, parts or parts_of(family), all_logits, portable)
@@ -96,10 +96,10 @@ def step_inputs(step: dict) -> dict[str, np.ndarray]:
 
 def run_steps(variant, lengths, all_logits=False):
     """Outputs by name of ONNX Runtime and of PyTorch, and ONNX Runtime's cache, for calls of so many random tokens."""
-    model, sparsity, load_map, path = variant
+    model, calibrated, path = variant
     exported = InPlaceModel(path, CONTEXT)
     cache = exported.empty_cache(1)
-    decoder, values = Decoder(model, sparsity, load_map.surprisal_weight, all_logits), constants(sparsity, load_map)
+    decoder, values = Decoder(model, calibrated, all_logits), calibrated.tensors()
     tokens = torch.randint(0, VOCABULARY, (1, sum(lengths)), generator=torch.Generator().manual_seed(5))
     fetch = [graph_names.LOGITS, graph_names.LOAD, graph_names.SURPRISAL, graph_names.ENTROPY, graph_names.ACTIVE]
     fetch += [graph_names.score(n) for n in range(LAYERS)]
@@ -204,7 +204,7 @@ def test_padding_is_refused(exported):
 )
 def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtype):
     parts = "everything"
-    _, sparsity, load_map, path = exported(family, dtype, parts=parts, portable=True)
+    _, calibrated, path = exported(family, dtype, parts=parts, portable=True)
     portable = path.with_name("model.onnx")
     onnx.checker.check_model(str(path))
     assert not [note for note in (b"site-packages", str(path.parent).encode()) if note in path.read_bytes()]
@@ -220,7 +220,7 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
         assert [value.name for value in ours] == [value.name for value in theirs]
     assert [f.SerializeToString() for f in proto.functions] == [f.SerializeToString() for f in original.functions]
     assert set(expected_constants(parts)) <= {tensor.name for tensor in proto.graph.initializer}
-    assert_constants_are_kept(path, sparsity, load_map, portable.with_name(data_name(portable)))
+    assert_constants_are_kept(path, calibrated, portable.with_name(data_name(portable)))
     attention = [node for node in proto.graph.node if (node.domain, node.op_type) == (DOMAIN, OP)]
     assert len(attention) == LAYERS
     assert [list(node.input[3:5]) for node in attention] == [list(graph_names.past(n)) for n in range(LAYERS)]
@@ -237,10 +237,10 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
 @pytest.mark.parametrize("family", few(FAMILIES, ["qwen3", "opt"]))
 def test_tracing_leaves_the_model_as_it_was(traced_anew, family):
     model = random_model(family, num_hidden_layers=1)
-    sparsity = sparsify(model)
+    sparsify(model)
     ids = torch.arange(8).reshape(2, 4)
     before = model(ids).logits
-    tracing.trace(model, sparsity, LOAD_MAP, in_place_cache=True)
+    tracing.trace(model, Calibrated(uniform(model), load_map=LOAD_MAP), in_place_cache=True)
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(model(ids).logits, before)
 
@@ -283,7 +283,8 @@ def test_only_reshapes_to_a_shape_from_before_are_dropped(shape, kept):
 @pytest.mark.parametrize(("family", "release"), [("llama", "1.20"), ("mistral", "1.24")])
 def test_a_sliding_window_needs_a_newer_onnxruntime(family, release):
     model = random_model(family)
-    traced = tracing.trace(model, sparsify(model), LOAD_MAP, in_place_cache=True)
+    sparsify(model)
+    traced = tracing.trace(model, Calibrated(uniform(model), load_map=LOAD_MAP), in_place_cache=True)
     assert minimum_onnxruntime(traced) == release
 
 
@@ -291,7 +292,7 @@ def test_heads_of_another_width_are_refused_and_the_export_says_so(tmp_path, cap
     """The portable graph serves such a model alone."""
     model = random_model("llama", num_attention_heads=4)
     with pytest.raises(CladaError, match="heads are 12 wide, which is no multiple of 8"):
-        tracing.trace(model, sparsify(model), LOAD_MAP, in_place_cache=True)
+        tracing.trace(model, Calibrated(uniform(model), load_map=LOAD_MAP), in_place_cache=True)
     assert model.config._attn_implementation == "sdpa"
 
     checkpoint = write_checkpoint(tmp_path / "hf", "llama", num_attention_heads=4)

@@ -8,10 +8,11 @@ from clada.exporter.calibration.decode_pass import Decoded
 from clada.exporter.calibration.input_pass import Run, decode_each
 from clada.exporter.calibration.input_probes import fit_foresight, probed_products, read_densely
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import constants, first_step, next_step
+from clada.exporter.graph.steps import first_step, next_step
 from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.products import find_products
-from clada.exporter.model.sparse_products import sparsify_products
+from clada.exporter.model.sparse_products import row_shares, sparsify_products
 from clada.exporter.verify import scale_of_load
 from tests.exporter.test_trace import LOAD_MAP
 from tests.support.checkpoints import LAYERS, VOCABULARY, random_model
@@ -43,9 +44,11 @@ def test_a_pass_is_what_the_module_decodes_token_by_token():
     thresholds = [torch.rand(product.inputs, generator=generator) * 0.3 for product in products]
     probes = [probe(site, products[site].inputs) for site in (4, PRODUCTS - 1)]
     patched = random_model("llama")
-    sparsity = sparsify_products(patched, find_products(patched), thresholds)
-    sparsity.anticipations = probes
-    decoder, values = Decoder(patched, sparsity, LOAD_MAP.surprisal_weight), constants(sparsity, LOAD_MAP)
+    sparsify_products(patched, find_products(patched))
+    calibrated = Calibrated(
+        tuple(thresholds), anticipations=tuple(probes), load_map=LOAD_MAP, row_share=row_shares(products)
+    )
+    decoder, values = Decoder(patched, calibrated), calibrated.tensors()
     for row in ROWS:
         step = first_step(patched, row[None, :PROMPT], torch.ones(1, PROMPT, dtype=torch.int64))
         loads, active, scales = [], [], []

@@ -28,11 +28,10 @@ def failed_export(path, source, config, monkeypatch):
     """An export that fails in verification; returns its calibration and the tensors that belong to it."""
     found = []
 
-    def recorded(model, sparsity, *rest):
-        calibration = calibrate(model, sparsity, *rest)
-        found.append(
-            (calibration, [*sparsity.thresholds, *sparsity.compensation, *sparsity.anticipations[0].tensors()])
-        )
+    def recorded(*arguments):
+        calibration = calibrate(*arguments)
+        of = calibration.calibrated
+        found.append((calibration, [*of.thresholds, *of.compensation, *of.anticipations[0].tensors()]))
         return calibration
 
     with monkeypatch.context() as patch:

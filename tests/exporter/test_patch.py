@@ -9,7 +9,10 @@ from clada.errors import CladaError
 from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.patch import sparse_layers, sparsify
+from clada.exporter.model.sparse_sites import check_fits
+from clada.exporter.model.steering import SiteSettings, Steering, steered
 from tests.support.checkpoints import CONFIGS, LAYERS, NEURONS, VOCABULARY, random_model
+from tests.support.thresholds import uniform
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -28,11 +31,12 @@ def test_dense_logits_are_the_originals(family):
     model, ids = random_model(family), token_ids()
     original = model(ids).logits
     parameters = model.num_parameters()
-    sparsity = sparsify(model, [torch.rand(NEURONS) for _ in range(LAYERS)])
-    patched = model(ids).logits
+    sparsify(model)
+    with steered(model, Steering(SiteSettings(tuple(torch.rand(NEURONS) for _ in range(LAYERS))))) as trace:
+        patched = model(ids).logits
     assert (patched - original).abs().max() <= 1e-4 * (original.max() - original.min())
     assert model.num_parameters() == parameters
-    assert all(active.numel() == ids.numel() for active in sparsity.active)
+    assert all(active.numel() == ids.numel() for active in trace.active.values())
 
 
 @families
@@ -40,12 +44,12 @@ def test_dense_logits_are_the_originals(family):
 def test_scale_drops_neurons(family):
     model, ids = random_model(family), token_ids()
     dense = model(ids).logits
-    sparsity = sparsify(model, [torch.full((NEURONS,), 0.2) for _ in range(LAYERS)])
-    kept = []
+    sparsify(model)
+    settings, kept = SiteSettings(uniform(model, 0.2)), []
     for scale in (0.0, 1.0, 2.0, 1e9):
-        with sparsity.steered(scale=torch.full(ids.shape, scale)):
+        with steered(model, Steering(settings, scale=torch.full(ids.shape, scale))) as trace:
             logits = model(ids).logits
-        kept.append(sum(int(active.sum()) for active in sparsity.active))
+        kept.append(sum(int(active.sum()) for active in trace.active.values()))
     assert kept[0] > kept[1] > kept[2] > kept[3] == 0
     assert not torch.allclose(logits, dense, atol=1e-3)
     # The steering ends with its context.
@@ -56,13 +60,14 @@ def test_scale_drops_neurons(family):
 @torch.no_grad()
 def test_pool_restricts_neurons(family):
     model, ids = random_model(family), token_ids()
-    sparsity = sparsify(model)
+    sparsify(model)
     pools = [torch.zeros(len(ids), NEURONS, dtype=torch.bool) for _ in range(LAYERS)]
     for pool in pools:
         pool[0, :10] = True
-    with sparsity.steered(scale=torch.zeros(ids.shape), pools=pools):
+    with steered(model, Steering(scale=torch.zeros(ids.shape), pools=pools)) as trace:
         model(ids)
-    for score in sparsity.score:
+    assert len(trace.score) == LAYERS
+    for score in trace.score.values():
         assert not score[0, 10:].any()
         assert score[0, :10].any()
         assert not score[1].any()
@@ -80,24 +85,25 @@ def probe(layer: int, factor: float) -> Anticipation:
 def test_anticipation_refines_the_scale_from_its_layer_on(family, layer):
     """Below it nothing changes; from it on tokens that are sparse drop all, and dense ones and padding stay so."""
     model, ids = random_model(family), token_ids()
-    sparsity = sparsify(model, [torch.full((NEURONS,), 0.2) for _ in range(LAYERS)])
+    sparsify(model)
     scale = torch.ones(ids.shape)
     scale[:, :3], scale[:, 3] = 0, -1
     load = torch.zeros(ids.shape)
 
-    def active(**steering) -> torch.Tensor:
-        with sparsity.steered(scale, **steering):
+    def active(anticipations=(), load=None) -> torch.Tensor:
+        settings = SiteSettings(uniform(model, 0.2), anticipations=anticipations)
+        with steered(model, Steering(settings, scale, load=load)) as trace:
             model(ids)
-        return torch.stack([kept.reshape(ids.shape) for kept in sparsity.active])
+        return torch.stack([kept.reshape(ids.shape) for kept in trace.active.values()])
 
     without = active()
     assert (without[:, :, 4:] > 0).all()
-    refined = active(anticipations=[probe(layer, 1e9)], load=load)
+    refined = active((probe(layer, 1e9),), load)
     assert torch.equal(refined[:layer], without[:layer])
     assert not refined[layer:, :, 3:].any()
     assert (refined[layer:, :, :3] > 0.2 * NEURONS).all()
     # It takes a load to anticipate by.
-    assert torch.equal(active(anticipations=[probe(layer, 1e9)]), without)
+    assert torch.equal(active((probe(layer, 1e9),)), without)
     # And what it did to one pass is not left for the next.
     assert torch.equal(active(), without)
 
@@ -125,42 +131,41 @@ def test_refined_scale_is_interpolated_between_knots():
 def test_compensation_is_added_only_where_sparse(family):
     """To each layer's own output, at tokens whose scale is above 0 or that are said to be sparse."""
     model, ids = random_model(family), token_ids()
-    sparsity = sparsify(model)
+    sparsify(model)
     scale = torch.ones(ids.shape)
     scale[:, :3], scale[:, 3] = 0, -1
-    added = [torch.full((48,), 1.0 + index) for index in range(LAYERS)]
+    added = tuple(torch.full((48,), 1.0 + index) for index in range(LAYERS))
+    settings = SiteSettings(compensation=added)
     others = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 0.5
     x = torch.randn(*ids.shape, 48, generator=torch.Generator().manual_seed(3))
     for layer in sparse_layers(model):
         for given in (x, x.flatten(0, 1)):  # as some families flatten it
-            with sparsity.steered(scale):
+            with steered(model, Steering(scale=scale)):
                 plain = layer(given)
             for sparse, expected in ((None, scale > 0), (others, others)):
-                with sparsity.steered(scale, compensation=added, sparse=sparse):
+                with steered(model, Steering(settings, scale, sparse=sparse)):
                     difference = (layer(given) - plain).reshape(x.shape)
                 torch.testing.assert_close(difference, expected[..., None] * added[layer.index], atol=1e-5, rtol=0)
-    with sparsity.steered(torch.zeros(ids.shape), compensation=added):
+    with steered(model, Steering(settings, torch.zeros(ids.shape))):
         torch.testing.assert_close(model(ids).logits, random_model(family)(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
 def test_steering_ends_with_its_context():
-    """Every field is as it was, whatever was given and whatever layers did to it, after an error too."""
-    sparsity = sparsify(random_model("llama"))
-    sparsity.compensation, sparsity.anticipations, sparsity.scale = [torch.ones(48)] * LAYERS, [probe(0, 2.0)], 0.5
-    sparsity.load, sparsity.sparse, sparsity.pools = torch.ones(1, 1), torch.ones(1, 1) > 0, []
-    fields = ("thresholds", "compensation", "anticipations", "scale", "load", "sparse", "pools")
-    before = {name: getattr(sparsity, name) for name in fields}
-    with pytest.raises(ZeroDivisionError), sparsity.steered(torch.ones(2, 2), thresholds=[], compensation=[]):
-        assert sparsity.thresholds == sparsity.compensation == []
-        assert sparsity.anticipations is before["anticipations"]
-        # What a pass reads anew is not taken over from the one before.
-        assert sparsity.load is sparsity.sparse is sparsity.pools is None
-        with sparsity.steered(torch.ones(3, 3), anticipations=[], load=torch.zeros(3, 3)):
-            assert sparsity.anticipations == []
-            sparsity.scale = torch.zeros(3, 3)
-        assert sparsity.scale.shape == (2, 2)
+    """A pass within another is steered by its own alone, and the outer one's returns, after an error too."""
+    model, ids = random_model("llama"), token_ids()
+    sparsify(model)
+    dense = model(ids).logits
+    nothing = Steering(SiteSettings(compensation=(torch.zeros(48),) * LAYERS), torch.full(ids.shape, -1.0))
+    with pytest.raises(ZeroDivisionError), steered(model, nothing) as outer:
+        with steered(model) as inner:
+            torch.testing.assert_close(model(ids).logits, dense)
+        assert len(inner.active) == LAYERS
+        assert outer.active == outer.score == {}
+        model(ids)
+        assert all(not kept.any() for kept in outer.active.values())
         _ = 1 / 0
-    assert all(getattr(sparsity, name) is value for name, value in before.items())
+    torch.testing.assert_close(model(ids).logits, dense)
 
 
 def test_unknown_family_is_refused_with_the_known_ones():
@@ -187,10 +192,17 @@ def test_unknown_activation_is_refused():
 
 
 def test_thresholds_must_fit():
+    model = random_model("llama")
+    sparsify(model)
     with pytest.raises(CladaError, match="thresholds for 1 layers, the model has 3"):
-        sparsify(random_model("llama"), [torch.zeros(NEURONS)])
+        check_fits(model, SiteSettings((torch.zeros(NEURONS),)))
     with pytest.raises(CladaError, match=r"threshold of layer 0 is torch.float32 \[5\], expected torch.float32 \[88\]"):
-        sparsify(random_model("llama"), [torch.zeros(5)] * LAYERS)
+        check_fits(model, SiteSettings((torch.zeros(5),) * LAYERS))
+
+
+def test_steering_a_model_that_is_not_patched_is_refused():
+    with pytest.raises(CladaError, match="no sparse sites"), steered(random_model("llama")):
+        pass
 
 
 def test_patching_twice_is_refused():

@@ -18,16 +18,16 @@ PROMPT = 32
 
 @pytest.fixture(scope="module")
 def outcome():
-    """A function from a policy's name, or `clada` less a part, to its calibration, its state, and how it reads on."""
-    model, sparsity, rows, other = patched_demo()
+    """A function from the name of a policy, or of a part that `clada` is without, to what comes of it."""
+    model, rows, other = patched_demo()
     rows = rows[:4]
 
     @functools.cache
     def of(name: str) -> tuple[Calibration, list[torch.Tensor], Anticipation | None, Read]:
         policy = POLICIES[name] if name in POLICIES else without(POLICIES["clada"], name)
-        result = calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=COST, policy=policy, name=name))
-        read = read_rows(model, sparsity, result.load_map, other[:8], PROMPT, policy=result)
-        return result, list(sparsity.thresholds), sparsity.anticipations, read
+        result = calibrate(model, rows, CalibrationConfig(ffn_cost=COST, policy=policy, name=name))
+        read = read_rows(model, result.calibrated, other[:8], PROMPT, policy=result)
+        return result, list(result.calibrated.thresholds), result.calibrated.anticipations, read
 
     return of
 
@@ -66,7 +66,7 @@ def test_rivals_have_what_they_are_described_with(outcome):
     assert all(not threshold.any() for threshold in thresholds)
     assert read.active.std() < 1e-3
     sats, _, anticipation, _ = outcome("sats")
-    assert sats.load_map.token_scale.shape == (4096,)
+    assert sats.calibrated.load_map.token_scale.shape == (4096,)
     assert set(sats.gains) == {"token"}
     assert anticipation == []
 
@@ -74,8 +74,8 @@ def test_rivals_have_what_they_are_described_with(outcome):
 def test_clada_has_its_parts(outcome):
     result, thresholds, _, _ = outcome("clada")
     assert {"load", "anticipation"} <= set(result.gains)
-    assert result.load_map.token_scale is None
-    assert result.load_map.reanalysis_load <= 1
+    assert result.calibrated.load_map.token_scale is None
+    assert result.calibrated.load_map.reanalysis_load <= 1
     assert len({layer.pool for layer in result.layers}) > 1
     assert all(len(threshold.unique()) > 600 for threshold in thresholds)
 
@@ -92,12 +92,12 @@ def test_clada_diverges_less_at_the_same_cost(outcome, name, ratio):
 
 def test_a_pool_pays_where_little_may_be_read():
     """Near the third that the gate's matrix would be if it were read whole."""
-    model, sparsity, rows, other = patched_demo()
+    model, rows, other = patched_demo()
     divergence = {}
     still = without(POLICIES["clada"], "load")
     for name, policy in (("with", still), ("without", without(still, "pool"))):
-        result = calibrate(model, sparsity, rows[:4], CalibrationConfig(ffn_cost=0.4, policy=policy))
-        read = read_rows(model, sparsity, result.load_map, other[:8], PROMPT, policy=result)
+        result = calibrate(model, rows[:4], CalibrationConfig(ffn_cost=0.4, policy=policy))
+        read = read_rows(model, result.calibrated, other[:8], PROMPT, policy=result)
         assert float(read.read.mean()) == pytest.approx(0.4, abs=0.02)
         divergence[name] = float(read.divergence.mean())
     assert divergence["with"] < 0.7 * divergence["without"]
@@ -105,8 +105,8 @@ def test_a_pool_pays_where_little_may_be_read():
 
 def test_a_cost_below_what_is_always_read_is_refused():
     """Without a pool the gate's matrix is read whole: a third."""
-    model, sparsity, rows, _ = patched_demo(1)
+    model, rows, _ = patched_demo(1)
     with pytest.raises(
         UnreachableError, match=r"the ffn cost 0\.2 cannot be reached by this policy: the nearest is 0\.3[34]"
     ):
-        calibrate(model, sparsity, rows, CalibrationConfig(ffn_cost=0.2, policy=POLICIES["cats"]))
+        calibrate(model, rows, CalibrationConfig(ffn_cost=0.2, policy=POLICIES["cats"]))

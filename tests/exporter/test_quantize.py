@@ -26,8 +26,8 @@ from clada.exporter.calibration.calibrate import calibrate
 from clada.exporter.calibration.text import read_texts, row_length, sample_file, token_rows
 from clada.exporter.cli import main as export_main
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.from_artefact import load_constants
 from clada.exporter.graph import trace as tracing
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.exporter.model.products import find_products
@@ -48,6 +48,7 @@ from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model,
 from tests.support.demo_model import rows_for
 from tests.support.exhaustive import exhaustive, few
 from tests.support.manifests import read_manifest, write_manifest
+from tests.support.thresholds import uniform
 
 # By family: the sizes that blocks need, and the options of its export. Output matrices of llama and gpt_neox are their
 # own, of qwen3 and opt the embedding's.
@@ -117,16 +118,14 @@ def test_artefact_holds_packed_weights(artefacts, checkpoints, family):
     assert manifest.model.parameters == model.num_parameters()
 
     embedding = model.get_input_embeddings().weight.detach().clone()
-    sparsity = sparsify(model)
+    sparsify(model)
     paths = list(linear_modules(model))
     assert section["linears"] == paths
     assert len(paths) == {"gpt_neox": 2}.get(family, 4) * LAYERS + 1
     float_weights = {name: module.weight.detach().clone() for name, module in linear_modules(model).items()}
     packed = read_packed(path)
     if method == "rtn":
-        expected = quantize_model(
-            model, sparsity, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig(bits, block)
-        )
+        expected = quantize_model(model, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig(bits, block))
         for ours, theirs in zip(expected.layers, packed.layers, strict=True):
             assert all(torch.equal(ours[n].codes, theirs[n].codes) for n in ours)
             assert all(torch.equal(ours[n].scales, theirs[n].scales) for n in ours)
@@ -260,13 +259,12 @@ def test_calibration_is_of_the_quantised_model(artefacts, checkpoints):
         texts = read_texts(sample_file())
         length = row_length(model.config.max_position_embeddings)
         rows = token_rows(texts, tokenizer, vocabulary=VOCABULARY, tokens=600, length=length, seed=0)
-        sparsity = sparsify(model)
+        sparsify(model)
         if quantised:
-            quantize_model(model, sparsity, rows, QuantizationConfig(), lambda _: None)
-        calibrate(model, sparsity, rows, HALF_OF_NEURONS)
-        found[quantised] = list(sparsity.thresholds)
-    load_constants(artefacts("llama"), sparsity)
-    for exported, ours, other in zip(sparsity.thresholds, found[True], found[False], strict=True):
+            quantize_model(model, rows, QuantizationConfig(), lambda _: None)
+        found[quantised] = calibrate(model, rows, HALF_OF_NEURONS).calibrated.thresholds
+    exported_ones = Calibrated.from_graph(artefacts("llama")).thresholds
+    for exported, ours, other in zip(exported_ones, found[True], found[False], strict=True):
         torch.testing.assert_close(exported, ours)
         assert not torch.allclose(exported, other, rtol=1e-2)
 
@@ -274,11 +272,11 @@ def test_calibration_is_of_the_quantised_model(artefacts, checkpoints):
 def test_tracing_leaves_the_model_as_it_was(checkpoints):
     """Verification computes with the values that packed weights stand for."""
     model, _ = load_model(str(checkpoints("opt")), torch.float32)
-    sparsity = sparsify(model, [torch.full((NEURONS,), 0.1)] * LAYERS)
-    packed = quantize_model(model, sparsity, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig(4, 32))
+    sparsify(model)
+    packed = quantize_model(model, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig(4, 32))
     before, ids = [id(module) for module in model.modules()], torch.arange(12)[None]
     expected = model(input_ids=ids).logits
-    traced = tracing.trace(model, sparsity, LOAD_MAP, opset=21, quantized=packed)
+    traced = tracing.trace(model, Calibrated(uniform(model, 0.1), load_map=LOAD_MAP), opset=21, quantized=packed)
     assert [id(module) for module in model.modules()] == before
     assert torch.equal(model(input_ids=ids).logits, expected)
     assert all(layer.op.name not in {op.name for op in QUANTIZED.values()} for layer in sparse_layers(model))
@@ -433,13 +431,13 @@ def test_bad_options_are_one_line_and_write_nothing(checkpoints, tmp_path, capsy
 
 def test_width_that_no_block_divides_names_the_matrix():
     model = random_model("opt", **SIZES["opt"])
-    sparsity = sparsify(model)
+    sparsify(model)
     layer = sparse_layers(model)[1]
     layer.w_out = torch.nn.Parameter(torch.ones(NEURONS, 80), requires_grad=False)
     with pytest.raises(
         CladaError, match="w_out of layer 1 cannot be quantised: a block of 32 does not divide its width, 80"
     ):
-        quantize_model(model, sparsity, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig())
+        quantize_model(model, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig())
 
 
 @pytest.mark.parametrize(
@@ -452,17 +450,17 @@ def test_width_that_no_block_divides_names_the_matrix():
 )
 def test_weights_that_no_scale_fits_name_the_matrix(value, message):
     model = random_model("llama", **SIZES["llama"])
-    sparsity = sparsify(model)
+    sparsify(model)
     sparse_layers(model)[2].w_up[3, 5] = value
     with pytest.raises(CladaError, match=message):
-        quantize_model(model, sparsity, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig(4, 32))
+        quantize_model(model, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig(4, 32))
 
 
 def test_weights_of_zero_stay_zero():
     model = random_model("llama", **SIZES["llama"])
-    sparsity = sparsify(model)
+    sparsify(model)
     sparse_layers(model)[0].w_up[:] = 0
-    packed = quantize_model(model, sparsity, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig(4, 32))
+    packed = quantize_model(model, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig(4, 32))
     assert (packed.layers[0]["w_up"].scales > 0).all()
     assert not packed.layers[0]["w_up"].values().any()
 

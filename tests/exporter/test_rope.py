@@ -15,6 +15,7 @@ from clada.exporter.calibration.policies import POLICIES
 from clada.exporter.calibration.text import read_texts, sample_file
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.graph import trace as tracing
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparsify
 from clada.exporter.model.rope import check_rope, context_length
@@ -24,6 +25,7 @@ from clada.runtime.models.ort_cpu import Execution, OnnxRuntimeModel
 from tests.exporter.test_trace import LOAD_MAP
 from tests.support.checkpoints import write_checkpoint
 from tests.support.exhaustive import few
+from tests.support.thresholds import uniform
 
 ORIGINAL = 64
 FACTOR = 4.0
@@ -109,7 +111,8 @@ def graphs(checkpoints, tmp_path_factory):
         model, _ = load_model(str(checkpoints(kind)), DTYPES[dtype])
         path = tmp_path_factory.mktemp("rope") / "model.onnx"
         # Thresholds of 0 keep every neuron: what is compared is the dense model.
-        tracing.save(tracing.trace(model, sparsify(model), LOAD_MAP), path)
+        sparsify(model)
+        tracing.save(tracing.trace(model, Calibrated(uniform(model), load_map=LOAD_MAP)), path)
         return OnnxRuntimeModel(path, Execution(threads=1, kernels="bodies"))
 
     return traced
@@ -171,13 +174,14 @@ _SHARP = {"head_dim": 32, "initializer_range": 0.2, "max_position_embeddings": 4
 def test_verification_notices_frequencies_that_are_rounded(tmp_path):
     """At the end of the context, most of all: over the first tokens rounding an angle to float16 is next to nothing."""
     model, tokenizer = load_model(str(write_checkpoint(tmp_path / "hf", "llama", **_SHARP)), torch.float32)
-    sparsity, path = sparsify(model), tmp_path / "model.onnx"
-    tracing.save(tracing.trace(model, sparsity, LOAD_MAP), path)
+    sparsify(model)
+    calibrated, path = Calibrated(uniform(model), load_map=LOAD_MAP), tmp_path / "model.onnx"
+    tracing.save(tracing.trace(model, calibrated), path)
     rows = verification_rows(read_texts(sample_file()), tokenizer, model.config.vocab_size)
-    require_passed(verify(path, model, sparsity, LOAD_MAP, rows))
+    require_passed(verify(path, model, calibrated, rows))
     frequencies = model.model.rotary_emb.inv_freq
     frequencies.copy_(frequencies.half())
-    checks = {check.name: check for check in verify(path, model, sparsity, LOAD_MAP, rows)}
+    checks = {check.name: check for check in verify(path, model, calibrated, rows)}
     at_the_end = checks["decode at place 4,095, batch 1"]
     assert not at_the_end.passed
     assert at_the_end.required > 10 * checks["decode, batch 1"].required

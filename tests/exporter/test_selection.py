@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from clada.contract.pool import PoolPolicy
 from clada.exporter.calibration import decode_pass
 from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.goal import Goal
@@ -11,6 +12,7 @@ from clada.exporter.calibration.policies import PARTS, POLICIES, Policy, without
 from clada.exporter.calibration.selection import Measured, measure, pool_policy, pools_of, select
 from clada.exporter.calibration.sensitivity import sensitivities
 from clada.exporter.model.patch import sparsify
+from clada.exporter.model.steering import SiteSettings, steered
 from tests.support.checkpoints import VOCABULARY, random_model, tiny_tokenizer
 from tests.support.demo_model import patched_demo, rows_for
 
@@ -18,21 +20,15 @@ CLADA = POLICIES["clada"]
 
 
 @pytest.fixture(scope="module")
-def texts_of_demo() -> Texts:
-    model, sparsity, rows, _ = patched_demo(4)
-    return Texts(model, sparsity, rows, 32)
-
-
-@pytest.fixture
-def demo(texts_of_demo) -> Texts:
-    """The demo model without thresholds, as a calibration begins."""
-    texts_of_demo.sparsity.thresholds[:] = [torch.zeros(layer.neurons) for layer in texts_of_demo.layers]
-    return texts_of_demo
+def demo() -> Texts:
+    model, rows, _ = patched_demo(4)
+    return Texts(model, rows, 32)
 
 
 def tiny(family: str) -> Texts:
     model = random_model(family)
-    return Texts(model, sparsify(model), rows_for(tiny_tokenizer(), 6 * 48, 48), 16)
+    sparsify(model)
+    return Texts(model, rows_for(tiny_tokenizer(), 6 * 48, 48), 16)
 
 
 def dense_values(texts: Texts) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -43,7 +39,7 @@ def dense_values(texts: Texts) -> list[tuple[torch.Tensor, torch.Tensor]]:
         values.append(tuple(v.double() for v in texts.layers[index].activations(x.reshape(*texts.rows.shape, -1))))
 
     handles = [layer.register_forward_pre_hook(lambda m, args: take(m.index, args[0])) for layer in texts.layers]
-    with torch.no_grad(), texts.sparsity.steered(0.0):
+    with torch.no_grad(), steered(texts.model):
         texts.model(texts.rows)
     for handle in handles:
         handle.remove()
@@ -58,7 +54,6 @@ def shares_of(h: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
 def test_measured_is_of_decoded_tokens_of_the_dense_model(family):
     texts = tiny(family)
-    texts.sparsity.thresholds[0] += 0.5  # thresholds that are there do not count
     measured = measure(texts, CLADA)
     sensitivity = sensitivities(texts.model, texts.batches, texts.prompt_tokens)
     for index, (a, up) in enumerate(dense_values(texts)):
@@ -78,31 +73,33 @@ def test_measured_is_of_decoded_tokens_of_the_dense_model(family):
 
 @pytest.mark.parametrize("goal", [Goal("ffn_cost", 0.6), Goal("target_sparsity", 0.6), Goal("error_budget", 0.005)])
 def test_cats_thresholds_are_quantiles_of_each_layer(demo, goal):
-    assert select(demo, POLICIES["cats"], goal) is None
+    thresholds, pool = select(demo, POLICIES["cats"], goal)
+    assert pool is None
     below = []
-    for threshold, (a, _) in zip(demo.sparsity.thresholds, dense_values(demo), strict=True):
+    for threshold, (a, _) in zip(thresholds, dense_values(demo), strict=True):
         assert len(threshold.unique()) == 1
         below.append(float((a[:, 32:].abs() < threshold).double().mean()))
     assert below == pytest.approx([np.mean(below)] * len(below), abs=0.01)
-    assert np.ptp([float(t[0]) for t in demo.sparsity.thresholds]) > 0.01
+    assert np.ptp([float(t[0]) for t in thresholds]) > 0.01
     if goal.name != "error_budget":
         # A gate's matrix is read whole, the two others where a neuron is active.
         assert np.mean(below) == pytest.approx(0.6, abs=0.02)
-    assert goal.reached(demo.decode()) == pytest.approx(goal.value, rel=0.02)
+    assert goal.reached(demo.decode(SiteSettings(thresholds))) == pytest.approx(goal.value, rel=0.02)
 
 
 @pytest.mark.parametrize("allocation", [True, False])
 def test_thresholds_are_a_level_over_sensitivity(demo, allocation):
     """threshold_i c_i is the same for all neurons: of the model with allocation, of each layer without."""
     policy = Policy("sensitivity", allocation=allocation)
-    assert select(demo, policy, Goal("target_sparsity", 0.6)) is None
+    thresholds, pool = select(demo, policy, Goal("target_sparsity", 0.6))
+    assert pool is None
     importance = measure(demo, policy).importance
-    levels = [(t * c).tolist() for t, c in zip(demo.sparsity.thresholds, importance, strict=True)]
+    levels = [(t * c).tolist() for t, c in zip(thresholds, importance, strict=True)]
     for level in levels:
         assert level == pytest.approx([level[0]] * len(level), rel=1e-4)
     means = np.mean(levels, axis=1)
     assert (np.ptp(means) / means.mean() < 1e-4) == allocation
-    active = demo.decode().active.mean((0, 1))
+    active = demo.decode(SiteSettings(thresholds)).active.mean((0, 1))
     assert 0.37 < active.mean() <= 0.4
     assert (float(active.max() - active.min()) < 0.05) != allocation
 
@@ -111,16 +108,16 @@ def test_a_neuron_that_adds_nothing_is_dropped_first():
     texts = tiny("llama")
     with torch.no_grad():
         texts.layers[1].w_down[3] = 0
-    select(texts, Policy("sensitivity", allocation=True), Goal("target_sparsity", 0.3))
-    for threshold in texts.sparsity.thresholds:
+    thresholds, _ = select(texts, Policy("sensitivity", allocation=True), Goal("target_sparsity", 0.3))
+    for threshold in thresholds:
         assert torch.isfinite(threshold).all()
-    assert texts.sparsity.thresholds[1][3] > 1e30
+    assert thresholds[1][3] > 1e30
 
 
 def test_griffins_pool_is_what_the_prompt_used_most(demo):
     """The published rule: the top-k of the norm over the prompt's tokens of |h_i| / |h|, the same k in each layer."""
-    chosen = select(demo, POLICIES["griffin"], Goal("ffn_cost", 0.6))
-    assert all(not threshold.any() for threshold in demo.sparsity.thresholds)
+    thresholds, chosen = select(demo, POLICIES["griffin"], Goal("ffn_cost", 0.6))
+    assert all(not threshold.any() for threshold in thresholds)
     size = chosen.sizes[0]
     assert chosen.sizes == [size] * len(demo.layers)
     assert size / demo.layers[0].neurons == pytest.approx(0.6, abs=0.01)
@@ -168,9 +165,9 @@ def test_the_priors_weight_keeps_most_of_what_matters(monkeypatch):
     monkeypatch.setattr(decode_pass, "_LOGITS_IN_FLIGHT", 2 * VOCABULARY * 48)
     texts = tiny("llama")
     assert len(texts.batches) == 3
-    chosen = select(texts, CLADA, Goal("ffn_cost", 0.55))
+    thresholds, chosen = select(texts, CLADA, Goal("ffn_cost", 0.55))
     measured = measure(texts, CLADA)
-    level = float(texts.sparsity.thresholds[0][0] * measured.importance[0][0])
+    level = float(thresholds[0][0] * measured.importance[0][0])
     gains = []
     for (a, _), importance in zip(dense_values(texts), measured.importance, strict=True):
         gains.append(((a[:, 16:] * importance).square() / 2 - level**2 / 2).clamp_min(0).sum(1))
@@ -186,13 +183,18 @@ def test_the_priors_weight_keeps_most_of_what_matters(monkeypatch):
 
 def test_pools_are_chosen_as_the_policy_says():
     texts, goal = tiny("llama"), Goal("ffn_cost", 0.5)
-    assert select(texts, POLICIES["dense"], goal) is None
-    assert not any(threshold.any() for threshold in texts.sparsity.thresholds)
-    assert select(texts, without(CLADA, "pool"), goal) is None
-    assert select(texts, without(CLADA, "prompt"), goal).prior_tokens == float("inf")
-    assert select(texts, CLADA, goal).prior_tokens < float("inf")
-    assert len(set(select(texts, CLADA, goal).sizes)) > 1
-    assert len(set(select(texts, without(CLADA, "allocation"), goal).sizes)) == 1
+    thresholds, pool = select(texts, POLICIES["dense"], goal)
+    assert pool is None
+    assert not any(threshold.any() for threshold in thresholds)
+
+    def pool_of(policy: Policy) -> PoolPolicy | None:
+        return select(texts, policy, goal)[1]
+
+    assert pool_of(without(CLADA, "pool")) is None
+    assert pool_of(without(CLADA, "prompt")).prior_tokens == float("inf")
+    assert pool_of(CLADA).prior_tokens < float("inf")
+    assert len(set(pool_of(CLADA).sizes)) > 1
+    assert len(set(pool_of(without(CLADA, "allocation")).sizes)) == 1
 
 
 def test_every_part_can_be_taken_away():

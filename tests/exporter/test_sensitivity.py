@@ -6,8 +6,10 @@ import torch
 from clada.exporter.calibration.decode_pass import Texts
 from clada.exporter.calibration.sensitivity import sensitivities
 from clada.exporter.model.patch import decoder_layers, sparsify
+from clada.exporter.model.steering import SiteSettings, Steering, steered
 from tests.support.checkpoints import NEURONS, random_model
 from tests.support.demo_model import patched_demo
+from tests.support.thresholds import uniform
 
 VOCABULARY, TOKENS, PROMPT = 24, 5, 2
 IDS = torch.randint(1, VOCABULARY, (1, TOKENS), generator=torch.Generator().manual_seed(2))
@@ -83,15 +85,15 @@ def test_draws_differ_and_a_seed_repeats_them():
 
 def test_the_model_is_left_as_it_was():
     model = small("gpt_neox")
-    sparsity = sparsify(model)
-    sparsity.thresholds[0][:] = 0.3
+    sparsify(model)
+    steering = Steering(SiteSettings(uniform(model, 0.3)), torch.ones(IDS.shape))
     embedding = model.get_input_embeddings().weight
     embedding.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     assert len(set(before.values())) == 2
 
     def logits():
-        with torch.no_grad(), sparsity.steered(scale=torch.ones(IDS.shape)):
+        with torch.no_grad(), steered(model, steering):
             return model(IDS).logits
 
     expected = logits()
@@ -106,11 +108,12 @@ def test_it_predicts_what_losing_a_neuron_costs(name):
     """Half of it, times the square of the activation, is the divergence when a token loses a neuron."""
     if name == "tiny":
         model = random_model("llama")
-        sparsity, rows = sparsify(model), torch.randint(1, 512, (96, 16), generator=torch.Generator().manual_seed(3))
+        sparsify(model)
+        rows = torch.randint(1, 512, (96, 16), generator=torch.Generator().manual_seed(3))
     else:
-        model, sparsity, rows, _ = patched_demo()
+        model, rows, _ = patched_demo()
         rows = rows.reshape(-1, 16)
-    texts = Texts(model, sparsity, rows, 6)
+    texts = Texts(model, rows, 6)
     measured = sensitivities(model, texts.batches, texts.prompt_tokens)
     parts: list[list[torch.Tensor]] = [[] for _ in texts.layers]
     texts.dense_inputs(lambda index, x: parts[index].append(texts.layers[index].activations(x)[0][:, 0]))
@@ -128,7 +131,7 @@ def test_it_predicts_what_losing_a_neuron_costs(name):
         neuron = int(cost.argsort(descending=True)[torch.randint(60, (1,), generator=generator)])
         pools[layer][row, neuron] = False
         predicted[row] = activation[layer][row, neuron].square() * measured[layer].activation[neuron] / 2
-    happened = texts.decode(0.0, pools, opened).divergence.double().sum(1)
+    happened = texts.decode(SiteSettings(), 0.0, pools, opened).divergence.double().sum(1)
     # Roots, as one token in a hundred may cost as much as all others together.
     assert 0.6 < predicted.sqrt().sum() / happened.clamp_min(0).sqrt().sum() < 1.6
     ranks = torch.stack([values.argsort().argsort() for values in (predicted, happened)]).double()

@@ -11,17 +11,19 @@ import pytest
 import torch
 
 from clada.errors import CladaError
-from clada.exporter.from_artefact import load_constants
 from clada.exporter.graph import trace as tracing
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import constant_names, constants, random_step
+from clada.exporter.graph.steps import random_step
 from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity, sparsify
+from clada.exporter.model.patch import sparse_layers, sparsify
+from clada.exporter.model.steering import Steering
 from clada.ops import DOMAIN, LOAD_SIGNAL, PLUGIN_ATTRIBUTES, graph_names
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 from tests.support.exhaustive import exhaustive, few
+from tests.support.thresholds import uniform
 
 LOAD_MAP = LoadMap(
     surprisal_knots=torch.linspace(2, 10, 9),
@@ -51,43 +53,45 @@ variants = pytest.mark.parametrize(("family", "opset", "parts"), few(VARIANTS, U
 SIZES = [(2, 3, 5), (1, 1, 7), (3, 1, 7), (1, 7, 0), (3, 7, 0), (3, 1, 1), (1, 1, 0), (1, 7, 5)]
 
 
-def with_parts(sparsity: Sparsity, parts: str) -> LoadMap:
-    """Give a patched model one of PARTS, with random values; returns the load map that goes with it."""
+def with_parts(parts: str, largest: float = 0.3) -> Calibrated:
+    """One of PARTS for a tiny model, with random values; thresholds are up to the largest."""
+    generator = torch.Generator().manual_seed(3)
+    thresholds = tuple(torch.rand(NEURONS, generator=generator) * largest for _ in range(LAYERS))
+    calibrated = Calibrated(thresholds, load_map=LOAD_MAP)
     generator = torch.Generator().manual_seed(4)
     chosen = PARTS[parts]
     if "compensation" in chosen:
-        sparsity.compensation = [torch.randn(WIDTH, generator=generator) * 0.3 for _ in range(LAYERS)]
+        added = tuple(torch.randn(WIDTH, generator=generator) * 0.3 for _ in range(LAYERS))
+        calibrated = dataclasses.replace(calibrated, compensation=added)
     if "anticipation" in chosen:
-        sparsity.anticipations = [
-            Anticipation(
-                site=PROBED,
-                weight=torch.randn(WIDTH, generator=generator) / WIDTH**0.5,
-                load_weight=torch.tensor(-0.7),
-                bias=torch.tensor(0.2),
-                knots=torch.linspace(-1, 1, 9),
-                factors=torch.linspace(2.5, 0.4, 9),
-            )
-        ]
+        anticipation = Anticipation(
+            site=PROBED,
+            weight=torch.randn(WIDTH, generator=generator) / WIDTH**0.5,
+            load_weight=torch.tensor(-0.7),
+            bias=torch.tensor(0.2),
+            knots=torch.linspace(-1, 1, 9),
+            factors=torch.linspace(2.5, 0.4, 9),
+        )
+        calibrated = dataclasses.replace(calibrated, anticipations=(anticipation,))
     if "token_scale" not in chosen:
-        return LOAD_MAP
+        return calibrated
     table = torch.rand(VOCABULARY, generator=generator) + 0.5
     table[0] = 0  # dense
-    return dataclasses.replace(LOAD_MAP, token_scale=table)
+    return dataclasses.replace(calibrated, load_map=dataclasses.replace(LOAD_MAP, token_scale=table))
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A function from a variant to the patched model, its state, its load map and the ONNX file."""
+    """A function from a variant to the patched model, its calibrated values and the ONNX file."""
 
     @functools.cache
     def make(family: str, opset: int, parts: str, all_logits: bool):
         model = random_model(family)
-        generator = torch.Generator().manual_seed(3)
-        sparsity = sparsify(model, [torch.rand(NEURONS, generator=generator) * 0.3 for _ in range(LAYERS)])
-        load_map = with_parts(sparsity, parts)
+        sparsify(model)
+        calibrated = with_parts(parts)
         path = tmp_path_factory.mktemp("trace") / "model.onnx"
-        tracing.save(tracing.trace(model, sparsity, load_map, opset=opset, all_logits=all_logits), path)
-        return model, sparsity, load_map, path
+        tracing.save(tracing.trace(model, calibrated, opset=opset, all_logits=all_logits), path)
+        return model, calibrated, path
 
     def variant(family: str, opset: int = tracing.DEFAULT_OPSET, parts: str = "thresholds", all_logits: bool = False):
         return make(family, opset, parts, all_logits)
@@ -101,15 +105,13 @@ def flat_inputs(step: dict) -> dict[str, np.ndarray]:
     return {name: t.numpy() for name, t in zip(tracing.input_names(LAYERS), tensors, strict=True)}
 
 
-def run_both(model, sparsity, load_map, path, step):
+def run_both(model, calibrated, path, step):
     """Outputs by name, of ONNX Runtime and of PyTorch."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     given = session.run(None, flat_inputs(step))
     own = {**step, "past": [tuple(t.clone() for t in pair) for pair in step["past"]]}
     with torch.no_grad():
-        logits, present, score, *rest, _ = Decoder(model, sparsity, load_map.surprisal_weight)(
-            **own, **constants(sparsity, load_map)
-        )
+        logits, present, score, *rest, _ = Decoder(model, calibrated)(**own, **calibrated.tensors())
     names = tracing.output_names(LAYERS)
     expected = [t.numpy() for t in (logits, *present, *score, *rest)]
     return dict(zip(names, given, strict=True)), dict(zip(names, expected, strict=True))
@@ -223,7 +225,7 @@ def test_padding_does_not_change_a_prompt(exported, parts):
 
 @variants
 def test_file_is_what_the_contract_says(exported, family, opset, parts):
-    _, sparsity, load_map, path = exported(family, opset, parts)
+    _, calibrated, path = exported(family, opset, parts)
     onnx.checker.check_model(str(path), full_check=True)
     proto = onnx.load(path, load_external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -251,7 +253,7 @@ def test_file_is_what_the_contract_says(exported, family, opset, parts):
     for name, shape in expected_constants(parts).items():
         assert shapes.pop(name) == shape, name
     assert not [name for name in shapes if name.startswith(("threshold.", "compensation.", "anticipation.", "token_s"))]
-    assert_constants_are_kept(path, sparsity, load_map)
+    assert_constants_are_kept(path, calibrated)
 
 
 def expected_constants(parts: str) -> dict[str, list[int]]:
@@ -267,14 +269,13 @@ def expected_constants(parts: str) -> dict[str, list[int]]:
     return shapes
 
 
-def assert_constants_are_kept(path, sparsity, load_map, data=None):
-    """A newly patched model that reads the file's constants has those that were traced, to the bit, and no others."""
-    fresh = Sparsity([torch.zeros(1)] * LAYERS, [torch.ones(1)])
-    loaded = load_constants(path, fresh, data)
-    assert loaded.surprisal_weight == pytest.approx(load_map.surprisal_weight)
-    for found, expected in zip(fresh.anticipations, sparsity.anticipations, strict=True):
+def assert_constants_are_kept(path, calibrated, data=None):
+    """Constants read from the file are those that were traced, to the bit, and no others."""
+    loaded = Calibrated.from_graph(path, data)
+    assert loaded.load_map.surprisal_weight == pytest.approx(calibrated.load_map.surprisal_weight)
+    for found, expected in zip(loaded.anticipations, calibrated.anticipations, strict=True):
         assert found.site == expected.site
-    stored, wanted = constants(fresh, loaded), constants(sparsity, load_map)
+    stored, wanted = loaded.tensors(), calibrated.tensors()
     assert stored.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(stored[name], value, rtol=0, atol=0, msg=name)
@@ -303,16 +304,16 @@ def test_file_holds_no_paths_of_this_machine(exported):
 def test_equal_constants_keep_their_names(tmp_path, traced_anew):
     """The exporter merges initializers of equal value; the calibrated ones must not go."""
     model = random_model("llama")
-    sparsity = sparsify(model)
-    load_map = copy.deepcopy(with_parts(sparsity, "everything"))
-    for value in constants(sparsity, load_map).values():
+    sparsify(model)
+    calibrated = copy.deepcopy(with_parts("everything"))
+    for value in calibrated.tensors().values():
         for tensor in value if isinstance(value, list) else [value]:
             tensor.zero_()
     path = tmp_path / "model.onnx"
-    tracing.save(tracing.trace(model, sparsity, load_map), path)
+    tracing.save(tracing.trace(model, calibrated), path)
     names = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer]
     assert len(names) == len(set(names))
-    assert set(expected_constants("everything")) == set(constant_names(sparsity, load_map)) <= set(names)
+    assert set(expected_constants("everything")) == set(calibrated.names()) <= set(names)
 
 
 def test_all_logits_on_request(exported):
@@ -328,16 +329,15 @@ def test_all_logits_on_request(exported):
 @pytest.mark.parametrize("parts", few(["thresholds", "everything"], ["everything"]))
 def test_tracing_leaves_the_model_as_it_was(traced_anew, parts):
     model = random_model("llama")
-    sparsity = sparsify(model)
-    tracing.trace(model, sparsity, with_parts(sparsity, parts))
+    sparsify(model)
+    calibrated = with_parts(parts)
+    tracing.trace(model, calibrated)
     ids = torch.ones(1, 4, dtype=torch.int64)
     with torch.no_grad():
         assert model(ids).logits.shape == (1, 4, VOCABULARY)
-    assert sparsity.scale == 0.0
-    assert sparsity.pools is sparsity.load is sparsity.sparse is None
-    steering = [*sparsity.thresholds, *sparsity.compensation]
-    steering += [tensor for probe in sparsity.anticipations for tensor in probe.tensors()]
-    assert all(type(tensor) is torch.Tensor for tensor in steering)
+    current = sparse_layers(model)[0].current
+    assert current.steering == Steering()
+    assert all(type(tensor) is torch.Tensor for tensor in [*current.trace.active.values(), *calibrated.thresholds])
 
 
 @pytest.mark.parametrize("opset", [17, 24])
@@ -350,7 +350,8 @@ def test_unsupported_opset_is_refused(opset):
 def test_four_layers_are_traced(in_place_cache):
     """As many as would make torch take the thresholds' list for the axes of an input."""
     model = random_model("llama", num_hidden_layers=4)
-    traced = tracing.trace(model, sparsify(model), LOAD_MAP, in_place_cache=in_place_cache)
+    sparsify(model)
+    traced = tracing.trace(model, Calibrated(uniform(model), load_map=LOAD_MAP), in_place_cache=in_place_cache)
     sizes = {str(dim) for value in traced.graph.inputs for dim in value.shape if not isinstance(dim, int)}
     wanted = {graph_names.SEQUENCE_LENGTH, graph_names.TOTAL_SEQUENCE_LENGTH}
     wanted |= (

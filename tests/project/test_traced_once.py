@@ -12,9 +12,12 @@ import torch
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.ort_attention import in_place_attention
 from clada.exporter.model.anticipation import Anticipation
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparsify
-from tests.support.checkpoints import NEURONS, random_model
+from tests.exporter.test_trace import LOAD_MAP
+from tests.support.checkpoints import random_model
+from tests.support.thresholds import uniform
 from tests.support.traced_once import traced_once
 
 
@@ -49,13 +52,14 @@ def taken(exporter, tmp_path):
 
 def decoder(family: str = "llama", **changes) -> Decoder:
     model = random_model(family, num_hidden_layers=2, **changes)
-    return Decoder(model, sparsify(model, [torch.zeros(NEURONS)] * 2), 0.5).eval()
+    sparsify(model)
+    return Decoder(model, Calibrated(uniform(model), load_map=LOAD_MAP)).eval()
 
 
 def test_a_graph_is_made_once(taken, exporter):
     """Of models that are alike, whatever the arguments' values and the calibrated ones are."""
     other = decoder()
-    other.sparsity.thresholds[0] = torch.ones(NEURONS)
+    other.calibrated = dataclasses.replace(other.calibrated, thresholds=uniform(other.model, 1.0))
     names = [taken(decoder()), taken(decoder()), taken(other), taken(decoder(), {"x": torch.ones(2, 3)})]
     assert names == ["1"] * 4
     assert exporter.calls == 1
@@ -66,7 +70,8 @@ def test_where_a_model_was_loaded_from_is_nothing_to_its_graph(taken, exporter, 
     folders = checkpoint("llama"), tmp_path / "moved"
     models = [random_model("llama"), *(load_model(str(folder), torch.float32)[0] for folder in folders)]
     for model in models:
-        taken(Decoder(model, sparsify(model), 0.5).eval())
+        sparsify(model)
+        taken(Decoder(model, Calibrated(uniform(model), load_map=LOAD_MAP)).eval())
     assert exporter.calls == 1
 
 
@@ -91,11 +96,13 @@ def one_setting(made: Decoder) -> None:
 
 
 def a_probe(made: Decoder) -> None:
-    made.sparsity.anticipations = [Anticipation(1, *(torch.zeros(1) for _ in range(5)))]
+    probe = Anticipation(1, *(torch.zeros(1) for _ in range(5)))
+    made.calibrated = dataclasses.replace(made.calibrated, anticipations=(probe,))
 
 
 def a_probe_elsewhere(made: Decoder) -> None:
-    made.sparsity.anticipations = [Anticipation(0, *(torch.zeros(1) for _ in range(5)))]
+    probe = Anticipation(0, *(torch.zeros(1) for _ in range(5)))
+    made.calibrated = dataclasses.replace(made.calibrated, anticipations=(probe,))
 
 
 CHANGES = (in_half, one_weight, one_attribute, one_activation, one_setting, a_probe, a_probe_elsewhere)

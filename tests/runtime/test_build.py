@@ -32,6 +32,7 @@ from clada.contract.onnx_wire import (
 from clada.contract.sealed_json import SEAL, sealed
 from clada.errors import CladaError
 from clada.exporter.graph import trace as tracing
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.patch import sparsify
 from clada.ops import DOMAIN, LOAD_SIGNAL, VERSION
@@ -46,6 +47,7 @@ from tests.exporter.test_trace import LOAD_MAP
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 from tests.support.exhaustive import exhaustive, few
 from tests.support.manifests import describe_graph, vouch_for
+from tests.support.thresholds import uniform
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -60,8 +62,9 @@ def artefact(tiny_artefact, tmp_path_factory):
         folder = tmp_path_factory.mktemp("engine")
         shutil.copytree(tiny_artefact.parent, folder, dirs_exist_ok=True)
         model = random_model(family)
-        sparsity = sparsify(model, [torch.full((NEURONS,), 0.1) for _ in range(LAYERS)])
-        traced = tracing.trace(model.to(dtype), sparsity, LOAD_MAP, opset=opset)
+        sparsify(model)
+        calibrated = Calibrated(uniform(model, 0.1), load_map=LOAD_MAP)
+        traced = tracing.trace(model.to(dtype), calibrated, opset=opset)
         tracing.save(traced, folder / "model.onnx")
         (folder / CONFIG_NAME).write_text(model.config.to_json_string())
         told = {"family": family, "dtype": str(dtype).removeprefix("torch."), "opset": opset}

@@ -18,6 +18,7 @@ from clada.contract.artefact import CONFIG_NAME, data_name
 from clada.contract.onnx_wire import nodes_of, without_functions
 from clada.errors import CladaError
 from clada.exporter.graph import trace as tracing
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.patch import sparsify
 from clada.exporter.quantization.packed import read_packed
 from clada.exporter.quantization.quantize import QuantizationConfig, quantize_model
@@ -29,6 +30,7 @@ from tests.runtime.test_build import StandInLayer, built, fails, parsed
 from tests.support.checkpoints import LAYERS, NEURONS, random_model
 from tests.support.exhaustive import few
 from tests.support.manifests import describe_graph, vouch_for
+from tests.support.thresholds import uniform
 
 SIZES = {
     "llama": {"hidden_size": 64, "num_attention_heads": 4},
@@ -58,10 +60,11 @@ def artefact(tiny_artefact, tmp_path_factory):
         folder = tmp_path_factory.mktemp("quantised")
         shutil.copytree(tiny_artefact.parent, folder, dirs_exist_ok=True)
         model = random_model(family, **SIZES[family])
-        sparsity = sparsify(model, [torch.full((NEURONS,), 0.1) for _ in range(LAYERS)])
+        sparsify(model)
+        calibrated = Calibrated(uniform(model, 0.1), load_map=LOAD_MAP)
         rows = torch.zeros(1, 2, dtype=torch.int64)
-        packed = quantize_model(model, sparsity, rows, QuantizationConfig(bits), lambda _: None)
-        traced = tracing.trace(model.to(dtype), sparsity, LOAD_MAP, opset=opset, quantized=packed)
+        packed = quantize_model(model, rows, QuantizationConfig(bits), lambda _: None)
+        traced = tracing.trace(model.to(dtype), calibrated, opset=opset, quantized=packed)
         tracing.save(traced, folder / "model.onnx")
         (folder / CONFIG_NAME).write_text(model.config.to_json_string())
         told = {"family": family, "dtype": str(dtype).removeprefix("torch."), "opset": opset, "hidden_size": 64}

@@ -20,6 +20,7 @@ from clada.errors import CladaError
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.graph import trace as tracing
 from clada.exporter.graph.steps import random_step
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.patch import sparsify
 from clada.ops import OPS, graph_names
 from clada.plugins.onnxruntime import CUDA_PROVIDER, library_path, register
@@ -39,6 +40,7 @@ from tests.exporter.test_trace import LOAD_MAP
 from tests.support.checkpoints import random_model, write_checkpoint
 from tests.support.manifests import edit_manifest
 from tests.support.op_backends import body_model
+from tests.support.thresholds import uniform
 
 EXECUTION = Execution(threads=1)
 PROMPTS = ["def f(x):", "import os\nimport sys\n", "for i in range(10):\n    print("]
@@ -211,9 +213,10 @@ def test_padding_and_too_long_a_text_are_refused(tiny_artefact):
 def test_logits_of_all_positions(tmp_path):
     """A graph with all logits: those of a prefill are read and not kept."""
     model = random_model("llama")
-    sparsity = sparsify(model)
+    sparsify(model)
+    calibrated = Calibrated(uniform(model), load_map=LOAD_MAP)
     path = tmp_path / "model.onnx"
-    tracing.save(tracing.trace(model, sparsity, LOAD_MAP, all_logits=True), path)
+    tracing.save(tracing.trace(model, calibrated, all_logits=True), path)
     host, device = OnnxRuntimeModel(path, EXECUTION), DeviceModel(path, EXECUTION)
     caches = [m.empty_cache(2) for m in (host, device)]
     past = np.zeros((2, host.vocabulary), np.float32)

@@ -15,9 +15,9 @@ import torch
 
 import clada.plugins.onnxruntime
 from clada.errors import CladaError
-from clada.exporter.from_artefact import load_constants
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import constants, first_step
+from clada.exporter.graph.steps import first_step
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.ops import LOAD_SIGNAL, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN, graph_names
@@ -113,17 +113,17 @@ def test_session_is_repeatable_to_the_bit(demo_artefact):
 def test_bfloat16_weights_are_those_of_a_rounded_model(tiny_artefact, checkpoint):
     """Against PyTorch with its feed-forward matrices rounded; biases and everything else as they were."""
     model, _ = load_model(str(checkpoint("llama")), torch.float32)
-    sparsity = sparsify(model)
-    load_map = load_constants(tiny_artefact, sparsity)
+    sparsify(model)
+    calibrated = Calibrated.from_graph(tiny_artefact)
     for layer in sparse_layers(model):
         for name in layer.weight_names:
             weight = layer.get_parameter(name)
             weight.copy_(weight.bfloat16().float())
     session = Session(tiny_artefact, weights="bfloat16")
     ids = session.encode(TEXT)[:32]
-    decoder = Decoder(model, sparsity, load_map.surprisal_weight)
+    decoder = Decoder(model, calibrated)
     step = first_step(model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
-    expected = decoder(**step, **constants(sparsity, load_map))[0][0, -1].numpy()
+    expected = decoder(**step, **calibrated.tensors())[0][0, -1].numpy()
     assert np.abs(session.prefill([ids]).logits[0] - expected).max() <= 1e-5 * np.ptp(expected)
     unrounded = Session(tiny_artefact).prefill([ids]).logits[0]
     assert np.abs(unrounded - expected).max() > 1e-4 * np.ptp(expected)

@@ -17,8 +17,8 @@ import transformers
 from clada.contract.artefact import Artefact
 from clada.contract.pool import CLOSED_TOKENS
 from clada.errors import CladaError
-from clada.exporter.from_artefact import load_constants
 from clada.exporter.graph.greedy import greedy_tokens
+from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparsify
 from clada.runtime import GenerationConfig, SamplingConfig, Session, TokenStats
@@ -70,13 +70,13 @@ def test_greedy_tokens_are_those_of_pytorch(demo_artefact, demo_session):
     So many of one text that its pool is opened once for having been closed for long.
     """
     model, _ = load_model(str(DEMO_MODEL), torch.float32)
-    sparsity = sparsify(model)
-    load_map = load_constants(demo_artefact, sparsity)
+    sparsify(model)
+    calibrated = Calibrated.from_graph(demo_artefact)
     for prompt, count in zip(PROMPTS, (24, CLOSED_TOKENS + 8, 24), strict=True):
         ids = demo_session.encode(prompt)
         ours = demo_session.generate(prompt, GenerationConfig(max_new_tokens=count))[0].tokens
         assert len(ours) == count
-        assert ours == greedy_tokens(model, sparsity, load_map, demo_session.pool_policy, ids, len(ours))
+        assert ours == greedy_tokens(model, calibrated, demo_session.pool_policy, ids, len(ours))
 
 
 def test_decode_skips_neurons_and_says_so(demo_session):

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clada.exporter.calibration.text import read_texts, sample_file, token_rows
 from clada.exporter.model.checkpoint import load_model
-from clada.exporter.model.patch import Sparsity, sparsify
+from clada.exporter.model.patch import sparsify
 from tests.conftest import DEMO_MODEL
 
 # Characters of each text: many texts in few tokens.
@@ -20,8 +20,9 @@ def rows_for(
     return token_rows(chosen, tokenizer, vocabulary=len(tokenizer), tokens=tokens, length=length, seed=seed)
 
 
-def patched_demo(rows: int = 12) -> tuple[PreTrainedModel, Sparsity, torch.Tensor, torch.Tensor]:
-    """The demo model, its state, and rows of 128 tokens: of every second text, and as many of the others."""
+def patched_demo(rows: int = 12) -> tuple[PreTrainedModel, torch.Tensor, torch.Tensor]:
+    """The demo model, and rows of 128 tokens: of every second text, and as many of the others."""
     model, tokenizer = load_model(str(DEMO_MODEL), torch.float32)
     halves = (rows_for(tokenizer, rows * 128, 128, texts=slice(start, None, 2)) for start in (0, 1))
-    return model, sparsify(model), *halves
+    sparsify(model)
+    return model, *halves

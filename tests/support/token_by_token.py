@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from clada.contract.pool import choose_pools, overdue, update_pools
 from clada.exporter.calibration.calibrate import Calibration
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import constants, first_step, next_step
-from clada.exporter.model.load_map import LoadMap
-from clada.exporter.model.patch import Sparsity, sparse_layers
+from clada.exporter.graph.steps import first_step, next_step
+from clada.exporter.model.calibrated import Calibrated
+from clada.exporter.model.patch import sparse_layers
+from clada.exporter.model.steering import steered
 from clada.exporter.verify import scale_of_load
 
 
@@ -48,8 +49,7 @@ class Read:
 @torch.no_grad()
 def read_rows(
     model: PreTrainedModel,
-    sparsity: Sparsity,
-    load_map: LoadMap,
+    calibrated: Calibrated,
     rows: Tensor,
     prompt_tokens: int,
     *,
@@ -60,8 +60,7 @@ def read_rows(
 
     Args:
         model: A causal LM after `sparsify`.
-        sparsity: Its state, with the calibrated values.
-        load_map: Constants of the load signal.
+        calibrated: The values that it is steered by.
         rows: i64[N, S].
         prompt_tokens: Number of tokens of a row that are its prompt.
         pools: bool[N, F] for each layer, kept throughout; all neurons where neither they nor a policy are given.
@@ -70,9 +69,9 @@ def read_rows(
     layers = sparse_layers(model)
     neurons = torch.tensor([layer.neurons for layer in layers])
     matrices = len(layers[0].matrices)
-    with sparsity.steered(0.0):
+    with steered(model):
         dense = torch.log_softmax(model(rows).logits.double(), -1)
-    decoder, values = Decoder(model, sparsity, load_map.surprisal_weight), constants(sparsity, load_map)
+    decoder, values, load_map = Decoder(model, calibrated), calibrated.tensors(), calibrated.load_map
     step = first_step(model, rows[:, :prompt_tokens], torch.ones(len(rows), prompt_tokens, dtype=torch.int64))
     logits, present, score, *_ = decoder(**step, **values)
     chosen = None

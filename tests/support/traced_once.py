@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from clada.exporter.model.patch import Sparsity
+from clada.exporter.model.calibrated import Calibrated
 from clada.ops.record import Op
 
 _PLAIN = (str, int, float, bool, type(None), torch.dtype, torch.device)
@@ -47,8 +47,8 @@ def _described(value: Any) -> Any:
     if isinstance(value, PreTrainedConfig):
         settings = {name: item for name, item in value.to_dict().items() if name not in _OF_A_SAVED_CONFIG}
         return json.dumps(settings, sort_keys=True, default=str), value._attn_implementation
-    if isinstance(value, Sparsity):  # its tensors come in as arguments
-        return [anticipation.site for anticipation in value.anticipations]
+    if isinstance(value, Calibrated):  # its tensors come in as arguments
+        return value.load_map.surprisal_weight, [anticipation.site for anticipation in value.anticipations]
     if isinstance(value, Op):
         return value.name
     if isinstance(value, (types.FunctionType, types.MethodType)):
