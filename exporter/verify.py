@@ -14,7 +14,7 @@ from torch import Tensor
 from clada.errors import CladaError
 from clada.exporter.calibration.text import token_rows
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import cache_shapes, first_step, next_step
+from clada.exporter.graph.decoder_inputs import cache_shapes, first_step, next_step
 from clada.exporter.graph.watched import Watched, watched
 from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.calibrated import Calibrated

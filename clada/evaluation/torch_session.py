@@ -10,7 +10,7 @@ import torch
 from clada.contract.artefact import Artefact, open_artefact
 from clada.exporter.from_artefact import make_sparse
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import cache_shapes
+from clada.exporter.graph.decoder_inputs import cache_shapes
 from clada.exporter.model.calibrated import Calibrated
 from clada.ops import graph_names
 from clada.runtime import Session

@@ -8,7 +8,7 @@ import torch
 
 from clada.contract.pool import PoolPolicy, choose_pools, overdue, update_pools
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import first_step, next_step
+from clada.exporter.graph.decoder_inputs import first_step, next_step
 from clada.exporter.model.calibrated import Calibrated
 
 

@@ -18,10 +18,10 @@ from clada.contract.artefact import data_name, in_place_name
 from clada.errors import CladaError
 from clada.exporter.defaults import DEFAULT_OPSET, MINIMUM_QUANTIZED_OPSET
 from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.decoder_inputs import random_step
 from clada.exporter.graph.ort_attention import in_place_attention
 from clada.exporter.graph.rewrites import divide_by_roots, drop_reshapes
 from clada.exporter.graph.static_sizes import state_known_sizes
-from clada.exporter.graph.steps import random_step
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.rope import rope_by_length
 from clada.exporter.quantization.merged_products import merge_products

@@ -15,10 +15,10 @@ from clada.errors import CladaError
 from clada.exporter.cli import main as export_main
 from clada.exporter.graph import trace as tracing
 from clada.exporter.graph.decoder import Decoder
+from clada.exporter.graph.decoder_inputs import first_step, next_step, random_step
 from clada.exporter.graph.ort_attention import OP, BufferCache, _attention, minimum_onnxruntime
 from clada.exporter.graph.rewrites import DOMAIN, drop_reshapes
 from clada.exporter.graph.rotary import OP as ROTARY
-from clada.exporter.graph.steps import first_step, next_step, random_step
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.patch import sparsify

@@ -8,7 +8,7 @@ from clada.exporter.calibration.decode_pass import Decoded
 from clada.exporter.calibration.input_pass import Run, decode_each
 from clada.exporter.calibration.input_probes import fit_foresight, probed_products, read_densely
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import first_step, next_step
+from clada.exporter.graph.decoder_inputs import first_step, next_step
 from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.products import find_products

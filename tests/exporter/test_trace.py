@@ -13,7 +13,7 @@ import torch
 from clada.errors import CladaError
 from clada.exporter.graph import trace as tracing
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import random_step
+from clada.exporter.graph.decoder_inputs import random_step
 from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.families import FAMILIES

@@ -10,7 +10,7 @@ from clada.contract.artefact import in_place_name
 from clada.errors import CladaError
 from clada.exporter.graph import trace as tracing
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import first_step, next_step, random_step
+from clada.exporter.graph.decoder_inputs import first_step, next_step, random_step
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.products import find_products
 from clada.exporter.model.sparse_products import SparseProduct, row_shares, sparse_products, sparsify_products

@@ -19,7 +19,7 @@ from clada.contract.pool import CLOSED_TOKENS, HostScore
 from clada.errors import CladaError
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.graph import trace as tracing
-from clada.exporter.graph.steps import random_step
+from clada.exporter.graph.decoder_inputs import random_step
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.patch import sparsify
 from clada.ops import OPS, graph_names

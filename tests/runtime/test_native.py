@@ -16,7 +16,7 @@ import torch
 import clada.plugins.onnxruntime
 from clada.errors import CladaError
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import first_step
+from clada.exporter.graph.decoder_inputs import first_step
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparse_layers, sparsify

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from clada.contract.pool import choose_pools, overdue, update_pools
 from clada.exporter.calibration.calibrate import Calibration
 from clada.exporter.graph.decoder import Decoder
-from clada.exporter.graph.steps import first_step, next_step
+from clada.exporter.graph.decoder_inputs import first_step, next_step
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.patch import sparse_layers
 from clada.exporter.model.steering import steered
