@@ -32,7 +32,7 @@ test test-all: lint test-native test-cuda
 # For whoever works on clada; a user's compiler may warn of what ours does not know.
 test test-all lint test-native test-cuda test-cuda-all: export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
-# The kernels alone, built with the address and undefined-behaviour sanitizers; those for CUDA in a host emulation, and
+# The kernels alone, built with the address and undefined-behavior sanitizers; those for CUDA in a host emulation, and
 # over it, where TENSORRT_INCLUDE_DIR is set, the TensorRT plugins.
 test-native: native $(VENV)/dependencies.stamp
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \

@@ -1,6 +1,6 @@
 """Dynamically sparse language models: exported from Hugging Face into one ONNX file, and run.
 
-`export` makes an artefact of a checkpoint and needs `clada[export]`; `Session` generates from one, without torch.
+`export` makes an artifact of a checkpoint and needs `clada[export]`; `Session` generates from one, without torch.
 """
 
 from importlib import import_module

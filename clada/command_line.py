@@ -1,4 +1,4 @@
-"""Common behaviour of all commands: parsing, failure and verbosity."""
+"""Common behavior of all commands: parsing, failure and verbosity."""
 
 import argparse
 import contextlib

@@ -1,1 +1,1 @@
-"""Exporter of Hugging Face causal LMs to CLADA artefacts: calibrate, patch, trace, verify; needs torch."""
+"""Exporter of Hugging Face causal LMs to CLADA artifacts: calibrate, patch, trace, verify; needs torch."""

@@ -1,4 +1,4 @@
-"""The `clada calibrate` command: measure the worth of a model's bytes once, for artefacts of any share of them."""
+"""The `clada calibrate` command: measure the worth of a model's bytes once, for artifacts of any share of them."""
 
 import argparse
 from pathlib import Path
@@ -31,7 +31,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "calibrate",
         help="measure what a checkpoint's bytes are worth, for exports with --bytes",
         description="Measure once what every input of every matrix is worth; clada-export --calibration FILE "
-        "--bytes SHARE then makes an artefact of any share without measuring again.",
+        "--bytes SHARE then makes an artifact of any share without measuring again.",
     )
     parser.add_argument("output", type=Path, help=f"the file to write, *{CALIBRATION_SUFFIX}")
     parser.add_argument("--model", required=True, help="a checkpoint's folder, or a Hugging Face model id")

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of the graph (default: {DEFAULT_OPSET}; with --quantize {DEFAULT_QUANTIZED_OPSET})",
     )
     parser.add_argument("--all-logits", action="store_true", help="give logits for all positions, not only the last")
-    parser.add_argument("--overwrite", action="store_true", help="replace an artefact that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an artifact that is there")
     add_trust_options(parser)
     add_progress_options(parser)
     parser.set_defaults(run=_run)

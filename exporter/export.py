@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir
 import torch
 
-from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
+from clada.contract.artifact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, in_place_name
 from clada.contract.manifest import CalibrationSection
 from clada.errors import CladaError
 from clada.exporter.calibration.calibrate import CalibrationConfig
@@ -49,16 +49,16 @@ class ExportConfig:
         calibration: Goal of the calibration.
         calibration_file: File of the model by `clada calibrate`, for a goal of bytes; measured anew where None.
         calibration_data: See read_documents; the sample that ships with the project where not given. With a file it is
-            for a way to quantise that follows text.
+            for a way to quantize that follows text.
         calibration_tokens: Number of tokens of it to use.
         seed: Decides which parts of the text are used.
         dtype: One of DTYPES.
         quantize: One of FORMATS, what weights are rounded to before anything is calibrated; None for as they are.
         block_size: See QuantizationConfig.
         quantize_method: See QuantizationConfig.
-        opset: Version of ONNX's standard ops; None for the default, which depends on whether weights are quantised.
+        opset: Version of ONNX's standard ops; None for the default, which depends on whether weights are quantized.
         all_logits: Give logits for all positions, not only the last.
-        overwrite: Replace an artefact that is there.
+        overwrite: Replace an artifact that is there.
         trust_remote_code: Run code that the checkpoint brings.
         allow_pickle: Read pickle weights where there are no safetensors.
     """
@@ -84,7 +84,7 @@ class ExportConfig:
             usual = QuantizationConfig()
             for name, value in (("block_size", usual.block_size), ("quantize_method", usual.method)):
                 if getattr(self, name) != value:
-                    raise CladaError(f"{name} is {getattr(self, name)}, and nothing is quantised: pass quantize too")
+                    raise CladaError(f"{name} is {getattr(self, name)}, and nothing is quantized: pass quantize too")
         elif self.quantize not in FORMATS:
             raise CladaError(f"quantize is '{self.quantize}'; it must be one of {', '.join(FORMATS)}")
         _ = self.quantization  # checks the others
@@ -118,7 +118,7 @@ class ExportConfig:
 
     @property
     def quantization(self) -> QuantizationConfig | None:
-        """Format of the quantised weights; None where they are not quantised."""
+        """Format of the quantized weights; None where they are not quantized."""
         if self.quantize is None:
             return None
         return QuantizationConfig(FORMATS[self.quantize], self.block_size, self.quantize_method)
@@ -169,10 +169,10 @@ def _names_what_is_kept() -> Iterator[list[Path]]:
 def export(
     output: Path, source: str, config: ExportConfig | None = None, report: Callable[[str], None] = print
 ) -> CalibrationSection:
-    """Export a Hugging Face causal LM as an artefact.
+    """Export a Hugging Face causal LM as an artifact.
 
     Args:
-        output: Path of the ONNX file; the artefact's other files are written beside it.
+        output: Path of the ONNX file; the artifact's other files are written beside it.
         source: A checkpoint's folder or a Hugging Face model id.
         config: Options of the export.
         report: Called with each line of progress.

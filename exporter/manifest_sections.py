@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from clada.contract.artefact import POOLS_NAME
+from clada.contract.artifact import POOLS_NAME
 from clada.contract.files import file_hash
 from clada.contract.manifest import (
     MANIFEST_NAME,
@@ -68,7 +68,7 @@ def model_section(model: Any, parameters: int, dtype: str, opset: int) -> ModelS
 
 
 def quantization_section(config: QuantizationConfig | None, quantized: Quantized | None) -> QuantizationSection | None:
-    """Section of the quantised weights; None where there are none."""
+    """Section of the quantized weights; None where there are none."""
     if config is None or quantized is None:
         return None
     values: dict[str, Any] = {"method": config.method}
@@ -167,7 +167,7 @@ def write_manifest(
     pools: PoolPolicy | None = None,
     inputs: InputsSection | None = None,
 ) -> None:
-    """Write clada.json into a folder that holds all other files of the artefact.
+    """Write clada.json into a folder that holds all other files of the artifact.
 
     Args:
         folder: Where.

@@ -23,20 +23,20 @@ def calibrate_neurons(
     kept: Path,
     report: Callable[[str], None],
 ) -> Prepared:
-    """Quantise and calibrate a model, in place.
+    """Quantize and calibrate a model, in place.
 
     Args:
         model: A causal LM of one of FAMILIES, in float32.
         rows: i64[N, S] calibration tokens.
         config: Goal of the calibration.
-        quantization: Format to quantise weights to first; None for no quantisation.
+        quantization: Format to quantize weights to first; None for no quantization.
         data: Name and SHA-256 of the text.
         kept: File of the kept calibration, which is reused where it exists.
         report: Called with each line of progress.
     """
     calibration, quantized = _calibrated(model, rows, config, quantization, kept, report)
     for index, layer in enumerate(calibration.layers):
-        report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
+        report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realized:6.1%}")
     report(
         f"  {calibration.ffn_cost:.1%} of the FFN bytes read; KL {calibration.divergence:.4f} nats a token, "
         f"{calibration.agreement:.1%} of next tokens unchanged"
@@ -64,7 +64,7 @@ def _calibrated(
         return calibration, quantized
     quantized = None
     if quantization is not None:
-        report(f"quantising to int{quantization.bits}, a scale for each {quantization.block_size} weights")
+        report(f"quantizing to int{quantization.bits}, a scale for each {quantization.block_size} weights")
         quantized = quantize_model(model, rows, quantization, report)
     calibration = calibrate(model, rows, config)
     keep_calibration(kept, key, calibration, quantized)

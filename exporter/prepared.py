@@ -21,7 +21,7 @@ class Prepared:
     Args:
         calibrated: The constants of the graph.
         section: The manifest's account of it.
-        quantized: The packed weights; None where nothing is quantised.
+        quantized: The packed weights; None where nothing is quantized.
         pools: How pools are chosen; None where every neuron may be used.
         inputs: How inputs are skipped; None where neurons are.
     """
@@ -42,7 +42,7 @@ def patch(model: Any, quantized: Quantized | None, products: Sequence[Product] |
 
     Args:
         model: A causal LM.
-        quantized: The packed weights; None where nothing is quantised.
+        quantized: The packed weights; None where nothing is quantized.
         products: Those that skip inputs; None where neurons are skipped.
 
     Raises:

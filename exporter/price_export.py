@@ -40,14 +40,14 @@ def calibrate_inputs(
     kept: Path,
     report: Callable[[str], None],
 ) -> Prepared:
-    """Quantise a model, in place, if requested, and calibrate it.
+    """Quantize a model, in place, if requested, and calibrate it.
 
     Args:
         model: A causal LM in float32.
         rows: Calibration tokens.
         share: Share of all weights' bytes that a token reads.
         policy: Policy, which decides the adaptation of the scale.
-        quantization: Format to quantise weights to first; None for no quantisation.
+        quantization: Format to quantize weights to first; None for no quantization.
         data: Name and SHA-256 of the text.
         kept: File of the kept calibration, which is reused where it exists.
         report: Called with each line of progress.
@@ -79,7 +79,7 @@ def _quantized(
 ) -> Quantized | None:
     if config is None:
         return None
-    report(f"quantising to int{config.bits}, a scale for each {config.block_size} weights")
+    report(f"quantizing to int{config.bits}, a scale for each {config.block_size} weights")
     return quantize_products(model, products, config, rows if config.follows_text else None, report)
 
 
@@ -97,8 +97,8 @@ def take_inputs(
         model: See `calibrate_inputs`, as are others.
         path: Path of the file.
         share: Share of all weights' bytes.
-        quantization: Format to quantise weights to first.
-        rows: i64[N, S] tokens, for a way to quantise that follows text.
+        quantization: Format to quantize weights to first.
+        rows: i64[N, S] tokens, for a way to quantize that follows text.
         report: Called with each line of progress.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Atomic placement of an artefact: at every moment its folder holds the old one, whole, or the new one.
+"""Atomic placement of an artifact: at every moment its folder holds the old one, whole, or the new one.
 
 The files are written in a folder within the output's. One rename of that folder, to PENDING_NAME, makes it what every
 reader of the output folder reads. Then its files are linked to where they belong, the manifest last, and the pending
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clada.contract.artefact import PENDING_NAME, artefact_files, data_name, open_artefact
+from clada.contract.artifact import PENDING_NAME, artifact_files, data_name, open_artifact
 from clada.contract.files import file_hash
 from clada.contract.manifest import MANIFEST_NAME
 from clada.contract.typed_json import WrongValueError, load
@@ -31,7 +31,7 @@ _LINK = ".link"
 
 @contextmanager
 def staged(model: Path, overwrite: bool) -> Iterator[Path]:
-    """Create a folder for an artefact's files, which replaces the existing one when the context ends without an error.
+    """Create a folder for an artifact's files, which replaces the existing one when the context ends without an error.
 
     Args:
         model: Final path of the ONNX file.
@@ -75,12 +75,12 @@ def staged(model: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_targets(model: Path, overwrite: bool) -> None:
-    for name in artefact_files(model):
+    for name in artifact_files(model):
         path = model.parent / name
         if _is_folder(path):
             raise CladaError(f"cannot write {path}: it is a folder; remove it, or choose another output")
         if not overwrite and os.path.lexists(path):
-            raise CladaError(f"{path} exists; pass --overwrite to replace the artefact there")
+            raise CladaError(f"{path} exists; pass --overwrite to replace the artifact there")
     if os.path.lexists(model.parent / PENDING_NAME):
         raise CladaError(f"{model.parent / PENDING_NAME} is in the way: remove it")
 
@@ -123,7 +123,7 @@ def _sync(path: Path) -> None:
 
 
 def _finish(folder: Path, overwrite: bool) -> None:
-    """Place an artefact that a killed export left pending; one that cannot be read is replaced with the rest."""
+    """Place an artifact that a killed export left pending; one that cannot be read is replaced with the rest."""
     pending = folder / PENDING_NAME
     if not _is_folder(pending):
         return
@@ -138,14 +138,14 @@ def _is_whole(folder: Path) -> bool:
     models = _models(_listed(folder))
     try:
         for name in models[:1]:
-            open_artefact(folder / name)
+            open_artifact(folder / name)
     except CladaError:
         return False
     return bool(models)
 
 
 def _place(folder: Path) -> None:
-    """Place the pending artefact where it belongs; until that is done, readers find it where it is."""
+    """Place the pending artifact where it belongs; until that is done, readers find it where it is."""
     pending = folder / PENDING_NAME
     try:
         names = [*_listed(pending), MANIFEST_NAME]
@@ -191,12 +191,12 @@ def _models(files: dict[str, str]) -> list[str]:
 
 
 def _replaced(folder: Path, kept: list[str]) -> list[str]:
-    """Files of the artefact listed in a folder's manifest, except those that are kept.
+    """Files of the artifact listed in a folder's manifest, except those that are kept.
 
     A manifest may list anything: only what has a name that an export writes, and is still what was written, is ours.
     """
     files = _listed(folder)
-    ours = {name for model in _models(files) for name in artefact_files(Path(model))} - {MANIFEST_NAME, *kept}
+    ours = {name for model in _models(files) for name in artifact_files(Path(model))} - {MANIFEST_NAME, *kept}
     return [name for name in sorted(ours) if name in files and _has_hash(folder / name, files[name])]
 
 

@@ -164,7 +164,7 @@ class _Exported:
         """Tolerance of logits for a patched model's type and depth, as a share of their range."""
         of_a_layer = TOLERANCES[model.dtype]
         if self.watched.quantized and not self.model.kernels.startswith(BODIES):
-            # Our kernels take what quantised rows are multiplied with in 16 bits, in every product.
+            # Our kernels take what quantized rows are multiplied with in 16 bits, in every product.
             of_a_layer = max(of_a_layer, QUANTIZED_LINEAR.tolerance["float32"])
         return of_a_layer * math.sqrt(model.config.num_hidden_layers)
 

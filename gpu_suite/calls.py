@@ -28,7 +28,7 @@ class SparseFfnCall(ctypes.Structure):
 
 
 class SparseLinearCall(ctypes.Structure):
-    """One call of SparseLinear or of its quantised variant."""
+    """One call of SparseLinear or of its quantized variant."""
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "outputs")]

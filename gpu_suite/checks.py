@@ -121,7 +121,7 @@ def _kept(op: Op, case: Case, outputs: Mapping[str, Array]) -> Array:
 def _plain(op: Op, given: Rounded, reference: Mapping[str, Array]) -> dict[str, Array]:
     attributes = given.case.attributes
     names = [spec.name for spec in op.outputs]
-    # Quantised weights are rounded to the type that products are made in, as in the function body.
+    # Quantized weights are rounded to the type that products are made in, as in the function body.
     dtype = given.tensors[op.inputs[0].name].dtype
     plain_op, given_tensors = float_op(op), widened(op, given.tensors, attributes, dtype)
     if plain_op in (LOAD_SIGNAL, SPARSE_LINEAR):
@@ -304,7 +304,7 @@ def prompt_checks(kernels: Kernels, layer: Layer) -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A matrix [D, N] of the linear op or its quantised variant."""
+    """A matrix [D, N] of the linear op or its quantized variant."""
 
     op: Op
     weights: dict[str, Array]
@@ -337,7 +337,7 @@ def _linear_case(matrix: _Matrix, width: int, batch: int, tokens: int) -> Case:
 
 
 def linear_checks(kernels: Kernels, shape: Shape, dtype: torch.dtype) -> Iterator[Check]:
-    """A wide and a narrow matrix, plain and quantised: row by row for one sequence and the most, and as a product."""
+    """A wide and a narrow matrix, plain and quantized: row by row for one sequence and the most, and as a product."""
     for width, outputs in ((shape.hidden, shape.neurons), (shape.neurons, shape.hidden)):
         for matrix in _matrices(width, outputs):
             op, sizes = matrix.op, f"{width}x{outputs}{matrix.precision}"
@@ -362,7 +362,7 @@ def _load_case(vocabulary: int) -> Case:
 
 
 def checked_layers(op: Op, shape: Shape, dtype: torch.dtype, device: str) -> Iterator[Layer]:
-    """The layer of a feed-forward op that is checked, and its quantised variants, one after the other."""
+    """The layer of a feed-forward op that is checked, and its quantized variants, one after the other."""
     yield random_layer(op, shape, dtype, device)
     for precision in _QUANTIZED:
         yield random_quantized_layer(op, shape, dtype, precision, device)

@@ -18,7 +18,7 @@ from clada.ops.torch import dequantized
 
 # What each op is measured with; a ReLU is zero for half of the neurons, so that no larger share could be kept.
 _ACTIVATION = {True: "silu", False: "gelu"}
-# By name of the quantised op, the op whose variant it is.
+# By name of the quantized op, the op whose variant it is.
 _OF_FLOATS = {quantized.name: OPS[name] for name, quantized in QUANTIZED.items()}
 _CACHES_OF_WEIGHTS = 4
 _FEWEST_COPIES = 4
@@ -35,7 +35,7 @@ class Layer:
         op: A feed-forward op.
         shape: Its sizes.
         activation: Name of its activation.
-        dtype: Type of its tokens, and of its weights where they are not quantised.
+        dtype: Type of its tokens, and of its weights where they are not quantized.
         weights: Weights, scales and biases by the op's input names, on the device.
         precision: Precision of its weights: the name of the type, or of one of BLOCKS.
     """
@@ -66,13 +66,13 @@ class Layer:
 
     @property
     def inward(self) -> torch.Tensor:
-        """Gate or up projection [F, D] whose products are activated; in float32 where it is quantised."""
+        """Gate or up projection [F, D] whose products are activated; in float32 where it is quantized."""
         name = "w_gate" if self.gated else "w_in"
         some = {tensor: self.weights[tensor] for tensor in (name, scales_name(name)) if tensor in self.weights}
         return widened(self.op, some, self.attributes, torch.float32)[name]
 
     def widened(self) -> "Layer":
-        """Layer with dequantised weights, rounded to its type."""
+        """Layer with dequantized weights, rounded to its type."""
         weights = widened(self.op, self.weights, self.attributes, self.dtype)
         return Layer(float_op(self.op), self.shape, self.activation, self.dtype, weights, name_of(self.dtype))
 
@@ -99,13 +99,13 @@ def random_layer(op: Op, shape: Shape, dtype: torch.dtype, device: str) -> Layer
 def codes_and_scales(
     rows: int, width: int, terms: int, blocks: Blocks, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Create a random quantised matrix.
+    """Create a random quantized matrix.
 
     Args:
         rows: Number of rows.
         width: Weights per row.
         terms: Number of products that are summed, for sums of the order of 1.
-        blocks: Format to quantise it to.
+        blocks: Format to quantize it to.
         generator: Random generator of the matrix's device.
     """
     device = generator.device
@@ -119,7 +119,7 @@ def codes_and_scales(
 
 
 def random_quantized_layer(op: Op, shape: Shape, dtype: torch.dtype, precision: str, device: str) -> Layer:
-    """Create the quantised variant of a layer, with random codes and scales; the same at each call.
+    """Create the quantized variant of a layer, with random codes and scales; the same at each call.
 
     Args:
         op: SparseGatedFFN or SparseFFN.
@@ -186,7 +186,7 @@ def widened(
     """The float op's tensors of those of an op: matrices rounded to a type, all others as they are.
 
     Args:
-        op: A quantised op, or another, of which everything stays as it is.
+        op: A quantized op, or another, of which everything stays as it is.
         tensors: Some or all of its inputs, by name; each matrix with its scales.
         attributes: Of the op.
         dtype: T.
@@ -211,7 +211,7 @@ class Copies:
     Args:
         layer: The layer that the first copy is.
         ours: Of each copy the op's weights, scales and biases by name.
-        dense: What torch's dense layer takes of each copy, of the first ones where weights are quantised: "inward"
+        dense: What torch's dense layer takes of each copy, of the first ones where weights are quantized: "inward"
             [F or 2F, D], gate before up, "outward" [D, F], and the biases where there are any, in the layer's type.
     """
 
@@ -273,7 +273,7 @@ def _rolled(layer: Layer, number: int) -> _Weights:
 
 
 def _copy(layer: Layer, number: int) -> tuple[_Weights, _Weights]:
-    """Ours and torch's, in one memory as far as they are the same; of a layer that is not quantised."""
+    """Ours and torch's, in one memory as far as they are the same; of a layer that is not quantized."""
     weights = _rolled(layer, number)
     if layer.gated:
         # Stored as one, so that a product can take both.
@@ -285,7 +285,7 @@ def _copy(layer: Layer, number: int) -> tuple[_Weights, _Weights]:
 
 
 def copies_of(layer: Layer, count: int, dense_count: int) -> Copies:
-    """Make them; where weights are not quantised as many of torch's as of ours."""
+    """Make them; where weights are not quantized as many of torch's as of ours."""
     if layer.precision == name_of(layer.dtype):
         ours, dense = zip(*(_copy(layer, number) for number in range(count)), strict=True)
         return Copies(layer, list(ours), list(dense))

@@ -160,7 +160,7 @@ const char* probe_plugin_name(IPluginV3* plugin) {
   return capability<IPluginV3OneCore>(plugin, PluginCapabilityType::kCORE).getPluginName();
 }
 
-const PluginFieldCollection* probe_serialised(IPluginV3* plugin) { return runtime(plugin).getFieldsToSerialize(); }
+const PluginFieldCollection* probe_serialized(IPluginV3* plugin) { return runtime(plugin).getFieldsToSerialize(); }
 
 int32_t probe_output_types(IPluginV3* plugin, const int32_t* inputs, int32_t input_count, int32_t* outputs) {
   DataType types[kMostTensors];

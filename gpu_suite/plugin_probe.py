@@ -45,7 +45,7 @@ _POINTER, _TEXT, _FIELDS, _SIZE = ctypes.c_void_p, ctypes.c_char_p, ctypes.POINT
 _RESULTS = {
     **dict.fromkeys(("open", "creator", "registered", "create", "clone", "attach"), _POINTER),
     **dict.fromkeys(("log", "creator_name", "creator_version", "creator_namespace", "plugin_name"), _TEXT),
-    **dict.fromkeys(("creator_fields", "serialised"), _FIELDS),
+    **dict.fromkeys(("creator_fields", "serialized"), _FIELDS),
     **dict.fromkeys(("tensor_size", "workspace"), _SIZE),
     "supports": ctypes.c_bool,
 }
@@ -254,9 +254,9 @@ class Plugin:
         text: bytes = self._library.call("plugin_name", self._address)
         return text.decode()
 
-    def serialised(self) -> dict[str, str | float]:
-        """Fields that are serialised into an engine."""
-        return _read_fields(self._library.call("serialised", self._address).contents)
+    def serialized(self) -> dict[str, str | float]:
+        """Fields that are serialized into an engine."""
+        return _read_fields(self._library.call("serialized", self._address).contents)
 
     def output_types(self, inputs: Sequence[str]) -> list[int] | None:
         """Types of the outputs in TensorRT, None where the inputs' are refused."""

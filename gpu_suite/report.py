@@ -223,6 +223,6 @@ def _plain(value: Any) -> Any:
 
 
 def json_text(report: Report) -> str:
-    """Serialise the report as JSON."""
+    """Serialize the report as JSON."""
     content = asdict(report) | {"targets": [asdict(t) | {"met": t.met} for t in targets(report.tables)]}
     return json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"

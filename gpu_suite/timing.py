@@ -47,13 +47,13 @@ _Dense = Callable[[torch.Tensor, _Weights], torch.Tensor]
 _KNOTS = 33
 _LOAD_ATTRIBUTES = {"surprisal_weight": 0.5}
 _CACHES_OF_LOGITS = 4
-LAYER, PLAIN_LAYER, QUANTIZED_LAYER, LOAD = "layer", "layer without a gate", "quantised layer", "load signal"
+LAYER, PLAIN_LAYER, QUANTIZED_LAYER, LOAD = "layer", "layer without a gate", "quantized layer", "load signal"
 IN_GRAPH, LAUNCHED, PREFILL = "decode in a CUDA graph", "decode, launched one by one", "prefill in a CUDA graph"
 _PROMPT = 512
 # What is measured at one shape only.
 _SEVERAL_SEQUENCES = ("llama-3-8b", (4, 8))
 _WITHOUT_A_GATE = "llama-3.2-1b"
-# Tokens of quantised weights, and the dense layer that those are compared with.
+# Tokens of quantized weights, and the dense layer that those are compared with.
 _TOKENS_OF_QUANTIZED = "float16"
 
 

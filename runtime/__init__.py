@@ -1,4 +1,4 @@
-"""Runtime of CLADA artefacts; needs numpy, onnxruntime, tokenizers and jinja2, and no torch."""
+"""Runtime of CLADA artifacts; needs numpy, onnxruntime, tokenizers and jinja2, and no torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -76,7 +76,7 @@ def hold_conversation(
     """
 
     def encode(messages: Sequence[Message]) -> list[int]:
-        text = render_chat(session.artefact, messages)
+        text = render_chat(session.artifact, messages)
         return list(session.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def say(line: str) -> None:

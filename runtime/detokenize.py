@@ -1,4 +1,4 @@
-"""Incremental detokenisation: a generation always shows decode(prompt + tokens) less decode(prompt)."""
+"""Incremental detokenization: a generation always shows decode(prompt + tokens) less decode(prompt)."""
 
 import re
 from collections.abc import Sequence

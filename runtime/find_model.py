@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clada.contract.artefact import in_place_name
+from clada.contract.artifact import in_place_name
 from clada.contract.engine_record import ENGINE_SUFFIX
 from clada.errors import CladaError
 

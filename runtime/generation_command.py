@@ -22,7 +22,7 @@ _SAMPLING = (*_CHOOSING, "repetition_penalty", "seed")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="the artefact's .onnx file or folder, or an .engine built from it")
+    parser.add_argument("path", type=Path, help="the artifact's .onnx file or folder, or an .engine built from it")
     parser.add_argument(
         "--stop", action="append", default=[], type=utf8_text, help="a string that ends the text; may be repeated"
     )

@@ -1,9 +1,9 @@
-"""Tables that describe an artefact or an engine."""
+"""Tables that describe an artifact or an engine."""
 
 from dataclasses import asdict
 from typing import Any
 
-from clada.contract.artefact import Artefact
+from clada.contract.artifact import Artifact
 from clada.contract.engine_record import EngineRecord
 from clada.contract.manifest import InputsSection, Manifest
 from clada.contract.typed_json import plain
@@ -42,28 +42,28 @@ def _layer_rows(manifest: Manifest) -> list[_Row]:
     rows: list[_Row] = [("layer", "neurons", "pool", "not computed", "median threshold")]
     layers = manifest.calibration.layers
     for index, (neurons, layer) in enumerate(zip(manifest.model.neurons, layers, strict=True)):
-        share = (f"{layer.pool:.1%}", f"{layer.realised:.1%}")
+        share = (f"{layer.pool:.1%}", f"{layer.realized:.1%}")
         rows.append((str(index), str(neurons), *share, f"{layer.median_threshold:.4g}"))
-    pool, realised = (sum(shares) / len(layers) for shares in zip(*((x.pool, x.realised) for x in layers), strict=True))
-    rows.append(("mean", "", f"{pool:.1%}", f"{realised:.1%}", ""))
+    pool, realized = (sum(shares) / len(layers) for shares in zip(*((x.pool, x.realized) for x in layers), strict=True))
+    rows.append(("mean", "", f"{pool:.1%}", f"{realized:.1%}", ""))
     return rows
 
 
-def _in_place_line(artefact: Artefact) -> str:
-    if artefact.in_place_model is None:
+def _in_place_line(artifact: Artifact) -> str:
+    if artifact.in_place_model is None:
         return "in-place cache: no; one text runs on the graph for many"
-    name, release = artefact.in_place_model.name, artefact.in_place_needs
+    name, release = artifact.in_place_model.name, artifact.in_place_needs
     return f"in-place cache: {name}, for one text; ONNX Runtime {release} or later"
 
 
-def _quantization_lines(artefact: Artefact) -> list[str]:
-    quantization = artefact.quantization
+def _quantization_lines(artifact: Artifact) -> list[str]:
+    quantization = artifact.quantization
     if quantization is None:
         return []
     linears = [name.rpartition(".")[2] for name in quantization.linears]
     names = ", ".join([*quantization.feed_forward, *dict.fromkeys(linears)])
     return [
-        f"quantised: int{quantization.bits}, a scale for each {quantization.block_size} weights, "
+        f"quantized: int{quantization.bits}, a scale for each {quantization.block_size} weights, "
         f"{quantization.method}: {names}"
     ]
 
@@ -76,8 +76,8 @@ def bytes_read(manifest: Manifest) -> str:
     return f"{next(point.bytes for point in inputs.dial if point.effort == 1):.1%} of all weights' bytes"
 
 
-def _model_lines(artefact: Artefact) -> list[str]:
-    manifest = artefact.manifest
+def _model_lines(artifact: Artifact) -> list[str]:
+    manifest = artifact.manifest
     model, policy, calibration = manifest.model, manifest.policy, manifest.calibration
     goal, value = policy.goal
     parts = plain(policy.parts).items()
@@ -85,7 +85,7 @@ def _model_lines(artefact: Artefact) -> list[str]:
         f"{model.family}, {model.parameters:,} parameters, {model.layers} layers, {model.dtype}, "
         f"opset {model.opset}, context {model.context_length}",
         f"ops: {', '.join(f'{name} {v}' for name, v in manifest.ops.items())}; each with its ONNX function body",
-        *_quantization_lines(artefact),
+        *_quantization_lines(artifact),
         f"policy: {policy.name}, {goal} {value}; "
         + ", ".join(part if how is True else f"{part} {how}" for part, how in parts if how),
         f"calibration: {calibration.tokens:,} tokens of {calibration.data}: {bytes_read(manifest)} read, "
@@ -94,28 +94,28 @@ def _model_lines(artefact: Artefact) -> list[str]:
     ]
 
 
-def facts(artefact: Artefact, record: EngineRecord | None = None) -> dict[str, Any]:
-    """Facts of a checked artefact, and of an engine that was built from it, for JSON."""
-    names = sorted(name for name in artefact.manifest.files if artefact.path(name).is_file())
+def facts(artifact: Artifact, record: EngineRecord | None = None) -> dict[str, Any]:
+    """Facts of a checked artifact, and of an engine that was built from it, for JSON."""
+    names = sorted(name for name in artifact.manifest.files if artifact.path(name).is_file())
     return {
-        "path": str(artefact.model),
+        "path": str(artifact.model),
         "kernels": kernels_here(),
-        "bytes": {name: artefact.path(name).stat().st_size for name in names},
-        "manifest": plain(artefact.manifest),
+        "bytes": {name: artifact.path(name).stat().st_size for name in names},
+        "manifest": plain(artifact.manifest),
         "engine": None if record is None else asdict(record),
     }
 
 
-def inspection_lines(artefact: Artefact) -> list[str]:
-    """Describe an artefact whose hashes have been checked."""
-    manifest = artefact.manifest
+def inspection_lines(artifact: Artifact) -> list[str]:
+    """Describe an artifact whose hashes have been checked."""
+    manifest = artifact.manifest
     files: list[_Row] = [("file", "bytes")]
-    files += [(name, f"{artefact.path(name).stat().st_size:,}") for name in sorted(manifest.files)]
+    files += [(name, f"{artifact.path(name).stat().st_size:,}") for name in sorted(manifest.files)]
     checks: list[_Row] = [("check", "needs", "allowed")]
     checks += [(c.name, f"{c.required:.1e}", f"{c.tolerance:.1e}") for c in manifest.verification]
     return [
-        *_model_lines(artefact),
-        _in_place_line(artefact),
+        *_model_lines(artifact),
+        _in_place_line(artifact),
         f"on this machine: {kernels_here()}",
         "",
         *_table(_site_rows(manifest)),
@@ -127,7 +127,7 @@ def inspection_lines(artefact: Artefact) -> list[str]:
     ]
 
 
-def engine_lines(artefact: Artefact, record: EngineRecord) -> list[str]:
+def engine_lines(artifact: Artifact, record: EngineRecord) -> list[str]:
     """Describe an engine and what it was built from, both checked."""
     ops = f"plugins of clada {record.plugin_release}" if record.plugins else "function bodies"
     return [
@@ -135,7 +135,7 @@ def engine_lines(artefact: Artefact, record: EngineRecord) -> list[str]:
         f"{', '.join(record.compute_capability)}; {ops}",
         f"limits: batch {record.max_batch}, prompt {record.max_prompt}, text {record.capacity} tokens; cache "
         f"{record.kv_cache.replace('_', ' ')}",
-        *_model_lines(artefact),
+        *_model_lines(artifact),
         "",
-        *_table(_site_rows(artefact.manifest)),
+        *_table(_site_rows(artifact.manifest)),
     ]

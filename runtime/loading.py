@@ -1,4 +1,4 @@
-"""Opening of an artefact, or an engine of one, whose graphs are loaded when they are first needed."""
+"""Opening of an artifact, or an engine of one, whose graphs are loaded when they are first needed."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from clada.contract.artefact import Artefact, in_place_name, open_artefact, open_artefact_of_engine
+from clada.contract.artifact import Artifact, in_place_name, open_artifact, open_artifact_of_engine
 from clada.contract.engine_record import ENGINE_SUFFIX, read_record
 from clada.errors import CladaError
 from clada.ops.devices import Device, HeldWeights, OrtKernels
@@ -24,14 +24,14 @@ from clada.runtime.trt.load import load_engine
 
 # The type that ONNX Runtime's GroupQueryAttention computes in on a GPU.
 IN_PLACE_CUDA_TYPES = ("float16",)
-_NEEDS_HALF = "its attention knows float16 there, and the artefact is of another type; export with --dtype float16"
+_NEEDS_HALF = "its attention knows float16 there, and the artifact is of another type; export with --dtype float16"
 
 # The graph for any number of texts, and the one for a single text.
 Kind = Literal["portable", "single"]
 
 
 class Models:
-    """Graphs of an artefact, each loaded by whichever thread first needs it.
+    """Graphs of an artifact, each loaded by whichever thread first needs it.
 
     Args:
         loaders: Loads the graph of each kind; None from "single" stands for the portable one.
@@ -59,7 +59,7 @@ class Models:
             return self._loaded[kind]
 
     def take(self, kind: Kind, model: Model) -> None:
-        """Use a loaded graph in the place of the artefact's own of a kind."""
+        """Use a loaded graph in the place of the artifact's own of a kind."""
         self._loaded[kind] = model
 
     def close(self) -> None:
@@ -98,16 +98,16 @@ if hasattr(os, "register_at_fork"):  # where there is fork()
 
 @dataclass(frozen=True)
 class Opened:
-    """Artefact that can be run.
+    """Artifact that can be run.
 
     Args:
-        artefact: Its files.
+        artifact: Its files.
         models: Its graphs.
         capacity: Tokens that an engine has room for, padding included; None where the model's context is the limit.
         one_text: Whether decode is captured in CUDA graphs, which are for one text at a time.
     """
 
-    artefact: Artefact
+    artifact: Artifact
     models: Models
     capacity: int | None = None
     one_text: bool = False
@@ -116,7 +116,7 @@ class Opened:
 def open_model(
     path: Path, threads: int, kernels: OrtKernels, weights: HeldWeights, device: Device | None, cuda_graph: bool
 ) -> Opened:
-    """Open an artefact, or an engine of one; for its arguments and errors see Session."""
+    """Open an artifact, or an engine of one; for its arguments and errors see Session."""
     if path.suffix == ENGINE_SUFFIX:
         given = {"threads": threads, "kernels": kernels, "weights": weights, "cuda_graph": cuda_graph}
         _refuse_options(path, given | {"device": device})
@@ -124,47 +124,47 @@ def open_model(
     execution = Execution(threads, kernels, weights, device=device or "cpu", cuda_graph=cuda_graph)
     if execution.device == "cuda":
         check_cuda()
-    artefact = open_artefact(path, check_weights=False)
-    if execution.weights and artefact.quantization is not None:
+    artifact = open_artifact(path, check_weights=False)
+    if execution.weights and artifact.quantization is not None:
         raise CladaError(
-            f"weights={execution.weights} is for weights in float32, and those of {path} are quantised to "
-            f"{artefact.quantization.bits} bits: leave it out"
+            f"weights={execution.weights} is for weights in float32, and those of {path} are quantized to "
+            f"{artifact.quantization.bits} bits: leave it out"
         )
-    execution = replace(execution, element=artefact.manifest.model.dtype)
+    execution = replace(execution, element=artifact.manifest.model.dtype)
     if execution.cuda_graph:
-        _check_can_be_captured(artefact)
+        _check_can_be_captured(artifact)
 
     def portable() -> Model:
         kind: type[OnnxRuntimeModel | DeviceModel] = OnnxRuntimeModel if execution.device == "cpu" else DeviceModel
-        return artefact.load_graph(artefact.model.name, lambda file: kind(file, execution))
+        return artifact.load_graph(artifact.model.name, lambda file: kind(file, execution))
 
-    models = Models({"portable": portable, "single": lambda: _single(artefact, execution)})
-    return Opened(artefact, models, one_text=execution.cuda_graph)
+    models = Models({"portable": portable, "single": lambda: _single(artifact, execution)})
+    return Opened(artifact, models, one_text=execution.cuda_graph)
 
 
 def _open_engine(path: Path) -> Opened:
     record = read_record(path)
-    artefact = open_artefact_of_engine(path)
+    artifact = open_artifact_of_engine(path)
     engine = load_engine(path, record)
-    return Opened(artefact, Models({"portable": lambda: engine, "single": lambda: engine}), record.capacity)
+    return Opened(artifact, Models({"portable": lambda: engine, "single": lambda: engine}), record.capacity)
 
 
-def _single(artefact: Artefact, execution: Execution) -> Model | None:
+def _single(artifact: Artifact, execution: Execution) -> Model | None:
     """Load the graph for one text, where there is one that runs here."""
-    if artefact.manifest.in_place_cache is None:
+    if artifact.manifest.in_place_cache is None:
         return None
-    name, needed = in_place_name(artefact.model), artefact.in_place_needs
+    name, needed = in_place_name(artifact.model), artifact.in_place_needs
     if older_than(needed):
         warnings.warn(f"{name} needs ONNX Runtime {needed}; running the portable graph instead", stacklevel=2)
         return None
-    capacity = artefact.manifest.model.context_length
+    capacity = artifact.manifest.model.context_length
     if execution.device == "cpu":
-        return artefact.load_graph(name, lambda path: InPlaceModel(path, capacity, execution))
-    if artefact.manifest.model.dtype not in IN_PLACE_CUDA_TYPES:
+        return artifact.load_graph(name, lambda path: InPlaceModel(path, capacity, execution))
+    if artifact.manifest.model.dtype not in IN_PLACE_CUDA_TYPES:
         warnings.warn(f"{name} would not run on the GPU: {_NEEDS_HALF}; running the portable graph", stacklevel=2)
         return None
     captured = execution.cuda_graph
-    return artefact.load_graph(name, lambda path: DeviceInPlaceModel(path, capacity, execution, captured))
+    return artifact.load_graph(name, lambda path: DeviceInPlaceModel(path, capacity, execution, captured))
 
 
 def _refuse_options(engine: Path, given: dict[str, Any]) -> None:
@@ -178,16 +178,16 @@ def _refuse_options(engine: Path, given: dict[str, Any]) -> None:
             )
 
 
-def _check_can_be_captured(artefact: Artefact) -> None:
-    """Raise CladaError for an artefact whose decode steps no CUDA graph can hold."""
+def _check_can_be_captured(artifact: Artifact) -> None:
+    """Raise CladaError for an artifact whose decode steps no CUDA graph can hold."""
     reason = ""
-    if artefact.in_place_model is None:
+    if artifact.in_place_model is None:
         reason = "it has no graph with an in-place cache"
-    elif older_than(artefact.in_place_needs):
-        reason = f"its graph with an in-place cache needs ONNX Runtime {artefact.in_place_needs}"
-    elif not artefact.in_place_fixed_shapes:
+    elif older_than(artifact.in_place_needs):
+        reason = f"its graph with an in-place cache needs ONNX Runtime {artifact.in_place_needs}"
+    elif not artifact.in_place_fixed_shapes:
         reason = "it was exported by an older release of clada; export it again"
-    elif artefact.manifest.model.dtype not in IN_PLACE_CUDA_TYPES:
+    elif artifact.manifest.model.dtype not in IN_PLACE_CUDA_TYPES:
         reason = _NEEDS_HALF
     if reason:
-        raise CladaError(f"{artefact.model} cannot be captured in a CUDA graph: {reason}")
+        raise CladaError(f"{artifact.model} cannot be captured in a CUDA graph: {reason}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from clada.contract.artefact import GENERATION_CONFIG_NAME, Artefact
+from clada.contract.artifact import GENERATION_CONFIG_NAME, Artifact
 from clada.errors import CladaError
 from clada.runtime.chat.template import render_chat, special_tokens
 from clada.runtime.sampling import SamplingConfig
@@ -70,11 +70,11 @@ def _given(config: Mapping[str, Any], name: str, usual: float) -> Any:
     return usual if value is None else value
 
 
-def end_tokens(artefact: Artefact, config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+def end_tokens(artifact: Artifact, config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end a text: those of the generation configuration, the tokenizer's, and the chat template's.
 
     Args:
-        artefact: Artefact with the chat template and the tokenizer.
+        artifact: Artifact with the chat template and the tokenizer.
         config: Its generation configuration.
         tokenizer: Its tokenizer.
 
@@ -85,16 +85,16 @@ def end_tokens(artefact: Artefact, config: Mapping[str, Any], tokenizer: Tokeniz
     named = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in named):
         raise CladaError(f"the model's {GENERATION_CONFIG_NAME} gives eos_token_id {value}; it must be integers")
-    end = special_tokens(artefact).get("eos_token")
-    others = [None if end is None else tokenizer.token_to_id(end), _end_of_turn(artefact, tokenizer)]
+    end = special_tokens(artifact).get("eos_token")
+    others = [None if end is None else tokenizer.token_to_id(end), _end_of_turn(artifact, tokenizer)]
     return frozenset([*named, *(token for token in others if token is not None)])
 
 
-def _end_of_turn(artefact: Artefact, tokenizer: Tokenizer) -> int | None:
+def _end_of_turn(artifact: Artifact, tokenizer: Tokenizer) -> int | None:
     """Token that the chat template writes after an answer, if there is one."""
     conversation = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = render_chat(artefact, conversation, add_generation_prompt=False)
+        text = render_chat(artifact, conversation, add_generation_prompt=False)
     except CladaError:  # there is none, or it takes no such conversation
         return None
     _, answer, rest = text.rpartition(_ANSWER)

@@ -1,4 +1,4 @@
-"""Session of an artefact: prefill, decode, and text."""
+"""Session of an artifact: prefill, decode, and text."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -6,7 +6,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from clada.contract.artefact import GENERATION_CONFIG_NAME
+from clada.contract.artifact import GENERATION_CONFIG_NAME
 from clada.errors import CladaError
 from clada.ops.devices import Device, HeldWeights, OrtKernels
 from clada.runtime.chat.template import Message, render_chat
@@ -18,11 +18,11 @@ from clada.runtime.steps import Reader
 
 
 class Session(Reader):
-    """Session that runs an artefact on the CPU, or on an NVIDIA GPU.
+    """Session that runs an artifact on the CPU, or on an NVIDIA GPU.
 
-    An engine runs on the GPU, through TensorRT. Of an ONNX artefact, one text runs on the graph with an in-place cache,
+    An engine runs on the GPU, through TensorRT. Of an ONNX artifact, one text runs on the graph with an in-place cache,
     where there is one; several, on the portable graph. Each is loaded when it is first needed. Both map the same file,
-    so weights that are used as they lie are in memory once. What ONNX Runtime and our kernels pack anew (all quantised
+    so weights that are used as they lie are in memory once. What ONNX Runtime and our kernels pack anew (all quantized
     weights, and in float32 those beside the feed-forward networks) is there once a graph, as ONNX Runtime has nothing
     for Python by which sessions share what they pack.
 
@@ -36,13 +36,13 @@ class Session(Reader):
 
     A batch gives each text what it would give alone up to rounding, as the two graphs, and batches of different sizes,
     sum in a different order. Logits differ by some 1e-6 of their range in float32, by 1e-3 in float16 and by 1e-2 with
-    quantised weights, whose tokens are rounded to 8 bits. So float32 texts agree but for draws at the very border of
+    quantized weights, whose tokens are rounded to 8 bits. So float32 texts agree but for draws at the very border of
     two tokens; in the others some texts go another way where two tokens are nearly as likely as each other, also in
     greedy decoding. The number of threads changes no bit.
 
     Args:
         model: Path of the ONNX file that `clada-export` wrote, or of the engine that `clada build` made of it, or an
-            artefact whose graphs are loaded some other way; the options below are for the first.
+            artifact whose graphs are loaded some other way; the options below are for the first.
         threads: Threads within an op; 0 lets ONNX Runtime choose.
         kernels: Kernels of the sparse ops: "native", our own; "bodies", the function bodies of the file itself, at
             dense speed; "auto", our kernels, and the bodies, with a warning, where those cannot be had.
@@ -50,13 +50,13 @@ class Session(Reader):
             model's rounded when it is loaded, in half the memory.
         device: "cpu", where None, or "cuda": keys, values, logits, pools and scores stay on the GPU.
         cuda_graph: Whether to capture decode in CUDA graphs: for one text at a time, in one thread, of a float16
-            artefact.
-        bytes: The share of the weights' bytes that a token is to read, of an artefact exported with a goal of bytes;
+            artifact.
+        bytes: The share of the weights' bytes that a token is to read, of an artifact exported with a goal of bytes;
             as exported where None, and dense at 1.
 
     Raises:
-        CladaError: The artefact is missing, damaged or not ours, an option has a value that is not known, or the
-            artefact cannot be run as asked; when a graph is loaded, its weights are damaged, or ONNX Runtime cannot
+        CladaError: The artifact is missing, damaged or not ours, an option has a value that is not known, or the
+            artifact cannot be run as asked; when a graph is loaded, its weights are damaged, or ONNX Runtime cannot
             load it, or not on the device.
 
     Example:
@@ -79,9 +79,9 @@ class Session(Reader):
         if not isinstance(model, Opened):
             model = open_model(Path(model), threads, kernels, weights, device, cuda_graph)
         super().__init__(model, bytes)
-        self.folder = self.artefact.folder
-        self._generation_config = self.artefact.settings(GENERATION_CONFIG_NAME)
-        self.end_tokens = end_tokens(self.artefact, self._generation_config, self.tokenizer)
+        self.folder = self.artifact.folder
+        self._generation_config = self.artifact.settings(GENERATION_CONFIG_NAME)
+        self.end_tokens = end_tokens(self.artifact, self._generation_config, self.tokenizer)
 
     def close(self) -> None:
         """Release the graphs, and with them their memory, once no State holds one; the session cannot be used again."""
@@ -130,7 +130,7 @@ class Session(Reader):
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Encode a conversation to token ids, by the model's chat template."""
-        return self.encode(render_chat(self.artefact, messages), add_special_tokens=False)
+        return self.encode(render_chat(self.artifact, messages), add_special_tokens=False)
 
     def generate(
         self,

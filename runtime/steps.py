@@ -1,4 +1,4 @@
-"""Stepwise reading of texts: prefill and decode over the graphs of an artefact."""
+"""Stepwise reading of texts: prefill and decode over the graphs of an artifact."""
 
 import copy
 import os
@@ -85,33 +85,33 @@ class State:
 
 
 class Reader:
-    """Reader of texts, given as token ids, over the graphs of an artefact.
+    """Reader of texts, given as token ids, over the graphs of an artifact.
 
     Args:
-        opened: The artefact.
+        opened: The artifact.
         share: Share of the weights' bytes that a token reads; as exported where None.
 
     Attributes:
         models: The graphs, each loaded when it is first needed.
-        artefact: The files.
-        manifest: Manifest of the artefact.
+        artifact: The files.
+        manifest: Manifest of the artifact.
         tokenizer: The model's.
         context_length: Tokens that a text can have, of the model or, where that is less, of an engine.
         effort: The factor on the thresholds that a text begins with.
         pool_policy: Policy of the pools; None where every neuron may be used.
 
     Raises:
-        CladaError: The artefact cannot read such a share, or its tokenizer or pools are damaged.
+        CladaError: The artifact cannot read such a share, or its tokenizer or pools are damaged.
     """
 
     def __init__(self, opened: Opened, share: float | None) -> None:
         self._opened, self.models = opened, opened.models
-        self.artefact, self.manifest = opened.artefact, opened.artefact.manifest
-        self.tokenizer = load_tokenizer(self.artefact)
+        self.artifact, self.manifest = opened.artifact, opened.artifact.manifest
+        self.tokenizer = load_tokenizer(self.artifact)
         context = self.manifest.model.context_length
         self.context_length = context if opened.capacity is None else min(context, opened.capacity)
         self.effort = _effort(self.manifest, share)
-        self.pool_policy = self.artefact.pool_policy()
+        self.pool_policy = self.artifact.pool_policy()
         self._widths = np.array(self.manifest.widths)
         self._op = OPS[self.manifest.sparse_op]
         self._reanalysis_load = np.float32(self.manifest.calibration.reanalysis_load)
@@ -272,11 +272,11 @@ class _Step:
 
 
 def _effort(manifest: Manifest, share: float | None) -> float:
-    """Factor on an artefact's thresholds with which it reads a share of the weights' bytes."""
+    """Factor on an artifact's thresholds with which it reads a share of the weights' bytes."""
     if share is None:
         return 1.0
     if manifest.inputs is None:
         raise CladaError(
-            f"bytes is {share}, and the artefact skips neurons as it was calibrated to: export it with --bytes"
+            f"bytes is {share}, and the artifact skips neurons as it was calibrated to: export it with --bytes"
         )
     return effort_of_bytes(share, manifest.inputs.dial)

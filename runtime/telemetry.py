@@ -15,9 +15,9 @@ class TokenStats:
             before temperature, penalties and what sampling leaves out.
         entropy: Entropy of that distribution, in nats.
         load: The load signal, in [0, 1].
-        active_fraction: Share of all layers' neurons that were computed; of an artefact that skips inputs, the share of
+        active_fraction: Share of all layers' neurons that were computed; of an artifact that skips inputs, the share of
             all products' inputs that were kept.
-        read_fraction: Share of the feed-forward weights' bytes that were read; of an artefact that skips inputs, the
+        read_fraction: Share of the feed-forward weights' bytes that were read; of an artifact that skips inputs, the
             share of all weights' bytes.
         active: Neurons computed by layer, or inputs kept by product.
         pool: Neurons that a layer was allowed, or the inputs of a product.

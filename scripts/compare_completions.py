@@ -1,4 +1,4 @@
-"""Compares completions by an artefact that skips inputs, at shares of its bytes, with those of its dense model.
+"""Compares completions by an artifact that skips inputs, at shares of its bytes, with those of its dense model.
 
 Greedy. Says how many completions are the dense model's to the last token, after how many tokens the
 others leave it, and how alike the texts are. Prints a table, and writes it as JSON.
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="an artefact that was exported with --bytes")
+    parser.add_argument("model", type=Path, help="an artifact that was exported with --bytes")
     parser.add_argument("--bytes", nargs="+", type=float, default=[0.85, 0.68, 0.55], metavar="SHARE")
     parser.add_argument("--data", type=Path, default=HELDOUT, metavar="FILE", help="text to complete")
     parser.add_argument("--prompts", type=int, default=64)

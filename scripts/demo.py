@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clada.contract.artefact import open_artefact
+from clada.contract.artifact import open_artifact
 from clada.exporter.export import ExportConfig, export
-from clada.exporter.from_artefact import make_sparse
+from clada.exporter.from_artifact import make_sparse
 from clada.exporter.graph.greedy import greedy_tokens
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
@@ -94,7 +94,7 @@ def equal_tokens(ours: list[int], theirs: list[int]) -> int:
 def compare_with_pytorch(session: Session, path: Path) -> None:
     """Compare the file's tokens with those of the patched model in PyTorch."""
     model, _ = load_model(str(MODEL), torch.float32)
-    make_sparse(model, open_artefact(path))
+    make_sparse(model, open_artifact(path))
     calibrated = Calibrated.from_graph(path)
     ours = greedy(session)
     theirs = greedy_tokens(model, calibrated, session.pool_policy, session.encode(PROMPT), len(ours))

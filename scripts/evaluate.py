@@ -48,7 +48,7 @@ SETTINGS = EvaluationSettings(sequences=96, prompt_tokens=64, decode_tokens=128,
 
 @dataclass(frozen=True)
 class Run:
-    """Artefact to evaluate: its name, its policy, and the share of the FFN's bytes that it may read."""
+    """Artifact to evaluate: its name, its policy, and the share of the FFN's bytes that it may read."""
 
     name: str
     policy: Policy
@@ -70,9 +70,9 @@ def runs() -> Iterator[Run]:
         yield Run(f"without {part}", without(POLICIES["clada"], part), MAIN_COST)
 
 
-def evaluate_run(run: Run, model: str, suite: Suite, artefacts: Path, results: Path, tokens: int) -> None:
+def evaluate_run(run: Run, model: str, suite: Suite, artifacts: Path, results: Path, tokens: int) -> None:
     """Export, evaluate and write one run."""
-    onnx = artefacts / model / Path(run.file).stem / "model.onnx"
+    onnx = artifacts / model / Path(run.file).stem / "model.onnx"
     if not onnx.exists():
         calibration = CalibrationConfig(ffn_cost=run.cost, policy=run.policy, name=run.name)
         config = ExportConfig(calibration=calibration, calibration_tokens=tokens)
@@ -86,7 +86,7 @@ def evaluate_run(run: Run, model: str, suite: Suite, artefacts: Path, results: P
     for subject, path in subjects:
         evaluation = evaluate(subject, dataclasses.replace(suite, tasks=tasks))
         if run.name == "clada" and run.cost == MAIN_COST:
-            tokens_path = artefacts / model / "tokens.npz"
+            tokens_path = artifacts / model / "tokens.npz"
             write(tokens_path, token_table(evaluation))
             write_regression(REGRESSIONS / f"{model}.json", regress(read_token_table(tokens_path)))
         write(path, result_json(evaluation))
@@ -119,7 +119,7 @@ def evaluate_baselines(model: str, suite: Suite, tokenizer: Any, results: Path, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--artefacts", type=Path, default=ROOT / "out" / "evaluation", help="default: %(default)s")
+    parser.add_argument("--artifacts", type=Path, default=ROOT / "out" / "evaluation", help="default: %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--calibration-tokens", type=int, default=6144, help="default: %(default)s")
     args = parser.parse_args()
@@ -131,7 +131,7 @@ def main() -> None:
         for number, run in enumerate(pending, start=1):
             print(f"{name}: {number} of {len(pending)}, {run.name} at {run.cost:.0%}", flush=True)
             try:
-                evaluate_run(run, name, suite, args.artefacts, args.results, args.calibration_tokens)
+                evaluate_run(run, name, suite, args.artifacts, args.results, args.calibration_tokens)
             except UnreachableError as error:  # CATS reads the whole inward matrix, half of a network without a gate
                 print(f"left out: {error}", flush=True)
         evaluate_baselines(name, suite, tokenizer, args.results, args.calibration_tokens)

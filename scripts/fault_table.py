@@ -32,7 +32,7 @@ class Row:
     Args:
         area: One of AREAS.
         kind: Kind of fault.
-        now: Present behaviour, as the tests say.
+        now: Present behavior, as the tests say.
         passed: Cases of which a test found that so.
         failed: Those of which it did not, or which ended in an error.
         skipped: Those that could not be tried.

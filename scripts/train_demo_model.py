@@ -172,7 +172,7 @@ def heldout_loss(model: Any, rows: torch.Tensor) -> float:
 
 
 def optimizers_for(model: Any) -> list[torch.optim.Optimizer]:
-    """Create the optimisers: Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    """Create the optimizers: Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
     named = list(model.named_parameters())
     matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in named if p.ndim != 2 or "embed" in n]
@@ -249,7 +249,7 @@ It completes Python in the standard library's manner; it knows nothing else.
 | time | {minutes:.0f} minutes on two CPU cores |
 
 Made by `scripts/train_demo_model.py` with the settings above. The text, and therefore the weights, fall under the PSF
-licence (`exporter/data/LICENSE-PSF.txt`).
+license (`exporter/data/LICENSE-PSF.txt`).
 """
 
 
@@ -262,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=MODEL_DIR, help="folder for the model (default: %(default)s)")
     parser.add_argument("--calibration-output", type=Path, default=CALIBRATION_FILE, help="file for the sample text")
     parser.add_argument("--heldout-output", type=Path, default=HELDOUT_FILE, help="file for text to evaluate on")
-    parser.add_argument("--steps", type=int, default=2600, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

@@ -1,4 +1,4 @@
-"""Fixtures of several test files: checkpoints and artefacts, each made once."""
+"""Fixtures of several test files: checkpoints and artifacts, each made once."""
 
 import os
 from pathlib import Path
@@ -103,7 +103,7 @@ def exported_once(factory: pytest.TempPathFactory, name: str, source: Path, conf
 
 
 @pytest.fixture(scope="session")
-def tiny_artefact(checkpoint, tmp_path_factory) -> Path:
+def tiny_artifact(checkpoint, tmp_path_factory) -> Path:
     """The ONNX file of a tiny Llama; tests that change its files copy the folder."""
     return exported_once(
         tmp_path_factory, "tiny", checkpoint("llama"), ExportConfig(HALF_OF_NEURONS, calibration_tokens=600)
@@ -111,14 +111,14 @@ def tiny_artefact(checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_half_artefact(checkpoint, tmp_path_factory) -> Path:
+def tiny_half_artifact(checkpoint, tmp_path_factory) -> Path:
     """The same in float16."""
     config = ExportConfig(HALF_OF_NEURONS, calibration_tokens=600, dtype="float16")
     return exported_once(tmp_path_factory, "tiny-half", checkpoint("llama"), config)
 
 
 @pytest.fixture(scope="session")
-def inputs_artefact(checkpoint, tmp_path_factory) -> Path:
+def inputs_artifact(checkpoint, tmp_path_factory) -> Path:
     """The ONNX file of a tiny Llama that skips inputs of every matrix."""
     calibration = CalibrationConfig(bytes=0.6)
     return exported_once(
@@ -127,12 +127,12 @@ def inputs_artefact(checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_artefact(tmp_path_factory) -> Path:
+def demo_artifact(tmp_path_factory) -> Path:
     """The ONNX file of the demo model."""
     return exported_once(tmp_path_factory, "demo", DEMO_MODEL, ExportConfig(HALF_OF_NEURONS, calibration_tokens=2048))
 
 
 @pytest.fixture(scope="session")
-def demo_session(demo_artefact) -> Session:
+def demo_session(demo_artifact) -> Session:
     """The demo model, loaded."""
-    return Session(demo_artefact, threads=1)
+    return Session(demo_artifact, threads=1)

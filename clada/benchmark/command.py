@@ -24,34 +24,34 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the command to `clada`'s."""
     parser = commands.add_parser(
         "bench",
-        help="time an artefact, or the ops and whole models, against ONNX Runtime's dense graphs",
-        description="Time an artefact at several shares of its bytes, beside ONNX Runtime's dense graph of the same "
+        help="time an artifact, or the ops and whole models, against ONNX Runtime's dense graphs",
+        description="Time an artifact at several shares of its bytes, beside ONNX Runtime's dense graph of the same "
         "weights; or random weights of real shapes: our ops dense and sparse, ONNX Runtime's dense graph in float32 "
-        "and quantised, and torch. All in turns in one process; and the floor, the time it takes to read what must be "
+        "and quantized, and torch. All in turns in one process; and the floor, the time it takes to read what must be "
         "read. A whole model of random weights takes several times its size in memory and on disk.",
     )
     parser.add_argument(
         "path",
         nargs="?",
         type=Path,
-        help="an artefact that skips inputs: time it, at several shares of its bytes, and no random weights",
+        help="an artifact that skips inputs: time it, at several shares of its bytes, and no random weights",
     )
     parser.add_argument(
         "--bytes",
         nargs="+",
         type=float,
         metavar="SHARE",
-        help=f"with an artefact: shares of the weights' bytes to read (default: {_listed(SHARES)})",
+        help=f"with an artifact: shares of the weights' bytes to read (default: {_listed(SHARES)})",
     )
     parser.add_argument(
         "--context",
         type=int,
-        help=f"with an artefact: tokens before what is timed (default: {CONTEXT})",
+        help=f"with an artifact: tokens before what is timed (default: {CONTEXT})",
     )
     parser.add_argument(
         "--prompt-file",
         metavar="FILE",
-        help="with an artefact: text to read, or - for standard input (default: Python sources that come with clada)",
+        help="with an artifact: text to read, or - for standard input (default: Python sources that come with clada)",
     )
     parser.add_argument("--shape", nargs="+", metavar="NAME", help=f"of {', '.join(SHAPES)} (default: all but {TINY})")
     parser.add_argument(

@@ -25,7 +25,7 @@ def _transposed(graph: onnx_ir.Graph, value: onnx_ir.Value | None) -> onnx_ir.Va
 
 
 def _restored(graph: onnx_ir.Graph, node: onnx_ir.Node) -> onnx_ir.Value:
-    """Dequantised float32 matrix of a node of ours, computed when it is needed."""
+    """Dequantized float32 matrix of a node of ours, computed when it is needed."""
     given = dict(zip((spec.name for spec in QUANTIZED_LINEAR.inputs), node.inputs, strict=True))
     codes, scales = weight(given["w"]), weight(given["s"])
     assert codes is not None

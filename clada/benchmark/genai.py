@@ -19,14 +19,14 @@ from clada.benchmark.genai_files import (
     FORMAT_NAME,
     build_genai,
     require_genai,
-    write_artefact,
+    write_artifact,
     write_checkpoint,
 )
 from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import Shape, random_tokens
 from clada.benchmark.timing import measure
-from clada.contract.artefact import data_name
+from clada.contract.artifact import data_name
 
 SHARE = 0.4
 CONTEXTS = (64, 2048)
@@ -45,7 +45,7 @@ def _written(shape: Shape, folder: Path) -> Files:
     checkpoint = folder / "checkpoint"
     write_checkpoint(shape, checkpoint)
     build_genai(checkpoint, folder / "genai")
-    return Files(folder / "genai", write_artefact(checkpoint, shape, SHARE, folder / "ours"))
+    return Files(folder / "genai", write_artifact(checkpoint, shape, SHARE, folder / "ours"))
 
 
 @contextmanager

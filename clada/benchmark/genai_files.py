@@ -1,4 +1,4 @@
-"""One model with random weights as a checkpoint, as onnxruntime-genai's int4 model, and as our artefact."""
+"""One model with random weights as a checkpoint, as onnxruntime-genai's int4 model, and as our artifact."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from clada.benchmark.model_graph import load_that_moves_nothing, random_model
 from clada.benchmark.shapes import Shape, random_tokens
-from clada.contract.artefact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.contract.artifact import CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.contract.manifest import CalibrationSection, LayerCalibration, Policy, PolicySection
 from clada.errors import CladaError
 from clada.exporter.defaults import DEFAULT_QUANTIZED_OPSET
@@ -108,8 +108,8 @@ def _nothing_calibrated(calibrated: Calibrated, share: float) -> CalibrationSect
     )
 
 
-def write_artefact(checkpoint: Path, shape: Shape, share: float, folder: Path) -> Path:
-    """Export a checkpoint with quantised weights, as clada-export does, but with thresholds for a share of neurons.
+def write_artifact(checkpoint: Path, shape: Shape, share: float, folder: Path) -> Path:
+    """Export a checkpoint with quantized weights, as clada-export does, but with thresholds for a share of neurons.
 
     Nothing is calibrated: of random weights there is nothing to learn.
 

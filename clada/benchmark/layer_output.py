@@ -12,14 +12,14 @@ ACTIVATION = "silu"
 
 
 def weights_of_ours(weights: Mapping[str, Array], precision: str) -> dict[str, Array]:
-    """Weights f32[F, D] as our op holds them: all three quantised in blocks along D."""
+    """Weights f32[F, D] as our op holds them: all three quantized in blocks along D."""
     if precision not in BLOCKS:
         return dict(weights)
     return {name: restored(matrix, BLOCKS[precision]) for name, matrix in weights.items()}
 
 
 def weights_of_products(weights: Mapping[str, Array], precision: str) -> dict[str, Array]:
-    """Weights f32[F, D] as a dense graph holds them: quantised along the summed axis, which is F for the last one."""
+    """Weights f32[F, D] as a dense graph holds them: quantized along the summed axis, which is F for the last one."""
     if precision not in BLOCKS:
         return dict(weights)
     return {

@@ -135,7 +135,7 @@ def _contender(
 
 
 def _dense(linears: Linears, precision: str, x: Mapping[str, Array]) -> Contender:
-    """Contender of ONNX Runtime's own products, quantised in blocks along the summed axis."""
+    """Contender of ONNX Runtime's own products, quantized in blocks along the summed axis."""
     names = [value for name in linears.weights for value in numbered(f"y.{name}", linears.copies)]
     expected = {
         name: array @ (w if precision not in BLOCKS else restored(w.T, BLOCKS[precision]).T)

@@ -1,4 +1,4 @@
-"""Dense graph with quantised weights, in the format of ONNX Runtime's own kernels."""
+"""Dense graph with quantized weights, in the format of ONNX Runtime's own kernels."""
 
 import numpy as np
 import onnx_ir
@@ -21,7 +21,7 @@ def packed(matrix: Array, blocks: Blocks) -> tuple[Array, Array]:
 
     Args:
         matrix: [K, N], K a multiple of the block size.
-        blocks: Format to quantise it to, along K.
+        blocks: Format to quantize it to, along K.
 
     Returns:
         Codes uint8[N, K / block size, bytes a block], the earlier weight of a byte low, and scales
@@ -32,7 +32,7 @@ def packed(matrix: Array, blocks: Blocks) -> tuple[Array, Array]:
 
 
 def make_products_quantized(model: onnx_ir.Model, blocks: Blocks) -> None:
-    """Quantise, in place, every product with a constant matrix."""
+    """Quantize, in place, every product with a constant matrix."""
     for node in list(model.graph):
         tensor = weight(node.inputs[1]) if node.op_type == "MatMul" else None
         if tensor is None:

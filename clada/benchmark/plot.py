@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from clada.benchmark.report import Table
 
-_COLOURS = {"ours": "tab:blue", "ORT": "tab:gray", "torch": "tab:brown", "genai": "tab:olive"}
+_COLORS = {"ours": "tab:blue", "ORT": "tab:gray", "torch": "tab:brown", "genai": "tab:olive"}
 
 
 def _milliseconds(value: float) -> str:
@@ -30,8 +30,8 @@ def plot(tables: Sequence[Table], subtitle: str, form: str) -> bytes:
     for panel, table in zip(panels[:, 0], tables, strict=True):
         rows = [row for row in table.rows if row.ratio is not None and row.ms is not None]
         ratios = [row.ratio or 0.0 for row in rows]
-        colours = [_COLOURS[row.name.split()[0]] for row in rows]
-        bars = panel.barh([row.name for row in rows], ratios, color=colours)
+        colors = [_COLORS[row.name.split()[0]] for row in rows]
+        bars = panel.barh([row.name for row in rows], ratios, color=colors)
         panel.axvline(1, color="black", linewidth=0.8, linestyle=":")
         labels = [f"{row.ratio:.2f}x   {_milliseconds(row.ms or 0.0)}" for row in rows]
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}

@@ -10,7 +10,7 @@ from clada.ops.record import Array
 
 @dataclass(frozen=True)
 class Blocks:
-    """Block format of quantised weights, with one scale per block.
+    """Block format of quantized weights, with one scale per block.
 
     Args:
         bits: Bits per weight.
@@ -32,13 +32,13 @@ _ROWS = 2048
 
 
 def rounded(matrix: Array, blocks: Blocks) -> tuple[Array, Array]:
-    """Quantise a matrix [F, D] to packed codes i8[F, P] and scales f16[F, N]."""
+    """Quantize a matrix [F, D] to packed codes i8[F, P] and scales f16[F, N]."""
     parts = (np.ascontiguousarray(matrix[start : start + _ROWS], np.float32) for start in range(0, len(matrix), _ROWS))
     codes, scales = zip(*(quantize(part, blocks.bits, blocks.block_size) for part in parts), strict=True)
     return np.concatenate(codes), np.concatenate(scales)
 
 
 def restored(matrix: Array, blocks: Blocks) -> Array:
-    """Matrix [F, D] after quantisation and dequantisation, f32."""
+    """Matrix [F, D] after quantization and dequantization, f32."""
     codes, scales = rounded(matrix, blocks)
     return dequantize(codes, scales.astype(np.float32), blocks.bits)

@@ -1,4 +1,4 @@
-"""Quantisation of the weights in a graph with our ops."""
+"""Quantization of the weights in a graph with our ops."""
 
 import onnx_ir
 from onnx_ir.convenience import replace_nodes_and_values
@@ -11,7 +11,7 @@ from clada.ops.onnx import function_proto
 
 
 def _inputs(graph: onnx_ir.Graph, node: onnx_ir.Node, blocks: Blocks) -> list[onnx_ir.Value | None]:
-    """Inputs of the quantised op: codes and scales for each matrix, the others as they are."""
+    """Inputs of the quantized op: codes and scales for each matrix, the others as they are."""
     inputs: list[onnx_ir.Value | None] = []
     for value in node.inputs:
         tensor = weight(value)
@@ -26,7 +26,7 @@ def _inputs(graph: onnx_ir.Graph, node: onnx_ir.Node, blocks: Blocks) -> list[on
 
 
 def make_quantized(model: onnx_ir.Model, blocks: Blocks) -> None:
-    """Quantise, in place, the matrices of our ops, and of every other product with a constant matrix."""
+    """Quantize, in place, the matrices of our ops, and of every other product with a constant matrix."""
     for node in list(model.graph):
         if node.domain != DOMAIN or node.op_type not in QUANTIZED:
             continue

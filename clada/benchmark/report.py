@@ -13,7 +13,7 @@ from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.timing import Samples
 
 # What a table is of, where it is not of a whole model.
-_SUBJECTS = {"layer": "one FFN layer", "linears": "one layer's linears by inputs", "artefact": "artefact"}
+_SUBJECTS = {"layer": "one FFN layer", "linears": "one layer's linears by inputs", "artifact": "artifact"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Table:
 
     Args:
         shape: Name of the shape.
-        what: Of WHATS, or "artefact".
+        what: Of WHATS, or "artifact".
         phase: "decode" or "prefill".
         tokens: Number of tokens computed at once.
         context: Number of tokens before them.
@@ -101,7 +101,7 @@ class Table:
     @property
     def reference(self) -> str:
         """Contender that the ratios are relative to."""
-        if self.what == "artefact":
+        if self.what == "artifact":
             return self.rows[0].name
         return GENAI if self.what == "genai" else REFERENCE
 
@@ -148,7 +148,7 @@ def row(
 def rows(contenders: Sequence[Contender], samples: dict[str, Samples], reference: str = REFERENCE) -> tuple[Row, ...]:
     """Figures of all contenders, in their order; ratios are relative to `reference`.
 
-    Where ONNX Runtime has quantised contenders, all are compared with those too.
+    Where ONNX Runtime has quantized contenders, all are compared with those too.
     """
     quantized = [name for name in map(dense, BLOCKS) if name in samples]
     others = {name: samples[name] for name in quantized if name != reference}
@@ -211,7 +211,7 @@ def json_text(
     machine: dict[str, Any],
     settings: dict[str, Any],
 ) -> str:
-    """Serialise all measurements with the machine, the settings and the targets."""
+    """Serialize all measurements with the machine, the settings and the targets."""
     report = {
         "machine": machine,
         "settings": settings,

@@ -13,7 +13,7 @@ from clada.benchmark.plot import plot
 from clada.benchmark.report import Table, json_text, table_lines
 from clada.benchmark.settings import CONTEXT, PLOT_FORMATS, SHARES, BenchSettings, checked
 from clada.benchmark.shapes import SHAPES, TINY, Shape, chosen_shapes
-from clada.benchmark.shares_of_bytes import artefact_table
+from clada.benchmark.shares_of_bytes import artifact_table
 from clada.benchmark.tables import layer_tables, linears_tables, model_tables
 from clada.benchmark.targets import target_lines, targets
 from clada.contract.files import check_writable, write
@@ -37,13 +37,13 @@ def _check_outputs(json_file: Path | None, plot_file: Path | None) -> None:
             check_writable(path)
 
 
-# Options of an artefact, and of random weights: those of the other kind are not to be passed over in silence.
-_OF_ARTEFACT, _OF_SHAPES = ("bytes", "context", "prompt_file"), ("shape", "what", "active", "weights")
+# Options of an artifact, and of random weights: those of the other kind are not to be passed over in silence.
+_OF_ARTIFACT, _OF_SHAPES = ("bytes", "context", "prompt_file"), ("shape", "what", "active", "weights")
 
 
 def _check_kind(args: argparse.Namespace) -> None:
     others, reason = (
-        (_OF_ARTEFACT, "is of an artefact, and none is given")
+        (_OF_ARTIFACT, "is of an artifact, and none is given")
         if args.path is None
         else (_OF_SHAPES, f"is of random weights, and {args.path} is given")
     )
@@ -52,10 +52,10 @@ def _check_kind(args: argparse.Namespace) -> None:
             raise CladaError(f"--{name.replace('_', '-')} {reason}: leave one of them out")
 
 
-def _of_artefact(args: argparse.Namespace, settings: BenchSettings) -> Table:
+def _of_artifact(args: argparse.Namespace, settings: BenchSettings) -> Table:
     text = read_texts(sample_file())[0] if args.prompt_file is None else read_prompt(args.prompt_file)
     context = CONTEXT if args.context is None else args.context
-    return artefact_table(args.path, args.bytes or SHARES, context, text, settings)
+    return artifact_table(args.path, args.bytes or SHARES, context, text, settings)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -75,7 +75,7 @@ def bench(args: argparse.Namespace) -> None:
     tables: list[Table] = []
     footprints: list[Footprint] = []
     if args.path is not None:
-        tables.append(_of_artefact(args, settings))
+        tables.append(_of_artifact(args, settings))
         print("\n" + "\n".join(table_lines(tables[0])), flush=True)
     for shape, whats in chosen:
         for what in whats:

@@ -8,7 +8,7 @@ from clada.errors import CladaError
 from clada.runtime.threads import check_threads
 
 PLOT_FORMATS = (".png", ".svg")
-# Of an artefact: shares of its weights' bytes to read, and tokens before what is timed.
+# Of an artifact: shares of its weights' bytes to read, and tokens before what is timed.
 SHARES = (1.0, 0.85, 0.7, 0.6, 0.5)
 CONTEXT = 64
 

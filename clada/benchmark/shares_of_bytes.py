@@ -1,4 +1,4 @@
-"""Benchmark of an artefact that skips inputs, at shares of its bytes, beside ONNX Runtime's dense graph."""
+"""Benchmark of an artifact that skips inputs, at shares of its bytes, beside ONNX Runtime's dense graph."""
 
 import itertools
 import os
@@ -34,8 +34,8 @@ def _dense_graph(graph: Path, blocks: Blocks | None) -> Iterator[Path]:
     """Write a copy with ONNX Runtime's own products in the place of ours; it is removed when the context ends.
 
     Args:
-        graph: The artefact's for one text.
-        blocks: How its weights are quantised; None where they are not. ONNX Runtime's scales lie along the inputs, so
+        graph: The artifact's for one text.
+        blocks: How its weights are quantized; None where they are not. ONNX Runtime's scales lie along the inputs, so
             that the same weights are rounded once more, to as many bits.
     """
     model = onnx_ir.load(graph)
@@ -76,25 +76,25 @@ def _weight_bytes(session: Session) -> float:
     return quantization.bits / 8 + 2 / quantization.block_size
 
 
-def artefact_table(path: Path, shares: Sequence[float], context: int, text: str, settings: BenchSettings) -> Table:
+def artifact_table(path: Path, shares: Sequence[float], context: int, text: str, settings: BenchSettings) -> Table:
     """Time decoding, token by token, the same text after the same prompt.
 
     Args:
-        path: The artefact's .onnx file or folder.
+        path: The artifact's .onnx file or folder.
         shares: Shares of its weights' bytes to read; 1 is dense.
         context: Tokens of the text that are read before what is timed.
         text: Text to read, again from its start where it is too short.
         settings: Threads and rounds.
 
     Raises:
-        CladaError: The artefact cannot be used, skips neurons, or was not measured at one of the shares.
+        CladaError: The artifact cannot be used, skips neurons, or was not measured at one of the shares.
     """
     model = find_model(path)
     sessions = {share: Session(model, threads=settings.threads, bytes=share) for share in shares}
     first = next(iter(sessions.values()))
     manifest = first.manifest
     assert manifest.inputs is not None  # a session is refused a share otherwise
-    if first.artefact.in_place_model is None:
+    if first.artifact.in_place_model is None:
         raise CladaError(f"{path} has no graph with an in-place cache, which is what is timed")
     if not 0 < context <= first.context_length - TOKENS - 1:
         raise CladaError(f"the context is {context}; it must be from 1 to {first.context_length - TOKENS - 1}")
@@ -109,7 +109,7 @@ def artefact_table(path: Path, shares: Sequence[float], context: int, text: str,
 
     precision, quantization = _precision(first), manifest.quantization
     blocks = None if quantization is None else Blocks(quantization.bits, quantization.block_size)
-    with _dense_graph(first.artefact.in_place_model, blocks) as file:
+    with _dense_graph(first.artifact.in_place_model, blocks) as file:
         theirs = Session(model, threads=settings.threads)
         theirs.models.take("single", InPlaceModel(file, theirs.context_length, Execution(settings.threads)))
         reference = OurLoop(theirs, prompt, tokens)
@@ -126,4 +126,4 @@ def artefact_table(path: Path, shares: Sequence[float], context: int, text: str,
             contenders.append(Contender(own, loop.run, 0, size, share, error, repeats=TOKENS, prepare=loop.go_back))
         bandwidth = partial(read_bandwidth, settings.threads)
         samples = measure(contenders, settings.rounds, bandwidth, "decoding")
-    return Table(manifest.model.family, "artefact", "decode", 1, context, rows(contenders, samples, name))
+    return Table(manifest.model.family, "artifact", "decode", 1, context, rows(contenders, samples, name))

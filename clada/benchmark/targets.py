@@ -1,4 +1,4 @@
-"""Targets of sparsity on top of quantised weights, against the fastest dense kernels for such weights."""
+"""Targets of sparsity on top of quantized weights, against the fastest dense kernels for such weights."""
 
 from collections.abc import Iterator, Sequence
 

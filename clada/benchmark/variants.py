@@ -59,7 +59,7 @@ def write_pair(model: onnx_ir.Model, folder: Path) -> tuple[Graph, Graph]:
 
 
 def write_variants(model: onnx_ir.Model, folder: Path, precisions: Sequence[str]) -> Variants:
-    """Write a model in float32 with our ops, and its dense and quantised variants.
+    """Write a model in float32 with our ops, and its dense and quantized variants.
 
     Args:
         model: In float32.

@@ -1,1 +1,1 @@
-"""Contract between exporter and runtime: artefacts and their files, the manifest, pools, engine records."""
+"""Contract between exporter and runtime: artifacts and their files, the manifest, pools, engine records."""

@@ -26,7 +26,7 @@ def check_graph(path: Path, content: bytes, data: Path, manifest: Manifest) -> N
         path: Path of the ONNX file, for error messages.
         content: Content of that file.
         data: The file of its weights.
-        manifest: Manifest of the artefact.
+        manifest: Manifest of the artifact.
 
     Raises:
         CladaError: It is no ONNX file that clada wrote, has tensors in other files, or a value makes no sense.

@@ -1,4 +1,4 @@
-"""Dial of an artefact that skips inputs: the effort for each share of the weights' bytes."""
+"""Dial of an artifact that skips inputs: the effort for each share of the weights' bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ def effort_for(share: float, points: Sequence[tuple[float, float]]) -> float:
 
 
 def effort_of_bytes(share: float, dial: Sequence[DialPoint]) -> float:
-    """Effort with which an artefact reads a share of the weights' bytes; 1 is all of them, bit-identical to dense.
+    """Effort with which an artifact reads a share of the weights' bytes; 1 is all of them, bit-identical to dense.
 
     Raises:
         CladaError: The share is not between the least that was measured and 1.
     """
     least = dial[-1].bytes
     if not least <= share <= 1:
-        raise CladaError(f"bytes is {share}; the artefact was calibrated for {least:.3g} to 1 of the weights' bytes")
+        raise CladaError(f"bytes is {share}; the artifact was calibrated for {least:.3g} to 1 of the weights' bytes")
     return 0.0 if share == 1 else effort_for(share, [(point.effort, point.bytes) for point in dial])

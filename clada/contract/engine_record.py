@@ -1,4 +1,4 @@
-"""Record beside an engine: its source artefact, its machine and its shapes."""
+"""Record beside an engine: its source artifact, its machine and its shapes."""
 
 import json
 import re
@@ -54,7 +54,7 @@ class EngineRecord:
         plugins: Whether it holds plugins of clada's TensorRT library, which must then be registered before it is read.
         plugin_release: The release of clada that built it; its plugins are of the same.
         sha256: SHA-256 of the engine, in hex.
-        manifest: Name of the artefact's manifest, in the engine's folder.
+        manifest: Name of the artifact's manifest, in the engine's folder.
         manifest_sha256: SHA-256 of that file, in hex.
         dtype: T of the graph: "float32" or "float16".
         max_batch: The most texts at once.
@@ -63,7 +63,7 @@ class EngineRecord:
             decode step reads one token, with 1 to `capacity` - 1 in the cache.
         kv_cache: "in_place": `present` outputs hold this call's tokens alone, T[B, H, S, d], and a decode step may read
             slots that are free, at most `capacity`, where its mask, longer by one, is 0. "copied": they hold the past
-            too, as in the graph of the artefact.
+            too, as in the graph of the artifact.
         profiles: The prefill profile, then the decode profile.
         format_version: Version of this record's format.
     """
@@ -91,7 +91,7 @@ def record_path(engine: Path) -> Path:
 
 
 def record_bytes(record: EngineRecord) -> bytes:
-    """Serialise a record with its own hash: a shape's sizes are on one line."""
+    """Serialize a record with its own hash: a shape's sizes are on one line."""
     text = json.dumps(asdict(record), indent=2, allow_nan=False)
     return sealed_text(re.sub(r"\[[\d\s,]*\]", lambda sizes: " ".join(sizes[0].split()), text))
 
@@ -124,8 +124,8 @@ def read_record(engine: Path) -> EngineRecord:
     _check_hash(engine, record.sha256, path, "it was damaged or changed; build it again")
     manifest = engine.parent / record.manifest
     if not manifest.is_file():
-        raise CladaError(f"{engine} has no {record.manifest} beside it: copy the files of its artefact there")
-    _check_hash(manifest, record.manifest_sha256, path, "the engine was built from another artefact; build it again")
+        raise CladaError(f"{engine} has no {record.manifest} beside it: copy the files of its artifact there")
+    _check_hash(manifest, record.manifest_sha256, path, "the engine was built from another artifact; build it again")
     return record
 
 

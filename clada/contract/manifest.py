@@ -1,4 +1,4 @@
-"""Manifest: an artefact's description of itself, with every key and the values it may have."""
+"""Manifest: an artifact's description of itself, with every key and the values it may have."""
 
 import re
 from collections.abc import Mapping
@@ -127,12 +127,12 @@ class LayerCalibration:
     """Calibration of one layer, measured on the calibration tokens.
 
     Args:
-        realised: Share of neurons that were not computed.
+        realized: Share of neurons that were not computed.
         pool: Share of neurons that the pool holds.
         median_threshold: Median threshold of the layer's neurons.
     """
 
-    realised: _Share
+    realized: _Share
     pool: _Share
     median_threshold: Annotated[float, Within(0, 3.5e38)]
 
@@ -301,7 +301,7 @@ class PiecesSection:
 
 @dataclass(frozen=True)
 class QuantizationSection:
-    """Format of the quantised weights.
+    """Format of the quantized weights.
 
     Args:
         bits: Bits per weight.
@@ -368,7 +368,7 @@ class Manifest:
         tools: Releases of the packages that made it.
         files: SHA-256, in hex, of every other file.
         pieces: Of the large ones among them; None where none is large.
-        quantization: None where weights are not quantised.
+        quantization: None where weights are not quantized.
         pool: None where every neuron may be used.
         in_place_cache: None where there is no graph with an in-place cache.
         inputs: None where neurons are skipped.
@@ -451,7 +451,7 @@ class Manifest:
 def _check_name(name: str) -> None:
     plain_name = PurePosixPath(name).name == name and PureWindowsPath(name).name == name
     if not plain_name or name in ("", ".", "..") or len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
-        raise WrongValueError(f"files names {shown(name)}, which is not in the artefact's own folder")
+        raise WrongValueError(f"files names {shown(name)}, which is not in the artifact's own folder")
 
 
 def _check_hash(key: str, digest: str) -> None:
@@ -460,7 +460,7 @@ def _check_hash(key: str, digest: str) -> None:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """Serialise a manifest."""
+    """Serialize a manifest."""
     return sealed(plain(manifest))
 
 

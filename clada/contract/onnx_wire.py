@@ -275,7 +275,7 @@ def _node(node: Node) -> bytes:
 
 
 def graph_bytes(nodes: Sequence[Node], inputs: Sequence[Vector], output: Vector) -> bytes:
-    """Serialise a model of these nodes, in order, as a ModelProto."""
+    """Serialize a model of these nodes, in order, as a ModelProto."""
     graph = b"".join(_encoded(1, _node(node)) for node in nodes) + _encoded(2, "clada")
     graph += b"".join(_encoded(11, _value_info(vector)) for vector in inputs) + _encoded(12, _value_info(output))
     opset = _encoded(1, "") + _encoded(2, _OPSET)

@@ -17,7 +17,7 @@ _END_BYTES = 64 + len('""\n}\n')
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """Serialise a JSON object with its hash."""
+    """Serialize a JSON object with its hash."""
     return sealed_text(json.dumps(content, indent=2))
 
 

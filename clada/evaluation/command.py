@@ -22,7 +22,7 @@ def _lines(evaluation: "Evaluation") -> list[str]:
     ]
 
 
-# Of the table of an artefact and its parts.
+# Of the table of an artifact and its parts.
 _OF_PARTS = ("read_fraction", "ffn_bytes", "kl", "disagreement", "perplexity_ratio", "accuracy_ratio")
 
 
@@ -47,14 +47,14 @@ def _part_lines(evaluation: "Evaluation") -> list[str]:
 
 def _run(args: argparse.Namespace) -> None:
     from clada.contract.files import check_writable, write
-    from clada.evaluation.exported import evaluate_artefact
+    from clada.evaluation.exported import evaluate_artifact
     from clada.evaluation.result import result_json, token_table
     from clada.runtime.find_model import find_model
 
     settings = EvaluationSettings(**{field.name: getattr(args, field.name) for field in fields(EvaluationSettings)})
     for path in filter(None, (args.json, args.tokens)):
         check_writable(path)
-    evaluation = evaluate_artefact(
+    evaluation = evaluate_artifact(
         find_model(args.path),
         args.reference,
         args.data,
@@ -79,7 +79,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "decode - and compare with the checkpoint: perplexity, accuracy, KL divergence, multiple choice, cloze and "
         "generation, each with the interval in which 95% of resamples of the sequences lie.",
     )
-    parser.add_argument("path", type=Path, help="the artefact's .onnx file or folder")
+    parser.add_argument("path", type=Path, help="the artifact's .onnx file or folder")
     parser.add_argument("--reference", required=True, help="the checkpoint's folder, or a Hugging Face model id")
     parser.add_argument("--data", type=Path, required=True, help="a text file or a JSONL of {text} that is held out")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="write every figure")

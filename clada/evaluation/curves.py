@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from clada.evaluation.images import COLOURS, GREY, MARKERS
+from clada.evaluation.images import COLORS, GRAY, MARKERS
 from clada.evaluation.report_data import Measured
 
 DENSE = "dense"
-# In the order of their colours; every report draws them alike.
+# In the order of their colors; every report draws them alike.
 _POLICIES = ("clada", "cats", "griffin", "sats", "teal", "wina", "tt")
 
 
@@ -54,13 +54,13 @@ def _styles(policies: Iterable[str]) -> dict[str, dict[str, Any]]:
         known = policy in _POLICIES
         place = _POLICIES.index(policy) if known else others
         others += not known and policy != DENSE
-        colour = GREY if policy == DENSE else COLOURS[place % len(COLOURS)]
+        color = GRAY if policy == DENSE else COLORS[place % len(COLORS)]
         styles[policy] = {
-            "color": colour,
+            "color": color,
             "linestyle": "-" if known else "--",
-            # Shifted, so that two lines of one colour have different marks too.
+            # Shifted, so that two lines of one color have different marks too.
             "marker": MARKERS[(place + 2 * (not known)) % len(MARKERS)],
-            "markerfacecolor": colour if known or policy == DENSE else "white",
+            "markerfacecolor": color if known or policy == DENSE else "white",
         }
     return styles
 
@@ -108,7 +108,7 @@ def curves_figure(results: Sequence[Measured]) -> Figure:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.axhline(axis.dense, color=GREY, linewidth=1, linestyle=":")
+            axes.axhline(axis.dense, color=GRAY, linewidth=1, linestyle=":")
         if axis.share:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))

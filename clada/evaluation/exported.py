@@ -1,4 +1,4 @@
-"""Evaluation of an artefact against the checkpoint that it was made from."""
+"""Evaluation of an artifact against the checkpoint that it was made from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clada.contract.artefact import Artefact
+from clada.contract.artifact import Artifact
 from clada.contract.typed_json import plain
 from clada.errors import CladaError
 from clada.evaluation.dense_subject import DenseSubject
@@ -19,25 +19,25 @@ from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.subject import SubjectInfo, with_weights
 from clada.evaluation.suite import prepare
 from clada.evaluation.torch_session import TorchSession
-from clada.exporter.from_artefact import make_sparse
+from clada.exporter.from_artifact import make_sparse
 from clada.exporter.model.checkpoint import load_model
 from clada.runtime import Session
 
 # Largest difference of a dense logit allowed, as a share of their range: float16 needs a tenth of it.
 _TOLERANCE = 2e-2
-# The same where tokens are rounded to 8 bits for products with quantised weights; that needs a fifth of it.
+# The same where tokens are rounded to 8 bits for products with quantized weights; that needs a fifth of it.
 _QUANTIZED_TOLERANCE = 1e-1
 
 
 def _check_same_model(session: Session, model: Any, tokenizer: Any, source: str) -> None:
-    """Raise CladaError where an artefact cannot have been made from a checkpoint, by their metadata."""
-    artefact = session.manifest.model
+    """Raise CladaError where an artifact cannot have been made from a checkpoint, by their metadata."""
+    artifact = session.manifest.model
     for name, theirs in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
-        ours = getattr(artefact, name)
+        ours = getattr(artifact, name)
         if ours != theirs:
-            raise CladaError(f"the artefact has {name} {ours}, but {source} has {theirs}")
+            raise CladaError(f"the artifact has {name} {ours}, but {source} has {theirs}")
     if session.tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise CladaError(f"the artefact's tokenizer is not that of {source}")
+        raise CladaError(f"the artifact's tokenizer is not that of {source}")
 
 
 def _check_same_weights(session: Session, model: Any, prompt: Sequence[int], source: str) -> None:
@@ -46,11 +46,11 @@ def _check_same_weights(session: Session, model: Any, prompt: Sequence[int], sou
     given = session.prefill([prompt]).logits[0]
     tolerance = _TOLERANCE if session.manifest.quantization is None else _QUANTIZED_TOLERANCE
     if not np.abs(given - expected).max() <= tolerance * np.ptp(expected):
-        raise CladaError(f"the artefact was not made from {source}: they differ on a prompt, which both read densely")
+        raise CladaError(f"the artifact was not made from {source}: they differ on a prompt, which both read densely")
 
 
-def evaluate_artefact(
-    artefact: Path,
+def evaluate_artifact(
+    artifact: Path,
     source: str,
     data: Path,
     settings: EvaluationSettings | None = None,
@@ -59,10 +59,10 @@ def evaluate_artefact(
     bytes: float | None = None,
     **trust: Any,
 ) -> Evaluation:
-    """Evaluate an artefact, in the runtime, against the checkpoint that it was made from, in PyTorch.
+    """Evaluate an artifact, in the runtime, against the checkpoint that it was made from, in PyTorch.
 
     Args:
-        artefact: Its ONNX file.
+        artifact: Its ONNX file.
         source: The checkpoint's folder or a Hugging Face model id.
         data: A text file, or a JSONL of `{"text": ...}`, that was neither trained nor calibrated on.
         settings: Amount of text to evaluate.
@@ -71,17 +71,17 @@ def evaluate_artefact(
         trust: `trust_remote_code` and `allow_pickle`, see `load_model`.
 
     Returns:
-        The evaluation; for quantised weights with two parts: the dense model with them, and the artefact's sparsity
+        The evaluation; for quantized weights with two parts: the dense model with them, and the artifact's sparsity
         with the checkpoint's own weights, in PyTorch.
 
     Raises:
-        CladaError: Anything given cannot be used, or the artefact is not of the checkpoint.
+        CladaError: Anything given cannot be used, or the artifact is not of the checkpoint.
 
     Example:
-        >>> evaluation = evaluate_artefact(Path("out/model.onnx"), "models/demo", Path("heldout.jsonl"))
+        >>> evaluation = evaluate_artifact(Path("out/model.onnx"), "models/demo", Path("heldout.jsonl"))
         >>> evaluation.metrics["kl"].value
     """
-    session = Session(artefact, threads=threads, bytes=bytes)
+    session = Session(artifact, threads=threads, bytes=bytes)
     model, tokenizer = load_model(source, torch.float32, **trust)
     _check_same_model(session, model, tokenizer, source)
     suite = prepare(model, tokenizer, data, settings or EvaluationSettings())
@@ -90,7 +90,7 @@ def evaluate_artefact(
     if session.manifest.quantization is None:
         _check_same_weights(session, model, prompt, source)
         return _named(evaluate(SessionSubject(session, name), suite), source)
-    quantized = _with_weights_of(session.artefact, source, **trust)
+    quantized = _with_weights_of(session.artifact, source, **trust)
     _check_same_weights(session, quantized, prompt, source)
     # Of the parts the tasks are left out, which take most of the time.
     text = replace(suite, tasks=[])
@@ -98,7 +98,7 @@ def evaluate_artefact(
     parts = [evaluate(_dense(quantized, subject.info), text)]
     del quantized  # one model more than the dense one at a time
     own_weights = load_model(source, torch.float32, **trust)[0]
-    parts.append(evaluate(_sparse(TorchSession(artefact, own_weights, bytes), name), text))
+    parts.append(evaluate(_sparse(TorchSession(artifact, own_weights, bytes), name), text))
     return _named(replace(evaluate(subject, suite), parts=parts), source)
 
 
@@ -109,10 +109,10 @@ def _named(evaluation: Evaluation, source: str) -> Evaluation:
     return replace(evaluation, subject=subject, parts=[_named(part, source) for part in evaluation.parts])
 
 
-def _with_weights_of(artefact: Artefact, source: str, **trust: Any) -> Any:
-    """Model of a checkpoint in PyTorch, patched and dense, computing with an artefact's quantised weights."""
+def _with_weights_of(artifact: Artifact, source: str, **trust: Any) -> Any:
+    """Model of a checkpoint in PyTorch, patched and dense, computing with an artifact's quantized weights."""
     model, _ = load_model(source, torch.float32, **trust)
-    make_sparse(model, artefact)
+    make_sparse(model, artifact)
     return model
 
 
@@ -122,7 +122,7 @@ def _dense(model: Any, info: SubjectInfo) -> DenseSubject:
 
 
 def _sparse(session: TorchSession, name: str) -> SessionSubject:
-    """Subject with an artefact's sparsity and the weights of its checkpoint."""
+    """Subject with an artifact's sparsity and the weights of its checkpoint."""
     subject = SessionSubject(session, name)
     subject.info = replace(subject.info, quantization=None, ffn_bytes=ffn_bytes(session.manifest, None))
     return subject

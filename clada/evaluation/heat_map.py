@@ -14,7 +14,7 @@ from clada.runtime import GenerationConfig, SamplingConfig, Session, TokenStats
 _TOKENS = 128
 # The lighter part of the map, on which black text is read easily.
 _DARKEST = 0.55
-_COLOURS = colormaps["YlOrBr"]
+_COLORS = colormaps["YlOrBr"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Cell:
     Args:
         text: Text that it completes; empty where a character takes several tokens and is not complete.
         stats: Its telemetry.
-        colour: Colour of its load, as #rrggbb.
+        color: Color of its load, as #rrggbb.
     """
 
     text: str
     stats: TokenStats
-    colour: str
+    color: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class HeatMap:
         cells: Tokens of the continuation.
         load: Mean over the cells.
         active_fraction: Mean over the cells.
-        model: Name of the artefact's folder and the model's policy.
+        model: Name of the artifact's folder and the model's policy.
         tokens_per_second: Of decode; None where that was not measured.
     """
 
@@ -53,16 +53,16 @@ class HeatMap:
     tokens_per_second: float | None = None
 
 
-def load_colour(load: float) -> str:
-    """Colour of a load in [0, 1], as #rrggbb; darker is harder."""
-    return to_hex(_COLOURS(_DARKEST * float(np.clip(load, 0, 1))))
+def load_color(load: float) -> str:
+    """Color of a load in [0, 1], as #rrggbb; darker is harder."""
+    return to_hex(_COLORS(_DARKEST * float(np.clip(load, 0, 1))))
 
 
 def heat_map(model: Path, prompt: str) -> HeatMap:
     """Continue a prompt greedily, and collect the telemetry.
 
     Raises:
-        CladaError: The artefact cannot be loaded, or the prompt is empty, too long for it or ends the text.
+        CladaError: The artifact cannot be loaded, or the prompt is empty, too long for it or ends the text.
     """
     session = Session(model)
     pieces = session.stream(prompt, GenerationConfig(max_new_tokens=_TOKENS, sampling=SamplingConfig()))
@@ -70,7 +70,7 @@ def heat_map(model: Path, prompt: str) -> HeatMap:
     for piece in pieces:
         times.append(time.perf_counter())
         if piece.stats is not None:
-            cells.append(Cell(piece.text, piece.stats, load_colour(piece.stats.load)))
+            cells.append(Cell(piece.text, piece.stats, load_color(piece.stats.load)))
     policy = session.manifest.policy.name
     if not cells:
         raise CladaError(f"the model ends the text right after the prompt {prompt!r}; give another")

@@ -6,10 +6,10 @@ from io import BytesIO
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-# Colours that people with any colour vision tell apart (Okabe and Ito), the darker ones first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Colors that people with any color vision tell apart (Okabe and Ito), the darker ones first.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-GREY = "#6b6b6b"
+GRAY = "#6b6b6b"
 
 
 def svg_uri(figure: Figure) -> str:

@@ -18,8 +18,8 @@ def _panel(axes: Axes, shares: Sequence[Sequence[float]], title: str) -> None:
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     if values.shape[1] <= _MOST_NUMBERED_LAYERS:
         for (row, layer), value in np.ndenumerate(values):
-            colour = "white" if value > 70 else "black"
-            axes.text(layer, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+            color = "white" if value > 70 else "black"
+            axes.text(layer, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(range(values.shape[1]))
     axes.set_xlabel("layer")
     axes.set_title(title, fontsize=10, loc="left")
@@ -29,7 +29,7 @@ def _panel(axes: Axes, shares: Sequence[Sequence[float]], title: str) -> None:
 
 
 def layers_figure(results: Sequence[Measured]) -> Figure:
-    """Draw two heat maps, a row per result and a column per layer: realised sparsity, and size of the pool.
+    """Draw two heat maps, a row per result and a column per layer: realized sparsity, and size of the pool.
 
     Args:
         results: Results of one model on one text.

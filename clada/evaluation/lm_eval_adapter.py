@@ -1,4 +1,4 @@
-"""Adapter of an artefact to lm-eval: scored tokens are read in decode, token by token, where the model is sparse."""
+"""Adapter of an artifact to lm-eval: scored tokens are read in decode, token by token, where the model is sparse."""
 
 import logging
 import random
@@ -15,7 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from clada.contract.artifact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from clada.contract.typed_json import plain
 from clada.errors import CladaError
 from clada.evaluation.settings import LM_EVAL_MODEL
@@ -70,14 +70,14 @@ def _log_probabilities(logits: npt.NDArray[Any]) -> Floats:
 
 def _special_token(session: Session, name: str) -> str | None:
     """Token that the tokenizer's configuration gives under a name such as "bos_token", if there is one."""
-    config = session.artefact.settings(TOKENIZER_CONFIG_NAME)
+    config = session.artifact.settings(TOKENIZER_CONFIG_NAME)
     value = config.get(name)
     return value["content"] if isinstance(value, dict) else value
 
 
 @register_model(LM_EVAL_MODEL)
 class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
-    """An artefact, run on the CPU, one text at a time; tokens and windows are those of lm-eval's `hf` model.
+    """An artifact, run on the CPU, one text at a time; tokens and windows are those of lm-eval's `hf` model.
 
     Log-likelihoods are those of decode: a context is read by the dense prefill but for its last tokens
     (DECODED_CONTEXT), and what follows one token at a time, as when the model generates it. Only a context of one
@@ -94,7 +94,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         unknown: Anything else, which is refused.
 
     Raises:
-        CladaError: The artefact cannot be used, or an argument is not known or has a value that is not.
+        CladaError: The artifact cannot be used, or an argument is not known or has a value that is not.
 
     Example:
         >>> lm_eval.simple_evaluate(CladaLM("out/model.onnx"), tasks=["lambada_openai"], limit=10)
@@ -115,7 +115,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
         if unknown:
             raise CladaError(f"model_args hold {', '.join(unknown)}; known are model, threads, kernels, weights")
         if not model:
-            raise CladaError("model_args name no model: --model_args model=PATH, the artefact's .onnx file")
+            raise CladaError("model_args name no model: --model_args model=PATH, the artifact's .onnx file")
         if batch_size not in (None, 1, "1") or max_batch_size is not None:
             _logger.warning("texts are read one at a time: the batch size has no effect")
         self.session = Session(find_model(Path(model)), threads=threads, kernels=kernels, weights=weights)
@@ -163,7 +163,7 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Chat template of the model, for the record; None where it is not applied or there is none."""
-        template = self.session.artefact.content(CHAT_TEMPLATE_NAME)
+        template = self.session.artifact.content(CHAT_TEMPLATE_NAME)
         return template.decode() if chat_template and template is not None else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -177,9 +177,9 @@ class CladaLM(TemplateLM):  # type: ignore[misc] # lm-eval has no types
             CladaError: The model has no chat template, or it refuses the messages.
         """
         if add_generation_prompt:
-            return render_chat(self.session.artefact, chat_history)
+            return render_chat(self.session.artifact, chat_history)
         *before, answer = chat_history
-        return render_chat(self.session.artefact, before) + answer["content"]
+        return render_chat(self.session.artifact, before) + answer["content"]
 
     def _decode(self, state: State, token: int) -> None:
         (stats,) = self.session.decode(state, [token])

@@ -11,7 +11,7 @@ from clada.evaluation.settings import LM_EVAL_MODEL
 
 _INTRODUCTION = """usage: clada lm-eval --model_args model=PATH[,threads=N] --tasks TASK [TASK ...] [options of lm-eval]
 
-Run lm-eval's tasks on an artefact, PATH its .onnx file; --model is clada. `clada lm-eval ls tasks` lists the tasks.
+Run lm-eval's tasks on an artifact, PATH its .onnx file; --model is clada. `clada lm-eval ls tasks` lists the tasks.
 What follows is the help of lm-eval itself.
 """
 
@@ -66,7 +66,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the command to `clada`'s."""
     # No prefix makes an option here: every word is lm-eval's to read.
     parser = commands.add_parser(
-        "lm-eval", help="run lm-eval's tasks on an artefact", add_help=False, prefix_chars="\0"
+        "lm-eval", help="run lm-eval's tasks on an artifact", add_help=False, prefix_chars="\0"
     )
     parser.add_argument("options", nargs=argparse.REMAINDER)
     parser.set_defaults(run=_run)

@@ -62,7 +62,7 @@ class Fit:
         marginal_r2: Share of the variance that the predictors explain (Nakagawa & Schielzeth 2013).
         conditional_r2: Share that the predictors and the groups explain.
         plain_r2: R² of ordinary least squares on the same rows and predictors, without groups.
-        converged: Whether the optimiser says that it arrived.
+        converged: Whether the optimizer says that it arrived.
     """
 
     response: str
@@ -82,7 +82,7 @@ class Regression:
     Args:
         active: Share of a layer's neurons that were computed, by token and layer.
         kl: Natural logarithm of the divergence from the dense model, by token.
-        centres: Mean of each predictor over the table, in its own unit.
+        centers: Mean of each predictor over the table, in its own unit.
         scales: Standard deviation of each.
         tokens: Number of tokens of the table that were used.
         floored: Share of them whose divergence lies under KL_FLOOR and was taken for it.
@@ -92,7 +92,7 @@ class Regression:
 
     active: Fit
     kl: Fit
-    centres: dict[str, float]
+    centers: dict[str, float]
     scales: dict[str, float]
     tokens: int
     floored: float
@@ -116,9 +116,9 @@ def _predictors(table: TokenTable, counts: Mapping[int, int] | None) -> dict[str
     }
 
 
-def _design(predictors: dict[str, Floats], centres: dict[str, float], scales: dict[str, float]) -> dict[str, Floats]:
+def _design(predictors: dict[str, Floats], centers: dict[str, float], scales: dict[str, float]) -> dict[str, Floats]:
     """Columns of the fixed effects: an intercept, standardised predictors, and the product of two of them."""
-    standard = {name: (values - centres[name]) / scales[name] for name, values in predictors.items()}
+    standard = {name: (values - centers[name]) / scales[name] for name, values in predictors.items()}
     product = standard["surprisal"] * standard["entropy"]
     ones = np.ones(len(product))
     first = {INTERCEPT: ones, "surprisal": standard.pop("surprisal"), "entropy": standard.pop("entropy")}
@@ -137,7 +137,7 @@ def active_share(table: TokenTable) -> Floats:
 
 def predicted(fit: Fit, regression: Regression, table: TokenTable, counts: Mapping[int, int] | None = None) -> Floats:
     """Prediction f64[n] of each token's response from the predictors alone."""
-    design = _design(_predictors(table, counts), regression.centres, regression.scales)
+    design = _design(_predictors(table, counts), regression.centers, regression.scales)
     return np.sum([c.value * design[c.name] for c in fit.coefficients], axis=0)
 
 
@@ -213,14 +213,14 @@ def regress(table: TokenTable, counts: Mapping[int, int] | None = None, seed: in
     random = np.random.default_rng(seed)
     rows = np.sort(random.permutation(len(table.token))[:_MOST_ROWS])
     layers = random.integers(len(table.neurons), size=len(rows), dtype=np.int32)
-    centres = {name: float(values.mean()) for name, values in predictors.items()}
+    centers = {name: float(values.mean()) for name, values in predictors.items()}
     scales = {name: float(values.std()) for name, values in predictors.items()}
-    design = {name: column[rows] for name, column in _design(predictors, centres, scales).items()}
+    design = {name: column[rows] for name, column in _design(predictors, centers, scales).items()}
     sequences = {"sequence": table.sequence[rows]}
     return Regression(
         active=_fit("share of a layer's neurons computed", share[rows, layers], design, sequences | {"layer": layers}),
         kl=_fit("natural logarithm of KL in nats", divergence[rows], design, sequences),
-        centres=centres,
+        centers=centers,
         scales=scales,
         tokens=len(rows),
         floored=float(np.mean(table.kl[rows] < KL_FLOOR)),

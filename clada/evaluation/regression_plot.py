@@ -7,7 +7,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clada.evaluation.images import COLOURS
+from clada.evaluation.images import COLORS
 from clada.evaluation.regression import Floats, Regression, active_share, log_kl, predicted
 from clada.evaluation.token_table import TokenTable
 
@@ -21,15 +21,15 @@ def _binned(x: Floats, bins: int) -> list[npt.NDArray[np.intp]]:
     return [rows for rows in (np.flatnonzero(places == place) for place in range(len(edges))) if len(rows) > 1]
 
 
-def _panel(axes: Axes, x: Floats, y: Floats, fitted: Floats, colour: str) -> None:
+def _panel(axes: Axes, x: Floats, y: Floats, fitted: Floats, color: str) -> None:
     bins = _binned(x, _BINS)
-    centres = np.array([x[rows].mean() for rows in bins])
+    centers = np.array([x[rows].mean() for rows in bins])
     means = np.array([y[rows].mean() for rows in bins])
     errors = np.array([1.96 * y[rows].std(ddof=1) / np.sqrt(len(rows)) for rows in bins])
     axes.errorbar(
-        centres, means, errors, fmt="o", markersize=5, color=colour, elinewidth=1.2, capsize=2, label="mean of a bin"
+        centers, means, errors, fmt="o", markersize=5, color=color, elinewidth=1.2, capsize=2, label="mean of a bin"
     )
-    axes.plot(centres, [fitted[rows].mean() for rows in bins], color="black", linewidth=1.6, label="regression")
+    axes.plot(centers, [fitted[rows].mean() for rows in bins], color="black", linewidth=1.6, label="regression")
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -51,10 +51,10 @@ def regression_figure(table: TokenTable, regression: Regression, counts: Mapping
         ("surprisal of the token (nats)", table.surprisal),
         ("entropy before the token (nats)", table.entropy),
     ]
-    for (ylabel, y, unit, fit), row, colour in zip(responses, panels, COLOURS, strict=False):
+    for (ylabel, y, unit, fit), row, color in zip(responses, panels, COLORS, strict=False):
         fitted = unit * predicted(fit, regression, table, counts)
         for (xlabel, x), axes in zip(predictors, row, strict=True):
-            _panel(axes, x.astype(np.float64), y, fitted, colour)
+            _panel(axes, x.astype(np.float64), y, fitted, color)
             axes.set_xlabel(xlabel)
             axes.set_ylabel(ylabel)
             axes.label_outer()

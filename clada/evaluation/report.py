@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from clada.evaluation.curves import curves_figure
-from clada.evaluation.heat_map import HeatMap, load_colour
+from clada.evaluation.heat_map import HeatMap, load_color
 from clada.evaluation.images import svg_uri
 from clada.evaluation.layer_plot import layers_figure
 from clada.evaluation.regression import Fit, Regression
@@ -116,7 +116,7 @@ def report_html(
         columns=[(heading, unit) for _, heading, unit, _, _ in _COLUMNS],
         regression=regression,
         generated=generated,
-        legend=[(place / 10, load_colour(place / 10)) for place in range(11)],
+        legend=[(place / 10, load_color(place / 10)) for place in range(11)],
         versions=tool_versions(groups),
         own_versions={name: version(name) for name in _TOOLS},
     )

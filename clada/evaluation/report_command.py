@@ -49,7 +49,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="a table of `clada eval --tokens`, to regress")
     parser.add_argument(
-        "--model", type=Path, metavar="MODEL", help="an artefact's .onnx file or folder, to continue --prompt"
+        "--model", type=Path, metavar="MODEL", help="an artifact's .onnx file or folder, to continue --prompt"
     )
     parser.add_argument("--prompt", type=utf8_text, help="the text that --model continues")
     parser.set_defaults(run=_run)

@@ -21,11 +21,11 @@ class Measured:
 
     Args:
         name: Name of its subject.
-        policy: Name of the policy, and of the weights where they are quantised.
+        policy: Name of the policy, and of the weights where they are quantized.
         subject: As in the file, as are the following.
         data: Text that it was measured on.
         metrics: Each with its 95% interval.
-        sparsity: Realised, by layer.
+        sparsity: Realized, by layer.
         pool: Share of the neurons that the layer was allowed, by layer.
         tools: Versions.
         path: The file.

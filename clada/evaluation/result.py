@@ -60,12 +60,12 @@ def result_of(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def result_json(evaluation: Evaluation) -> bytes:
-    """Serialise the result as JSON."""
+    """Serialize the result as JSON."""
     return (json.dumps(result_of(evaluation), indent=2, allow_nan=False) + "\n").encode()
 
 
 def token_table(evaluation: Evaluation) -> bytes:
-    """Serialise the table of tokens as .npz: a column for each figure of every token that was read, as plain arrays."""
+    """Serialize the table of tokens as .npz: a column for each figure of every token that was read, as plain arrays."""
     suite, readings, scores = evaluation.suite, evaluation.readings, evaluation.scores
     prompt, tokens = suite.settings.prompt_tokens, suite.settings.decode_tokens
     rows = np.array(suite.rows, np.int32)

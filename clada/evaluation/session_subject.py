@@ -1,4 +1,4 @@
-"""Artefact run by the runtime, as the subject of an evaluation."""
+"""Artifact run by the runtime, as the subject of an evaluation."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from clada.runtime.steps import State
 
 
 def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> int:
-    """Size of all matrices subject to skipping, scales included where they are quantised.
+    """Size of all matrices subject to skipping, scales included where they are quantized.
 
     Those of the feed-forward networks where neurons are skipped, and all that a token reads where inputs are.
     """
@@ -30,7 +30,7 @@ def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> i
 
 
 def policy_name(manifest: Manifest, bytes: float | None) -> str:
-    """Name of an artefact's policy in tables: "price", or "price, bytes 0.6" at a share other than the exported one."""
+    """Name of an artifact's policy in tables: "price", or "price, bytes 0.6" at a share other than the exported one."""
     return manifest.policy.name if bytes is None else f"{manifest.policy.name}, bytes {bytes:g}"
 
 
@@ -53,10 +53,10 @@ def _info(session: Session, name: str) -> SubjectInfo:
 
 
 class SessionSubject(Subject):
-    """Artefact on ONNX Runtime: prefill, then decode step by step, KV cache included.
+    """Artifact on ONNX Runtime: prefill, then decode step by step, KV cache included.
 
     Args:
-        session: The loaded artefact.
+        session: The loaded artifact.
         name: Name in tables; its policy's name and weights where not given.
     """
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from clada.errors import CladaError
 
-# The name by which lm-eval finds an artefact: --model clada.
+# The name by which lm-eval finds an artifact: --model clada.
 LM_EVAL_MODEL = "clada"
 
 

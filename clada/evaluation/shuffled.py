@@ -11,10 +11,10 @@ _SEED = 0
 
 
 class ShuffledLoad(SessionSubject):
-    """An artefact whose load comes from a token that was read before; of a policy without anticipation.
+    """An artifact whose load comes from a token that was read before; of a policy without anticipation.
 
     Args:
-        session: The loaded artefact.
+        session: The loaded artifact.
         name: Name in tables.
     """
 

@@ -50,7 +50,7 @@ class SubjectInfo:
         vocabulary: Size of the vocabulary, as in its logits.
         policy: Policy that made it sparse, as in a manifest.
         calibration: Its calibration, as in a manifest; empty where there was none.
-        quantization: Format of its weights, as in a manifest; None where they are not quantised.
+        quantization: Format of its weights, as in a manifest; None where they are not quantized.
         model: Name of the checkpoint; empty where it is not known.
     """
 

@@ -1,4 +1,4 @@
-"""Session of an artefact whose graph PyTorch computes with the checkpoint's own weights: its sparsity alone."""
+"""Session of an artifact whose graph PyTorch computes with the checkpoint's own weights: its sparsity alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from clada.contract.artefact import Artefact, open_artefact
-from clada.exporter.from_artefact import make_sparse
+from clada.contract.artifact import Artifact, open_artifact
+from clada.exporter.from_artifact import make_sparse
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.decoder_inputs import cache_shapes
 from clada.exporter.model.calibrated import Calibrated
@@ -24,12 +24,12 @@ class TorchModel(Model):
     Args:
         model: A causal LM in float32, not patched yet.
         path: The ONNX file.
-        artefact: Artefact of that file.
+        artifact: Artifact of that file.
     """
 
-    def __init__(self, model: Any, path: Path, artefact: Artefact) -> None:
-        make_sparse(model, artefact, quantized=False)
-        manifest, calibrated = artefact.manifest, Calibrated.from_graph(path)
+    def __init__(self, model: Any, path: Path, artifact: Artifact) -> None:
+        make_sparse(model, artifact, quantized=False)
+        manifest, calibrated = artifact.manifest, Calibrated.from_graph(path)
         self._decoder, self._constants = Decoder(model, calibrated), calibrated.tensors()
         inputs: dict[str, tuple[Sequence[Any], type]] = {
             graph_names.PAST_LOGITS: ((None, model.config.vocab_size), np.float32)
@@ -74,15 +74,15 @@ class TorchModel(Model):
 
 
 class TorchSession(Session):
-    """A session of an artefact that runs a model in PyTorch in the place of the graph.
+    """A session of an artifact that runs a model in PyTorch in the place of the graph.
 
     Args:
-        path: The artefact's ONNX file.
+        path: The artifact's ONNX file.
         model: A causal LM in float32, not patched yet.
         bytes: See Session.
     """
 
     def __init__(self, path: Path, model: Any, bytes: float | None = None) -> None:
-        artefact = open_artefact(path, check_weights=False)
-        own = artefact.load_graph(path.name, lambda found: TorchModel(model, found, artefact))
-        super().__init__(Opened(artefact, Models({"portable": lambda: own, "single": lambda: own})), bytes=bytes)
+        artifact = open_artifact(path, check_weights=False)
+        own = artifact.load_graph(path.name, lambda found: TorchModel(model, found, artifact))
+        super().__init__(Opened(artifact, Models({"portable": lambda: own, "single": lambda: own})), bytes=bytes)

@@ -1,4 +1,4 @@
-"""Symmetric quantisation of weights to 4 or 8 bits, with one scale per block of a row: packing and dequantisation.
+"""Symmetric quantization of weights to 4 or 8 bits, with one scale per block of a row: packing and dequantization.
 
 A weight is code * scale, codes in [-8, 7] or [-128, 127]. 4-bit codes are packed as ONNX packs INT4: two a byte, in
 two's complement, the earlier one in the low half.
@@ -70,14 +70,14 @@ def unpack(packed: Array, bits: int) -> Array:
 
 
 def dequantize(packed: Array, scales: Array, bits: int) -> Array:
-    """Dequantise packed codes with scales [F, N] to weights [F, D], in the scales' dtype."""
+    """Dequantize packed codes with scales [F, N] to weights [F, D], in the scales' dtype."""
     codes = unpack(packed, bits).astype(scales.dtype)
     of_block = codes.shape[1] // max(1, scales.shape[1])
     return (codes.reshape(*scales.shape, of_block) * scales[..., None]).reshape(codes.shape)
 
 
 def quantize(matrix: Array, bits: int, block_size: int, *, positive: bool = False) -> tuple[Array, Array]:
-    """Quantise weights [F, D] to the nearest codes.
+    """Quantize weights [F, D] to the nearest codes.
 
     The largest weight of a block gets the lowest code, of which there is one more than of the highest: scales may be
     negative.
@@ -103,7 +103,7 @@ def quantize(matrix: Array, bits: int, block_size: int, *, positive: bool = Fals
     with np.errstate(over="ignore"):
         scales = (np.abs(peak) / (-lowest - 1) if positive else peak / lowest).astype(np.float16)
     if not np.isfinite(scales).all():
-        raise CladaError(f"a weight of {np.abs(matrix).max():g} cannot be quantised to {bits} bits with float16 scales")
+        raise CladaError(f"a weight of {np.abs(matrix).max():g} cannot be quantized to {bits} bits with float16 scales")
     scales = np.where(scales == 0, np.float16(_SMALLEST_SCALE), scales)
     codes = np.clip(np.rint(blocks / scales.astype(matrix.dtype)), lowest, -lowest - 1).astype(np.int8)
     return pack(codes.reshape(rows, width), bits), scales[..., 0]

@@ -1,4 +1,4 @@
-"""Sparse feed-forward ops with quantised weights, derived from those with floating-point weights."""
+"""Sparse feed-forward ops with quantized weights, derived from those with floating-point weights."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -59,7 +59,7 @@ def _check_sizes(op: Op) -> Callable[[Mapping[str, int], Mapping[str, str | floa
 
 
 def quantized(op: Op) -> Op:
-    """Derive the variant of a feed-forward op whose matrices are quantised."""
+    """Derive the variant of a feed-forward op whose matrices are quantized."""
     name, inputs = f"Quantized{op.name}", tuple(_inputs(op))
     return Op(
         name=name,

@@ -1,4 +1,4 @@
-"""Sparse linear op with quantised weights, derived from the one with floating-point weights."""
+"""Sparse linear op with quantized weights, derived from the one with floating-point weights."""
 
 from collections.abc import Iterator, Mapping
 

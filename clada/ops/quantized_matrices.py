@@ -1,4 +1,4 @@
-"""Common parts of the quantised ops, in which each weight matrix w is replaced by codes and scales s."""
+"""Common parts of the quantized ops, in which each weight matrix w is replaced by codes and scales s."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ def matrix_names(op: Op) -> list[str]:
 
 
 def dequantizing_reference(op: Op, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Array, ...]]:
-    """Build the reference of an op's quantised variant.
+    """Build the reference of an op's quantized variant.
 
     Args:
         op: The op with weights in floating point.
@@ -87,7 +87,7 @@ _CODES_OF_BYTE = """
 
 
 def dequantizing_body(op: Op) -> Callable[[Mapping[str, str | float]], str]:
-    """Function body of an op's quantised variant: the op's own, after dequantising the matrices."""
+    """Function body of an op's quantized variant: the op's own, after dequantizing the matrices."""
     matrices = matrix_names(op)
 
     def body(attributes: Mapping[str, str | float]) -> str:

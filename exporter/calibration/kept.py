@@ -1,4 +1,4 @@
-"""Calibration kept beside the output until the artefact is there, so that a retry after a failure can reuse it."""
+"""Calibration kept beside the output until the artifact is there, so that a retry after a failure can reuse it."""
 
 import json
 import math
@@ -42,10 +42,10 @@ def calibration_key(
     """SHA-256, in hex, of everything that a calibration depends on.
 
     Args:
-        model: The causal LM, before anything is quantised.
+        model: The causal LM, before anything is quantized.
         rows: i64[N, S] calibration tokens.
         config: Goal of the calibration.
-        quantization: Format to quantise weights to first; None for no quantisation.
+        quantization: Format to quantize weights to first; None for no quantization.
     """
     settings = [_LAYOUT, version("clada"), asdict(config), None if quantization is None else asdict(quantization)]
     return tensors_hash(json.dumps(settings, sort_keys=True), {"rows": rows, **model.state_dict()})
@@ -75,13 +75,13 @@ def _packed(prefix: str, tensors: Mapping[str, Tensor], bits: int) -> dict[str, 
 
 
 def keep_calibration(path: Path, key: str, calibration: Calibration, quantized: Quantized | None) -> None:
-    """Write a calibration, and the weights that were quantised before it, to a file.
+    """Write a calibration, and the weights that were quantized before it, to a file.
 
     Args:
         path: See `kept_path`.
         key: See `calibration_key`.
         calibration: Result of the calibration.
-        quantized: The packed weights; None where nothing is quantised.
+        quantized: The packed weights; None where nothing is quantized.
 
     Raises:
         CladaError: The file cannot be written.

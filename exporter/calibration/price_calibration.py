@@ -21,7 +21,7 @@ from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.load_map import LoadMap
 from clada.exporter.model.products import Product
 
-# Shares of all weights that are measured, whatever the goal: they make the dial of an artefact.
+# Shares of all weights that are measured, whatever the goal: they make the dial of an artifact.
 SHARES = (0.85, 0.7, 0.55, 0.45)
 # Where the load's map is fitted: the share whose prices, and factors on its thresholds, are tried.
 _FITTED_AT = 0.6
@@ -51,7 +51,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class PriceCalibration:
-    """Measurements from which an artefact of any share of bytes is made.
+    """Measurements from which an artifact of any share of bytes is made.
 
     Args:
         worths: Worth of each product's inputs.

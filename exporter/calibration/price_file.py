@@ -1,4 +1,4 @@
-"""File of a calibration by price: made once, it serves an artefact of any share of bytes."""
+"""File of a calibration by price: made once, it serves an artifact of any share of bytes."""
 
 import hashlib
 import json

@@ -22,7 +22,7 @@ def log_divergence(divergence: Tensor) -> Tensor:
 
 
 def ridge(features: Tensor, target: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Fit weights f64[K] and bias to raw features f64[T, K], in closed form; penalised as if they were standardised."""
+    """Fit weights f64[K] and bias to raw features f64[T, K], in closed form; penalized as if they were standardised."""
     mean, deviation = features.mean(0), features.std(0).clamp_min(1e-9)
     standard = (features - mean) / deviation
     gram = standard.t() @ standard + penalty * len(target) * torch.eye(features.shape[1], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""`clada.calibrate`: measure the worth of a model's bytes once, for artefacts of any share of them."""
+"""`clada.calibrate`: measure the worth of a model's bytes once, for artifacts of any share of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -14,7 +14,7 @@ import onnx_ir
 import torch
 from torch import Tensor
 
-from clada.contract.artefact import data_name, in_place_name
+from clada.contract.artifact import data_name, in_place_name
 from clada.errors import CladaError
 from clada.exporter.defaults import DEFAULT_OPSET, MINIMUM_QUANTIZED_OPSET
 from clada.exporter.graph.decoder import Decoder
@@ -149,7 +149,7 @@ def check_opset(opset: int, quantized: bool = False) -> None:
     """Raise CladaError for an opset in which the graph cannot be written."""
     if quantized and opset < MINIMUM_QUANTIZED_OPSET:
         raise CladaError(
-            f"opset {opset} knows no weights in blocks; with quantised weights choose one from "
+            f"opset {opset} knows no weights in blocks; with quantized weights choose one from "
             f"{MINIMUM_QUANTIZED_OPSET} to {MAXIMUM_OPSET}"
         )
     if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
@@ -173,7 +173,7 @@ def trace(
         opset: Version of the standard ops.
         all_logits: Give logits for all positions, not only the last.
         in_place_cache: For ONNX Runtime only and one text: keys and values are buffers that it writes into.
-        quantized: The packed weights whose values the model holds; None where it is not quantised.
+        quantized: The packed weights whose values the model holds; None where it is not quantized.
 
     Returns:
         The ONNX model; its weights still share the torch model's memory.
@@ -240,7 +240,7 @@ def _digest(tensor: onnx_ir.TensorProtocol) -> bytes:
 def save_in_place(traced: onnx_ir.Model, model: Path) -> None:
     """Write a graph with an in-place cache beside a saved model; its weights are those in that model's data file.
 
-    Weights are recognised by their bytes: the exporter transposes some and gives those names of its own.
+    Weights are recognized by their bytes: the exporter transposes some and gives those names of its own.
     """
     tensors = [value.const_value for value in onnx_ir.load(model).graph.initializers.values()]
     stored = {_digest(tensor): tensor for tensor in tensors if isinstance(tensor, onnx_ir.ExternalTensor)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clada.contract.artefact import data_name
+from clada.contract.artifact import data_name
 from clada.contract.graph_constants import GraphConstants
 from clada.contract.onnx_wire import nodes_of
 from clada.exporter.model.anticipation import from_named

@@ -104,7 +104,7 @@ def _check_config(config: Any, source: str) -> None:
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise CladaError(
-            f"the weights of {source} are quantised ({method or 'quantization_config'}), and only checkpoints in "
+            f"the weights of {source} are quantized ({method or 'quantization_config'}), and only checkpoints in "
             "floating point can be exported: give the model that it was made from, and --quantize int4 or int8"
         )
     activation = getattr(config, FAMILIES[config.model_type].activation)
@@ -121,7 +121,7 @@ def load_config(source: str, *, trust_remote_code: bool = False, allow_pickle: b
     """Read a checkpoint's configuration and check that it can be exported.
 
     Raises:
-        CladaError: There is no checkpoint, it is a pickle, quantised, not a causal LM, or of an unknown family.
+        CladaError: There is no checkpoint, it is a pickle, quantized, not a causal LM, or of an unknown family.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

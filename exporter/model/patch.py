@@ -31,7 +31,7 @@ class SparseLayer(SteeredModule):
         weights: The op's weights by input name, in order.
         activation: The op's attribute.
         current: The pass of the model that it is in.
-        formats: The op's other attributes by name, in order: how its weights are quantised.
+        formats: The op's other attributes by name, in order: how its weights are quantized.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Quantisation in which later weights compensate the rounding of earlier ones, after GPTQ (arXiv 2210.17323).
+"""Quantization in which later weights compensate the rounding of earlier ones, after GPTQ (arXiv 2210.17323).
 
 Weights of one input after another are rounded; what that changes in the outputs, on calibration text, is taken back as
 far as it can be by those of the inputs that are still to come. Inputs go in the order of their energy, and scales are
@@ -26,7 +26,7 @@ _Round = Callable[[int, Tensor], Tensor]
 
 
 def quantize_rows(matrix: npt.NDArray[np.float32], bits: int, block_size: int) -> tuple[Array, Array]:
-    """Quantise f32[F, D] to the nearest; 8-bit codes can omit the lowest, so that scales are positive."""
+    """Quantize f32[F, D] to the nearest; 8-bit codes can omit the lowest, so that scales are positive."""
     return quantize(matrix, bits, block_size, positive=bits == 8)
 
 
@@ -58,7 +58,7 @@ def _compensated(weights: Tensor, moments: Tensor, rounded: _Round) -> None:
 
 
 def round_inward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """Quantise a matrix whose blocks lie along its inputs.
+    """Quantize a matrix whose blocks lie along its inputs.
 
     Args:
         matrix: f32[N, K], a row an output.
@@ -84,7 +84,7 @@ def round_inward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) ->
 
 
 def round_outward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """Quantise a matrix whose rows are its inputs, each with blocks and scales of its own.
+    """Quantize a matrix whose rows are its inputs, each with blocks and scales of its own.
 
     Args:
         matrix: f32[F, D], what each neuron writes.

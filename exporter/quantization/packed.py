@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clada.contract.artefact import data_name
+from clada.contract.artifact import data_name
 from clada.exporter.model.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
 from clada.exporter.model.sparse_products import sparse_products
 from clada.exporter.quantization.merged_products import AND, BLOCK_AXIS, UNPACKING, widths
@@ -180,7 +180,7 @@ def _load(path: Path) -> onnx_ir.Model:
 
 
 def read_packed(path: Path, products: Sequence[str] = ()) -> Quantized:
-    """Read the packed weights of an exported graph whose weights are quantised.
+    """Read the packed weights of an exported graph whose weights are quantized.
 
     Args:
         path: Path of the graph.

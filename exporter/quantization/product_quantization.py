@@ -1,4 +1,4 @@
-"""Quantisation of the products of a model that will skip inputs: blocks lie along their rows, a row per input."""
+"""Quantization of the products of a model that will skip inputs: blocks lie along their rows, a row per input."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -31,17 +31,17 @@ def quantize_products(
     rows: Tensor | None,
     report: Callable[[str], None],
 ) -> Quantized:
-    """Quantise the products in place; the model computes with the dequantised weights from then on.
+    """Quantize the products in place; the model computes with the dequantized weights from then on.
 
     Args:
         model: A causal LM in float32, not patched.
         products: Products of the model.
-        config: Options of the quantisation.
+        config: Options of the quantization.
         rows: i64[N, S] calibration tokens, for "gptq"; None for none.
         report: Called with each line of progress.
 
     Raises:
-        CladaError: Names the first product that cannot be quantised.
+        CladaError: Names the first product that cannot be quantized.
     """
     for product in products:
         _check(product, config)
@@ -49,7 +49,7 @@ def quantize_products(
     round_embedding(model)
     packed: dict[str, Packed] = {}
     wrong = total = 0.0
-    for group in tracked(_layer_by_layer(model, products), "quantising"):
+    for group in tracked(_layer_by_layer(model, products), "quantizing"):
         # Of a layer at a time, so that each sees what was rounded before it.
         moments = [None] * len(group) if rows is None else product_moments(model, group, rows)
         for product, of_product in zip(group, moments, strict=True):
@@ -76,17 +76,17 @@ def _packed(product: Product, weights: Tensor, config: QuantizationConfig, momen
             return Packed(*round_to_nearest(weights, *form), config.bits)
         return Packed(*round_outward(weights, moments, *form), config.bits)
     except CladaError as error:
-        raise CladaError(f"{product.name} cannot be quantised: {error}") from error
+        raise CladaError(f"{product.name} cannot be quantized: {error}") from error
 
 
 def _check(product: Product, config: QuantizationConfig) -> None:
     if product.outputs % config.block_size:
         raise CladaError(
-            f"{product.name} cannot be quantised: a block of {config.block_size} does not divide its outputs, "
+            f"{product.name} cannot be quantized: a block of {config.block_size} does not divide its outputs, "
             f"{product.outputs}"
         )
     if not all(bool(torch.isfinite(linear.weight).all()) for linear in product.linears):
-        raise CladaError(f"{product.name} cannot be quantised: it holds NaN or infinite weights")
+        raise CladaError(f"{product.name} cannot be quantized: it holds NaN or infinite weights")
 
 
 @torch.no_grad()
@@ -101,11 +101,11 @@ def hold_products(model: Any, products: Sequence[Product], quantized: Quantized)
     for product in products:
         packed = quantized.products.get(product.name)
         if packed is None:
-            raise CladaError(f"the artefact has no quantised {product.name}")
+            raise CladaError(f"the artifact has no quantized {product.name}")
         values, weights = packed.values(), joined_weights(product)
         if values.shape != weights.shape:
             raise CladaError(
-                f"{product.name} is {list(weights.shape)} in the checkpoint, {list(values.shape)} in the artefact"
+                f"{product.name} is {list(weights.shape)} in the checkpoint, {list(values.shape)} in the artifact"
             )
         check_is_near(product.name, weights, values)
         _set(product, values)

@@ -1,4 +1,4 @@
-"""Quantisation of a patched model's matrices; the model then holds the dequantised weights."""
+"""Quantization of a patched model's matrices; the model then holds the dequantized weights."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
 
 # Rows that are rounded at a time: what that takes beside the matrix.
 _ROWS = 4096
-# How far weights of the same checkpoint may be from quantised ones, as a share of their norm; int4 needs a quarter.
+# How far weights of the same checkpoint may be from quantized ones, as a share of their norm; int4 needs a quarter.
 _FARTHEST = 0.5
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """Options of the quantisation.
+    """Options of the quantization.
 
     Args:
         bits: One of BITS.
@@ -51,7 +51,7 @@ class QuantizationConfig:
 
 @dataclass(frozen=True)
 class Packed:
-    """Quantised matrix, with blocks along its rows.
+    """Quantized matrix, with blocks along its rows.
 
     Args:
         codes: i8[F, P].
@@ -64,7 +64,7 @@ class Packed:
     bits: int
 
     def values(self) -> Tensor:
-        """Dequantised matrix f32[F, D]."""
+        """Dequantized matrix f32[F, D]."""
         parts = zip(self.codes.split(_ROWS), self.scales.split(_ROWS), strict=True)
         wide = [dequantize(c.numpy(), s.numpy().astype(np.float32), self.bits) for c, s in parts]
         return torch.from_numpy(np.concatenate(wide))
@@ -112,7 +112,7 @@ class _Matrix:
 
 
 def linear_modules(model: Any) -> dict[str, nn.Linear]:
-    """Linear modules to quantise beside the feed-forward networks, by path: attention's projections, output matrix."""
+    """Linear modules to quantize beside the feed-forward networks, by path: attention's projections, output matrix."""
     inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
     head = model.get_output_embeddings()
     return {
@@ -137,20 +137,20 @@ def _groups(model: Any) -> Iterator[list[_Matrix]]:
 
 
 def check_can_be_quantized(model: Any, config: QuantizationConfig) -> None:
-    """Raise CladaError for the first matrix that cannot be quantised: blocks do not divide it, or it is not finite."""
+    """Raise CladaError for the first matrix that cannot be quantized: blocks do not divide it, or it is not finite."""
     for matrix in (matrix for group in _groups(model) for matrix in group):
         width = matrix.weight.shape[1]
         if width % config.block_size:
             what = "input dimension" if isinstance(matrix.owner, nn.Linear) else "width"
             raise CladaError(
-                f"{matrix.name} cannot be quantised: a block of {config.block_size} does not divide its {what}, {width}"
+                f"{matrix.name} cannot be quantized: a block of {config.block_size} does not divide its {what}, {width}"
             )
         if not bool(torch.isfinite(matrix.weight).all()):
-            raise CladaError(f"{matrix.name} cannot be quantised: it holds NaN or infinite weights")
+            raise CladaError(f"{matrix.name} cannot be quantized: it holds NaN or infinite weights")
 
 
 def round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """Quantise a matrix f32[F, D] to the nearest codes i8[F, P], with scales f16[F, N]."""
+    """Quantize a matrix f32[F, D] to the nearest codes i8[F, P], with scales f16[F, N]."""
     parts = [quantize_rows(part.numpy(), bits, block_size) for part in matrix.split(_ROWS)]
     codes, scales = (torch.from_numpy(np.concatenate(of)) for of in zip(*parts, strict=True))
     return codes, scales
@@ -164,7 +164,7 @@ def _packed(matrix: _Matrix, config: QuantizationConfig, moments: dict[tuple[nn.
         rounding = round_outward if matrix.outward else round_inward
         return Packed(*rounding(matrix.weight, moments[matrix.owner, matrix.outward], *form), config.bits)
     except CladaError as error:
-        raise CladaError(f"{matrix.name} cannot be quantised: {error}") from error
+        raise CladaError(f"{matrix.name} cannot be quantized: {error}") from error
 
 
 def untie(model: Any) -> None:
@@ -185,16 +185,16 @@ def round_embedding(model: Any) -> None:
 def quantize_model(
     model: Any, rows: Tensor, config: QuantizationConfig, report: Callable[[str], None] = print
 ) -> Quantized:
-    """Quantise a patched model in place; it computes with the dequantised weights from then on.
+    """Quantize a patched model in place; it computes with the dequantized weights from then on.
 
     Args:
         model: A causal LM after `sparsify`, in float32.
         rows: i64[N, S] calibration tokens; for "gptq".
-        config: Options of the quantisation.
+        config: Options of the quantization.
         report: Called with each line of progress.
 
     Raises:
-        CladaError: Names the first matrix that cannot be quantised.
+        CladaError: Names the first matrix that cannot be quantized.
     """
     check_can_be_quantized(model, config)
     untie(model)
@@ -202,7 +202,7 @@ def quantize_model(
     paths = {id(linear): path for path, linear in linear_modules(model).items()}
     quantized = Quantized(config.bits, config.block_size, [{} for _ in sparse_layers(model)])
     wrong = total = 0.0
-    for group in tqdm(list(_groups(model)), desc="quantising", leave=False, disable=None):
+    for group in tqdm(list(_groups(model)), desc="quantizing", leave=False, disable=None):
         owners = dict.fromkeys(matrix.owner for matrix in group)
         moments = input_moments(model, rows, owners) if config.follows_text else {}
         for matrix in group:
@@ -235,11 +235,11 @@ def hold(model: Any, quantized: Quantized) -> None:
         else:
             packed = quantized.linears.get(paths[id(matrix.owner)])
         if packed is None:
-            raise CladaError(f"the artefact has no quantised {matrix.name}")
+            raise CladaError(f"the artifact has no quantized {matrix.name}")
         values = packed.values()
         if values.shape != matrix.weight.shape:
             raise CladaError(
-                f"{matrix.name} is {list(matrix.weight.shape)} in the checkpoint, {list(values.shape)} in the artefact"
+                f"{matrix.name} is {list(matrix.weight.shape)} in the checkpoint, {list(values.shape)} in the artifact"
             )
         check_is_near(matrix.name, matrix.weight, values)
         matrix.weight.copy_(values)
@@ -249,4 +249,4 @@ def check_is_near(name: str, weight: Tensor, values: Tensor) -> None:
     """Raise CladaError for values that are not a rounding of a checkpoint's matrix."""
     distance = torch.linalg.vector_norm(weight.float() - values)
     if not bool(distance <= _FARTHEST * torch.linalg.vector_norm(weight.float())):
-        raise CladaError(f"{name} of the artefact was not quantised from the checkpoint's: they are far apart")
+        raise CladaError(f"{name} of the artifact was not quantized from the checkpoint's: they are far apart")

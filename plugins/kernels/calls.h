@@ -11,24 +11,24 @@ enum class Element { kFloat32, kFloat16, kBFloat16 };
 
 static inline size_t element_size(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
-// How weights are quantised, as in clada/ops/block_quantization.py; bits is 0 where they are not.
+// How weights are quantized, as in clada/ops/block_quantization.py; bits is 0 where they are not.
 struct Quantization {
   int32_t bits, block_size;
 };
 
-// One call of SparseGatedFFN, of SparseFFN where w_up is null, or of their quantised variants; names and formulas as in
+// One call of SparseGatedFFN, of SparseFFN where w_up is null, or of their quantized variants; names and formulas as in
 // clada/ops/sparse_ffn.py and clada/ops/quantized_ffn.py.
 struct SparseFfnCall {
   int64_t batch, sequence, width, neurons;  // B, S, D, F
   Activation activation;
   Element element;         // of x, b_in, b_out and y
-  Element weight_element;  // of w_in, w_up and w_out, where they are not quantised
+  Element weight_element;  // of w_in, w_up and w_out, where they are not quantized
   Quantization quantization;
   const void* x;           // [B, S, D]
-  const void* w_in;        // [F, D]; w_gate of the gated op; [F, D * bits / 8] bytes where quantised
+  const void* w_in;        // [F, D]; w_gate of the gated op; [F, D * bits / 8] bytes where quantized
   const void* w_up;        // [F, D]
   const void* w_out;       // [F, D]; w_down of the gated op
-  const void* s_in;        // [F, D / block_size] in float16, null where not quantised: the scales of w_in
+  const void* s_in;        // [F, D / block_size] in float16, null where not quantized: the scales of w_in
   const void* s_up;        // the same of w_up
   const void* s_out;       // the same of w_out
   const void* b_in;        // [F], may be null
@@ -41,16 +41,16 @@ struct SparseFfnCall {
   float* score;            // [B, F]
 };
 
-// One call of SparseLinear or of its quantised variant; names and formulas as in clada/ops/sparse_linear.py and
+// One call of SparseLinear or of its quantized variant; names and formulas as in clada/ops/sparse_linear.py and
 // clada/ops/quantized_linear.py.
 struct SparseLinearCall {
   int64_t batch, sequence, width, outputs;  // B, S, D, N
   Element element;                          // of x and y
-  Element weight_element;                   // of w, where it is not quantised
+  Element weight_element;                   // of w, where it is not quantized
   Quantization quantization;
   const void* x;           // [B, S, D]
-  const void* w;           // [D, N]; [D, N * bits / 8] bytes where quantised
-  const void* s;           // [D, N / block_size] in float16, null where not quantised: the scales of w
+  const void* w;           // [D, N]; [D, N * bits / 8] bytes where quantized
+  const void* s;           // [D, N / block_size] in float16, null where not quantized: the scales of w
   const float* threshold;  // [D]
   const float* scale;      // [B, S]
   void* y;                 // [B, S, N]

@@ -9,7 +9,7 @@ extern const Kernels kPortableKernels;
 extern const Kernels kAvx512Kernels, kAvx2Kernels;
 extern const QuantizedKernels kAvx512VnniKernels, kAvxVnniKernels;
 
-// The same kernels with others for quantised weights.
+// The same kernels with others for quantized weights.
 static Kernels with_products_of_bytes(const char* instructions, Kernels kernels, const QuantizedKernels& quantized) {
   kernels.instructions = instructions;
   kernels.quantized = quantized;

@@ -13,7 +13,7 @@ struct ParallelFor {
   void (*run)(void* pool, size_t count, void (*task)(void* data, size_t index), void* data);
 };
 
-// The kernels for quantised weights, which each instruction set wants in an order of its own.
+// The kernels for quantized weights, which each instruction set wants in an order of its own.
 struct QuantizedKernels {
   // Bytes of a call's packed weights, to lie at a multiple of 64.
   size_t (*packed_ffn_bytes)(const SparseFfnCall&);

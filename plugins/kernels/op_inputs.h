@@ -6,7 +6,7 @@
 
 namespace clada {
 
-// Whether an op's weights are quantised: its attributes say how.
+// Whether an op's weights are quantized: its attributes say how.
 template <class Table, class = void>
 constexpr bool is_quantized = false;
 template <class Table>

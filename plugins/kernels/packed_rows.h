@@ -1,4 +1,4 @@
-// Quantised weights as the CPU kernels hold them: the bytes of the model's file in another order.
+// Quantized weights as the CPU kernels hold them: the bytes of the model's file in another order.
 //
 // A row is cut into groups of 32 weights, and groups are taken kWidth at a time, a stripe: lane l of each of a stripe's
 // vectors holds weights of group l, so that what a stripe sums is scaled once. A vector of 4-bit codes holds eight

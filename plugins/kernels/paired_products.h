@@ -1,4 +1,4 @@
-// Products of many tokens with a stripe of quantised rows: pairs of factors with pairs of codes, in 16 bits.
+// Products of many tokens with a stripe of quantized rows: pairs of factors with pairs of codes, in 16 bits.
 //
 // A factor is a value times the scale of its row, so each group of a stripe has its own: they are made for a few tokens
 // at a time, and serve the 32 weights of a group.

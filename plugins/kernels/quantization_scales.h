@@ -1,4 +1,4 @@
-// Whether the scales of quantised weights can be used.
+// Whether the scales of quantized weights can be used.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Whether the sizes of quantised weights fit each other, as in clada/ops/block_quantization.py.
+// Whether the sizes of quantized weights fit each other, as in clada/ops/block_quantization.py.
 #pragma once
 #include <algorithm>
 #include <limits>

@@ -1,4 +1,4 @@
-// The feed-forward ops with quantised weights for few tokens: row by row, and only the rows that are kept.
+// The feed-forward ops with quantized weights for few tokens: row by row, and only the rows that are kept.
 //
 // A part works through chunks of its neurons. The rows of the down projection for a chunk's kept neurons are read
 // after those of the gate and up projections for the next chunk, so that all of them can be prefetched in time.

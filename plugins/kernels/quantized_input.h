@@ -1,4 +1,4 @@
-// A token's input as products with quantised weights take it: 16 bits in two bytes, with a scale for each 32 values.
+// A token's input as products with quantized weights take it: 16 bits in two bytes, with a scale for each 32 values.
 //
 // 15 bits lose less than float16 weights do, and so move no neuron across its threshold; 7 bits would.
 #pragma once
@@ -31,7 +31,7 @@ static inline uint32_t four_bytes(const int32_t* group, int64_t word) {
   return byte(0) | byte(1) | byte(2) | byte(3);
 }
 
-// Quantises x [width]; an x that is not finite makes its group's scale NaN, and with it every product.
+// Quantizes x [width]; an x that is not finite makes its group's scale NaN, and with it every product.
 template <class I, int kBits>
 void quantize_input(const float* x, int64_t width, int64_t padded_width, const QuantizedInput<I>& out) {
   using V = typename I::V;

@@ -1,4 +1,4 @@
-// The kernels for quantised weights for one instruction set.
+// The kernels for quantized weights for one instruction set.
 #pragma once
 #include "sparse_ffn.h"
 #include "sparse_linear.h"

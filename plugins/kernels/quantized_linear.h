@@ -1,4 +1,4 @@
-// The matrix of the quantised SparseLinear as the CPU kernels hold it, and the sums of its rows.
+// The matrix of the quantized SparseLinear as the CPU kernels hold it, and the sums of its rows.
 #pragma once
 #include <cstring>
 

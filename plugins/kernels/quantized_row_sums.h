@@ -1,4 +1,4 @@
-// Sums of quantised rows, each times a factor: the counterpart of row_sums.h for plain ones.
+// Sums of quantized rows, each times a factor: the counterpart of row_sums.h for plain ones.
 //
 // Factors times scales are taken in 16 bits, and rows two at a time, so that codes need not be converted.
 #pragma once

@@ -1,4 +1,4 @@
-// Rows of a weight matrix [neurons, width]. A kernel reads weights only through row() and load(), so that quantised
+// Rows of a weight matrix [neurons, width]. A kernel reads weights only through row() and load(), so that quantized
 // rows are one more type with these members.
 //
 // Rows are loaded a span of two vectors at a time, in whatever order within the span is cheapest for their type. Inputs

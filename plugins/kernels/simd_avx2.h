@@ -62,7 +62,7 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
   }
 
-  // Types for quantised weights: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
+  // Types for quantized weights: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
   using Ints = __m256i;
   // Whether products of pairs of 16 bits take half of the time that those of floats do.
   static constexpr bool kFastPairs = false;

@@ -63,7 +63,7 @@ struct Avx512 {
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
   static float largest(V a) { return _mm512_reduce_max_ps(a); }
 
-  // Types for quantised weights: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
+  // Types for quantized weights: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
   using Ints = __m512i;
   // Whether products of pairs of 16 bits take half of the time that those of floats do.
   static constexpr bool kFastPairs = false;

@@ -100,7 +100,7 @@ struct Portable {
     return top;
   }
 
-  // Types for quantised weights: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
+  // Types for quantized weights: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.
   using Ints = Mask;
   // Whether products of pairs of 16 bits take half of the time that those of floats do.
   static constexpr bool kFastPairs = false;

@@ -68,7 +68,7 @@ class FfnKernel {
   const Kernels& kernels_;
   FfnAttributes attributes_;
   HeldWeights compact_[In::count];  // by input, where weights are held as bfloat16
-  HeldWeights packed_;              // where they are quantised
+  HeldWeights packed_;              // where they are quantized
 };
 
 }  // namespace clada

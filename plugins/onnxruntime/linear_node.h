@@ -1,4 +1,4 @@
-// Nodes of SparseLinear and its quantised variant, read into calls of a kernel on any device.
+// Nodes of SparseLinear and its quantized variant, read into calls of a kernel on any device.
 #pragma once
 #include <limits>
 #include <string>
@@ -12,7 +12,7 @@
 
 namespace clada {
 
-// How a node's weights are quantised; throws Ort::Exception where there are no kernels for it.
+// How a node's weights are quantized; throws Ort::Exception where there are no kernels for it.
 template <class Table>
 Quantization linear_quantization(const Ort::ConstKernelInfo& info) {
   if constexpr (is_quantized<Table>) return quantization_attributes<Table>(info);

@@ -1,4 +1,4 @@
-// Attributes of a node with quantised weights, on any device.
+// Attributes of a node with quantized weights, on any device.
 #pragma once
 #include <string>
 

@@ -1,4 +1,4 @@
-// The quantised SparseLinear on the CPU.
+// The quantized SparseLinear on the CPU.
 #pragma once
 #include "linear_node.h"
 #include "op_base.h"

@@ -1,4 +1,4 @@
-// Quantised weights of a node, packed when the model is loaded.
+// Quantized weights of a node, packed when the model is loaded.
 #pragma once
 #include <vector>
 

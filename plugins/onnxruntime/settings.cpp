@@ -37,7 +37,7 @@ bool holds_bfloat16(const Settings& settings, Element element) {
 
 void check_quantized(const Settings& settings) {
   if (settings.weights.empty()) return;
-  throw Ort::Exception("clada.weights=" + settings.weights + " is for float32 models, and this one is quantised",
+  throw Ort::Exception("clada.weights=" + settings.weights + " is for float32 models, and this one is quantized",
                        ORT_INVALID_ARGUMENT);
 }
 

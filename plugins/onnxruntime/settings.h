@@ -22,7 +22,7 @@ Settings read_settings(Ort::UnownedSessionOptions& options);
 // Whether a model's weights of a type are to be held as bfloat16; throws Ort::Exception where they cannot be.
 bool holds_bfloat16(const Settings& settings, Element element);
 
-// Throws Ort::Exception where weights are to be held as something else and are quantised.
+// Throws Ort::Exception where weights are to be held as something else and are quantized.
 void check_quantized(const Settings& settings);
 
 }  // namespace clada

@@ -1,4 +1,4 @@
-// An op's attributes: read from the fields that TensorRT's parser or a serialised engine gives, and written as such.
+// An op's attributes: read from the fields that TensorRT's parser or a serialized engine gives, and written as such.
 #pragma once
 #include <NvInferRuntime.h>
 

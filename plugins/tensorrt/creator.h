@@ -1,4 +1,4 @@
-// Makes plugins of one op from the fields of a node or of a serialised engine.
+// Makes plugins of one op from the fields of a node or of a serialized engine.
 #pragma once
 #include <NvInferRuntime.h>
 

@@ -57,7 +57,7 @@ class Plugin : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  protected:
-  // The fields to serialise point into the object that they are of.
+  // The fields to serialize point into the object that they are of.
   Plugin(const Plugin& other)
       : signature_(other.signature_), attributes_(other.attributes_), context_(other.context_) {}
 

@@ -1,4 +1,4 @@
-// Quantisation of the weights of a plugin's node.
+// Quantization of the weights of a plugin's node.
 #pragma once
 #include <stdexcept>
 #include <string>

@@ -1,4 +1,4 @@
-// SparseLinear and its quantised variant in TensorRT.
+// SparseLinear and its quantized variant in TensorRT.
 #pragma once
 #include "launchers.h"
 #include "products_plugin.h"

@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, Artefact
+from clada.contract.artifact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, Artifact
 from clada.errors import CladaError
 from clada.runtime.chat.template_budget import Budget, budget, within
 
@@ -290,31 +290,31 @@ def _reason(error: Exception) -> str:
     return kinds.get(type(error)) or str(error) or type(error).__name__
 
 
-def render_chat(artefact: Artefact, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+def render_chat(artifact: Artifact, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
     """Render a conversation as the model expects it, up to where its answer begins.
 
     Args:
-        artefact: Artefact whose chat template renders it.
+        artifact: Artifact whose chat template renders it.
         messages: Each with `role` and `content`.
         add_generation_prompt: See `render`.
 
     Raises:
         CladaError: The model has no chat template, or it refuses the messages.
     """
-    content = artefact.content(CHAT_TEMPLATE_NAME)
+    content = artifact.content(CHAT_TEMPLATE_NAME)
     if content is None:
         raise CladaError("this model has no chat template; use `clada run` with a prompt instead")
     try:
         template = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        path = artefact.path(CHAT_TEMPLATE_NAME)
+        path = artifact.path(CHAT_TEMPLATE_NAME)
         raise CladaError(f"{path} is not UTF-8 text: byte {error.start} is invalid") from error
-    return render(template, messages, special_tokens(artefact), add_generation_prompt=add_generation_prompt)
+    return render(template, messages, special_tokens(artifact), add_generation_prompt=add_generation_prompt)
 
 
-def special_tokens(artefact: Artefact) -> dict[str, str]:
-    """Special tokens that an artefact's tokenizer names."""
-    config = artefact.settings(TOKENIZER_CONFIG_NAME)
+def special_tokens(artifact: Artifact) -> dict[str, str]:
+    """Special tokens that an artifact's tokenizer names."""
+    config = artifact.settings(TOKENIZER_CONFIG_NAME)
     tokens = {name: config.get(name) for name in SPECIAL_TOKENS}
     texts = {name: token.get("content") if isinstance(token, Mapping) else token for name, token in tokens.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}

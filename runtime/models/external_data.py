@@ -1,6 +1,6 @@
 """Location of an ONNX file's weights, checked here: releases of ONNX Runtime differ in what they let a file name.
 
-That an artefact's are in the file that its manifest lists is checked when it is opened (calibrated_values.py).
+That an artifact's are in the file that its manifest lists is checked when it is opened (calibrated_values.py).
 """
 
 from pathlib import Path, PurePosixPath, PureWindowsPath

@@ -58,7 +58,7 @@ class Execution:
         element: The type of the model, by its name in the manifest; empty where it is not known. See `register`.
         device: "cpu" or "cuda".
         cuda_graph: Whether the decode steps of a text are captured in CUDA graphs and replayed.
-        exact: Whether products with quantised weights are computed in floating point, as verification wants them, and
+        exact: Whether products with quantized weights are computed in floating point, as verification wants them, and
             not with tokens rounded to 8 bits.
 
     Raises:
@@ -102,7 +102,7 @@ SPINNING = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop
 def session_options(execution: Execution) -> Any:
     """Session options, without kernels."""
     options = onnxruntime.SessionOptions()
-    # Its own lines, in colour, beside ours, which have its reason; those of its start, as of a missing library, stay.
+    # Its own lines, in color, beside ours, which have its reason; those of its start, as of a missing library, stay.
     options.log_severity_level = _FATAL
     # What was checked is an ONNX file, whatever its name.
     options.add_session_config_entry("session.load_model_format", "ONNX")

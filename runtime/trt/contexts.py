@@ -99,10 +99,10 @@ class _Context:
 
 
 class EngineSession:
-    """Engine with an execution context for each of its optimisation profiles.
+    """Engine with an execution context for each of its optimization profiles.
 
     Args:
-        engine: As TensorRT deserialised it.
+        engine: As TensorRT deserialized it.
         contexts: One for each profile, in order.
         stream: Stream of the runs, as CUDA names it.
         profiles: The profiles' names.

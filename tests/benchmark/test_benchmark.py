@@ -21,7 +21,7 @@ from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import SHAPES
 from clada.benchmark.targets import target_lines, targets
 from clada.benchmark.whole_model import model_contenders, opened_model
-from clada.contract.artefact import open_artefact
+from clada.contract.artifact import open_artifact
 from clada.errors import CladaError
 from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
@@ -380,8 +380,8 @@ def test_bad_input_is_refused_before_measuring(capsys, monkeypatch, options, mes
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-def test_an_artefact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs_artefact, tmp_path, capsys):
-    path = inputs_artefact
+def test_an_artifact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs_artifact, tmp_path, capsys):
+    path = inputs_artifact
     if bits is not None:
         path = tmp_path / "int4" / "model.onnx"
         config = ExportConfig(CalibrationConfig(bytes=0.6), calibration_tokens=600, quantize="int4")
@@ -401,7 +401,7 @@ def test_an_artefact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs
     assert theirs["active"] == 1
     assert all_bytes["active"] == pytest.approx(1, abs=1e-6)
     assert 0.4 < fewer["active"] < 0.9
-    weights = sum(p.inputs * p.outputs for p in open_artefact(path).manifest.inputs.products)
+    weights = sum(p.inputs * p.outputs for p in open_artifact(path).manifest.inputs.products)
     assert all_bytes["bytes_read"] == pytest.approx(weights * (4 if bits is None else 0.5 + 2 / 32))
     assert all_bytes["ratio"] == pytest.approx(
         np.median(np.array(theirs["samples_ms"]) / np.array(all_bytes["samples_ms"]))
@@ -413,15 +413,15 @@ def test_an_artefact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bytes", "0.01"], "bytes is 0.01; the artefact was calibrated for"),
+        (["--bytes", "0.01"], "bytes is 0.01; the artifact was calibrated for"),
         (["--bytes", "1.5"], "bytes is 1.5"),
         (["--context", "0"], "the context is 0; it must be from 1 to 119"),
         (["--context", "120"], "the context is 120"),
         (["--prompt-file", "/nowhere"], "/nowhere"),
     ],
 )
-def test_what_an_artefact_cannot_be_timed_at_is_told(inputs_artefact, capsys, options, message):
-    fails_with(capsys, clada_main, ["bench", inputs_artefact, *options], message)
+def test_what_an_artifact_cannot_be_timed_at_is_told(inputs_artifact, capsys, options, message):
+    fails_with(capsys, clada_main, ["bench", inputs_artifact, *options], message)
 
 
 @pytest.mark.parametrize(
@@ -431,18 +431,18 @@ def test_what_an_artefact_cannot_be_timed_at_is_told(inputs_artefact, capsys, op
         (["{path}", "--what", "layer"], "--what is of random weights"),
         (["{path}", "--active", "0.5"], "--active is of random weights"),
         (["{path}", "--weights", "int4"], "--weights is of random weights"),
-        (["--shape", "tiny", "--bytes", "0.5"], "--bytes is of an artefact, and none is given"),
-        (["--context", "64"], "--context is of an artefact"),
-        (["--prompt-file", "text"], "--prompt-file is of an artefact"),
+        (["--shape", "tiny", "--bytes", "0.5"], "--bytes is of an artifact, and none is given"),
+        (["--context", "64"], "--context is of an artifact"),
+        (["--prompt-file", "text"], "--prompt-file is of an artifact"),
     ],
 )
-def test_options_of_the_other_kind_are_refused(inputs_artefact, capsys, options, message):
-    words = [option.format(path=inputs_artefact) for option in options]
-    fails_with(capsys, clada_main, ["bench", *words], message.format(path=inputs_artefact))
+def test_options_of_the_other_kind_are_refused(inputs_artifact, capsys, options, message):
+    words = [option.format(path=inputs_artifact) for option in options]
+    fails_with(capsys, clada_main, ["bench", *words], message.format(path=inputs_artifact))
 
 
-def test_an_artefact_that_skips_neurons_is_not_timed(tiny_artefact, capsys):
-    fails_with(capsys, clada_main, ["bench", tiny_artefact, "--bytes", "1"], "skips neurons")
+def test_an_artifact_that_skips_neurons_is_not_timed(tiny_artifact, capsys):
+    fails_with(capsys, clada_main, ["bench", tiny_artifact, "--bytes", "1"], "skips neurons")
 
 
 def test_without_kernels_nothing_is_measured(capsys, monkeypatch):

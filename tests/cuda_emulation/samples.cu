@@ -55,7 +55,7 @@ __global__ void last_block(float* data) {
 }
 
 // data[i] = data[i ^ 1], rounded to float16 and bfloat16, by way of shared memory that only the warp uses.
-__global__ void swap_neighbours(float* data) {
+__global__ void swap_neighbors(float* data) {
   __shared__ SharedArray<float, kThreads> shared;
   shared[threadIdx.x] = __half2float(__float2half_rn(data[threadIdx.x]));
   __syncwarp();
@@ -167,7 +167,7 @@ SAMPLE(block_sum, 1, kThreads)
 SAMPLE(compact, 1, 32)
 SAMPLE(shuffles, 1, 32)
 SAMPLE(last_block, 5, kThreads)
-SAMPLE(swap_neighbours, 1, kThreads)
+SAMPLE(swap_neighbors, 1, kThreads)
 SAMPLE(missing_barrier, 1, kThreads)
 SAMPLE(missing_syncwarp, 1, kThreads)
 SAMPLE(missing_second_barrier, 1, kThreads)

@@ -12,7 +12,7 @@ import torch
 from clada.errors import CladaError
 from clada.evaluation.cloze import CONTEXT_IN_DECODE, identifiers
 from clada.evaluation.evaluate import evaluate
-from clada.evaluation.exported import evaluate_artefact
+from clada.evaluation.exported import evaluate_artifact
 from clada.evaluation.paired import paired_difference
 from clada.evaluation.reference import dense_continuation, dense_log_likelihoods, dense_logits
 from clada.evaluation.result import result_json
@@ -120,11 +120,11 @@ def test_sparse_model_costs_something(sparse, suite):
     assert sparse.subject.ffn_bytes == 4 * 3 * 6 * 704 * 256
 
 
-def test_decode_is_what_pytorch_computes_in_one_pass(demo_artefact, demo_session, subject, suite):
+def test_decode_is_what_pytorch_computes_in_one_pass(demo_artifact, demo_session, subject, suite):
     """Token by token with a cache: the patched model, given each token's scale, load and pool, predicts the same."""
     model, _ = load_model(str(DEMO_MODEL), torch.float32)
     sparsify(model)
-    calibrated = Calibrated.from_graph(demo_artefact)
+    calibrated = Calibrated.from_graph(demo_artifact)
     assert len(calibrated.compensation) == 6
     prompt, differences, costs = SETTINGS.prompt_tokens, [], []
     for row in suite.rows[:2]:
@@ -343,15 +343,15 @@ def test_rows_are_drawn_by_the_seed(demo):
 
 
 @pytest.mark.parametrize("share", [1, 0.5])
-def test_shares_of_the_bytes_can_be_evaluated(inputs_artefact, checkpoint, tmp_path, capsys, share):
+def test_shares_of_the_bytes_can_be_evaluated(inputs_artifact, checkpoint, tmp_path, capsys, share):
     result = tmp_path / "result.json"
     options = ["--reference", checkpoint("llama"), "--data", HELDOUT, "--json", result, "--bytes", share, *SMALL]
-    assert clada_main([str(arg) for arg in ["eval", inputs_artefact, *options]]) == 0
+    assert clada_main([str(arg) for arg in ["eval", inputs_artifact, *options]]) == 0
     found = json.loads(result.read_text())
     assert found["subject"]["name"] == f"price, bytes {share}"
     metrics = {name: estimate["value"] for name, estimate in found["metrics"].items()}
     assert metrics["read_fraction"] == pytest.approx(share, abs=0.06)
-    assert metrics["ffn_bytes"] == pytest.approx(metrics["read_fraction"] * sum(weights(inputs_artefact)) * 4)
+    assert metrics["ffn_bytes"] == pytest.approx(metrics["read_fraction"] * sum(weights(inputs_artifact)) * 4)
     if share == 1:
         assert metrics["kl"] < 1e-6
         assert metrics["perplexity_ratio"] == pytest.approx(1, abs=1e-5)
@@ -359,21 +359,21 @@ def test_shares_of_the_bytes_can_be_evaluated(inputs_artefact, checkpoint, tmp_p
         assert metrics["kl"] > 1e-3
 
 
-def weights(artefact) -> list[int]:
+def weights(artifact) -> list[int]:
     """Of each product."""
-    return [product["inputs"] * product["outputs"] for product in read_manifest(artefact.parent)["inputs"]["products"]]
+    return [product["inputs"] * product["outputs"] for product in read_manifest(artifact.parent)["inputs"]["products"]]
 
 
-def test_artefacts_that_skip_neurons_have_no_shares(tiny_artefact, checkpoint, tmp_path, capsys):
+def test_artifacts_that_skip_neurons_have_no_shares(tiny_artifact, checkpoint, tmp_path, capsys):
     options = ["--reference", checkpoint("llama"), "--data", HELDOUT, "--json", tmp_path / "r.json", "--bytes", 0.5]
-    assert clada_main([str(arg) for arg in ["eval", tiny_artefact, *options, *SMALL]]) == 1
-    assert "bytes is 0.5, and the artefact skips neurons" in capsys.readouterr().err
+    assert clada_main([str(arg) for arg in ["eval", tiny_artifact, *options, *SMALL]]) == 1
+    assert "bytes is 0.5, and the artifact skips neurons" in capsys.readouterr().err
 
 
-def test_command_writes_what_it_measured(tiny_artefact, checkpoint, tmp_path, capsys):
+def test_command_writes_what_it_measured(tiny_artifact, checkpoint, tmp_path, capsys):
     result, table = tmp_path / "result.json", tmp_path / "tokens.npz"
     options = ["--reference", checkpoint("llama"), "--data", HELDOUT, "--json", result, "--tokens", table, *SMALL]
-    assert clada_main([str(arg) for arg in ["eval", tiny_artefact, *options]]) == 0
+    assert clada_main([str(arg) for arg in ["eval", tiny_artifact, *options]]) == 0
     out = capsys.readouterr().out
     found = json.loads(result.read_text())
     assert found["format"] == 1
@@ -409,8 +409,8 @@ def test_command_writes_what_it_measured(tiny_artefact, checkpoint, tmp_path, ca
         assert 1 - tokens["active"].mean(axis=0) / NEURONS == pytest.approx([f["sparsity"] for f in found["layers"]])
         assert tokens["token"].max() < VOCABULARY
     assert snapshot(tmp_path) == {result, table}
-    again = evaluate_artefact(
-        tiny_artefact, str(checkpoint("llama")), HELDOUT, EvaluationSettings(3, 16, 40, 5), threads=1
+    again = evaluate_artifact(
+        tiny_artifact, str(checkpoint("llama")), HELDOUT, EvaluationSettings(3, 16, 40, 5), threads=1
     )
     assert result_json(again) == result.read_bytes()
 
@@ -428,7 +428,7 @@ def swapped_tokens(folder: Path, llama: Path) -> Path:
 
 # What is wrong: the options that it changes, and what is said.
 MISTAKES = {
-    "no artefact": lambda folder, _: ({"path": folder / "none.onnx"}, "there is no file"),
+    "no artifact": lambda folder, _: ({"path": folder / "none.onnx"}, "there is no file"),
     "no reference": lambda folder, _: ({"--reference": folder / "none"}, "there is no such folder"),
     "no data": lambda folder, _: ({"--data": folder / "none.txt"}, "cannot read the evaluation data"),
     "few tokens": lambda folder, _: ({"--data": written(folder, "x = 1\n" * 9)}, r"evaluation data has "),
@@ -436,18 +436,18 @@ MISTAKES = {
     "one sequence": lambda folder, _: ({"--sequences": 1}, "sequences is 1; it must be at least 2"),
     "long row": lambda folder, _: ({"--decode-tokens": 120}, "137 tokens do not fit the model's context of 128"),
     "long text": lambda folder, _: ({"--generation-tokens": 120}, "lower prompt_tokens or generation_tokens"),
-    "other family": lambda folder, made: ({"--reference": made("mistral")}, "the artefact has family llama, but"),
+    "other family": lambda folder, made: ({"--reference": made("mistral")}, "the artifact has family llama, but"),
     "other vocabulary": lambda folder, _: (
         {"--reference": write_checkpoint(folder / "hf", "llama", vocab_size=600)},
-        "the artefact has vocabulary_size 512, but",
+        "the artifact has vocabulary_size 512, but",
     ),
     "other tokenizer": lambda folder, made: (
         {"--reference": swapped_tokens(folder, made("llama"))},
-        "the artefact's tokenizer is not that of",
+        "the artifact's tokenizer is not that of",
     ),
     "other weights": lambda folder, _: (
         {"--reference": write_checkpoint(folder / "hf", "llama", initializer_range=0.12)},
-        "the artefact was not made from",
+        "the artifact was not made from",
     ),
     "no folder": lambda folder, _: ({"--json": folder / "none" / "result.json"}, "cannot write"),
     "table is a folder": lambda folder, _: ({"--tokens": folder}, "it is a folder"),
@@ -460,9 +460,9 @@ def written(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
-def test_bad_input_is_one_line_and_writes_nothing(tiny_artefact, checkpoint, tmp_path, capsys, mistake):
+def test_bad_input_is_one_line_and_writes_nothing(tiny_artifact, checkpoint, tmp_path, capsys, mistake):
     changes, message = mistake(tmp_path, checkpoint)
-    options = {"path": tiny_artefact, "--reference": checkpoint("llama"), "--data": HELDOUT}
+    options = {"path": tiny_artifact, "--reference": checkpoint("llama"), "--data": HELDOUT}
     options |= {"--json": tmp_path / "result.json", **dict(zip(SMALL[::2], SMALL[1::2], strict=True)), **changes}
     before = snapshot(tmp_path)
     capsys.readouterr()
@@ -480,7 +480,7 @@ def test_session_of_a_float16_model(checkpoint, tmp_path):
         ExportConfig(HALF_OF_NEURONS, calibration_tokens=300, dtype="float16"),
         lambda _: None,
     )
-    evaluation = evaluate_artefact(path, str(checkpoint("llama")), HELDOUT, EvaluationSettings(2, 16, 20, 4), threads=1)
+    evaluation = evaluate_artifact(path, str(checkpoint("llama")), HELDOUT, EvaluationSettings(2, 16, 20, 4), threads=1)
     assert evaluation.subject.ffn_bytes == 2 * 3 * LAYERS * NEURONS * 48
     assert SessionSubject(Session(path, threads=1)).read(list(range(20)), 10).logits.dtype == np.float32
 

@@ -15,7 +15,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from clada.contract.artefact import CHAT_TEMPLATE_NAME
+from clada.contract.artifact import CHAT_TEMPLATE_NAME
 from clada.errors import CladaError
 from clada.evaluation.lm_eval_adapter import CladaLM, generation_config
 from clada.exporter.calibration.calibrate import CalibrationConfig
@@ -51,8 +51,8 @@ def near_lm(near_dense) -> CladaLM:
 
 
 @pytest.fixture
-def sparse_lm(demo_artefact) -> CladaLM:
-    return CladaLM(str(demo_artefact), threads=1)
+def sparse_lm(demo_artifact) -> CladaLM:
+    return CladaLM(str(demo_artifact), threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def dense_model() -> Any:
 
 @pytest.fixture(scope="module")
 def tasks(demo_session, tmp_path_factory) -> Path:
-    """A folder of three tasks; of the generated lines, half are those of the demo artefact."""
+    """A folder of three tasks; of the generated lines, half are those of the demo artifact."""
     folder = tmp_path_factory.mktemp("tasks")
     config = GenerationConfig(12, (STOP,))
     lines = [demo_session.generate(context, config)[0].text for context in CONTEXTS]
@@ -166,12 +166,12 @@ def test_perplexity_is_that_of_pytorch_where_nothing_is_skipped(near_lm, dense_m
     assert near_lm.get_model_info()["decoded_tokens"] - before >= scored - 2 * len(DOCUMENTS)
 
 
-def test_command_runs_tasks_and_writes_results(demo_artefact, tasks, tmp_path, monkeypatch, capsys):
+def test_command_runs_tasks_and_writes_results(demo_artifact, tasks, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", list(sys.argv))  # the command replaces it
     for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "1")
     options = ["--include_path", tasks, "--tasks", "local_line", "local_choice", "--output_path", tmp_path]
-    assert main([str(word) for word in ["lm-eval", "--model_args", f"model={demo_artefact},threads=1", *options]]) == 0
+    assert main([str(word) for word in ["lm-eval", "--model_args", f"model={demo_artifact},threads=1", *options]]) == 0
     assert "|local_line" in capsys.readouterr().out
     (path,) = tmp_path.rglob("results_*.json")
     results = json.loads(path.read_text())

@@ -120,8 +120,8 @@ def test_a_corpus_decides_the_frequencies(table, regression):
     means = np.bincount(places, table.surprisal) / np.bincount(places)
     counts = dict(zip(ids.tolist(), np.rint(np.exp(means)).astype(int).tolist(), strict=True))
     other = regress(table, counts)
-    assert other.centres["log token frequency"] != regression.centres["log token frequency"]
-    assert other.centres["surprisal"] == regression.centres["surprisal"]
+    assert other.centers["log token frequency"] != regression.centers["log token frequency"]
+    assert other.centers["surprisal"] == regression.centers["surprisal"]
 
 
 def test_a_large_table_is_drawn_from_by_the_seed(table):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clada.command_line import exit_code
 from clada.evaluation.curves import curves_figure
-from clada.evaluation.heat_map import Cell, HeatMap, heat_map, load_colour
+from clada.evaluation.heat_map import Cell, HeatMap, heat_map, load_color
 from clada.evaluation.layer_plot import layers_figure
 from clada.evaluation.report import report_html
 from clada.evaluation.report_command import add_parser
@@ -102,10 +102,10 @@ def report_main(args: list[str]) -> int:
 
 
 @pytest.fixture(scope="module")
-def page(results, table_file, tiny_artefact, tmp_path_factory):
+def page(results, table_file, tiny_artifact, tmp_path_factory):
     """Report with everything that it can show."""
     path = tmp_path_factory.mktemp("report") / "out.html"
-    options = ["--results", results, "--tokens", table_file, "--model", tiny_artefact, "--prompt", "<b>\tif a & b:\n"]
+    options = ["--results", results, "--tokens", table_file, "--model", tiny_artifact, "--prompt", "<b>\tif a & b:\n"]
     assert report(path, *options) == 0
     assert list(path.parent.iterdir()) == [path]
     return path
@@ -209,7 +209,7 @@ def test_labels_of_layers_are_in_the_picture(results):
 def test_tokens_keep_their_text_and_figures():
     texts = ["a  <i>", "\n", "\t", "", "é"]
     stats = TokenStats(1.25, 2.5, 0.5, 0.375, **extra_stats())
-    cells = tuple(Cell(text, stats, load_colour(0.5)) for text in texts)
+    cells = tuple(Cell(text, stats, load_color(0.5)) for text in texts)
     text = report_html([], generated=HeatMap("p", cells, 0.5, 0.375, "demo (clada)"))
     block = text[text.index('<div class="text">') : text.index("</div>", text.index('<div class="text">'))]
     assert "".join(References(block).texts) == "p" + "".join(texts)
@@ -224,13 +224,13 @@ def extra_stats() -> dict:
     return dict.fromkeys(TokenStats.__dataclass_fields__.keys() - shown, 0.0)
 
 
-def test_the_heat_map_is_what_the_session_generates(tiny_artefact):
-    generated = heat_map(tiny_artefact, "import json")
-    assert "".join(cell.text for cell in generated.cells) == Session(tiny_artefact).generate("import json")[0].text
+def test_the_heat_map_is_what_the_session_generates(tiny_artifact):
+    generated = heat_map(tiny_artifact, "import json")
+    assert "".join(cell.text for cell in generated.cells) == Session(tiny_artifact).generate("import json")[0].text
     loads = [cell.stats.load for cell in generated.cells]
     assert generated.load == pytest.approx(np.mean(loads))
     # A harder token is darker.
-    brightness = [sum(int(cell.colour[at : at + 2], 16) for at in (1, 3, 5)) for cell in generated.cells]
+    brightness = [sum(int(cell.color[at : at + 2], 16) for at in (1, 3, 5)) for cell in generated.cells]
     assert brightness[int(np.argmax(loads))] < brightness[int(np.argmin(loads))]
 
 
@@ -246,8 +246,8 @@ def test_curves_are_the_results(results):
                 (r.metrics["read_fraction"].value, r.metrics[metric].value) for r in llama.results if r.policy == policy
             )
             np.testing.assert_allclose(line.get_xydata(), expected)
-    colours = {(line.get_color(), line.get_linestyle()) for line in figure.axes[1].lines if line.get_xydata().size > 2}
-    assert len(colours) >= len(HARDNESS)
+    colors = {(line.get_color(), line.get_linestyle()) for line in figure.axes[1].lines if line.get_xydata().size > 2}
+    assert len(colors) >= len(HARDNESS)
 
 
 def test_layers_are_the_results(results):
@@ -279,12 +279,12 @@ def test_a_browser_shows_the_page(browser, page, tmp_path, width):
     with Image.open(view.screenshot) as image:
         assert image.size == (width, view.height)
         assert 2000 < view.height < 30_000
-        colours = image.convert("RGB").quantize(64).convert("RGB").getcolors()
-        assert len(colours) > 30
+        colors = image.convert("RGB").quantize(64).convert("RGB").getcolors()
+        assert len(colors) > 30
         # Light, and with something in every part of it.
-        grey = np.asarray(image.convert("L"))
-    assert np.median(grey) > 240
-    assert all(part.min() < 130 for part in np.array_split(grey, 12))
+        gray = np.asarray(image.convert("L"))
+    assert np.median(gray) > 240
+    assert all(part.min() < 130 for part in np.array_split(gray, 12))
 
 
 def test_the_browser_would_see_a_request_and_an_overflow(browser, tmp_path):

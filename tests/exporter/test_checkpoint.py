@@ -64,11 +64,11 @@ def test_configuration_that_makes_no_sense_is_one_line(copied, changes, reason):
     assert re.search(reason, refused(copied))
 
 
-@pytest.mark.fault("files", "a checkpoint whose weights are quantised", now="one line that says what to give instead")
+@pytest.mark.fault("files", "a checkpoint whose weights are quantized", now="one line that says what to give instead")
 @pytest.mark.parametrize("method", ["awq", "gptq", "bitsandbytes", "fp8", "mxfp4", "compressed-tensors", "spiral"])
-def test_quantised_checkpoint_is_one_line(copied, method):
+def test_quantized_checkpoint_is_one_line(copied, method):
     set_config(copied, quantization_config={"quant_method": method, "bits": 4})
-    assert f"are quantised ({method})" in refused(copied)
+    assert f"are quantized ({method})" in refused(copied)
 
 
 @pytest.mark.fault("files", "a JSON file of a checkpoint that is none", now="refused in one line")

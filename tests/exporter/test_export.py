@@ -40,7 +40,7 @@ def run_export(*args: object) -> int:
     return cli.main([str(arg) for arg in args])
 
 
-# Each family in the type that its neighbour is not in, one in both: an export takes long.
+# Each family in the type that its neighbor is not in, one in both: an export takes long.
 IN_TYPES = [("llama", "float16"), *zip(FAMILIES, itertools.cycle(("float32", "float16")))]
 
 
@@ -70,8 +70,8 @@ def test_every_family_exports_and_runs(checkpoint, tmp_path, capsys, family, dty
     assert all(file_hash(path.parent / name) == value for name, value in manifest["files"].items())
     assert all(check["required"] <= check["tolerance"] for check in manifest["verification"])
     # What was asked for is met, and not much exceeded.
-    realised = np.mean([layer["realised"] for layer in manifest["calibration"]["layers"]])
-    assert 0.5 <= realised < 0.505
+    realized = np.mean([layer["realized"] for layer in manifest["calibration"]["layers"]])
+    assert 0.5 <= realized < 0.505
 
     completion = Session(path).generate(["def f(x):", "import"], GenerationConfig(max_new_tokens=5))
     assert [len(c.stats) for c in completion] == [5, 5]
@@ -124,14 +124,14 @@ def test_every_policy_exports_and_verifies(checkpoint, tmp_path, capsys, name):
 
     policy, calibration = manifest["policy"], manifest["calibration"]
     assert policy["name"] == name
-    realised = np.mean([layer["realised"] for layer in calibration["layers"]])
+    realized = np.mean([layer["realized"] for layer in calibration["layers"]])
     if name == "dense":
-        assert (realised, calibration["ffn_cost"], calibration["divergence_nats"]) == pytest.approx((0, 1, 0), abs=1e-6)
+        assert (realized, calibration["ffn_cost"], calibration["divergence_nats"]) == pytest.approx((0, 1, 0), abs=1e-6)
     elif "--ffn-cost" in options:
         assert "target_sparsity" not in policy
         assert policy["ffn_cost"] - 0.01 < calibration["ffn_cost"] <= policy["ffn_cost"] == options[-1]
     else:
-        assert policy["target_sparsity"] == 0.5 <= realised < 0.51
+        assert policy["target_sparsity"] == 0.5 <= realized < 0.51
     # The probe that was not asked for was not even tried.
     assert policy["parts"]["anticipation"] is False
     assert calibration["anticipation"] is None
@@ -146,9 +146,9 @@ def test_every_policy_exports_and_verifies(checkpoint, tmp_path, capsys, name):
     assert f"policy: {name}, " in capsys.readouterr().out
 
 
-def test_manifest_tells_what_was_calibrated(tiny_artefact):
+def test_manifest_tells_what_was_calibrated(tiny_artifact):
     """Policy, goal and outcome, and pools that agree with their file."""
-    manifest = json.loads(tiny_artefact.with_name("clada.json").read_text())
+    manifest = json.loads(tiny_artifact.with_name("clada.json").read_text())
     assert manifest["policy"] == {
         "name": "clada",
         "target_sparsity": 0.5,
@@ -173,17 +173,17 @@ def test_manifest_tells_what_was_calibrated(tiny_artefact):
     knots = np.array(calibration["scale_knots"])
     assert (np.diff(knots) <= 0).all()
     assert knots[-1] > 0
-    # The load matters in it, or what stands on this artefact would not see it left out.
+    # The load matters in it, or what stands on this artifact would not see it left out.
     assert knots[0] > 1 > knots[-1]
     assert 0.5 < calibration["reanalysis_load"] <= 1
     # Not computed is at least what the pools shut out, and bytes are those of the pools and of what is computed.
     assert [layer["pool"] for layer in calibration["layers"]] == [size / NEURONS for size in pool["sizes"]]
-    assert all(1 - layer["realised"] < layer["pool"] <= 1 for layer in calibration["layers"])
-    read = np.mean([(layer["pool"] + 2 * (1 - layer["realised"])) / 3 for layer in calibration["layers"]])
+    assert all(1 - layer["realized"] < layer["pool"] <= 1 for layer in calibration["layers"])
+    read = np.mean([(layer["pool"] + 2 * (1 - layer["realized"])) / 3 for layer in calibration["layers"]])
     assert calibration["ffn_cost"] == pytest.approx(read, abs=0.01)
     assert pool["prior_tokens"] is None or pool["prior_tokens"] >= 0
 
-    tensors = load_file(tiny_artefact.with_name("pools.safetensors"))
+    tensors = load_file(tiny_artifact.with_name("pools.safetensors"))
     assert set(tensors) == {f"{kind}.{n}" for kind in ("prior", "weight") for n in range(LAYERS)}
     for name, tensor in tensors.items():
         assert (tensor.dtype, tensor.shape) == (np.float32, (NEURONS,)), name
@@ -207,20 +207,20 @@ def test_output_in_the_current_folder(checkpoint, tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == FILES - {"pools.safetensors"}
 
 
-def test_same_seed_same_artefact(tiny_artefact, checkpoint, tmp_path, traced_anew):
+def test_same_seed_same_artifact(tiny_artifact, checkpoint, tmp_path, traced_anew):
     """To the byte, though another process may have made the first."""
     export(
         tmp_path / "model.onnx", str(checkpoint("llama")), ExportConfig(HALF_OF_NEURONS, calibration_tokens=600), str
     )
     first, second = (
-        json.loads((folder / "clada.json").read_text())["files"] for folder in (tiny_artefact.parent, tmp_path)
+        json.loads((folder / "clada.json").read_text())["files"] for folder in (tiny_artifact.parent, tmp_path)
     )
     assert first == second
 
 
-def test_existing_artefact_is_kept_without_overwrite(tiny_artefact, checkpoint, tmp_path, capsys):
-    folder = tmp_path / "artefact"
-    shutil.copytree(tiny_artefact.parent, folder)
+def test_existing_artifact_is_kept_without_overwrite(tiny_artifact, checkpoint, tmp_path, capsys):
+    folder = tmp_path / "artifact"
+    shutil.copytree(tiny_artifact.parent, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert run_export(folder / "model.onnx", "--model", checkpoint("opt")) == 1
     assert "model.onnx exists; pass --overwrite" in capsys.readouterr().err
@@ -238,10 +238,10 @@ def test_existing_artefact_is_kept_without_overwrite(tiny_artefact, checkpoint, 
 
 
 @exhaustive
-def test_overwriting_removes_the_replaced_artefacts_files(tiny_artefact, checkpoint, tmp_path):
+def test_overwriting_removes_the_replaced_artifacts_files(tiny_artifact, checkpoint, tmp_path):
     """The pools too, where the new one has none."""
-    folder = tmp_path / "artefact"
-    shutil.copytree(tiny_artefact.parent, folder)
+    folder = tmp_path / "artifact"
+    shutil.copytree(tiny_artifact.parent, folder)
     options = ["--overwrite", "--calibration-tokens", 600, "--policy", "dense"]
     assert run_export(folder / "other.onnx", "--model", checkpoint("opt"), *options) == 0
     left = {name.replace("model", "other") for name in FILES - {"pools.safetensors"}}
@@ -289,13 +289,13 @@ def assert_verify_notices(path, hf_model, calibrated, tokenizer, initializer, fa
         ("entropy_knots", np.nan),
     ],
 )
-def test_verify_notices_a_changed_constant(tiny_artefact, checkpoint, tmp_path, initializer, factor):
+def test_verify_notices_a_changed_constant(tiny_artifact, checkpoint, tmp_path, initializer, factor):
     """A graph with constants other than the model's does not pass: neither weights nor calibrated values."""
     hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
     sparsify(hf_model)
-    calibrated = Calibrated.from_graph(tiny_artefact)
-    shutil.copytree(tiny_artefact.parent, tmp_path / "artefact")
-    path = tmp_path / "artefact" / "model.onnx"
+    calibrated = Calibrated.from_graph(tiny_artifact)
+    shutil.copytree(tiny_artifact.parent, tmp_path / "artifact")
+    path = tmp_path / "artifact" / "model.onnx"
     assert_verify_notices(path, hf_model, calibrated, tokenizer, initializer, factor)
 
 
@@ -327,8 +327,8 @@ def test_scale_follows_from_the_load_as_in_the_op():
         np.testing.assert_allclose(ours.numpy(), scale, rtol=1e-6)
 
 
-def test_clada_verify_refuses_another_checkpoint(tiny_artefact, checkpoint, capsys):
-    assert runtime_cli.main(["verify", str(tiny_artefact), "--model", str(checkpoint("opt"))]) == 1
+def test_clada_verify_refuses_another_checkpoint(tiny_artifact, checkpoint, capsys):
+    assert runtime_cli.main(["verify", str(tiny_artifact), "--model", str(checkpoint("opt"))]) == 1
     assert "has family llama, but" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from clada.contract.artefact import data_name, in_place_name
+from clada.contract.artifact import data_name, in_place_name
 from clada.errors import CladaError
 from clada.exporter.cli import main as export_main
 from clada.exporter.graph import trace as tracing
@@ -61,7 +61,7 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers":
 def exported(tmp_path_factory):
     """A function from a variant to the patched model, its calibrated values and the graph with an in-place cache.
 
-    It stands beside the portable graph, as in an artefact, where that is asked for: tracing both takes thrice as long.
+    It stands beside the portable graph, as in an artifact, where that is asked for: tracing both takes thrice as long.
     """
 
     @functools.cache
@@ -330,19 +330,19 @@ def tokens_of(path, prompts, count=70):
     return [c.tokens for c in Session(path, threads=1).generate(prompts, GenerationConfig(max_new_tokens=count))]
 
 
-def test_session_loads_the_graph_it_needs(tiny_artefact):
-    session = Session(tiny_artefact, threads=1)
+def test_session_loads_the_graph_it_needs(tiny_artifact):
+    session = Session(tiny_artifact, threads=1)
     ids = session.encode("def f(x):")
     assert not session.models._loaded
     assert type(session.prefill([ids]).model) is InPlaceModel
     assert set(session.models._loaded) == {"single"}
-    session = Session(tiny_artefact, threads=1)
+    session = Session(tiny_artifact, threads=1)
     assert type(session.prefill([ids, ids]).model) is OnnxRuntimeModel
     assert set(session.models._loaded) == {"portable"}
 
 
-def test_texts_of_one_session_do_not_mix(tiny_artefact):
-    session = Session(tiny_artefact, threads=1)
+def test_texts_of_one_session_do_not_mix(tiny_artifact):
+    session = Session(tiny_artifact, threads=1)
     config = GenerationConfig(max_new_tokens=70)
     prompts = ["def f(x):", "import os"]
     streams = [session.stream(prompt, config) for prompt in prompts]
@@ -352,9 +352,9 @@ def test_texts_of_one_session_do_not_mix(tiny_artefact):
 
 
 @pytest.mark.parametrize("texts", [1, 2], ids=["in place", "portable"])
-def test_a_copied_state_goes_on_by_itself(tiny_artefact, texts):
+def test_a_copied_state_goes_on_by_itself(tiny_artifact, texts):
     """Tokens that one reads after the copy, past a growth of its cache too, do not affect the other."""
-    session = Session(tiny_artefact, threads=1)
+    session = Session(tiny_artifact, threads=1)
     prompts = [list(range(5, 15)) for _ in range(texts)]
 
     def logits_after(state, tokens):
@@ -376,34 +376,34 @@ def test_a_copied_state_goes_on_by_itself(tiny_artefact, texts):
 
 
 @pytest.fixture
-def artefact(tiny_artefact, tmp_path):
-    """A copy of the tiny artefact that a test may change."""
-    shutil.copytree(tiny_artefact.parent, tmp_path / "artefact")
-    return tmp_path / "artefact" / "model.onnx"
+def artifact(tiny_artifact, tmp_path):
+    """A copy of the tiny artifact that a test may change."""
+    shutil.copytree(tiny_artifact.parent, tmp_path / "artifact")
+    return tmp_path / "artifact" / "model.onnx"
 
 
-def test_artefact_without_the_graph_runs(artefact, tiny_artefact, capsys):
+def test_artifact_without_the_graph_runs(artifact, tiny_artifact, capsys):
     """As of a model whose attention cannot keep its cache in place."""
-    name = in_place_name(artefact)
-    artefact.with_name(name).unlink()
-    manifest = read_manifest(artefact.parent)
+    name = in_place_name(artifact)
+    artifact.with_name(name).unlink()
+    manifest = read_manifest(artifact.parent)
     del manifest["in_place_cache"], manifest["files"][name]
-    write_manifest(artefact.parent, manifest)
-    assert tokens_of(artefact, ["def f(x):"]) == tokens_of(tiny_artefact, ["def f(x):"])
-    assert clada_main(["inspect", str(artefact)]) == 0
+    write_manifest(artifact.parent, manifest)
+    assert tokens_of(artifact, ["def f(x):"]) == tokens_of(tiny_artifact, ["def f(x):"])
+    assert clada_main(["inspect", str(artifact)]) == 0
     assert "in-place cache: no" in capsys.readouterr().out
-    assert clada_main(["inspect", str(tiny_artefact)]) == 0
+    assert clada_main(["inspect", str(tiny_artifact)]) == 0
     assert f"in-place cache: {name}, for one text" in capsys.readouterr().out
 
 
-def test_older_onnxruntime_runs_the_portable_graph_and_says_so(artefact, checkpoint, capsys):
-    edit_manifest(artefact.parent, lambda content: content["in_place_cache"].update(onnxruntime="99.0"))
+def test_older_onnxruntime_runs_the_portable_graph_and_says_so(artifact, checkpoint, capsys):
+    edit_manifest(artifact.parent, lambda content: content["in_place_cache"].update(onnxruntime="99.0"))
     with pytest.warns(UserWarning, match=r"needs ONNX Runtime 99\.0; running the portable graph instead"):
-        state = Session(artefact).prefill([[5, 6]])
+        state = Session(artifact).prefill([[5, 6]])
     assert type(state.model) is OnnxRuntimeModel
-    assert clada_main(["verify", str(artefact), "--model", str(checkpoint("llama"))]) == 0
+    assert clada_main(["verify", str(artifact), "--model", str(checkpoint("llama"))]) == 0
     out = capsys.readouterr().out
-    assert f"{in_place_name(artefact)} is not compared: it needs ONNX Runtime 99.0" in out
+    assert f"{in_place_name(artifact)} is not compared: it needs ONNX Runtime 99.0" in out
     assert "decode, in-place cache" not in out
     assert [older_than(release) for release in ("1.4", "1.20", "99.0")] == [False, False, True]
 
@@ -413,9 +413,9 @@ def test_onnxruntime_fuses_the_norms(exported, tmp_path, dtype):
     """Each into one node, two of a layer and the last: on a GPU a step's time is that of its nodes."""
     *_, path = exported("llama", dtype, parts="everything")
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    nodes = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node]
+    nodes = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node]
     fused = [name for name in nodes if name.endswith("SimplifiedLayerNormalization")]
     assert len(fused) == 2 * LAYERS + 1
     assert "Reciprocal" not in nodes

@@ -1,4 +1,4 @@
-"""Artefacts that skip inputs of every matrix, from the command line to generated text."""
+"""Artifacts that skip inputs of every matrix, from the command line to generated text."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from clada.contract.artefact import artefact_files
+from clada.contract.artifact import artifact_files
 from clada.errors import CladaError
 from clada.exporter import cli, price_export
 from clada.exporter import export as exporting
@@ -36,15 +36,15 @@ CONFIG = ExportConfig(CalibrationConfig(bytes=SHARE), calibration_tokens=TOKENS)
 
 
 @pytest.fixture
-def artefact(inputs_artefact):
-    return inputs_artefact
+def artifact(inputs_artifact):
+    return inputs_artifact
 
 
 def run_export(*args: object) -> int:
     return cli.main([str(arg) for arg in args])
 
 
-# Each family in the type that its neighbour is not in; every one of OPT's linear layers has a bias.
+# Each family in the type that its neighbor is not in; every one of OPT's linear layers has a bias.
 IN_TYPES = list(zip(FAMILIES, itertools.cycle(("float32", "float16"))))
 
 
@@ -77,9 +77,9 @@ def test_every_family_exports_and_runs(checkpoint, tmp_path, capsys, family, dty
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_all_bytes_are_the_dense_model(artefact, checkpoint, batch):
+def test_all_bytes_are_the_dense_model(artifact, checkpoint, batch):
     """Against Hugging Face's own greedy text."""
-    session = Session(artefact, bytes=1)
+    session = Session(artifact, bytes=1)
     assert session.effort == 0
     model, _ = load_model(str(checkpoint("llama")), torch.float32)
     prompts = [session.encode(text) for text in ("def f(x):\n    return", "import os", "class A:")[:batch]]
@@ -91,13 +91,13 @@ def test_all_bytes_are_the_dense_model(artefact, checkpoint, batch):
         assert all(stats.read_fraction == pytest.approx(1, abs=1e-6) for stats in completion.stats)
 
 
-def test_the_dial_reads_what_it_says(artefact, checkpoint):
+def test_the_dial_reads_what_it_says(artifact, checkpoint):
     """On the text that it was measured on, decoded token by token by the runtime."""
     texts = read_texts(sample_file())
     rows = token_rows(texts, tiny_tokenizer(), vocabulary=VOCABULARY, tokens=TOKENS, length=128, seed=0)
     read = {}
     for share in (0.8, SHARE, 0.45):
-        session = Session(artefact, bytes=share)
+        session = Session(artifact, bytes=share)
         stats = []
         for row in rows.tolist():
             state = session.prefill([row[:32]])
@@ -114,21 +114,21 @@ def test_the_dial_reads_what_it_says(artefact, checkpoint):
         assert found == pytest.approx(share, abs=0.02)
 
 
-def test_texts_of_a_batch_may_have_efforts_of_their_own(artefact):
-    session = Session(artefact)
+def test_texts_of_a_batch_may_have_efforts_of_their_own(artifact):
+    session = Session(artifact)
     prompts = [session.encode("def f(x):")] * 2
     state = session.prefill(prompts)
     state.effort = np.array([0, 1.5], np.float32)
     dense, sparse = session.decode(state, [7, 7])
     assert dense.read_fraction == pytest.approx(1, abs=1e-6)
     assert sparse.read_fraction < 0.7
-    alone = Session(artefact, bytes=1).prefill(prompts[:1])
-    Session(artefact, bytes=1).decode(alone, [7])
+    alone = Session(artifact, bytes=1).prefill(prompts[:1])
+    Session(artifact, bytes=1).decode(alone, [7])
     np.testing.assert_allclose(state.logits[0], alone.logits[0], atol=1e-5 * np.ptp(alone.logits))
 
 
-def test_a_copy_of_a_state_has_its_effort(artefact):
-    session = Session(artefact, bytes=0.8)
+def test_a_copy_of_a_state_has_its_effort(artifact):
+    session = Session(artifact, bytes=0.8)
     state = session.prefill([session.encode("import os")])
     copy = state.copy()
     assert copy.effort.tolist() == state.effort.tolist() == [np.float32(session.effort)]
@@ -143,24 +143,24 @@ def test_a_copy_of_a_state_has_its_effort(artefact):
         (float("nan"), "calibrated for"),
     ],
 )
-def test_shares_that_were_not_measured_are_refused(artefact, share, message):
+def test_shares_that_were_not_measured_are_refused(artifact, share, message):
     with pytest.raises(CladaError, match=message):
-        Session(artefact, bytes=share)
+        Session(artifact, bytes=share)
 
 
-def test_an_artefact_that_skips_neurons_has_no_dial(tiny_artefact):
+def test_an_artifact_that_skips_neurons_has_no_dial(tiny_artifact):
     with pytest.raises(CladaError, match="export it with --bytes"):
-        Session(tiny_artefact, bytes=0.7)
+        Session(tiny_artifact, bytes=0.7)
 
 
-def test_an_artefact_is_evaluated(artefact, checkpoint, tmp_path):
+def test_an_artifact_is_evaluated(artifact, checkpoint, tmp_path):
     """The share read is of all weights, and as much as the dial gives for other text."""
     path = tmp_path / "eval.json"
-    args = ["eval", artefact, "--reference", checkpoint("llama"), "--data", HELDOUT, "--json", path]
+    args = ["eval", artifact, "--reference", checkpoint("llama"), "--data", HELDOUT, "--json", path]
     args += ["--sequences", 2, "--prompt-tokens", 16, "--decode-tokens", 32, "--generation-tokens", 4]
     assert runtime_cli.main([str(arg) for arg in args]) == 0
     result = json.loads(path.read_text(encoding="utf-8"))
-    inputs = read_manifest(artefact.parent)["inputs"]
+    inputs = read_manifest(artifact.parent)["inputs"]
     weights = sum(p["inputs"] * p["outputs"] for p in inputs["products"])
     assert result["subject"]["neurons"] == [p["inputs"] for p in inputs["products"]]
     metrics = {name: figure["value"] for name, figure in result["metrics"].items()}
@@ -169,12 +169,12 @@ def test_an_artefact_is_evaluated(artefact, checkpoint, tmp_path):
     assert 0 < metrics["kl"] < 0.2
 
 
-def test_run_takes_the_share(artefact, capsys):
-    args = ["run", str(artefact), "--prompt", "import", "--greedy", "--max-new-tokens", "4", "--stats", "--bytes"]
+def test_run_takes_the_share(artifact, capsys):
+    args = ["run", str(artifact), "--prompt", "import", "--greedy", "--max-new-tokens", "4", "--stats", "--bytes"]
     assert runtime_cli.main([*args, "1"]) == 0
     assert "100.0%" in capsys.readouterr().err
     assert runtime_cli.main([*args, "0.1"]) == 1
-    assert capsys.readouterr().err.startswith("error: bytes is 0.1; the artefact was calibrated for")
+    assert capsys.readouterr().err.startswith("error: bytes is 0.1; the artifact was calibrated for")
 
 
 WRONG = [
@@ -219,7 +219,7 @@ def test_failed_verification_keeps_the_calibration(checkpoint, tmp_path, monkeyp
     lines: list[str] = []
     export(path, source, CONFIG, lines.append)
     assert any(str(kept_path(path)) in line for line in lines)
-    assert {file.name for file in tmp_path.iterdir()} <= set(artefact_files(path))
+    assert {file.name for file in tmp_path.iterdir()} <= set(artifact_files(path))
     # Of another share, or another text, it is not taken.
     other = dataclasses.replace(CONFIG, seed=1, overwrite=True)
     with pytest.raises(CladaError, match="they disagree"):
@@ -250,20 +250,20 @@ BAD_MANIFESTS = [
 
 
 @pytest.mark.parametrize(("keys", "value", "message"), BAD_MANIFESTS)
-def test_manifests_that_make_no_sense(artefact, tmp_path, keys, value, message):
-    folder = shutil.copytree(artefact.parent, tmp_path / "copy")
+def test_manifests_that_make_no_sense(artifact, tmp_path, keys, value, message):
+    folder = shutil.copytree(artifact.parent, tmp_path / "copy")
     edit_manifest(folder, lambda manifest: set_at(manifest, keys, value))
     with pytest.raises(CladaError, match=message):
-        Session(folder / artefact.name).encode("x")
+        Session(folder / artifact.name).encode("x")
 
 
-def test_what_verification_watches_is_not_part_of_the_artefact(artefact):
-    assert not any("watched" in file.name for file in artefact.parent.iterdir())
+def test_what_verification_watches_is_not_part_of_the_artifact(artifact):
+    assert not any("watched" in file.name for file in artifact.parent.iterdir())
 
 
-def test_the_file_tells_what_is_calibrated(artefact):
+def test_the_file_tells_what_is_calibrated(artifact):
     """A user who opens the file finds thresholds by their products' numbers, and the shares of their rows."""
-    graph = onnx.load(artefact, load_external_data=False).graph
+    graph = onnx.load(artifact, load_external_data=False).graph
     names = {tensor.name for tensor in graph.initializer}
     assert {f"threshold.{n}" for n in range(4 * LAYERS + 1)} | {"row_share", "scale_knots"} <= names
     assert "reanalysis_load" not in names
@@ -271,10 +271,10 @@ def test_the_file_tells_what_is_calibrated(artefact):
     assert {"read", "active"} < {value.name for value in graph.output}
 
 
-def test_find_products_is_what_the_manifest_lists(artefact, checkpoint):
+def test_find_products_is_what_the_manifest_lists(artifact, checkpoint):
     model, _ = load_model(str(checkpoint("llama")), torch.float32)
     found = [(p.name, p.inputs, p.outputs) for p in find_products(model)]
-    inputs = json.loads((artefact.parent / "clada.json").read_text())["inputs"]
+    inputs = json.loads((artifact.parent / "clada.json").read_text())["inputs"]
     assert found == [(p["name"], p["inputs"], p["outputs"]) for p in inputs["products"]]
 
 
@@ -289,8 +289,8 @@ METHODS = [("int4", "gptq"), ("int4", "rtn"), ("int8", "rtn"), ("int8", "gptq")]
 
 
 @pytest.mark.parametrize(("quantize", "method"), few(METHODS, METHODS[:1]))
-def test_quantised_products_skip_inputs_too(quantizable, tmp_path, capsys, quantize, method):
-    """One calibration for two artefacts, one of them quantised; all bytes are the quantised dense model."""
+def test_quantized_products_skip_inputs_too(quantizable, tmp_path, capsys, quantize, method):
+    """One calibration for two artifacts, one of them quantized; all bytes are the quantized dense model."""
     calibration = tmp_path / "tiny.safetensors"
     args = ["calibrate", calibration, "--model", quantizable, "--calibration-tokens", TOKENS, "--bytes", 0.55]
     assert runtime_cli.main([str(arg) for arg in args]) == 0, capsys.readouterr().err
@@ -324,7 +324,7 @@ def test_quantised_products_skip_inputs_too(quantizable, tmp_path, capsys, quant
 
     capsys.readouterr()
     assert runtime_cli.main(["build", str(path), "--runtime", "tensorrt-rtx", "--target", "sm_89"]) == 0
-    assert f"; {len(manifest['quantization']['linears'])} quantised matrices stay packed" in capsys.readouterr().out
+    assert f"; {len(manifest['quantization']['linears'])} quantized matrices stay packed" in capsys.readouterr().out
 
 
 def test_weights_of_another_model_are_refused(quantizable, tmp_path, capsys):
@@ -341,4 +341,4 @@ def test_weights_of_another_model_are_refused(quantizable, tmp_path, capsys):
         initializer_range=0.3,
     )
     assert runtime_cli.main(["verify", str(path), "--model", str(other)]) == 1
-    assert "was not quantised from the checkpoint's" in capsys.readouterr().err
+    assert "was not quantized from the checkpoint's" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from clada.contract.artefact import open_artefact
+from clada.contract.artifact import open_artifact
 from clada.errors import CladaError
 from clada.exporter import export as exporting
 from clada.exporter import neuron_export
@@ -63,7 +63,7 @@ def test_rerun_takes_the_calibration_of_a_failed_export(source, tmp_path, monkey
     for field in ("agreement", "ffn_cost", "tokens", "prompt_tokens", "gains"):
         assert getattr(taken, field) == getattr(calibration, field), field
     assert (list(taken.layers), taken.divergence_nats) == (calibration.layers, calibration.divergence)
-    pools = open_artefact(path).pool_policy()
+    pools = open_artifact(path).pool_policy()
     assert pools.sizes == calibration.pools.sizes
     np.testing.assert_array_equal(pools.prior, calibration.pools.prior)
     in_file = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}

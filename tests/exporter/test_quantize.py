@@ -1,4 +1,4 @@
-"""Quantised exports: their rounding, the content of their graphs, and their results in a session."""
+"""Quantized exports: their rounding, the content of their graphs, and their results in a session."""
 
 import dataclasses
 import json
@@ -13,10 +13,10 @@ import onnxruntime
 import pytest
 import torch
 
-from clada.contract.artefact import open_artefact
+from clada.contract.artifact import open_artifact
 from clada.contract.typed_json import plain
 from clada.errors import CladaError
-from clada.evaluation.exported import evaluate_artefact
+from clada.evaluation.exported import evaluate_artifact
 from clada.evaluation.report_data import read_groups
 from clada.evaluation.result import result_json
 from clada.evaluation.session_subject import SessionSubject
@@ -81,8 +81,8 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def artefacts(checkpoints, tmp_path_factory):
-    """A function from a family to the ONNX file of its artefact, made with its OPTIONS."""
+def artifacts(checkpoints, tmp_path_factory):
+    """A function from a family to the ONNX file of its artifact, made with its OPTIONS."""
     made = {}
 
     def path(family: str):
@@ -104,9 +104,9 @@ def block_of(family: str) -> int:
 
 
 @FAMILIES
-def test_artefact_holds_packed_weights(artefacts, checkpoints, family):
-    path, bits, block, width = artefacts(family), bits_of(family), block_of(family), SIZES[family]["hidden_size"]
-    manifest = open_artefact(path).manifest
+def test_artifact_holds_packed_weights(artifacts, checkpoints, family):
+    path, bits, block, width = artifacts(family), bits_of(family), block_of(family), SIZES[family]["hidden_size"]
+    manifest = open_artifact(path).manifest
     section = plain(manifest.quantization)
     method = OPTIONS[family].get("quantize_method", "rtn")
     assert (section["bits"], section["block_size"], section["method"]) == (bits, block, method)
@@ -156,8 +156,8 @@ def test_artefact_holds_packed_weights(artefacts, checkpoints, family):
 
 
 @FAMILIES
-def test_session_runs_alone_and_in_a_batch(artefacts, checkpoints, family, capsys):
-    path = artefacts(family)
+def test_session_runs_alone_and_in_a_batch(artifacts, checkpoints, family, capsys):
+    path = artifacts(family)
     session = Session(path, threads=1)
     config = GenerationConfig(max_new_tokens=6)
     batch = session.generate(["def f(x):", "import"], config)
@@ -172,10 +172,10 @@ def test_session_runs_alone_and_in_a_batch(artefacts, checkpoints, family, capsy
     assert clada_main(["inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert "FAILED" not in out
-    assert f"quantised: int{bits_of(family)}, a scale for each {block_of(family)} weights" in out
+    assert f"quantized: int{bits_of(family)}, a scale for each {block_of(family)} weights" in out
 
 
-def optimised(path, out, execution):
+def optimized(path, out, execution):
     """The graph that ONNX Runtime runs, as it writes it."""
     options = session_options(execution)
     options.optimized_model_filepath, options.log_severity_level = str(out), 3
@@ -185,12 +185,12 @@ def optimised(path, out, execution):
 
 @FAMILIES
 @pytest.mark.parametrize("in_place", [False, True], ids=["portable", "in-place"])
-def test_onnxruntime_multiplies_with_packed_weights(artefacts, tmp_path, family, in_place):
+def test_onnxruntime_multiplies_with_packed_weights(artifacts, tmp_path, family, in_place):
     """Each of the other products becomes its own kernel's, computed in int8 but for verification."""
-    artefact = open_artefact(artefacts(family))
-    path = artefact.in_place_model if in_place else artefact.model
+    artifact = open_artifact(artifacts(family))
+    path = artifact.in_place_model if in_place else artifact.model
     for exact in (False, True):
-        graph = optimised(path, tmp_path / "optimised.onnx", Execution(threads=1, exact=exact))
+        graph = optimized(path, tmp_path / "optimized.onnx", Execution(threads=1, exact=exact))
         products = [node for node in graph.node if node.op_type == "MatMulNBits"]
         attributes = [{a.name: a.i for a in node.attribute} for node in products]
         assert len(products) == 2 * LAYERS + 1
@@ -239,9 +239,9 @@ def test_loaded_weights_take_little_more_than_the_file(tmp_path):
     assert int(printed) < 1.6 * path.with_name("model.onnx.data").stat().st_size
 
 
-def test_verification_computes_in_floating_point_and_a_session_does_not(artefacts):
+def test_verification_computes_in_floating_point_and_a_session_does_not(artifacts):
     """Tokens rounded to 8 bits move logits by far more than rounding to float32 does, and little enough."""
-    path = artefacts("llama")
+    path = artifacts("llama")
     prompt = [[1, 5, 9, 30, 200, 7, 8]]
     fast = Session(path, threads=1).prefill(prompt).logits
     model = OnnxRuntimeModel(path, Execution(threads=1, exact=True))
@@ -251,19 +251,19 @@ def test_verification_computes_in_floating_point_and_a_session_does_not(artefact
     assert 1e-5 < difference < 5e-2
 
 
-def test_calibration_is_of_the_quantised_model(artefacts, checkpoints):
-    """Thresholds are those that the model with quantised weights gets, and the other has others."""
+def test_calibration_is_of_the_quantized_model(artifacts, checkpoints):
+    """Thresholds are those that the model with quantized weights gets, and the other has others."""
     found = {}
-    for quantised in (True, False):
+    for quantized in (True, False):
         model, tokenizer = load_model(str(checkpoints("llama")), torch.float32)
         texts = read_texts(sample_file())
         length = row_length(model.config.max_position_embeddings)
         rows = token_rows(texts, tokenizer, vocabulary=VOCABULARY, tokens=600, length=length, seed=0)
         sparsify(model)
-        if quantised:
+        if quantized:
             quantize_model(model, rows, QuantizationConfig(), lambda _: None)
-        found[quantised] = calibrate(model, rows, HALF_OF_NEURONS).calibrated.thresholds
-    exported_ones = Calibrated.from_graph(artefacts("llama")).thresholds
+        found[quantized] = calibrate(model, rows, HALF_OF_NEURONS).calibrated.thresholds
+    exported_ones = Calibrated.from_graph(artifacts("llama")).thresholds
     for exported, ours, other in zip(exported_ones, found[True], found[False], strict=True):
         torch.testing.assert_close(exported, ours)
         assert not torch.allclose(exported, other, rtol=1e-2)
@@ -335,14 +335,14 @@ def test_gptq_loses_less_than_half_of_what_rounding_does(skips):
     dense = log_probabilities(model, halves[1])
     divergence = {}
     for method in ("rtn", "gptq"):
-        quantised, _ = load_model(str(DEMO_MODEL), torch.float32)
+        quantized, _ = load_model(str(DEMO_MODEL), torch.float32)
         config = QuantizationConfig(4, 32, method)
         if skips == "neurons":
-            quantize_model(quantised, sparsify(quantised), halves[0], config, lambda _: None)
+            quantize_model(quantized, sparsify(quantized), halves[0], config, lambda _: None)
         else:
             rows = halves[0] if config.follows_text else None
-            quantize_products(quantised, find_products(quantised), config, rows, lambda _: None)
-        given = log_probabilities(quantised, halves[1])
+            quantize_products(quantized, find_products(quantized), config, rows, lambda _: None)
+        given = log_probabilities(quantized, halves[1])
         divergence[method] = float((dense.exp() * (dense - given)).sum(-1).mean())
     assert 0.03 < divergence["rtn"] < 0.3
     assert divergence["gptq"] < 0.5 * divergence["rtn"]
@@ -354,11 +354,11 @@ def demo_evaluation(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "model.onnx"
     config = ExportConfig(HALF_OF_NEURONS, calibration_tokens=512, quantize="int4", quantize_method="gptq")
     export(path, str(DEMO_MODEL), config, lambda _: None)
-    return evaluate_artefact(path, str(DEMO_MODEL), HELDOUT, EvaluationSettings(2, 40, 48, 2), threads=1)
+    return evaluate_artifact(path, str(DEMO_MODEL), HELDOUT, EvaluationSettings(2, 40, 48, 2), threads=1)
 
 
 @exhaustive
-def test_evaluation_tells_quantisation_and_sparsity_apart(demo_evaluation, tmp_path):
+def test_evaluation_tells_quantization_and_sparsity_apart(demo_evaluation, tmp_path):
     whole, (dense, sparse) = demo_evaluation, demo_evaluation.parts
     assert [e.subject.name for e in (whole, dense, sparse)] == ["clada, int4", "dense, int4", "clada"]
     value = {e.subject.name: {n: m.value for n, m in e.metrics.items()} for e in (whole, dense, sparse)}
@@ -376,15 +376,15 @@ def test_evaluation_tells_quantisation_and_sparsity_apart(demo_evaluation, tmp_p
     (tmp_path / "result.json").write_bytes(result_json(whole))
     (group,) = read_groups([tmp_path / "result.json"])
     assert [result.policy for result in group.results] == ["clada", "clada, int4", "dense, int4"]
-    # The artefact alone has tasks.
+    # The artifact alone has tasks.
     assert ["choice_accuracy" in result.metrics for result in group.results] == [False, True, False]
 
 
-def test_command_and_report_show_the_parts(artefacts, checkpoints, tmp_path, capsys):
+def test_command_and_report_show_the_parts(artifacts, checkpoints, tmp_path, capsys):
     result, page = tmp_path / "result.json", tmp_path / "page.html"
     options = ["--reference", checkpoints("llama"), "--data", HELDOUT, "--json", result, "--threads", 1]
     sizes = ["--sequences", 2, "--prompt-tokens", 16, "--decode-tokens", 16, "--generation-tokens", 2]
-    assert clada_main([str(arg) for arg in ["eval", artefacts("llama"), *options, *sizes]]) == 0
+    assert clada_main([str(arg) for arg in ["eval", artifacts("llama"), *options, *sizes]]) == 0
     table = capsys.readouterr().out.partition("\n\n")[2].splitlines()
     assert re.split(r"\s{2,}", table[0].strip()) == ["dense, int4", "clada", "clada, int4"]
     rows = {line.split()[0]: [float("nan" if cell == "-" else cell) for cell in line.split()[1:]] for line in table[1:]}
@@ -397,12 +397,12 @@ def test_command_and_report_show_the_parts(artefacts, checkpoints, tmp_path, cap
     assert all(f"<td>{name}" in page.read_text() for name in ("dense, int4", "clada, int4", "clada<"))
 
 
-def test_sparsity_with_the_checkpoints_weights_is_what_a_session_runs(tiny_artefact, checkpoint):
-    """With weights that are not quantised PyTorch and ONNX Runtime agree, pools and telemetry included."""
+def test_sparsity_with_the_checkpoints_weights_is_what_a_session_runs(tiny_artifact, checkpoint):
+    """With weights that are not quantized PyTorch and ONNX Runtime agree, pools and telemetry included."""
     row = list(range(40, 90))
-    expected = SessionSubject(Session(tiny_artefact, threads=1)).read(row, 20)
+    expected = SessionSubject(Session(tiny_artifact, threads=1)).read(row, 20)
     model, _ = load_model(str(checkpoint("llama")), torch.float32)
-    given = SessionSubject(TorchSession(tiny_artefact, model)).read(row, 20)
+    given = SessionSubject(TorchSession(tiny_artifact, model)).read(row, 20)
     np.testing.assert_allclose(given.logits, expected.logits, atol=1e-3)
     np.testing.assert_allclose(given.load, expected.load, atol=1e-2)
     np.testing.assert_array_equal(given.active, expected.active)
@@ -410,12 +410,12 @@ def test_sparsity_with_the_checkpoints_weights_is_what_a_session_runs(tiny_artef
 
 
 MISTAKES = {
-    "opset": (["--quantize", "int4", "--opset", 20], "opset 20 knows no weights in blocks; with quantised weights"),
-    "block without": (["--block-size", 128], "block_size is 128, and nothing is quantised"),
-    "method without": (["--quantize-method", "gptq"], "quantize_method is gptq, and nothing is quantised"),
+    "opset": (["--quantize", "int4", "--opset", 20], "opset 20 knows no weights in blocks; with quantized weights"),
+    "block without": (["--block-size", 128], "block_size is 128, and nothing is quantized"),
+    "method without": (["--quantize-method", "gptq"], "quantize_method is gptq, and nothing is quantized"),
     "block does not divide": (
         ["--quantize", "int4", "--block-size", 128, "--ffn-cost", 0.5],
-        "model.layers.0.self_attn.q_proj cannot be quantised: a block of 128 does not divide its input dimension, 64",
+        "model.layers.0.self_attn.q_proj cannot be quantized: a block of 128 does not divide its input dimension, 64",
     ),
 }
 
@@ -435,7 +435,7 @@ def test_width_that_no_block_divides_names_the_matrix():
     layer = sparse_layers(model)[1]
     layer.w_out = torch.nn.Parameter(torch.ones(NEURONS, 80), requires_grad=False)
     with pytest.raises(
-        CladaError, match="w_out of layer 1 cannot be quantised: a block of 32 does not divide its width, 80"
+        CladaError, match="w_out of layer 1 cannot be quantized: a block of 32 does not divide its width, 80"
     ):
         quantize_model(model, torch.zeros(1, 2, dtype=torch.int64), QuantizationConfig())
 
@@ -443,9 +443,9 @@ def test_width_that_no_block_divides_names_the_matrix():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (float("nan"), "w_up of layer 2 cannot be quantised: it holds NaN or infinite weights"),
-        (float("-inf"), "w_up of layer 2 cannot be quantised: it holds NaN or infinite weights"),
-        (1e6, "w_up of layer 2 cannot be quantised: a weight of 1e\\+06 cannot be quantised to 4 bits"),
+        (float("nan"), "w_up of layer 2 cannot be quantized: it holds NaN or infinite weights"),
+        (float("-inf"), "w_up of layer 2 cannot be quantized: it holds NaN or infinite weights"),
+        (1e6, "w_up of layer 2 cannot be quantized: a weight of 1e\\+06 cannot be quantized to 4 bits"),
     ],
 )
 def test_weights_that_no_scale_fits_name_the_matrix(value, message):
@@ -474,18 +474,18 @@ def test_unknown_settings_are_refused(field):
         ExportConfig(quantize="int3")
 
 
-def test_weights_that_are_quantised_are_not_rounded_to_bfloat16(artefacts, capsys):
-    path = artefacts("llama")
+def test_weights_that_are_quantized_are_not_rounded_to_bfloat16(artifacts, capsys):
+    path = artifacts("llama")
     capsys.readouterr()
-    message = f"weights=bfloat16 is for weights in float32, and those of {path} are quantised to 4 bits: leave it out"
+    message = f"weights=bfloat16 is for weights in float32, and those of {path} are quantized to 4 bits: leave it out"
     fails_with(capsys, clada_main, ["run", path, "--prompt", "x", "--weights", "bfloat16"], message)
 
 
-def test_artefact_of_another_checkpoint_does_not_verify(artefacts, tmp_path, capsys):
-    path = artefacts("llama")
+def test_artifact_of_another_checkpoint_does_not_verify(artifacts, tmp_path, capsys):
+    path = artifacts("llama")
     torch_seeded = write_checkpoint(tmp_path / "hf", "llama", **SIZES["llama"], initializer_range=0.02)
     capsys.readouterr()
-    message = "of the artefact was not quantised from the checkpoint's: they are far apart"
+    message = "of the artifact was not quantized from the checkpoint's: they are far apart"
     fails_with(capsys, clada_main, ["verify", path, "--model", torch_seeded], message)
     evaluate = ["eval", path, "--reference", torch_seeded, "--data", HELDOUT, "--json", tmp_path / "result.json"]
     sizes = ["--sequences", 2, "--prompt-tokens", 16, "--decode-tokens", 8, "--generation-tokens", 2]
@@ -502,8 +502,8 @@ def test_artefact_of_another_checkpoint_does_not_verify(artefacts, tmp_path, cap
         (None, "quantization does not go with the ops it names"),
     ],
 )
-def test_manifest_that_is_not_understood_is_refused(artefacts, tmp_path, change, message):
-    shutil.copytree(artefacts("llama").parent, tmp_path, dirs_exist_ok=True)
+def test_manifest_that_is_not_understood_is_refused(artifacts, tmp_path, change, message):
+    shutil.copytree(artifacts("llama").parent, tmp_path, dirs_exist_ok=True)
     manifest = read_manifest(tmp_path)
     if change is None:
         del manifest["quantization"]
@@ -511,18 +511,18 @@ def test_manifest_that_is_not_understood_is_refused(artefacts, tmp_path, change,
         manifest["quantization"] |= change
     write_manifest(tmp_path, manifest)
     with pytest.raises(CladaError, match=message):
-        open_artefact(tmp_path / "model.onnx")
+        open_artifact(tmp_path / "model.onnx")
 
 
-def test_matrix_of_other_sizes_is_not_held(artefacts):
-    packed = read_packed(artefacts("llama"))
+def test_matrix_of_other_sizes_is_not_held(artifacts):
+    packed = read_packed(artifacts("llama"))
     fewer = dataclasses.replace(packed, linears=dict(list(packed.linears.items())[1:]))
     model = random_model("llama", **SIZES["llama"])
     sparsify(model)
-    with pytest.raises(CladaError, match=r"the artefact has no quantised model\.layers\.0\.self_attn\.q_proj"):
+    with pytest.raises(CladaError, match=r"the artifact has no quantized model\.layers\.0\.self_attn\.q_proj"):
         hold(model, fewer)
-    # Not those of the artefact but by their sizes, of which the first matrix has others.
+    # Not those of the artifact but by their sizes, of which the first matrix has others.
     other = random_model("llama", **SIZES["llama"], head_dim=32)
     sparsify(other)
-    with pytest.raises(CladaError, match=r"q_proj is \[128, 64\] in the checkpoint, \[64, 64\] in the artefact"):
+    with pytest.raises(CladaError, match=r"q_proj is \[128, 64\] in the checkpoint, \[64, 64\] in the artifact"):
         hold(other, packed)

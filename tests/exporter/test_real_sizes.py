@@ -9,7 +9,7 @@ from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.calibration.policies import POLICIES
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.verify import Execution
-from clada.exporter.verify_command import verify_artefact
+from clada.exporter.verify_command import verify_artifact
 from tests.support.checkpoints import write_checkpoint
 from tests.support.exhaustive import few
 from tests.support.op_backends import INSTRUCTIONS
@@ -38,4 +38,4 @@ def test_model_of_real_sizes_is_exported_and_verified(tmp_path, monkeypatch, rec
     record_property("cases", 1 + len(others))
     for instructions in others:
         monkeypatch.setattr(verify, "Execution", functools.partial(Execution, instructions=instructions))
-        verify_artefact(tmp_path / "model.onnx", source)
+        verify_artifact(tmp_path / "model.onnx", source)

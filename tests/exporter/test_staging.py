@@ -1,4 +1,4 @@
-"""Placement of an artefact: killed at any moment, its folder holds the old one or the new one, whole."""
+"""Placement of an artifact: killed at any moment, its folder holds the old one or the new one, whole."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from clada.contract.artefact import PENDING_NAME, artefact_files, open_artefact
+from clada.contract.artifact import PENDING_NAME, artifact_files, open_artifact
 from clada.errors import CladaError
 from clada.exporter import staging
 from clada.exporter.folder_lock import LOCK_NAME, locked
@@ -28,11 +28,11 @@ NEW_POLICY = "another"
 
 
 @pytest.fixture(scope="module")
-def generations(tiny_artefact, tmp_path_factory) -> tuple[Path, Path]:
-    """Folders of two artefacts of one name that differ in every file but the weights, the old one with more files."""
+def generations(tiny_artifact, tmp_path_factory) -> tuple[Path, Path]:
+    """Folders of two artifacts of one name that differ in every file but the weights, the old one with more files."""
     old, new = (tmp_path_factory.mktemp("generations") / name for name in ("old", "new"))
     for folder in (old, new):
-        shutil.copytree(tiny_artefact.parent, folder)
+        shutil.copytree(tiny_artifact.parent, folder)
     (old / "chat_template.jinja").write_text("{{ messages[0].content }}")
     vouch_for(old / "chat_template.jinja")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
@@ -43,21 +43,21 @@ def generations(tiny_artefact, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def put(source: Path, target: Path, *, overwrite: bool = True) -> None:
-    """Stage copies of an artefact's files as an export does."""
+    """Stage copies of an artifact's files as an export does."""
     with staged(target / "model.onnx", overwrite) as folder:
         for path in source.iterdir():
             shutil.copy(path, folder)
 
 
 def policy_of(folder: Path) -> str:
-    """Which of the artefacts a folder holds, all of it checked; interrupted placements are noted."""
+    """Which of the artifacts a folder holds, all of it checked; interrupted placements are noted."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        artefact = open_artefact(folder / "model.onnx")
-        assert artefact.content("config.json") is not None
-        has_template = artefact.content("chat_template.jinja") is not None
-    assert has_template == (artefact.manifest.policy.name != NEW_POLICY)
-    return artefact.manifest.policy.name
+        artifact = open_artifact(folder / "model.onnx")
+        assert artifact.content("config.json") is not None
+        has_template = artifact.content("chat_template.jinja") is not None
+    assert has_template == (artifact.manifest.policy.name != NEW_POLICY)
+    return artifact.manifest.policy.name
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -68,7 +68,7 @@ STEPS = ("rename", "replace", "unlink", "link", "rmdir", "mkdir")
 
 
 def killed_at(step: int, source: Path, target: Path) -> bool:
-    """Put an artefact in place in a process that is killed before the step-th change of a name; whether it was."""
+    """Put an artifact in place in a process that is killed before the step-th change of a name; whether it was."""
     child = os.fork()
     if child == 0:
         staging._sync = lambda _path: None  # for a loss of power; a killed process loses nothing that it wrote
@@ -103,7 +103,7 @@ def moments(source: Path, before: Path | None, folder: Path) -> Iterator[int]:
 
 
 @pytest.mark.fault(
-    "files", "killed at every change of a name while an artefact takes its place", now="the old or the new one, whole"
+    "files", "killed at every change of a name while an artifact takes its place", now="the old or the new one, whole"
 )
 def test_killed_at_any_moment_the_old_or_the_new_is_there(generations, tmp_path, record_property):
     old, new = generations
@@ -298,15 +298,15 @@ def test_overwrite_removes_only_files_of_ours(generations, tmp_path, kind, consi
     put(new, folder)
     mine = {name: value for name, value in content(folder).items() if value == b"mine"}
     names = {"thesis.txt", "other.onnx", "other.onnx.data", "sub/file"}
-    if consistent and kind == "an ONNX file of the user's":  # then it is an artefact's, by all that can be known
+    if consistent and kind == "an ONNX file of the user's":  # then it is an artifact's, by all that can be known
         names -= {"other.onnx", "other.onnx.data"}
     assert set(mine) == names
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     assert {name: value for name, value in content(folder).items() if value != b"mine"} == content(new)
 
 
-def test_overwrite_removes_an_artefact_of_another_name(generations, tmp_path):
-    """A folder has one manifest, so one artefact; of the old one only files changed since then stay."""
+def test_overwrite_removes_an_artifact_of_another_name(generations, tmp_path):
+    """A folder has one manifest, so one artifact; of the old one only files changed since then stay."""
     old, new = generations
     shutil.copytree(old, tmp_path / "out")
     put(new, tmp_path / "second")
@@ -322,7 +322,7 @@ def test_overwrite_removes_an_artefact_of_another_name(generations, tmp_path):
 
 
 @pytest.mark.fault("files", "an output name that is a folder", now="refused before anything is changed")
-@pytest.mark.parametrize("name", artefact_files(Path("model.onnx")))
+@pytest.mark.parametrize("name", artifact_files(Path("model.onnx")))
 def test_a_target_that_is_a_folder_is_refused(generations, tmp_path, name):
     old, new = generations
     folder = tmp_path / "out"
@@ -343,7 +343,7 @@ def test_a_pending_folder_that_is_damaged_is_replaced_when_asked(generations, tm
     shutil.copytree(new, folder / PENDING_NAME)
     (folder / PENDING_NAME / "config.json").write_text("{}")
     with pytest.raises(CladaError, match=r"config\.json does not match its hash"):
-        open_artefact(folder / "model.onnx")
+        open_artifact(folder / "model.onnx")
     with pytest.raises(CladaError, match="exists; pass --overwrite"):
         put(new, folder, overwrite=False)
     assert (folder / PENDING_NAME).exists()
@@ -351,7 +351,7 @@ def test_a_pending_folder_that_is_damaged_is_replaced_when_asked(generations, tm
     assert content(folder) == content(new)
 
 
-@pytest.mark.fault("files", "an artefact replaced while it is read", now="a reader gets the old or the new one, whole")
+@pytest.mark.fault("files", "an artifact replaced while it is read", now="a reader gets the old or the new one, whole")
 def test_readers_never_see_a_half_replaced_folder(generations, tmp_path, monkeypatch):
     """A reader before every change of a name, and one that began before it and goes on after."""
     old, new = generations
@@ -383,7 +383,7 @@ def test_readers_never_see_a_half_replaced_folder(generations, tmp_path, monkeyp
     assert oldest.manifest.policy.name == "clada"
 
 
-@pytest.mark.fault("files", "modes of an artefact's files", now="as the umask says")
+@pytest.mark.fault("files", "modes of an artifact's files", now="as the umask says")
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_files_have_the_mode_of_the_umask(generations, tmp_path, umask):
     _, new = generations

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 import torch
 
-from clada.contract.artefact import in_place_name
+from clada.contract.artifact import in_place_name
 from clada.errors import CladaError
 from clada.exporter.graph import trace as tracing
 from clada.exporter.graph.decoder import Decoder

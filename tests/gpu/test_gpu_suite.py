@@ -107,7 +107,7 @@ def test_every_op_passes_in_every_type(kernels):
     report = suite.check_kernels(kernels, [SHAPE])
     assert not failures(report)
     assert [group.subject for group in report.parity] == [f"{op} {name}" for op in OPS for name in FLOAT_TYPES]
-    # At real sizes quantised weights are of 4 and of 8 bits.
+    # At real sizes quantized weights are of 4 and of 8 bits.
     real = {"LoadSignal": 1, "SparseLinear": 6, QUANTIZED_LINEAR.name: 12}
     real |= dict.fromkeys((op.name for op in QUANTIZED_FFN.values()), 18)
     for group in report.parity:
@@ -346,7 +346,7 @@ def test_report_is_written_whole(tmp_path, timed):
     assert "- left out: whole model: no onnxruntime" in text
     rows = [line for line in text.splitlines() if line.startswith("| tiny, layer | ")]
     assert len(rows) == 6 + 6 + 3
-    assert len([line for line in text.splitlines() if line.startswith("| tiny, quantised layer | ")]) == 2 * len(rows)
+    assert len([line for line in text.splitlines() if line.startswith("| tiny, quantized layer | ")]) == 2 * len(rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "card.md"]
     assert not report.passed
     assert dataclasses.replace(report, parity=tuple(parity([passed]))).passed

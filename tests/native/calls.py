@@ -91,7 +91,7 @@ def place_call(
         inputs: As of a case of the op.
         attributes: As of a case of the op.
         element: Type T, but of weight matrices.
-        weight_element: Type of the weight matrices, where they are not quantised.
+        weight_element: Type of the weight matrices, where they are not quantized.
 
     Returns:
         The call, and the outputs to be written; bits where bfloat16.
@@ -121,7 +121,7 @@ def place_linear_call(
     weight_element: str,
     quantization: tuple[int, int] | None = None,
 ) -> tuple[OpCall, list[Array]]:
-    """Place the arrays of SparseLinear, or, with bits and a block size, of its quantised variant."""
+    """Place the arrays of SparseLinear, or, with bits and a block size, of its quantized variant."""
     op = QUANTIZED_LINEAR if quantization else SPARSE_LINEAR
     attributes = dict(zip(("bits", "block_size"), quantization or (), strict=False))
     return place_call(memory, op, inputs, attributes, element, weight_element)

@@ -36,7 +36,7 @@ LINEAR_CASES, QUANTIZED_LINEAR_CASES = (
 
 
 def rounded_case(case: Case, element: str, weight_element: str) -> Case:
-    """The case with the values that are left in the elements' types; quantised weights are as they are."""
+    """The case with the values that are left in the elements' types; quantized weights are as they are."""
     inputs = dict(case.inputs)
     for name, array in inputs.items():
         if (name == "w" or name.startswith("w_")) and array.dtype != np.int8:
@@ -59,7 +59,7 @@ def large_case(
     """Sizes past every block of the kernels, or 0, each sequence with a pool and an active set of its own, no ties.
 
     Values are such that `element` holds them exactly. Bits and block size of the weights make it a case of the op's
-    quantised variant. Its arrays are the caller's own.
+    quantized variant. Its arrays are the caller's own.
     """
     made = _large_case(op.name, batch, sequence, width, neurons, seed, element, quantization)
     return dataclasses.replace(made, inputs={name: array.copy() for name, array in made.inputs.items()})
@@ -94,7 +94,7 @@ def _large_case(
     for name in names if quantization else ():
         packed[name], packed[scales_name(name)] = quantize(inputs[name], *quantization)
         inputs[name] = dequantize(packed[name], packed[scales_name(name)].astype(np.float32), quantization[0])
-    # Products with quantised weights may be of an x in 16 bits.
+    # Products with quantized weights may be of an x in 16 bits.
     distance_needed = 1e-3 if quantization else 1e-5
     scale = rng.choice(np.float32([0.0, 0.5, 1.0, -1.0]), (batch, sequence), p=[0.2, 0.3, 0.4, 0.1])
     scale[:1, :1] = 1.0
@@ -136,7 +136,7 @@ def large_linear_case(
 
 
 def sized_case(op: Op, batch: int, sequence: int, width: int, rows: int, element: str = "float32") -> Case:
-    """The same for any op with a batch and a sequence; `rows` are neurons, or outputs, quantised ones in blocks."""
+    """The same for any op with a batch and a sequence; `rows` are neurons, or outputs, quantized ones in blocks."""
     quantization = (4, 32) if op in QUANTIZED.values() else None
     if op in (SPARSE_LINEAR, QUANTIZED_LINEAR):
         outputs = rows * quantization[1] if quantization else rows

@@ -81,7 +81,7 @@ def sparse_ffn(
         op: A feed-forward op.
         inputs: As of a case of the op.
         attributes: As of a case of the op.
-        element: Type of x, biases and y, and of weights that are not quantised.
+        element: Type of x, biases and y, and of weights that are not quantized.
         offset: Bytes by which every array but the workspace is off a cache line.
         run: Order and garbage of the run.
 
@@ -102,7 +102,7 @@ def sparse_linear(
     offset: int = 0,
     run: Run = RUNS[0],
 ) -> tuple[Array, Array]:
-    """Call the kernels of SparseLinear, as `sparse_ffn` does, or of its quantised variant.
+    """Call the kernels of SparseLinear, as `sparse_ffn` does, or of its quantized variant.
 
     Returns:
         y in float64, and kept.

@@ -38,7 +38,7 @@ def sparse_ffn(
         instructions: The instruction set.
         threads: Number of threads to spread the work over.
         element: Type of x, the biases and y.
-        weight_element: Type of the weight matrices, where they are not quantised.
+        weight_element: Type of the weight matrices, where they are not quantized.
         offset: Bytes by which every array is off a cache line.
 
     Returns:
@@ -61,7 +61,7 @@ def sparse_linear(
     quantization: tuple[int, int] | None = None,
     offset: int = 0,
 ) -> tuple[Array, Array]:
-    """Call the kernel of SparseLinear, or, with bits and a block size, of its quantised variant.
+    """Call the kernel of SparseLinear, or, with bits and a block size, of its quantized variant.
 
     Other arguments are those of `sparse_ffn`; returns y in float64, and kept.
     """

@@ -70,7 +70,7 @@ def test_a_ticket_finds_the_last_block(order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_syncwarp_orders_the_lanes_of_a_warp_and_halves_are_rounded(order):
     values = numbers(64)
-    data, report = run("swap_neighbours", values, order)
+    data, report = run("swap_neighbors", values, order)
     assert report == "no error"
     twice_rounded = rounded(rounded(values, "float16"), "bfloat16")
     np.testing.assert_array_equal(data, twice_rounded.reshape(32, 2)[:, ::-1].ravel())

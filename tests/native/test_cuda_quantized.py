@@ -1,4 +1,4 @@
-"""The CUDA kernels of the quantised ops in the host emulation, as test_cuda_kernels.py has the others."""
+"""The CUDA kernels of the quantized ops in the host emulation, as test_cuda_kernels.py has the others."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_many_tokens_are_products_of_matrices(quantization, called):
 
 
 def test_matrices_larger_than_a_piece():
-    """Matrices dequantised rows after rows, or columns after columns; the workspace does not grow with them."""
+    """Matrices dequantized rows after rows, or columns after columns; the workspace does not grow with them."""
     op = PLAIN
     case = large_case(op, 1, ROWWISE_TOKENS + 1, 256, 33000, quantization=(4, 32))
     y, active, score = cuda_kernels_c.sparse_ffn(op, case.inputs, case.attributes)

@@ -1,4 +1,4 @@
-"""The quantised SparseLinear's CUDA kernels in the host emulation, as test_cuda_linear.py has those of plain ones."""
+"""The quantized SparseLinear's CUDA kernels in the host emulation, as test_cuda_linear.py has those of plain ones."""
 
 import itertools
 
@@ -82,7 +82,7 @@ def test_more_tokens_than_fit_a_chunk():
 
 
 def test_matrices_larger_than_a_piece():
-    """Matrices dequantised columns after columns; the workspace does not grow with them."""
+    """Matrices dequantized columns after columns; the workspace does not grow with them."""
     inputs, tokens, width = 33_000, ROWWISE_TOKENS + 1, 320
     case = large_linear_case(1, tokens, inputs, width, quantization=(4, 32))
     y, kept = cuda_kernels_c.sparse_linear(case.inputs, quantization=(4, 32))
@@ -135,7 +135,7 @@ def test_every_code_and_negative_scales_are_exact(quantization, sequence):
 
 
 @pytest.mark.fault(
-    "native", "a batch, text or matrix of no size in the quantised SparseLinear on a GPU", now="empty outputs, or zeros"
+    "native", "a batch, text or matrix of no size in the quantized SparseLinear on a GPU", now="empty outputs, or zeros"
 )
 def test_every_size_may_be_0():
     for shape in itertools.product((0, 2), (0, 1, 12), (0, 5), (0, 128)):
@@ -145,7 +145,7 @@ def test_every_size_may_be_0():
 
 
 @pytest.mark.fault(
-    "native", "sizes of the quantised SparseLinear that are negative or beyond what is counted, on a GPU", now="refused"
+    "native", "sizes of the quantized SparseLinear that are negative or beyond what is counted, on a GPU", now="refused"
 )
 @pytest.mark.parametrize("name", ["batch", "sequence", "width", "outputs"])
 @pytest.mark.parametrize("size", [-32, 2**31, 2**62])
@@ -215,7 +215,7 @@ def test_what_is_launched_depends_on_sizes_alone(sequence, bits):
 
 
 @pytest.mark.fault(
-    "native", "random sizes, types and formats of the quantised SparseLinear on a GPU", now="the reference's outputs"
+    "native", "random sizes, types and formats of the quantized SparseLinear on a GPU", now="the reference's outputs"
 )
 def test_any_sizes(record_property):
     rng = np.random.default_rng(0)

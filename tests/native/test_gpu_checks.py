@@ -32,12 +32,12 @@ def test_sample_cases(kernels, op):
 @pytest.mark.parametrize("op", [SPARSE_GATED_FFN, SPARSE_FFN], ids=lambda op: op.name)
 @pytest.mark.parametrize("element", FLOAT_TYPES)
 def test_prompts(kernels, op, element):
-    """Whose products are rounded, and weights too where they were quantised."""
+    """Whose products are rounded, and weights too where they were quantized."""
     for layer in checked_layers(op, SHAPES["tiny"], getattr(torch, element), "cpu"):
         all_pass(list(prompt_checks(kernels, layer)))
 
 
 @pytest.mark.parametrize("element", FLOAT_TYPES)
 def test_matrices(kernels, element):
-    """Plain and quantised, row by row and as products."""
+    """Plain and quantized, row by row and as products."""
     all_pass(list(linear_checks(kernels, SHAPES["tiny"], getattr(torch, element))))

@@ -1,4 +1,4 @@
-"""The kernels for quantised weights against the float64 reference: every case, instruction set and shape of rows."""
+"""The kernels for quantized weights against the float64 reference: every case, instruction set and shape of rows."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The kernels of the quantised SparseLinear against the float64 reference: cases, sizes, formats, instruction sets."""
+"""The kernels of the quantized SparseLinear against the float64 reference: cases, sizes, formats, instruction sets."""
 
 import dataclasses
 

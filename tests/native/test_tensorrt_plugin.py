@@ -79,7 +79,7 @@ def test_creators(library):
         for fields in all_fields(op)
     ],
 )
-def test_fields_survive_serialising_and_cloning(library, op, fields):
+def test_fields_survive_serializing_and_cloning(library, op, fields):
     check_fields(library, op, fields)
 
 
@@ -89,7 +89,7 @@ def test_text_may_end_with_a_zero(library, op):
     ended = {name: value + "\0" if isinstance(value, str) else value for name, value in fields.items()}
     plugin = library.create(op, ended)
     assert plugin is not None
-    assert plugin.serialised() == fields
+    assert plugin.serialized() == fields
 
 
 def refused(op: Op):
@@ -321,7 +321,7 @@ def test_matches_reference(library, op, case, element):
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "name", None),
 )
-def test_sizes_that_do_not_fit_the_quantisation_are_refused(library, op, sizes, reason):
+def test_sizes_that_do_not_fit_the_quantization_are_refused(library, op, sizes, reason):
     plugin, given = default_plugin(library, op), {**sizes_of(op), **sizes}
     tensors = tensors_of(op, given, "float32")
     assert plugin.output_shapes(input_shapes(op, given)) is None

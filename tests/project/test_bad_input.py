@@ -20,7 +20,7 @@ import torch
 from safetensors.numpy import load_file, save
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForSequenceClassification
 
-from clada.contract.artefact import in_place_name, open_artefact
+from clada.contract.artifact import in_place_name, open_artifact
 from clada.contract.manifest import MANIFEST_NAME, parse_manifest
 from clada.contract.pieces import piece_hashes
 from clada.contract.sealed_json import sealed
@@ -254,27 +254,27 @@ def test_bad_output(checkpoint, tmp_path, capsys):
 
 
 @pytest.fixture
-def linked_artefact(tiny_artefact, tmp_path) -> Path:
+def linked_artifact(tiny_artifact, tmp_path) -> Path:
     """The same of hard links, which is faster: a test may replace files, and must not write into them."""
-    (tmp_path / "artefact").mkdir()
-    for path in tiny_artefact.parent.iterdir():
-        (tmp_path / "artefact" / path.name).hardlink_to(path)
+    (tmp_path / "artifact").mkdir()
+    for path in tiny_artifact.parent.iterdir():
+        (tmp_path / "artifact" / path.name).hardlink_to(path)
     # What edits of the manifest by a file's own bytes may write into.
-    manifest = tmp_path / "artefact" / MANIFEST_NAME
+    manifest = tmp_path / "artifact" / MANIFEST_NAME
     content = manifest.read_bytes()
     manifest.unlink()
     manifest.write_bytes(content)
-    return tmp_path / "artefact" / "model.onnx"
+    return tmp_path / "artifact" / "model.onnx"
 
 
 @pytest.fixture
-def artefact(tiny_artefact, tmp_path) -> Path:
-    """A copy of the tiny artefact that a test may damage."""
-    shutil.copytree(tiny_artefact.parent, tmp_path / "artefact")
-    return tmp_path / "artefact" / "model.onnx"
+def artifact(tiny_artifact, tmp_path) -> Path:
+    """A copy of the tiny artifact that a test may damage."""
+    shutil.copytree(tiny_artifact.parent, tmp_path / "artifact")
+    return tmp_path / "artifact" / "model.onnx"
 
 
-def change(artefact: Path, *keys: str | int, to: Any) -> None:
+def change(artifact: Path, *keys: str | int, to: Any) -> None:
     """Set the value at keys in the manifest, and update its hash."""
 
     def change_it(content: Any) -> None:
@@ -282,10 +282,10 @@ def change(artefact: Path, *keys: str | int, to: Any) -> None:
             content = content[key]
         content[keys[-1]] = to
 
-    edit_manifest(artefact.parent, change_it)
+    edit_manifest(artifact.parent, change_it)
 
 
-def drop(artefact: Path, *keys: str) -> None:
+def drop(artifact: Path, *keys: str) -> None:
     """Remove the value at keys in the manifest, and update its hash."""
 
     def drop_it(content: Any) -> None:
@@ -293,7 +293,7 @@ def drop(artefact: Path, *keys: str) -> None:
             content = content[key]
         del content[keys[-1]]
 
-    edit_manifest(artefact.parent, drop_it)
+    edit_manifest(artifact.parent, drop_it)
 
 
 def flip_byte(path: Path) -> None:
@@ -306,12 +306,12 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def list_pieces(artefact: Path, size: int = 1 << 20) -> Path:
+def list_pieces(artifact: Path, size: int = 1 << 20) -> Path:
     """Have the manifest list the data file by pieces, as it does for large ones; returns that file, of three."""
-    data = artefact.with_name("model.onnx.data")
+    data = artifact.with_name("model.onnx.data")
     data.write_bytes(data.read_bytes().ljust(3 * size - 100, b"x"))
     vouch_for(data)
-    change(artefact, "pieces", to={"bytes": size, "files": {data.name: piece_hashes(data, size)}})
+    change(artifact, "pieces", to={"bytes": size, "files": {data.name: piece_hashes(data, size)}})
     return data
 
 
@@ -319,14 +319,14 @@ def append(path: Path) -> None:
     path.write_bytes(path.read_bytes() + bytes(2000))
 
 
-def rewrite(artefact: Path, content: str | bytes) -> None:
+def rewrite(artifact: Path, content: str | bytes) -> None:
     """Write a manifest that nobody vouches for."""
-    artefact.with_name(MANIFEST_NAME).write_bytes(content if isinstance(content, bytes) else content.encode())
+    artifact.with_name(MANIFEST_NAME).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def raw(artefact: Path, old: str, new: str) -> None:
+def raw(artifact: Path, old: str, new: str) -> None:
     """Change the text of a manifest, and have its hash fit."""
-    path = artefact.with_name(MANIFEST_NAME)
+    path = artifact.with_name(MANIFEST_NAME)
     before = re.sub(r' "[0-9a-f]{64}"\n\}\n\Z', " ", path.read_text())
     assert old in before
     before = before.replace(old, new, 1)
@@ -340,7 +340,7 @@ DAMAGES = {
     "flipped bit in a piece": (lambda a: flip_byte(list_pieces(a)), "model.onnx.data does not match its hash"),
     "truncated piece": (lambda a: truncate(list_pieces(a)), "model.onnx.data does not match its hash"),
     "a piece too many": (lambda a: append(list_pieces(a)), "model.onnx.data does not match its hash"),
-    "missing .data": (lambda a: a.with_name("model.onnx.data").unlink(), "the artefact lacks"),
+    "missing .data": (lambda a: a.with_name("model.onnx.data").unlink(), "the artifact lacks"),
     "changed graph": (flip_byte, "model.onnx does not match its hash"),
     "changed tokenizer": (lambda a: truncate(a.with_name("tokenizer.json")), "tokenizer.json does not match its hash"),
     "no manifest": (
@@ -351,8 +351,8 @@ DAMAGES = {
         lambda a: flip_byte(a.with_name("model.onnxruntime.onnx")),
         "model.onnxruntime.onnx does not match its hash",
     ),
-    "missing in-place graph": (lambda a: a.with_name("model.onnxruntime.onnx").unlink(), "the artefact lacks"),
-    "missing pools": (lambda a: a.with_name("pools.safetensors").unlink(), "the artefact lacks"),
+    "missing in-place graph": (lambda a: a.with_name("model.onnxruntime.onnx").unlink(), "the artifact lacks"),
+    "missing pools": (lambda a: a.with_name("pools.safetensors").unlink(), "the artifact lacks"),
     "flipped bit in pools": (
         lambda a: flip_byte(a.with_name("pools.safetensors")),
         "pools.safetensors does not match its hash",
@@ -368,10 +368,10 @@ DAMAGES = {
 @pytest.mark.parametrize("command", [["run", "--prompt", "x"], ["inspect"]], ids=["run", "inspect"])
 @pytest.mark.fault("files", "files damaged, missing, or not listed", now="refused in one line")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_artefact(artefact, capsys, damage, command):
+def test_damaged_artifact(artifact, capsys, damage, command):
     apply, message = DAMAGES[damage]
-    apply(artefact)
-    fails_with(capsys, clada_main, [command[0], artefact, *command[1:]], message)
+    apply(artifact)
+    fails_with(capsys, clada_main, [command[0], artifact, *command[1:]], message)
 
 
 WRONG = {
@@ -477,7 +477,7 @@ WRONG = {
             (("policy", "ffn_cost"), 0.5, "policy.target_sparsity, ffn_cost, error_budget, bytes: one of them must be"),
             (("policy", "target_sparsity"), 1.5, "policy.target_sparsity is 1.5, and must lie from"),
             (("calibration", "layers"), [], "calibration.layers has 0 layers, and model.neurons 3"),
-            (("calibration", "layers", 0, "realised"), "all", "calibration.layers[0].realised is 'all', and must be a"),
+            (("calibration", "layers", 0, "realized"), "all", "calibration.layers[0].realized is 'all', and must be a"),
             (("calibration", "scale_knots"), [], "calibration.scale_knots is [], and must be two or more that do not"),
             (("calibration", "scale_knots"), [0.5, 1.0], "scale_knots is [0.5, 1.0], and must be two or more that"),
             (("calibration", "scale_knots"), [-1, -2], "calibration.scale_knots[0] is -1.0, and must lie from 0"),
@@ -491,12 +491,12 @@ WRONG = {
             (("files", "tokenizer.json"), "", "files.tokenizer.json is '', and must be a SHA-256 in hex"),
             (("files", "tokenizer.json"), "A" * 64, "and must be a SHA-256 in hex"),
             (("files",), {}, "does not list model.onnx: that file was not made by clada-export"),
-            (("files", "../x"), "0" * 64, "files names '../x', which is not in the artefact's own folder"),
-            (("files", "..\\x"), "0" * 64, "which is not in the artefact's own folder"),
-            (("files", "/etc/passwd"), "0" * 64, "files names '/etc/passwd', which is not in the artefact's own"),
-            (("files", ".."), "0" * 64, "files names '..', which is not in the artefact's own folder"),
-            (("files", "x" * 300), "0" * 64, "which is not in the artefact's own folder"),
-            (("files", "none.txt"), "0" * 64, "the artefact lacks"),
+            (("files", "../x"), "0" * 64, "files names '../x', which is not in the artifact's own folder"),
+            (("files", "..\\x"), "0" * 64, "which is not in the artifact's own folder"),
+            (("files", "/etc/passwd"), "0" * 64, "files names '/etc/passwd', which is not in the artifact's own"),
+            (("files", ".."), "0" * 64, "files names '..', which is not in the artifact's own folder"),
+            (("files", "x" * 300), "0" * 64, "which is not in the artifact's own folder"),
+            (("files", "none.txt"), "0" * 64, "the artifact lacks"),
             (("pieces",), 7, "pieces is 7, and must be an object"),
             *(
                 (("pieces",), {"bytes": size, "files": {}}, f"pieces.bytes is {size}, and must lie from 1.04858e+06")
@@ -528,17 +528,17 @@ WRONG = {
 
 @pytest.mark.fault("files", "manifests of wrong keys, types, ranges and nesting", now="one line that names the key")
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_manifest(linked_artefact, capsys, wrong):
+def test_wrong_manifest(linked_artifact, capsys, wrong):
     apply, message = WRONG[wrong]
-    apply(linked_artefact)
-    fails_with(capsys, clada_main, ["inspect", linked_artefact], message)
+    apply(linked_artifact)
+    fails_with(capsys, clada_main, ["inspect", linked_artifact], message)
 
 
 @pytest.mark.fault("files", "one bit of the manifest flipped, each of them", now="refused in one line, nothing is read")
-def test_no_bit_of_the_manifest_may_change(tiny_artefact, record_property):
-    path = tiny_artefact.with_name(MANIFEST_NAME)
+def test_no_bit_of_the_manifest_may_change(tiny_artifact, record_property):
+    path = tiny_artifact.with_name(MANIFEST_NAME)
     content = path.read_bytes()
-    assert parse_manifest(content, path) == open_artefact(tiny_artefact).manifest
+    assert parse_manifest(content, path) == open_artifact(tiny_artifact).manifest
     changed = bytearray(content)
     for at, bit in itertools.product(range(len(content)), range(8)):
         changed[at] ^= 1 << bit
@@ -552,8 +552,8 @@ def test_no_bit_of_the_manifest_may_change(tiny_artefact, record_property):
     record_property("cases", 8 * len(content))
 
 
-def test_a_manifest_cut_short_or_grown_is_refused(tiny_artefact):
-    path = tiny_artefact.with_name(MANIFEST_NAME)
+def test_a_manifest_cut_short_or_grown_is_refused(tiny_artifact):
+    path = tiny_artifact.with_name(MANIFEST_NAME)
     content = path.read_bytes()
     for length in range(0, len(content), 7):
         with pytest.raises(CladaError):
@@ -562,15 +562,15 @@ def test_a_manifest_cut_short_or_grown_is_refused(tiny_artefact):
             parse_manifest(content[:length] + b" " + content[length:], path)
 
 
-def test_pieces_stand_for_a_file(artefact):
-    list_pieces(artefact)
-    open_artefact(artefact)
+def test_pieces_stand_for_a_file(artifact):
+    list_pieces(artifact)
+    open_artifact(artifact)
 
 
 @pytest.mark.fault("files", "a manifest of random values, its own hash right", now="read, or refused in one line")
-def test_random_manifests(linked_artefact, record_property):
+def test_random_manifests(linked_artifact, record_property):
     """Every value of the manifest, in turn, replaced by each of many."""
-    original = read_manifest(linked_artefact.parent)
+    original = read_manifest(linked_artifact.parent)
     values = [None, True, -1, 0, 1, 2**63, 10**40, -0.0, 1e308, "", "x", "\u202e", [], [1], {}, {"x": None}, [[[[1]]]]]
 
     def places(content: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -587,7 +587,7 @@ def test_random_manifests(linked_artefact, record_property):
             functools.reduce(lambda inner, key: inner[key], keys[:-1], content)[keys[-1]] = value
             cases += 1
             try:
-                parse_manifest(sealed(content), linked_artefact)
+                parse_manifest(sealed(content), linked_artifact)
             except CladaError as error:
                 refused += 1
                 assert "\n" not in str(error)
@@ -595,15 +595,15 @@ def test_random_manifests(linked_artefact, record_property):
     assert 0.7 * cases < refused < cases
 
 
-def edit_pools(artefact: Path, **changes) -> None:
+def edit_pools(artifact: Path, **changes) -> None:
     """Change tensors, None drops one, with a manifest that vouches for the file."""
-    path = artefact.with_name("pools.safetensors")
+    path = artifact.with_name("pools.safetensors")
     tensors = {**load_file(path), **changes}
-    overwrite_pools(artefact, save({name: tensor for name, tensor in tensors.items() if tensor is not None}))
+    overwrite_pools(artifact, save({name: tensor for name, tensor in tensors.items() if tensor is not None}))
 
 
-def overwrite_pools(artefact: Path, content: bytes) -> None:
-    path = artefact.with_name("pools.safetensors")
+def overwrite_pools(artifact: Path, content: bytes) -> None:
+    path = artifact.with_name("pools.safetensors")
     path.unlink()
     path.write_bytes(content)
     vouch_for(path)
@@ -630,16 +630,16 @@ BAD_POOLS = {
 
 @pytest.mark.fault("files", "pools that make no sense, their hash right", now="refused in one line when it is opened")
 @pytest.mark.parametrize("damage", BAD_POOLS)
-def test_bad_pools_that_the_manifest_vouches_for(linked_artefact, capsys, damage):
+def test_bad_pools_that_the_manifest_vouches_for(linked_artifact, capsys, damage):
     apply, message = BAD_POOLS[damage]
-    apply(linked_artefact)
-    fails_with(capsys, clada_main, ["inspect", linked_artefact], message)
+    apply(linked_artifact)
+    fails_with(capsys, clada_main, ["inspect", linked_artifact], message)
 
 
-def test_external_data_outside_the_folder_is_refused(artefact, tmp_path, capsys):
+def test_external_data_outside_the_folder_is_refused(artifact, tmp_path, capsys):
     """Graphs that read their weights from elsewhere, with a manifest that vouches for them."""
-    (tmp_path / "secret.data").write_bytes(artefact.with_name("model.onnx.data").read_bytes())
-    for path in (artefact, artefact.with_name(in_place_name(artefact))):
+    (tmp_path / "secret.data").write_bytes(artifact.with_name("model.onnx.data").read_bytes())
+    for path in (artifact, artifact.with_name(in_place_name(artifact))):
         model = onnx.load(path, load_external_data=False)
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:
@@ -648,7 +648,7 @@ def test_external_data_outside_the_folder_is_refused(artefact, tmp_path, capsys)
         path.write_bytes(model.SerializeToString())
         vouch_for(path)
     message = "model.onnx has tensors in '../secret.data', and its weights belong in model.onnx.data"
-    fails_with(capsys, clada_main, ["run", artefact, "--prompt", "x"], message)
+    fails_with(capsys, clada_main, ["run", artifact, "--prompt", "x"], message)
 
 
 def test_foreign_onnx_file(tmp_path, capsys):
@@ -657,9 +657,9 @@ def test_foreign_onnx_file(tmp_path, capsys):
     fails_with(capsys, clada_main, ["run", tmp_path / "none.onnx", "--prompt", "x"], "there is no file")
 
 
-def test_foreign_onnx_file_beside_an_artefact(artefact, capsys):
-    shutil.copy(artefact, artefact.with_name("other.onnx"))
-    fails_with(capsys, clada_main, ["inspect", artefact.with_name("other.onnx")], "does not list other.onnx")
+def test_foreign_onnx_file_beside_an_artifact(artifact, capsys):
+    shutil.copy(artifact, artifact.with_name("other.onnx"))
+    fails_with(capsys, clada_main, ["inspect", artifact.with_name("other.onnx")], "does not list other.onnx")
 
 
 @pytest.mark.parametrize(
@@ -673,18 +673,18 @@ def test_foreign_onnx_file_beside_an_artefact(artefact, capsys):
         (["--prompt", ""], "the prompt is empty"),
     ],
 )
-def test_bad_run_options(tiny_artefact, capsys, options, message):
-    fails_with(capsys, clada_main, ["run", tiny_artefact, *options], message)
+def test_bad_run_options(tiny_artifact, capsys, options, message):
+    fails_with(capsys, clada_main, ["run", tiny_artifact, *options], message)
 
 
-def test_chat_without_a_template(tiny_artefact, capsys):
-    fails_with(capsys, clada_main, ["chat", tiny_artefact], "this model has no chat template")
+def test_chat_without_a_template(tiny_artifact, capsys):
+    fails_with(capsys, clada_main, ["chat", tiny_artifact], "this model has no chat template")
 
 
-def test_reader_that_leaves_early(tiny_artefact):
+def test_reader_that_leaves_early(tiny_artifact):
     script = Path(sys.executable).with_name("clada")
     # pipefail: the exit code is clada's own, and the pipe is closed before it can write.
-    line = f"set -o pipefail; '{script}' run '{tiny_artefact}' --prompt x --max-new-tokens 60 | true"
+    line = f"set -o pipefail; '{script}' run '{tiny_artifact}' --prompt x --max-new-tokens 60 | true"
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert result.returncode in (0, 141)
     assert result.stderr == ""

@@ -18,12 +18,12 @@ from tests.conftest import ROOT
 
 LONG = "a" * 5000
 NOT_TEXT = os.fsdecode(b"a\xffb")
-# Words of a command line; {artefact}, {folder}, {file} and {text} stand for what there is.
-RUN = ["run", "{artefact}", "--prompt", "x"]
+# Words of a command line; {artifact}, {folder}, {file} and {text} stand for what there is.
+RUN = ["run", "{artifact}", "--prompt", "x"]
 EXPORT = ["export", "{folder}/out/model.onnx", "--model", "{folder}"]
 CALIBRATE = ["calibrate", "{folder}/c.safetensors", "--model", "{folder}"]
-EVAL = ["eval", "{artefact}", "--reference", "{folder}", "--data", "{text}", "--json", "{folder}/out.json"]
-VERIFY = ["verify", "{artefact}", "--model", "{folder}"]
+EVAL = ["eval", "{artifact}", "--reference", "{folder}", "--data", "{text}", "--json", "{folder}/out.json"]
+VERIFY = ["verify", "{artifact}", "--model", "{folder}"]
 BENCH = ["bench", "--shape", "tiny"]
 REPORT = ["report", "{folder}/out.html", "--results", "{folder}"]
 MISTAKES = {
@@ -31,7 +31,7 @@ MISTAKES = {
     "an unknown command": (["frobnicate"], "invalid choice: 'frobnicate'"),
     "an unknown option": ([*RUN, "--fast"], "unrecognized arguments: --fast"),
     "run: no model": (["run", "--prompt", "x"], "arguments are required: path"),
-    "run: no prompt": (["run", "{artefact}"], "one of the arguments --prompt --prompt-file is required"),
+    "run: no prompt": (["run", "{artifact}"], "one of the arguments --prompt --prompt-file is required"),
     "run: two prompts": ([*RUN, "--prompt-file", "{text}"], "not allowed with argument"),
     "run: a model that is not there": (["run", "{folder}/no.onnx", "--prompt", "x"], "there is no file"),
     "run: an empty folder": (["run", "{folder}", "--prompt", "x"], "holds no .onnx file"),
@@ -39,15 +39,15 @@ MISTAKES = {
     "run: a long path in parts": (["run", "b/" * 3000, "--prompt", "x"], "File name too long"),
     "run: a path of other bytes": (["run", NOT_TEXT, "--prompt", "x"], r"there is no file a\udcffb"),
     "run: a path with a line end": (["run", "a\nb\x1b[2J", "--prompt", "x"], r"there is no file a b\x1b[2J"),
-    "run: a prompt that is no text": (["run", "{artefact}", "--prompt", NOT_TEXT], "byte 0xff in it is not UTF-8"),
+    "run: a prompt that is no text": (["run", "{artifact}", "--prompt", NOT_TEXT], "byte 0xff in it is not UTF-8"),
     "run: a stop string that is no text": ([*RUN, "--stop", NOT_TEXT], "byte 0xff in it is not UTF-8"),
     "run: an empty stop string": ([*RUN, "--stop", ""], "it must hold strings that are not empty"),
     "run: a negative stop token": ([*RUN, "--stop-token", "-1"], "a stop token is -1"),
-    "run: a prompt file that is not there": (["run", "{artefact}", "--prompt-file", "{folder}/no"], "No such file"),
-    "run: a prompt file that is a folder": (["run", "{artefact}", "--prompt-file", "{folder}"], "Is a directory"),
-    "run: a prompt file of Latin-1": (["run", "{artefact}", "--prompt-file", "{latin}"], "not UTF-8 text: byte 3"),
-    "run: a prompt file without end": (["run", "{artefact}", "--prompt-file", "/dev/zero"], "has more than 67,108,864"),
-    "run: a prompt file of a long name": (["run", "{artefact}", "--prompt-file", LONG], "File name too long"),
+    "run: a prompt file that is not there": (["run", "{artifact}", "--prompt-file", "{folder}/no"], "No such file"),
+    "run: a prompt file that is a folder": (["run", "{artifact}", "--prompt-file", "{folder}"], "Is a directory"),
+    "run: a prompt file of Latin-1": (["run", "{artifact}", "--prompt-file", "{latin}"], "not UTF-8 text: byte 3"),
+    "run: a prompt file without end": (["run", "{artifact}", "--prompt-file", "/dev/zero"], "has more than 67,108,864"),
+    "run: a prompt file of a long name": (["run", "{artifact}", "--prompt-file", LONG], "File name too long"),
     "run: no tokens": ([*RUN, "--max-new-tokens", "0"], "max_new_tokens is 0"),
     "run: negative tokens": ([*RUN, "--max-new-tokens", "-5"], "max_new_tokens is -5"),
     "run: tokens by a word": ([*RUN, "--max-new-tokens", "many"], "invalid int value: 'many'"),
@@ -57,9 +57,9 @@ MISTAKES = {
     "run: 2^31 threads": ([*RUN, "--threads", str(2**31)], "threads is 2147483648"),
     "run: greedy, and not": ([*RUN, "--greedy", "--top-p", "0.5"], "--greedy takes the likeliest token, and --top-p"),
     "run: a negative temperature": ([*RUN, "--temperature", "-1"], "temperature is -1"),
-    "chat: no template": (["chat", "{artefact}"], "this model has no chat template"),
-    "chat: a system message that is no text": (["chat", "{artefact}", "--system", NOT_TEXT], "is not UTF-8 text"),
-    "chat: 3000 threads": (["chat", "{artefact}", "--threads", "3000"], "threads is 3000"),
+    "chat: no template": (["chat", "{artifact}"], "this model has no chat template"),
+    "chat: a system message that is no text": (["chat", "{artifact}", "--system", NOT_TEXT], "is not UTF-8 text"),
+    "chat: 3000 threads": (["chat", "{artifact}", "--threads", "3000"], "threads is 3000"),
     "inspect: a model that is not there": (["inspect", "{folder}/no.onnx", "--json"], "there is no file"),
     "inspect: another file": (["inspect", "{text}"], "was not made by clada-export"),
     "inspect: a very long path": (["inspect", LONG], "File name too long"),
@@ -67,8 +67,8 @@ MISTAKES = {
     "build: a model that is not there": (["build", "{folder}/no.onnx"], "there is no file"),
     "build: a folder without a model": (["build", "{folder}"], "holds no .onnx file"),
     "build: a very long path": (["build", LONG], "File name too long"),
-    "build: a negative batch": (["build", "{artefact}", "--max-batch", "-1"], "max_batch is -1"),
-    "build: an output that is a folder": (["build", "{artefact}", "-o", "{folder}"], "{folder}"),
+    "build: a negative batch": (["build", "{artifact}", "--max-batch", "-1"], "max_batch is -1"),
+    "build: an output that is a folder": (["build", "{artifact}", "-o", "{folder}"], "{folder}"),
     "export: no model": (["export", "{folder}/model.onnx"], "arguments are required: --model"),
     "export: a model that is not there": ([*EXPORT[:-1], "{folder}/no"], "there is no such folder"),
     "export: a model of a long name": ([*EXPORT[:-1], f"./{LONG}"], ""),
@@ -90,7 +90,7 @@ MISTAKES = {
     "calibrate: an empty checkpoint": (CALIBRATE, "holds no config.json"),
     "calibrate: twice all bytes": ([*CALIBRATE, "--bytes", "2"], "a share of bytes is 2.0"),
     "calibrate: a text that is not there": ([*CALIBRATE, "--calibration-data", "{folder}/no"], "cannot read"),
-    "verify: no model": (["verify", "{artefact}"], "arguments are required: --model"),
+    "verify: no model": (["verify", "{artifact}"], "arguments are required: --model"),
     "verify: a model that is not there": (["verify", "{folder}/no.onnx", "--model", "x"], "there is no file"),
     "verify: an empty checkpoint": (VERIFY, "holds no config.json"),
     "verify: a very long path": (["verify", LONG, "--model", "{folder}"], "File name too long"),
@@ -118,9 +118,9 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def places(tiny_artefact, tmp_path_factory) -> dict[str, Path]:
+def places(tiny_artifact, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("mistakes")
-    made = {"artefact": tiny_artefact, "folder": folder / "empty", "text": folder / "text.txt"}
+    made = {"artifact": tiny_artifact, "folder": folder / "empty", "text": folder / "text.txt"}
     made |= {"latin": folder / "latin.txt", "dotted": folder / "dotted.onnx"}
     made["folder"].mkdir()
     made["dotted"].mkdir()
@@ -232,7 +232,7 @@ def process(words: list[str], **options: object) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.fault("command line", "a standard output that is full", now="one line, exit code 1")
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "{artefact}"], ["run", "{artefact}", "--prompt", "x"]])
+@pytest.mark.parametrize("words", [["--help"], ["inspect", "{artifact}"], ["run", "{artifact}", "--prompt", "x"]])
 def test_a_full_standard_output(places, words):
     with open("/dev/full", "w") as full:
         result = process([filled(word, places) for word in words], stdout=full)
@@ -253,7 +253,7 @@ def test_a_terminal_without_the_character(places):
 @pytest.mark.fault("command line", "a UTF-8 prompt where the locale is ASCII", now="read as UTF-8")
 def test_a_prompt_in_an_ascii_locale(places):
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    words = ["run", str(places["artefact"]), "--prompt", "x → y", "--max-new-tokens", "1"]
+    words = ["run", str(places["artifact"]), "--prompt", "x → y", "--max-new-tokens", "1"]
     result = process(words, env=locale, stdout=subprocess.PIPE)
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -262,7 +262,7 @@ def test_a_prompt_in_an_ascii_locale(places):
 @pytest.mark.parametrize("seconds", [0.5, 1.5])
 def test_an_early_interrupt(places, seconds):
     code = "import sys; from clada.runtime.cli import main; print('begun', flush=True); sys.exit(main())"
-    call = [sys.executable, "-c", code, "verify", str(places["artefact"]), "--model", str(places["artefact"].parent)]
+    call = [sys.executable, "-c", code, "verify", str(places["artifact"]), "--model", str(places["artifact"].parent)]
     running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert running.stdout is not None
     running.stdout.readline()

@@ -19,8 +19,6 @@ from tests.project.test_scripts import load_script
 DOCS = ROOT / "docs"
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 PAGES = [README, CONTRIBUTING, *sorted(DOCS.rglob("*.md"))]
-# Their words are those of the parsers and of the tests.
-GENERATED = {DOCS / "reference" / "cli.md", DOCS / "faults.md"}
 FETCHES = re.compile(r"<(?:script|img|iframe)\b[^>]* src=\"(?:https?:)?//|<link\b[^>]* href=\"(?:https?:)?//")
 # A path of the project, or the name of a file of it.
 PATH = re.compile(r"[\w.*-]+/[\w.*/-]*|[\w*-]+\.(?:py|md|toml|yml|csv|h|cpp|cu|cuh|sh)")
@@ -31,7 +29,7 @@ PACKAGES = ("clada", "exporter", "runtime", "plugins", "gpu_suite", "scripts", "
 BRITISH = re.compile(
     r"\b(?:quant|dequant|optim|normal|serial|recogn|initial|token|vector|organ|minim|maxim|general|parallel|summar|special"
     r"|util|penal|emphas|memor|random|synchron|visual|author|custom)is(?:e|ed|es|er|ing|ation)\b"
-    r"|(?:behavi|col|neighb|fav)our|licence|centre|modell|labell|cancelled|analys(?:ed|er|ing)",
+    r"|(?:behavi|col|neighb|fav)our|artefact|licence|centre|modell|labell|cancelled|analys(?:ed|er|ing)",
     re.IGNORECASE,
 )
 
@@ -105,8 +103,12 @@ def test_links_lead_somewhere(page):
 
 
 def test_spelling_is_american():
-    pages = [page for page in PAGES if page not in GENERATED]
-    assert [f"{page.name}: {found[0]}" for page in pages for found in BRITISH.finditer(prose(page))] == []
+    """In pages, and in names and comments of the sources."""
+    suffixes = {".py", ".h", ".cpp", ".cu", ".cuh", ".txt", ".sh"}
+    sources = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
+    texts = {page: prose(page) for page in PAGES} | {path: text_of(path) for path in sources if path != Path(__file__)}
+    assert len(texts) > 400
+    assert [f"{path}: {found[0]}" for path, text in texts.items() for found in BRITISH.finditer(text)] == []
 
 
 def docstrings(module: Path) -> Iterator[str]:

@@ -63,7 +63,7 @@ def test_version(capsys, main):
 
 def test_each_verb_says_in_a_line_what_it_does(capsys):
     text = shown(capsys, clada_main, "--help")
-    for line in ("time an artefact, or the ops", "measure what sparsity costs", "make a sparse ONNX model"):
+    for line in ("time an artifact, or the ops", "measure what sparsity costs", "make a sparse ONNX model"):
         assert line in text
     assert "needs clada" not in text
 

@@ -57,7 +57,7 @@ def installed_sdist(sdist, tmp_path_factory) -> tuple[Path, Path]:
     """A wheel of the archive, and an interpreter in which it is installed.
 
     Built in isolation, in an environment that has nothing. What it requires is then found among what the tests have.
-    Not optimised, to compile in half the time.
+    Not optimized, to compile in half the time.
     """
     folder = tmp_path_factory.mktemp("archive")
     python = fresh_python(folder / "venv")
@@ -78,12 +78,12 @@ WHERE = "import clada.plugins, pathlib; print(pathlib.Path(clada.plugins.__file_
 @pytest.mark.fault(
     "installation", "pip install of the archive of the sources, isolated", now="installs, with native kernels"
 )
-def test_the_archive_installs_with_kernels(installed_sdist, tiny_artefact):
+def test_the_archive_installs_with_kernels(installed_sdist, tiny_artifact):
     _, python = installed_sdist
     assert python.parent.parent in Path(check_output(python, "-c", WHERE, cwd="/").strip()).parents
     program = (
         "from clada.runtime import GenerationConfig, Session\n"
-        f"session = Session({str(tiny_artefact)!r})\n"
+        f"session = Session({str(tiny_artifact)!r})\n"
         "print(len(session.generate('def f(', GenerationConfig(max_new_tokens=4))[0].tokens), session.kernels)"
     )
     count, _, kernels = check_output(python, "-c", program, cwd="/").strip().partition(" ")
@@ -193,25 +193,25 @@ def test_cuda_is_built_where_it_is_asked_for_alone(tmp_path):
         assert cuda_targets(tmp_path) == (asked is not None)
 
 
-def test_runtime_needs_no_torch(clean_python, tiny_artefact):
-    """The artefact generates where none of the exporter's libraries is installed."""
+def test_runtime_needs_no_torch(clean_python, tiny_artifact):
+    """The artifact generates where none of the exporter's libraries is installed."""
     program = (
         "import importlib.util, sys\n"
         "from clada.runtime import GenerationConfig, Session\n"
         f"present = [n for n in {BLOCKED!r} if importlib.util.find_spec(n)]\n"
-        f"text = Session({str(tiny_artefact)!r}).generate('def f(', GenerationConfig(max_new_tokens=4))[0]\n"
+        f"text = Session({str(tiny_artifact)!r}).generate('def f(', GenerationConfig(max_new_tokens=4))[0]\n"
         "print(present, len(text.tokens))"
     )
     assert check_output(clean_python, "-c", program, cwd="/").strip() == "[] 4"
 
 
-def test_commands_of_the_runtime_alone(clean_python, tiny_artefact):
+def test_commands_of_the_runtime_alone(clean_python, tiny_artifact):
     clada = clean_python.with_name("clada")
-    assert "llama, " in check_output(clada, "inspect", tiny_artefact)
-    check_output(clada, "run", tiny_artefact, "--prompt", "x", "--max-new-tokens", 2)
+    assert "llama, " in check_output(clada, "inspect", tiny_artifact)
+    check_output(clada, "run", tiny_artifact, "--prompt", "x", "--max-new-tokens", 2)
     assert {"bench", "eval", "verify"} <= set(check_output(clada, "--help").split())
-    evaluation = ["eval", tiny_artefact, "--reference", "x", "--data", "x", "--json", "x"]
-    verification = ["verify", tiny_artefact, "--model", "x"]
+    evaluation = ["eval", tiny_artifact, "--reference", "x", "--data", "x", "--json", "x"]
+    verification = ["verify", tiny_artifact, "--model", "x"]
     for arguments, extra in ((verification, "export"), (["bench"], "bench"), (evaluation, "eval")):
         result = subprocess.run([clada, *arguments], capture_output=True, text=True, check=False)
         assert result.returncode == 1

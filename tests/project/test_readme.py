@@ -59,7 +59,7 @@ def test_readme_names_the_two_commands():
 def workplace(tmp_path) -> tuple[Path, dict[str, str]]:
     """A copy of the project, in which the demo model has two of its six layers, and the variables for its programs.
 
-    Tracing takes time by the layer, and here many files are traced; what is compiled again is not optimised.
+    Tracing takes time by the layer, and here many files are traced; what is compiled again is not optimized.
     """
     folder = tmp_path / "clada"
     environment = copy_project(folder)

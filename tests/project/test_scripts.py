@@ -160,10 +160,10 @@ def test_input_rules_are_compared_at_equal_bytes(checkpoint, tmp_path):
         assert f"| {sum(rule['changed']) / 4:.1%} | {math.exp(sum(rule['nll']) / 4):.3f} |" in line
 
 
-def test_completions_are_compared_with_the_dense_models(inputs_artefact, tmp_path):
+def test_completions_are_compared_with_the_dense_models(inputs_artifact, tmp_path):
     out = tmp_path / "completions.json"
     sizes = ["--prompts", 4, "--prompt-tokens", 20, "--tokens", 12, "--threads", 1]
-    run_script("compare_completions.py", inputs_artefact, "--bytes", 1, 0.5, *sizes, "--json", out)
+    run_script("compare_completions.py", inputs_artifact, "--bytes", 1, 0.5, *sizes, "--json", out)
     dense, sparse = json.loads(out.read_text(encoding="utf-8"))["shares"]
     assert dense["same"] == dense["until"] == dense["alike"] == [1.0] * 4
     assert dense["read"] == pytest.approx(1)

@@ -15,7 +15,7 @@ import pytest
 import tensorrt_rtx
 import torch
 
-from clada.contract.artefact import CONFIG_NAME
+from clada.contract.artifact import CONFIG_NAME
 from clada.contract.engine_record import COPIED, IN_PLACE, PREFILL, read_record, record_path, write_record
 from clada.contract.files import file_hash
 from clada.contract.manifest import MANIFEST_NAME
@@ -54,13 +54,13 @@ CAPABILITIES = ("8.6", "8.9", "12.0")
 
 
 @pytest.fixture(scope="module")
-def artefact(tiny_artefact, tmp_path_factory):
-    """A function to the ONNX file of an artefact of any family, type and opset, calibrated on nothing."""
+def artifact(tiny_artifact, tmp_path_factory):
+    """A function to the ONNX file of an artifact of any family, type and opset, calibrated on nothing."""
 
     @functools.cache
     def make(family: str, dtype: torch.dtype, opset: int) -> Path:
         folder = tmp_path_factory.mktemp("engine")
-        shutil.copytree(tiny_artefact.parent, folder, dirs_exist_ok=True)
+        shutil.copytree(tiny_artifact.parent, folder, dirs_exist_ok=True)
         model = random_model(family)
         sparsify(model)
         calibrated = Calibrated(uniform(model, 0.1), load_map=LOAD_MAP)
@@ -79,9 +79,9 @@ def artefact(tiny_artefact, tmp_path_factory):
 
 
 @pytest.fixture
-def copy(tiny_artefact, tmp_path) -> Path:
+def copy(tiny_artifact, tmp_path) -> Path:
     """The ONNX file of a tiny Llama, which a test may change."""
-    shutil.copytree(tiny_artefact.parent, tmp_path / "copy")
+    shutil.copytree(tiny_artifact.parent, tmp_path / "copy")
     return tmp_path / "copy" / "model.onnx"
 
 
@@ -116,24 +116,24 @@ def parsed(model: Path, content: bytes):
 
 
 @pytest.mark.parametrize(("target", "capability"), few(zip(TARGETS, CAPABILITIES, strict=True), [("sm_89", "8.9")]))
-def test_demo_model_builds_for_every_target(demo_artefact, capsys, target, capability):
-    engine = built(demo_artefact, "--target", target, "--capacity", 256)
+def test_demo_model_builds_for_every_target(demo_artifact, capsys, target, capability):
+    engine = built(demo_artifact, "--target", target, "--capacity", 256)
     record = read_record(engine)
     assert record.compute_capability == [capability]
     assert record.dtype == "float32"
-    assert engine.stat().st_size > demo_artefact.with_suffix(".onnx.data").stat().st_size / 2
+    assert engine.stat().st_size > demo_artifact.with_suffix(".onnx.data").stat().st_size / 2
     assert "function bodies" in capsys.readouterr().out
 
 
-def test_float16_builds_for_every_target_at_once(artefact):
-    record = read_record(built(artefact(dtype=torch.float16), "--target", *TARGETS))
+def test_float16_builds_for_every_target_at_once(artifact):
+    record = read_record(built(artifact(dtype=torch.float16), "--target", *TARGETS))
     assert record.dtype == "float16"
     assert record.compute_capability == list(CAPABILITIES)
 
 
 @pytest.mark.parametrize("family", few(FAMILIES, ["llama", "mistral"]))
-def test_every_family_builds(artefact, family):
-    record = read_record(built(artefact(family), "--target", "sm_89"))
+def test_every_family_builds(artifact, family):
+    record = read_record(built(artifact(family), "--target", "sm_89"))
     assert len(record.profiles[0].shapes) == 4 + 3 * LAYERS
     # Theirs are windows of so many tokens or of fewer.
     assert record.kv_cache == (COPIED if family == "mistral" else IN_PLACE)
@@ -141,8 +141,8 @@ def test_every_family_builds(artefact, family):
 
 @exhaustive
 @pytest.mark.parametrize("opset", [tracing.MINIMUM_OPSET, tracing.MAXIMUM_OPSET])
-def test_every_opset_builds(artefact, opset):
-    model = artefact(opset=opset)
+def test_every_opset_builds(artifact, opset):
+    model = artifact(opset=opset)
     assert opset_of(model.read_bytes()) == opset
     built(model, "--target", "sm_89")
 
@@ -233,8 +233,8 @@ def test_an_engine_is_replaced_whole(copy, capsys):
         (lambda engine: edit(engine, surprise=1), "is damaged"),
         (lambda engine: edit(engine, manifest="../clada.json"), "is damaged"),
         (lambda engine: engine.write_bytes(b"engine."), "model.engine does not match its hash"),
-        (lambda engine: (engine.parent / MANIFEST_NAME).unlink(), "copy the files of its artefact there"),
-        (lambda engine: (engine.parent / MANIFEST_NAME).write_text("{}"), "built from another artefact"),
+        (lambda engine: (engine.parent / MANIFEST_NAME).unlink(), "copy the files of its artifact there"),
+        (lambda engine: (engine.parent / MANIFEST_NAME).write_text("{}"), "built from another artifact"),
     ],
 )
 def test_records_that_do_not_fit(tmp_path, change, message):
@@ -282,9 +282,9 @@ def unsealed_edit(engine: Path) -> None:
     path.write_text(path.read_text().replace('"max_batch": 1', '"max_batch": 9'))
 
 
-def test_nodes_and_opset_are_read_as_onnx_reads_them(artefact):
+def test_nodes_and_opset_are_read_as_onnx_reads_them(artifact):
     for family, opset in (("llama", tracing.MAXIMUM_OPSET), ("opt", tracing.DEFAULT_OPSET)):
-        path = artefact(family, opset=opset)
+        path = artifact(family, opset=opset)
         model = onnx.load(path, load_external_data=False)
         content = path.read_bytes()
         ours = [node for node in model.graph.node if node.domain == DOMAIN]
@@ -316,10 +316,10 @@ def test_nodes_and_opset_are_read_as_onnx_reads_them(artefact):
         assert onnx.load_from_string(without_functions(content)) == model
 
 
-def test_a_body_where_a_plugin_was_asked_for_is_found(tiny_artefact):
-    content = tiny_artefact.read_bytes()
+def test_a_body_where_a_plugin_was_asked_for_is_found(tiny_artifact):
+    content = tiny_artifact.read_bytes()
     nodes = nodes_of(content, DOMAIN)
-    _builder, network = parsed(tiny_artefact, content)
+    _builder, network = parsed(tiny_artifact, content)
     line = check_imported(tensorrt_rtx, network, nodes, plugins=False)
     assert line == f"1 LoadSignal, {LAYERS} SparseGatedFFN: all imported as function bodies"
     with pytest.raises(CladaError, match="as its function body, and a plugin was asked for"):
@@ -355,11 +355,11 @@ def test_one_body_among_plugins_is_found():
         check_imported(tensorrt_rtx, network(plugin, body), nodes, plugins=False)
 
 
-def test_without_its_functions_a_graph_needs_plugins(tiny_artefact):
+def test_without_its_functions_a_graph_needs_plugins(tiny_artifact):
     # As where TensorRT has a plugin library that registers nothing.
     builder = tensorrt_rtx.Builder(package.log_of(tensorrt_rtx))
     with pytest.raises(CladaError, match=r"of opset 20: node node_load_signal\w* \(LoadSignal\): "):
-        build._parse(tensorrt_rtx, builder, tiny_artefact, plugins=True)
+        build._parse(tensorrt_rtx, builder, tiny_artifact, plugins=True)
 
 
 def test_plugins_are_refused_where_there_are_none(copy, capsys):
@@ -515,8 +515,8 @@ def test_tensorrt_takes_no_target_and_needs_a_gpu(tensorrt, copy, capsys, monkey
     assert "tensorrt is 8.6.1; clada builds with 10.0 or newer" in fails(capsys, copy)
 
 
-def test_an_engine_that_is_not_what_was_asked_for(tiny_artefact):
-    _builder, network = parsed(tiny_artefact, tiny_artefact.read_bytes())
+def test_an_engine_that_is_not_what_was_asked_for(tiny_artifact):
+    _builder, network = parsed(tiny_artifact, tiny_artifact.read_bytes())
     profiles = build.profiles_for(network, build.limits_for(128, 1, 8, 16), COPIED)
     shapes = {name: dict(enumerate(profile.shapes[name] for profile in profiles)) for name in profiles[0].shapes}
 

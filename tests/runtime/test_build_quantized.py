@@ -1,4 +1,4 @@
-"""Engines of models with quantised weights, built by TensorRT for RTX on a machine with no GPU."""
+"""Engines of models with quantized weights, built by TensorRT for RTX on a machine with no GPU."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ import pytest
 import tensorrt_rtx
 import torch
 
-from clada.contract.artefact import CONFIG_NAME, data_name
+from clada.contract.artifact import CONFIG_NAME, data_name
 from clada.contract.onnx_wire import nodes_of, without_functions
 from clada.errors import CladaError
 from clada.exporter.graph import trace as tracing
@@ -52,13 +52,13 @@ VARIANTS = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def artefact(tiny_artefact, tmp_path_factory):
-    """A function to the ONNX file of an artefact, calibrated on nothing."""
+def artifact(tiny_artifact, tmp_path_factory):
+    """A function to the ONNX file of an artifact, calibrated on nothing."""
 
     @functools.cache
     def model_file(family: str, bits: int, dtype: torch.dtype, opset: int) -> Path:
-        folder = tmp_path_factory.mktemp("quantised")
-        shutil.copytree(tiny_artefact.parent, folder, dirs_exist_ok=True)
+        folder = tmp_path_factory.mktemp("quantized")
+        shutil.copytree(tiny_artifact.parent, folder, dirs_exist_ok=True)
         model = random_model(family, **SIZES[family])
         sparsify(model)
         calibrated = Calibrated(uniform(model, 0.1), load_map=LOAD_MAP)
@@ -78,23 +78,23 @@ def artefact(tiny_artefact, tmp_path_factory):
 
 
 @pytest.fixture
-def make(artefact, tmp_path):
+def make(artifact, tmp_path):
     """The same, of a copy that a test may change."""
 
     def copy(*variant) -> Path:
-        shutil.copytree(artefact(*variant).parent, tmp_path, dirs_exist_ok=True)
+        shutil.copytree(artifact(*variant).parent, tmp_path, dirs_exist_ok=True)
         return tmp_path / "model.onnx"
 
     return copy
 
 
 @VARIANTS
-def test_quantised_models_build(make, capsys, family, bits, dtype, opset):
+def test_quantized_models_build(make, capsys, family, bits, dtype, opset):
     model = make(family, bits, dtype, opset)
     capsys.readouterr()
     built(model, "--target", "sm_89", "--capacity", 128)
     matrices = (3 if family == "llama" else 2) * LAYERS
-    assert f"; {matrices} quantised matrices stay packed" in capsys.readouterr().out
+    assert f"; {matrices} quantized matrices stay packed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

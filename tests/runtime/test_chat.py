@@ -60,13 +60,13 @@ def asked(monkeypatch):
 
 
 @pytest.fixture
-def chat(asked, tiny_artefact, monkeypatch, capsys):
+def chat(asked, tiny_artifact, monkeypatch, capsys):
     """A function from lines of bytes to exit code, standard output and standard error."""
 
     def converse(*lines: bytes, options: list[str] = CHAT) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join([*lines, b""])), encoding="utf-8"))
         capsys.readouterr()
-        return (main(["chat", str(tiny_artefact), *options]), *capsys.readouterr())
+        return (main(["chat", str(tiny_artifact), *options]), *capsys.readouterr())
 
     return converse
 
@@ -172,9 +172,9 @@ NOTE = (
         (["--temperature", "0", "--min-p", "0.1"], OWN | {"temperature": 0.0, "min_p": 0.1}, "the temperature is 0"),
     ],
 )
-def test_the_models_own_settings_are_the_defaults(tiny_artefact, configs, capsys, options, sampling, said):
+def test_the_models_own_settings_are_the_defaults(tiny_artifact, configs, capsys, options, sampling, said):
     capsys.readouterr()
-    command = ["run", str(tiny_artefact), "--prompt", "x", "--stop-token", "7", "--stop-token", "9", "--stop", "y"]
+    command = ["run", str(tiny_artifact), "--prompt", "x", "--stop-token", "7", "--stop-token", "9", "--stop", "y"]
     assert main([*command, *options]) == 0
     assert configs == [("x", GenerationConfig(128, ["y"], SamplingConfig(**sampling), [7, 9]))]
     err = capsys.readouterr().err
@@ -188,46 +188,46 @@ def test_chat_has_them_too(chat, configs):
 
 
 @pytest.mark.fault("text", "prompts out of files and standard input", now="read as they are, without a byte-order mark")
-def test_prompts_come_from_files(tiny_artefact, configs, tmp_path, monkeypatch):
+def test_prompts_come_from_files(tiny_artifact, configs, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes("﻿def f(→)\n".encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n\n".encode()), encoding="ascii"))
     for name in (str(tmp_path / "a.txt"), "-"):
-        assert main(["run", str(tiny_artefact.parent), "--prompt-file", name]) == 0
+        assert main(["run", str(tiny_artifact.parent), "--prompt-file", name]) == 0
     assert [prompt for prompt, _ in configs] == ["def f(→)\n", "é\n\n"]
 
 
-def test_run_says_where_its_own_limit_cut_a_text(tiny_artefact, capsys, monkeypatch):
+def test_run_says_where_its_own_limit_cut_a_text(tiny_artifact, capsys, monkeypatch):
     pieces = [Piece(1, "x", None, None)] * 2 + [Piece(1, "x", None, "length")]
     monkeypatch.setattr(Session, "stream", lambda *_: iter(pieces))
     monkeypatch.setattr("clada.runtime.generation_command._RUN_TOKENS", 3)
     cut = "note: cut after 3 tokens; --max-new-tokens allows more\n"
     for options, said in (([], cut), (["-q"], ""), (["--max-new-tokens", "3"], "")):
         capsys.readouterr()
-        assert main(["run", str(tiny_artefact), "--prompt", "x", *options]) == 0
+        assert main(["run", str(tiny_artifact), "--prompt", "x", *options]) == 0
         assert capsys.readouterr().err == said
 
 
-def test_a_folder_stands_for_the_model_in_it(tiny_artefact, tmp_path):
-    assert find_model(tiny_artefact.parent) == tiny_artefact
-    assert find_model(tiny_artefact) == tiny_artefact
-    shutil.copy(tiny_artefact, tmp_path / "a.engine")
+def test_a_folder_stands_for_the_model_in_it(tiny_artifact, tmp_path):
+    assert find_model(tiny_artifact.parent) == tiny_artifact
+    assert find_model(tiny_artifact) == tiny_artifact
+    shutil.copy(tiny_artifact, tmp_path / "a.engine")
     assert find_model(tmp_path) == tmp_path / "a.engine"
-    shutil.copy(tiny_artefact, tmp_path / "b.onnx")
+    shutil.copy(tiny_artifact, tmp_path / "b.onnx")
     assert find_model(tmp_path) == tmp_path / "b.onnx"
-    shutil.copy(tiny_artefact, tmp_path / "c.onnx")
+    shutil.copy(tiny_artifact, tmp_path / "c.onnx")
     with pytest.raises(CladaError, match=r"holds b\.onnx, c\.onnx: give one of them"):
         find_model(tmp_path)
 
 
-def test_inspect_as_json(tiny_artefact, capsys):
+def test_inspect_as_json(tiny_artifact, capsys):
     capsys.readouterr()
-    assert main(["inspect", str(tiny_artefact.parent), "--json"]) == 0
+    assert main(["inspect", str(tiny_artifact.parent), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["path"] == str(tiny_artefact)
-    written = json.loads(tiny_artefact.with_name("clada.json").read_text())
+    assert facts["path"] == str(tiny_artifact)
+    written = json.loads(tiny_artifact.with_name("clada.json").read_text())
     for section in ("model", "ops", "policy"):
         assert facts["manifest"][section] == written[section]
-    assert facts["bytes"]["model.onnx"] == tiny_artefact.stat().st_size
+    assert facts["bytes"]["model.onnx"] == tiny_artifact.stat().st_size
     assert facts["engine"] is None
 
 

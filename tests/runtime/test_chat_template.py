@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from clada.contract.artefact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME
+from clada.contract.artifact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME
 from clada.errors import CladaError
 from clada.runtime.chat.template import render, render_chat, special_tokens
 from tests.support.plain_folder import PlainFolder
@@ -223,7 +223,7 @@ HOSTILE = {
     "lists in lists, compared": nested(60).replace("ns", "n") + nested(60) + "{{ n.x == ns.x }}",
     "dictionaries in dictionaries": nested(60).replace("[ns.x, ns.x]", "{'a': ns.x, 'b': ns.x}") + "{{ ns.x }}",
     "namespaces in namespaces": nested(60).replace("[ns.x, ns.x]", "namespace(a=ns.x, b=ns.x)") + "{{ ns.x }}",
-    "centred": "{{ 'a' | center(10**9) }}",
+    "centered": "{{ 'a' | center(10**9) }}",
     "padded": "{{ 'a'.ljust(10**9) }}{{ '1'.zfill(10**9) }}",
     "bytes of a number": "{{ (1).to_bytes(10**9, 'big') | length }}",
     "tabs": "{{ ('\t' * 1000).expandtabs(10**6) | length }}",

@@ -49,15 +49,15 @@ CONFIG = GenerationConfig(max_new_tokens=CLOSED_TOKENS + 20)
 SAMPLED = GenerationConfig(max_new_tokens=40, sampling=SamplingConfig(temperature=0.9, seed=3))
 
 
-@pytest.fixture(params=["tiny_artefact", "tiny_half_artefact"], ids=["float32", "float16"])
-def artefact(request) -> Path:
+@pytest.fixture(params=["tiny_artifact", "tiny_half_artifact"], ids=["float32", "float16"])
+def artifact(request) -> Path:
     return request.getfixturevalue(request.param)
 
 
 def on_device(path: Path, fixed_shapes: bool = False) -> Session:
     """A session whose models hold their state through ONNX Runtime, in the CPU's memory."""
     session = Session(path, threads=1)
-    in_place = session.artefact.in_place_model
+    in_place = session.artifact.in_place_model
     session.models.take("portable", DeviceModel(path, EXECUTION))
     session.models.take("single", DeviceInPlaceModel(in_place, session.context_length, EXECUTION, fixed_shapes))
     return session
@@ -73,29 +73,29 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("fixed_shapes", [False, True], ids=["growing mask", "fixed shapes"])
 @pytest.mark.parametrize("config", [CONFIG, SAMPLED], ids=["greedy", "sampled"])
-def test_one_text_comes_out_as_on_the_host(artefact, config, fixed_shapes):
-    host, device = Session(artefact, threads=1), on_device(artefact, fixed_shapes)
+def test_one_text_comes_out_as_on_the_host(artifact, config, fixed_shapes):
+    host, device = Session(artifact, threads=1), on_device(artifact, fixed_shapes)
     for prompt in PROMPTS[:2]:
         ours, theirs = device.generate(prompt, config), host.generate(prompt, config)
         assert_same(ours, theirs)
         assert {tuple(s.pool) for s in ours[0].stats} != {ours[0].stats[0].pool} or len(ours[0].tokens) < 60
 
 
-def test_a_batch_comes_out_as_on_the_host(artefact):
-    host, device = Session(artefact, threads=1), on_device(artefact)
+def test_a_batch_comes_out_as_on_the_host(artifact):
+    host, device = Session(artifact, threads=1), on_device(artifact)
     for config in (CONFIG, SAMPLED):
         assert_same(device.generate(PROMPTS, config), host.generate(PROMPTS, config))
 
 
-def test_one_text_on_the_portable_graph(artefact):
-    device = on_device(artefact)
+def test_one_text_on_the_portable_graph(artifact):
+    device = on_device(artifact)
     device.models.take("single", device.models.of("portable"))
-    host = Session(artefact, threads=1)
+    host = Session(artifact, threads=1)
     host.models.take("single", host.models.of("portable"))
     assert_same(device.generate(PROMPTS[0], CONFIG), host.generate(PROMPTS[0], CONFIG))
 
 
-def test_a_quantised_model_comes_out_as_on_the_host(tmp_path):
+def test_a_quantized_model_comes_out_as_on_the_host(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "hf", "llama", hidden_size=64, num_attention_heads=4)
     path = tmp_path / "model.onnx"
     export(path, str(checkpoint), ExportConfig(HALF_OF_NEURONS, calibration_tokens=600, quantize="int4"))
@@ -105,9 +105,9 @@ def test_a_quantised_model_comes_out_as_on_the_host(tmp_path):
 
 @pytest.mark.parametrize("texts", [1, 2])
 @pytest.mark.parametrize("fixed_shapes", [False, True])
-def test_a_copied_state_goes_on_by_itself(tiny_artefact, texts, fixed_shapes):
+def test_a_copied_state_goes_on_by_itself(tiny_artifact, texts, fixed_shapes):
     """Pools, their score and the cache too: tokens that one reads after the copy do not affect the other."""
-    host, device = Session(tiny_artefact, threads=1), on_device(tiny_artefact, fixed_shapes)
+    host, device = Session(tiny_artifact, threads=1), on_device(tiny_artifact, fixed_shapes)
     prompts, ways = [list(range(5, 15)) for _ in range(texts)], [[7] * 70, list(range(70))]
     given = {}
     for session in (host, device):
@@ -123,8 +123,8 @@ def test_a_copied_state_goes_on_by_itself(tiny_artefact, texts, fixed_shapes):
             np.testing.assert_array_equal(a, b)
 
 
-def test_texts_of_one_session_do_not_mix(tiny_artefact):
-    session = on_device(tiny_artefact, fixed_shapes=True)
+def test_texts_of_one_session_do_not_mix(tiny_artifact):
+    session = on_device(tiny_artifact, fixed_shapes=True)
     config = GenerationConfig(max_new_tokens=70)
     streams = [session.stream(prompt, config) for prompt in PROMPTS[:2]]
     interleaved = [[a.token, b.token] for a, b in zip(*streams, strict=False)]
@@ -132,7 +132,7 @@ def test_texts_of_one_session_do_not_mix(tiny_artefact):
         assert list(tokens) == session.generate(prompt, config)[0].tokens[: len(tokens)]
 
 
-def test_fixed_shapes_keep_what_a_graph_is_captured_of(tiny_artefact, monkeypatch):
+def test_fixed_shapes_keep_what_a_graph_is_captured_of(tiny_artifact, monkeypatch):
     """A graph's id stands for one set of addresses and shapes, and texts that end leave theirs to the next."""
     bound: dict[int, dict] = {}
     for kind in ("input", "output"):
@@ -143,7 +143,7 @@ def test_fixed_shapes_keep_what_a_graph_is_captured_of(tiny_artefact, monkeypatc
             return _method(self, name, device, index, dtype, shape, address)
 
         monkeypatch.setattr(onnxruntime.IOBinding, f"bind_{kind}", bind)
-    session = on_device(tiny_artefact, fixed_shapes=True)
+    session = on_device(tiny_artifact, fixed_shapes=True)
     run, graphs = session.models.of("single")._session.run_with_iobinding, {}
 
     def watched(binding, options):
@@ -162,9 +162,9 @@ def test_fixed_shapes_keep_what_a_graph_is_captured_of(tiny_artefact, monkeypatc
     assert len(graphs) == 4  # two capacities, two logits
 
 
-def test_only_what_is_new_goes_to_the_device(tiny_artefact, monkeypatch):
+def test_only_what_is_new_goes_to_the_device(tiny_artifact, monkeypatch):
     """In a step ids and positions, and three factors a text; the pools when they are chosen anew or opened."""
-    session = on_device(tiny_artefact)
+    session = on_device(tiny_artifact)
     state = session.prefill([session.encode(PROMPTS[0])])
     written: list[str] = []
     write = Slab.write
@@ -179,9 +179,9 @@ def test_only_what_is_new_goes_to_the_device(tiny_artefact, monkeypatch):
         state.logits[:] = 0  # it would not reach the device
 
 
-def test_logits_that_are_not_the_last_step_s_are_brought_there(tiny_artefact):
+def test_logits_that_are_not_the_last_step_s_are_brought_there(tiny_artifact):
     """The surprisal of a step follows from the logits it is given."""
-    session = on_device(tiny_artefact)
+    session = on_device(tiny_artifact)
     state = session.prefill([session.encode(PROMPTS[0])])
     before = state.copy()
     flat = np.zeros_like(state.logits)
@@ -191,16 +191,16 @@ def test_logits_that_are_not_the_last_step_s_are_brought_there(tiny_artefact):
 
 
 @pytest.mark.parametrize("token", [512, -1])
-def test_a_token_outside_the_vocabulary_is_named(tiny_artefact, token):
+def test_a_token_outside_the_vocabulary_is_named(tiny_artifact, token):
     """The kernels of a device cannot raise."""
-    session = on_device(tiny_artefact)
+    session = on_device(tiny_artifact)
     state = session.prefill([[5, 6]])
     with pytest.raises(CladaError, match=f"holds token {token}, which the model's vocabulary of 512 does not"):
         session.decode(state, [token])
 
 
-def test_padding_and_too_long_a_text_are_refused(tiny_artefact):
-    session = on_device(tiny_artefact)
+def test_padding_and_too_long_a_text_are_refused(tiny_artifact):
+    session = on_device(tiny_artifact)
     state = session.prefill([list(range(5, 15))])
     with pytest.raises(CladaError, match="the text is padded"):
         session.decode(state, [7], [False])
@@ -286,13 +286,13 @@ def cuda_library(monkeypatch) -> Path:
 
 
 @NO_PROVIDER
-def test_an_onnxruntime_without_cuda_is_named(tiny_artefact, capsys):
+def test_an_onnxruntime_without_cuda_is_named(tiny_artifact, capsys):
     message = rf"onnxruntime {onnxruntime.__version__} has no CUDAExecutionProvider: .*pip install onnxruntime-gpu"
     with pytest.raises(CladaError, match=message):
-        Session(tiny_artefact, device="cuda")
+        Session(tiny_artifact, device="cuda")
     for command in ("run", "chat"):
         options = ["--prompt", "a"] if command == "run" else []
-        assert clada_main([command, str(tiny_artefact), "--device", "cuda", *options]) != 0
+        assert clada_main([command, str(tiny_artifact), "--device", "cuda", *options]) != 0
         err = capsys.readouterr().err
         assert "has no CUDAExecutionProvider" in err
         assert len(err.strip().splitlines()) == 1
@@ -310,7 +310,7 @@ def test_without_cuda_kernels_that_is_said(tmp_path, monkeypatch):
         register(onnxruntime.SessionOptions(), device="cuda")
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_artefact):
+def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_artifact):
     """ONNX Runtime falls back with a warning where CUDA's libraries or the driver are missing."""
     session = onnxruntime.InferenceSession(accumulation(), providers=["CPUExecutionProvider"])
     with pytest.raises(CladaError, match="cannot use CUDA and would run on the CPU"):
@@ -337,9 +337,9 @@ def test_errors_of_a_device_are_one_line():
         ({"cuda_graph": True}, "cuda_graph needs device='cuda', and device is 'cpu'"),
     ],
 )
-def test_unknown_ways_to_run_are_refused(tiny_artefact, options, message):
+def test_unknown_ways_to_run_are_refused(tiny_artifact, options, message):
     with pytest.raises(CladaError, match=message):
-        Session(tiny_artefact, **options)
+        Session(tiny_artifact, **options)
 
 
 def registered(library: Path) -> onnxruntime.SessionOptions:
@@ -387,10 +387,10 @@ def test_the_cuda_library_needs_no_driver(cuda_library):
         ({}, "its attention knows float16 there"),
     ],
 )
-def test_what_cannot_be_captured_is_refused(tiny_artefact, tmp_path, monkeypatch, change, reason):
+def test_what_cannot_be_captured_is_refused(tiny_artifact, tmp_path, monkeypatch, change, reason):
     """Where there is a GPU: a session that says that it captures does."""
     monkeypatch.setattr("clada.runtime.loading.check_cuda", lambda: None)
-    folder = Path(shutil.copytree(tiny_artefact.parent, tmp_path / "artefact"))
+    folder = Path(shutil.copytree(tiny_artifact.parent, tmp_path / "artifact"))
     edit_manifest(folder, lambda content: content.update(change))
     with pytest.raises(CladaError, match=f"cannot be captured in a CUDA graph: .*{reason}"):
         Session(folder / "model.onnx", device="cuda", cuda_graph=True)
@@ -410,9 +410,9 @@ def failing_once(monkeypatch, owner, name: str) -> None:
 
 @pytest.mark.fault("results", "a decode step that fails on a device", now="the state is as it was, and goes on")
 @pytest.mark.parametrize("texts", [1, 2])
-def test_a_failed_step_leaves_the_state_as_it_was(tiny_artefact, texts, monkeypatch):
+def test_a_failed_step_leaves_the_state_as_it_was(tiny_artifact, texts, monkeypatch):
     """Also where the cache was to grow in that step."""
-    session = on_device(tiny_artefact, fixed_shapes=True)
+    session = on_device(tiny_artifact, fixed_shapes=True)
     prompts = [list(range(5, 65))] * texts
     state, expected = session.prefill(prompts), session.prefill(prompts)
     for token in range(30, 40):
@@ -425,9 +425,9 @@ def test_a_failed_step_leaves_the_state_as_it_was(tiny_artefact, texts, monkeypa
         np.testing.assert_array_equal(state.logits, expected.logits)
 
 
-def test_a_device_that_fails_after_the_step_ends_the_texts(tiny_artefact, monkeypatch):
+def test_a_device_that_fails_after_the_step_ends_the_texts(tiny_artifact, monkeypatch):
     """The state has advanced already, so that nothing may be read from it any more."""
-    session = on_device(tiny_artefact)
+    session = on_device(tiny_artifact)
     state = session.prefill([[5, 6, 7]])
     failing_once(monkeypatch, DeviceScore, "add")
     with pytest.raises(CladaError, match="the device failed"):
@@ -438,8 +438,8 @@ def test_a_device_that_fails_after_the_step_ends_the_texts(tiny_artefact, monkey
     assert session.decode(session.prefill([[5, 6, 7]]), [8])
 
 
-def test_what_is_on_a_device_is_for_the_process_that_made_it(tiny_artefact):
-    session = on_device(tiny_artefact)
+def test_what_is_on_a_device_is_for_the_process_that_made_it(tiny_artifact):
+    session = on_device(tiny_artifact)
     assert session.kernels
     session.models._begin_in_child()
     for use in (lambda: session.prefill([[5]]), lambda: session.generate("a")):

@@ -73,7 +73,7 @@ class _Network:
 
 
 def write_engine(model: Path, content: bytes = b"stood in for", **changes) -> Path:
-    """An engine of an artefact and its record, which `clada build` would write."""
+    """An engine of an artifact and its record, which `clada build` would write."""
     engine = model.with_suffix(".engine")
     engine.write_bytes(content)
     manifest = model.parent / MANIFEST_NAME
@@ -97,18 +97,18 @@ def write_engine(model: Path, content: bytes = b"stood in for", **changes) -> Pa
     return engine
 
 
-@pytest.fixture(scope="module", params=["tiny_artefact", "tiny_half_artefact"], ids=["float32", "float16"])
-def artefact(request, tmp_path_factory) -> Path:
-    """The ONNX file of an artefact of each type."""
-    folder = tmp_path_factory.mktemp("engine") / "artefact"
+@pytest.fixture(scope="module", params=["tiny_artifact", "tiny_half_artifact"], ids=["float32", "float16"])
+def artifact(request, tmp_path_factory) -> Path:
+    """The ONNX file of an artifact of each type."""
+    folder = tmp_path_factory.mktemp("engine") / "artifact"
     shutil.copytree(request.getfixturevalue(request.param).parent, folder)
     return folder / "model.onnx"
 
 
 @pytest.fixture
-def copy(tiny_artefact, tmp_path) -> Path:
+def copy(tiny_artifact, tmp_path) -> Path:
     """The ONNX file of a tiny Llama, which a test may change."""
-    return Path(shutil.copytree(tiny_artefact.parent, tmp_path / "artefact")) / "model.onnx"
+    return Path(shutil.copytree(tiny_artifact.parent, tmp_path / "artifact")) / "model.onnx"
 
 
 @pytest.fixture
@@ -132,8 +132,8 @@ def on_host(model: Path) -> Session:
 
 
 @pytest.mark.parametrize("config", [CONFIG, SAMPLED], ids=["greedy", "sampled"])
-def test_one_text_comes_out_as_of_the_onnx_file(artefact, stood_in, config):
-    engine, host = Session(write_engine(artefact)), on_host(artefact)
+def test_one_text_comes_out_as_of_the_onnx_file(artifact, stood_in, config):
+    engine, host = Session(write_engine(artifact)), on_host(artifact)
     for prompt in PROMPTS[:2]:
         ours, theirs = engine.generate(prompt, config), host.generate(prompt, config)
         assert_same(ours, theirs)
@@ -141,9 +141,9 @@ def test_one_text_comes_out_as_of_the_onnx_file(artefact, stood_in, config):
     assert len(stood_in) == 1
 
 
-def test_a_batch_comes_out_as_of_the_onnx_file(artefact, stood_in):
+def test_a_batch_comes_out_as_of_the_onnx_file(artifact, stood_in):
     """Prompts of unequal length: the shorter are padded on the left."""
-    engine, host = Session(write_engine(artefact)), on_host(artefact)
+    engine, host = Session(write_engine(artifact)), on_host(artifact)
     for config in (CONFIG, SAMPLED):
         assert_same(engine.generate(PROMPTS, config), host.generate(PROMPTS, config))
 
@@ -379,10 +379,10 @@ NO_GPU = pytest.mark.skipif(not why_no_gpu(), reason="this machine has a GPU")
 
 
 @pytest.fixture(scope="module")
-def built(tiny_artefact, tmp_path_factory) -> Path:
+def built(tiny_artifact, tmp_path_factory) -> Path:
     """An engine that TensorRT for RTX built for Ada's GPUs."""
     pytest.importorskip("tensorrt_rtx")
-    folder = shutil.copytree(tiny_artefact.parent, tmp_path_factory.mktemp("built") / "artefact")
+    folder = shutil.copytree(tiny_artifact.parent, tmp_path_factory.mktemp("built") / "artifact")
     options = ["--runtime", "tensorrt-rtx", "--target", "sm_89"]
     assert clada_main(["build", str(folder / "model.onnx"), *options]) == 0
     return folder / "model.engine"
@@ -391,7 +391,7 @@ def built(tiny_artefact, tmp_path_factory) -> Path:
 @pytest.fixture
 def engine(built, tmp_path) -> Path:
     """A real engine, which a test may change."""
-    return Path(shutil.copytree(built.parent, tmp_path / "artefact")) / "model.engine"
+    return Path(shutil.copytree(built.parent, tmp_path / "artifact")) / "model.engine"
 
 
 def refused(engine: Path, **environment: str) -> str:
@@ -430,7 +430,7 @@ def test_files_that_are_not_the_engine_s_are_refused(engine):
     manifest.write_text(manifest.read_text() + " ")
     assert "clada.json does not match its hash in model.engine.json: the engine was built from" in refused(engine)
     manifest.unlink()
-    assert "model.engine has no clada.json beside it: copy the files of its artefact there" in refused(engine)
+    assert "model.engine has no clada.json beside it: copy the files of its artifact there" in refused(engine)
     engine.unlink()
     assert "there is no file" in refused(engine)
 

@@ -84,14 +84,14 @@ def write(path: Path, model: onnx.ModelProto) -> Path:
 @pytest.fixture
 def model_path(tmp_path) -> Path:
     """Where a model may be written, with a file beside it and another that is not its own."""
-    folder = tmp_path / "artefact"
+    folder = tmp_path / "artifact"
     folder.mkdir()
     for place in (folder / "model.onnx.data", tmp_path / SECRET):
         np.arange(4, dtype=np.float32).tofile(place)
     return folder / "model.onnx"
 
 
-@pytest.mark.fault("files", "a graph that names weights outside of the artefact's folder", now="refused in one line")
+@pytest.mark.fault("files", "a graph that names weights outside of the artifact's folder", now="refused in one line")
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_weights_elsewhere_are_refused(place, model_path, record_property):
     for name in ELSEWHERE:
@@ -140,12 +140,12 @@ def test_any_bytes_are_read_or_refused(model_path, record_property):
     record_property("cases", len(contents))
 
 
-def test_an_artefact_is_taken_as_it_is_and_behind_links(tiny_artefact, tmp_path):
+def test_an_artifact_is_taken_as_it_is_and_behind_links(tiny_artifact, tmp_path):
     """As a hub's cache keeps files."""
     linked = tmp_path / "linked"
     linked.mkdir()
-    for file in tiny_artefact.parent.iterdir():
+    for file in tiny_artifact.parent.iterdir():
         (linked / file.name).symlink_to(file)
-    copied = shutil.copytree(tiny_artefact.parent, tmp_path / "copied")
-    for folder in (tiny_artefact.parent, linked, copied):
-        check_external_data(folder / tiny_artefact.name)
+    copied = shutil.copytree(tiny_artifact.parent, tmp_path / "copied")
+    for folder in (tiny_artifact.parent, linked, copied):
+        check_external_data(folder / tiny_artifact.name)

@@ -1,4 +1,4 @@
-"""Artefacts that skip inputs where everything lasts on a device: stood in for by the CPU, and built by TensorRT."""
+"""Artifacts that skip inputs where everything lasts on a device: stood in for by the CPU, and built by TensorRT."""
 
 import shutil
 from pathlib import Path
@@ -19,19 +19,19 @@ __all__ = ["stood_in"]  # a fixture
 
 
 @pytest.fixture
-def artefact(inputs_artefact, tmp_path) -> Path:
+def artifact(inputs_artifact, tmp_path) -> Path:
     """A copy that a test may write beside."""
-    return Path(shutil.copytree(inputs_artefact.parent, tmp_path / "artefact")) / "model.onnx"
+    return Path(shutil.copytree(inputs_artifact.parent, tmp_path / "artifact")) / "model.onnx"
 
 
-def test_texts_come_out_as_on_the_host(artefact):
-    host, device = Session(artefact, threads=1), on_device(artefact, fixed_shapes=True)
+def test_texts_come_out_as_on_the_host(artifact):
+    host, device = Session(artifact, threads=1), on_device(artifact, fixed_shapes=True)
     assert_same(device.generate(PROMPTS[0], CONFIG), host.generate(PROMPTS[0], CONFIG))
     assert_same(device.generate(PROMPTS, SAMPLED), host.generate(PROMPTS, SAMPLED))
 
 
-def test_effort_reaches_the_device_when_it_changes(artefact):
-    host, device = Session(artefact, threads=1), on_device(artefact)
+def test_effort_reaches_the_device_when_it_changes(artifact):
+    host, device = Session(artifact, threads=1), on_device(artifact)
     found = []
     for session in (host, device):
         state = session.prefill([session.encode(prompt) for prompt in PROMPTS[:2]])
@@ -45,22 +45,22 @@ def test_effort_reaches_the_device_when_it_changes(artefact):
     assert [s.read_fraction for s in found[1][0][2:]] == pytest.approx([1, 0.4, 1, 0.4], abs=0.12)
 
 
-def test_an_engine_comes_out_as_the_onnx_file(artefact, stood_in):
-    engine, host = Session(write_engine(artefact)), on_host(artefact)
+def test_an_engine_comes_out_as_the_onnx_file(artifact, stood_in):
+    engine, host = Session(write_engine(artifact)), on_host(artifact)
     assert_same(engine.generate(PROMPTS[0], SAMPLED), host.generate(PROMPTS[0], SAMPLED))
     assert_same(engine.generate(PROMPTS, CONFIG), host.generate(PROMPTS, CONFIG))
     assert len(stood_in) == 1
     with pytest.raises(CladaError, match="calibrated for"):
-        Session(artefact.with_suffix(".engine"), bytes=0.1)
-    dense = Session(artefact.with_suffix(".engine"), bytes=1)
+        Session(artifact.with_suffix(".engine"), bytes=0.1)
+    dense = Session(artifact.with_suffix(".engine"), bytes=1)
     assert dense.generate(PROMPTS[0], CONFIG)[0].stats[0].read_fraction == pytest.approx(1, abs=1e-6)
 
 
-def test_tensorrt_builds_it(artefact, capsys):
+def test_tensorrt_builds_it(artifact, capsys):
     pytest.importorskip("tensorrt_rtx")
     options = ["--runtime", "tensorrt-rtx", "--target", "sm_89", "--max-batch", "2"]
-    assert main(["build", str(artefact), *options]) == 0, capsys.readouterr().err
-    record = read_record(artefact.with_suffix(".engine"))
+    assert main(["build", str(artifact), *options]) == 0, capsys.readouterr().err
+    record = read_record(artifact.with_suffix(".engine"))
     shapes = record.profiles[0].shapes
     assert len(shapes) == 5 + 2 * LAYERS
     assert shapes[graph_names.EFFORT] == ((1,), (2,), (2,))

@@ -44,14 +44,14 @@ def decode_inputs(model: OnnxRuntimeModel, ids: list[int], at: int, past_logits)
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
-def test_native_session_computes_what_the_bodies_do(demo_artefact, demo_session, instructions, record_property):
+def test_native_session_computes_what_the_bodies_do(demo_artifact, demo_session, instructions, record_property):
     """Both read the same text on the same cache: the same neurons, the same logits.
 
     Rounding may put an activation on the other side of its threshold; such a neuron is counted, and its step is
     compared by nothing else.
     """
-    bodies = OnnxRuntimeModel(demo_artefact, Execution(1, "bodies"))
-    native = OnnxRuntimeModel(demo_artefact, Execution(2, "native", instructions=instructions))
+    bodies = OnnxRuntimeModel(demo_artifact, Execution(1, "bodies"))
+    native = OnnxRuntimeModel(demo_artifact, Execution(2, "native", instructions=instructions))
     assert (bodies.kernels, native.kernels) == ("function bodies", f"native kernels, {instructions}")
     ids = demo_session.encode(TEXT)[: PROMPT_TOKENS + 48]
     scores = [graph_names.score(n) for n in range(bodies.layers)]
@@ -83,11 +83,11 @@ def test_native_session_computes_what_the_bodies_do(demo_artefact, demo_session,
     assert flips <= 3
 
 
-def test_generation_is_the_same_on_both(demo_artefact):
+def test_generation_is_the_same_on_both(demo_artifact):
     """Greedy tokens and active fractions, in one text and in a batch."""
     prompts = ["def parse_args(argv):", "class Reader:", "for i in range("]
-    native = Session(demo_artefact, threads=2, kernels="native")
-    bodies = Session(demo_artefact, threads=2, kernels="bodies")
+    native = Session(demo_artifact, threads=2, kernels="native")
+    bodies = Session(demo_artifact, threads=2, kernels="bodies")
     assert native.kernels == f"native kernels, {INSTRUCTIONS[0]}"
     for batch in ([prompts[0]], prompts):
         ours, theirs = (s.generate(batch, GenerationConfig(max_new_tokens=24)) for s in (native, bodies))
@@ -97,11 +97,11 @@ def test_generation_is_the_same_on_both(demo_artefact):
             np.testing.assert_allclose(*figures, atol=1e-3)
 
 
-def test_session_is_repeatable_to_the_bit(demo_artefact):
+def test_session_is_repeatable_to_the_bit(demo_artifact):
     """Whatever the number of the kernels' threads."""
     logits = []
     for _ in range(2):
-        session = Session(demo_artefact, threads=2)
+        session = Session(demo_artifact, threads=2)
         state = session.prefill([session.encode(TEXT)])
         for token in session.encode("def main(argv):"):
             session.decode(state, [token])
@@ -110,22 +110,22 @@ def test_session_is_repeatable_to_the_bit(demo_artefact):
 
 
 @torch.no_grad()
-def test_bfloat16_weights_are_those_of_a_rounded_model(tiny_artefact, checkpoint):
+def test_bfloat16_weights_are_those_of_a_rounded_model(tiny_artifact, checkpoint):
     """Against PyTorch with its feed-forward matrices rounded; biases and everything else as they were."""
     model, _ = load_model(str(checkpoint("llama")), torch.float32)
     sparsify(model)
-    calibrated = Calibrated.from_graph(tiny_artefact)
+    calibrated = Calibrated.from_graph(tiny_artifact)
     for layer in sparse_layers(model):
         for name in layer.weight_names:
             weight = layer.get_parameter(name)
             weight.copy_(weight.bfloat16().float())
-    session = Session(tiny_artefact, weights="bfloat16")
+    session = Session(tiny_artifact, weights="bfloat16")
     ids = session.encode(TEXT)[:32]
     decoder = Decoder(model, calibrated)
     step = first_step(model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
     expected = decoder(**step, **calibrated.tensors())[0][0, -1].numpy()
     assert np.abs(session.prefill([ids]).logits[0] - expected).max() <= 1e-5 * np.ptp(expected)
-    unrounded = Session(tiny_artefact).prefill([ids]).logits[0]
+    unrounded = Session(tiny_artifact).prefill([ids]).logits[0]
     assert np.abs(unrounded - expected).max() > 1e-4 * np.ptp(expected)
 
 
@@ -193,32 +193,32 @@ for _ in range(2):
 """
 
 
-def run_with(package: Path, artefact: Path) -> subprocess.CompletedProcess:
+def run_with(package: Path, artifact: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    program = [sys.executable, "-c", GENERATE, str(artefact)]
+    program = [sys.executable, "-c", GENERATE, str(artifact)]
     return subprocess.run(program, capture_output=True, text=True, check=True, env=environment, cwd=package.parent)
 
 
-def test_without_a_library_the_session_says_so_once_and_runs(package, tiny_artefact):
+def test_without_a_library_the_session_says_so_once_and_runs(package, tiny_artifact):
     next(package.rglob("libclada_onnxruntime.so")).unlink()
-    result = run_with(package, tiny_artefact)
+    result = run_with(package, tiny_artifact)
     assert result.stdout == "3 function bodies\n" * 2
     assert result.stderr.count("the function bodies run instead of the native kernels, at dense speed") == 1
     assert "this installation of clada has no native kernels" in result.stderr
     assert "set CLADA_ONNXRUNTIME_INCLUDE" in result.stderr
 
 
-def test_a_library_for_another_processor_is_named(package, tiny_artefact):
+def test_a_library_for_another_processor_is_named(package, tiny_artifact):
     library = next(package.rglob("libclada_onnxruntime.so"))
     content = bytearray(library.read_bytes())
     content[18:20] = (243).to_bytes(2, sys.byteorder)  # e_machine: RISC-V
     library.write_bytes(content)
-    result = run_with(package, tiny_artefact)
+    result = run_with(package, tiny_artifact)
     assert result.stdout == "3 function bodies\n" * 2
     assert result.stderr.count("the native kernels cannot be used: ") == 1
     assert "libclada_onnxruntime.so" in result.stderr
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    inspect = [sys.executable, "-m", "clada.runtime.cli", "inspect", str(tiny_artefact)]
+    inspect = [sys.executable, "-m", "clada.runtime.cli", "inspect", str(tiny_artifact)]
     assert subprocess.run(inspect, capture_output=True, text=True, check=True, env=environment).returncode == 0
 
 
@@ -300,7 +300,7 @@ def scales_with(value: float) -> np.ndarray:
         ),
     ],
 )
-def test_quantised_weights_that_do_not_fit_are_named(changes, message):
+def test_quantized_weights_that_do_not_fit_are_named(changes, message):
     with pytest.raises(Exception, match=message):
         load_native(quantized_model(**changes))
 
@@ -325,7 +325,7 @@ def quantized_linear_model(**changes: np.ndarray) -> onnx.ModelProto:
         ({"w": np.zeros((37, 2, 24), np.int8)}, "w and s are not matrices of the same rows"),
     ],
 )
-def test_quantised_matrices_that_do_not_fit_are_named(changes, message):
+def test_quantized_matrices_that_do_not_fit_are_named(changes, message):
     with pytest.raises(Exception, match=message):
         load_native(quantized_linear_model(**changes))
 
@@ -339,7 +339,7 @@ def test_quantised_matrices_that_do_not_fit_are_named(changes, message):
         ("scale", (1, 2), r"scale has shape \[1, 2\], expected \[B=1, S=1\]"),
     ],
 )
-def test_inputs_that_do_not_fit_quantised_matrices_are_named(name, shape, message):
+def test_inputs_that_do_not_fit_quantized_matrices_are_named(name, shape, message):
     model = quantized_linear_model()
     for value in model.graph.input:
         value.type.tensor_type.ClearField("shape")
@@ -349,20 +349,20 @@ def test_inputs_that_do_not_fit_quantised_matrices_are_named(name, shape, messag
         session.run(None, {key: np.zeros(sizes, np.float32) for key, sizes in shapes.items()})
 
 
-def test_a_quantised_matrix_is_constant_and_stays_quantised():
+def test_a_quantized_matrix_is_constant_and_stays_quantized():
     model = body_model(QUANTIZED_LINEAR, "float32", {"bits": 4, "block_size": 32}, 20)
     with pytest.raises(Exception, match="needs constant weights, and w is not constant"):
         load_native(model)
-    with pytest.raises(Exception, match="weights=bfloat16 is for float32 models, and this one is quantised"):
+    with pytest.raises(Exception, match="weights=bfloat16 is for float32 models, and this one is quantized"):
         load_native(quantized_linear_model(), weights="bfloat16")
 
 
-def test_quantised_weights_are_constant_and_stay_quantised():
+def test_quantized_weights_are_constant_and_stay_quantized():
     op = QUANTIZED[SPARSE_GATED_FFN.name]
     model = body_model(op, "float32", {"bits": 4, "block_size": 32, "activation": "silu"}, 20)
     with pytest.raises(Exception, match="needs constant weights, and w_gate is not constant"):
         load_native(model)
-    with pytest.raises(Exception, match="weights=bfloat16 is for float32 models, and this one is quantised"):
+    with pytest.raises(Exception, match="weights=bfloat16 is for float32 models, and this one is quantized"):
         load_native(quantized_model(), weights="bfloat16")
 
 
@@ -370,7 +370,7 @@ def test_quantised_weights_are_constant_and_stay_quantised():
     ("attribute", "message"),
     [("bits", "bits is 5; it may be 4,8"), ("block_size", "block_size is 5; it may be 32,128")],
 )
-def test_unknown_quantisation_is_named(attribute, message):
+def test_unknown_quantization_is_named(attribute, message):
     model = quantized_model()
     next(a for a in model.graph.node[0].attribute if a.name == attribute).i = 5
     with pytest.raises(Exception, match=message):
@@ -421,11 +421,11 @@ def test_a_bfloat16_model_has_kernels():
         load_native(model)
 
 
-def test_a_graph_that_the_kernels_refuse_runs_on_its_bodies(tiny_artefact, tmp_path):
+def test_a_graph_that_the_kernels_refuse_runs_on_its_bodies(tiny_artifact, tmp_path):
     """The library loads, and its kernels do not know the graph's ops: that is said, and the bodies serve."""
-    for file in tiny_artefact.parent.iterdir():
+    for file in tiny_artifact.parent.iterdir():
         shutil.copy(file, tmp_path)
-    path = tmp_path / tiny_artefact.name
+    path = tmp_path / tiny_artifact.name
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -447,6 +447,6 @@ def test_a_graph_that_the_kernels_refuse_runs_on_its_bodies(tiny_artefact, tmp_p
         ({"weights": "bfloat16", "kernels": "bodies"}, "weights=bfloat16 needs the native kernels"),
     ],
 )
-def test_unknown_ways_to_run_are_refused(tiny_artefact, options, message):
+def test_unknown_ways_to_run_are_refused(tiny_artifact, options, message):
     with pytest.raises(CladaError, match=message):
-        Session(tiny_artefact, **options)
+        Session(tiny_artifact, **options)

@@ -42,9 +42,9 @@ def read_tokens(model: OnnxRuntimeModel, ids: list[int]) -> None:
 
 
 @pytest.fixture
-def shorter_threshold(tiny_artefact, tmp_path) -> Path:
-    """A copy of an artefact whose first layer has too few thresholds."""
-    for file in tiny_artefact.parent.iterdir():
+def shorter_threshold(tiny_artifact, tmp_path) -> Path:
+    """A copy of an artifact whose first layer has too few thresholds."""
+    for file in tiny_artifact.parent.iterdir():
         shutil.copy(file, tmp_path)
     for path in tmp_path.glob("*.onnx"):
         model = onnx.load(path, load_external_data=False)
@@ -68,8 +68,8 @@ def test_a_threshold_of_the_wrong_length(shorter_threshold, name, capfd):
 @pytest.mark.fault("native", "an op that fails at run time", now="one line with ONNX Runtime's reason, and no other")
 @KERNELS
 @GRAPHS
-def test_a_token_that_no_embedding_has(tiny_artefact, name, kernels, capfd):
-    model = load(tiny_artefact.parent / name, kernels)
+def test_a_token_that_no_embedding_has(tiny_artifact, name, kernels, capfd):
+    model = load(tiny_artifact.parent / name, kernels)
     with pytest.raises(CladaError, match=r"^ONNX Runtime [\d.]+ failed: Gather node '\S*': .*idx=99999") as caught:
         read_tokens(model, [1, 99_999, 3])
     assert "\n" not in str(caught.value)
@@ -78,8 +78,8 @@ def test_a_token_that_no_embedding_has(tiny_artefact, name, kernels, capfd):
 
 
 @pytest.mark.fault("native", "inputs of shapes that a graph does not take", now="one line")
-def test_an_input_of_the_wrong_rank(tiny_artefact, capfd):
-    model = load(tiny_artefact, "bodies")
+def test_an_input_of_the_wrong_rank(tiny_artifact, capfd):
+    model = load(tiny_artifact, "bodies")
     model.neurons[0] += 1
     with pytest.raises(CladaError, match=r"^ONNX Runtime [\d.]+ failed: .*pool.0"):
         read_tokens(model, [1, 2, 3])
@@ -88,11 +88,11 @@ def test_an_input_of_the_wrong_rank(tiny_artefact, capfd):
 
 @pytest.mark.fault("files", "a graph that ONNX Runtime cannot load", now="one line, and no other")
 @KERNELS
-def test_a_graph_that_does_not_load_is_one_line(tiny_artefact, tmp_path, kernels, capfd):
-    model = onnx.load(tiny_artefact, load_external_data=False)
+def test_a_graph_that_does_not_load_is_one_line(tiny_artifact, tmp_path, kernels, capfd):
+    model = onnx.load(tiny_artifact, load_external_data=False)
     model.graph.node[0].op_type = "NoSuchOp"
-    shutil.copy(tiny_artefact.with_name(f"{tiny_artefact.name}.data"), tmp_path)
-    path = tmp_path / tiny_artefact.name
+    shutil.copy(tiny_artifact.with_name(f"{tiny_artifact.name}.data"), tmp_path)
+    path = tmp_path / tiny_artifact.name
     path.write_bytes(model.SerializeToString())
     with pytest.raises(CladaError, match=r"^ONNX Runtime [\d.]+ cannot load .*model.onnx: .*NoSuchOp") as caught:
         load(path, kernels)
@@ -159,7 +159,7 @@ def test_a_library_is_named_as_the_system_names_them(monkeypatch, platform, name
     assert file_name("clada_onnxruntime") == name
 
 
-def test_a_session_never_goes_on_elsewhere_by_itself(tiny_artefact):
+def test_a_session_never_goes_on_elsewhere_by_itself(tiny_artifact):
     """ONNX Runtime's Python would, after a failure of the device, and print that to standard output."""
-    model = OnnxRuntimeModel(tiny_artefact, Execution(threads=1, kernels="bodies"))
+    model = OnnxRuntimeModel(tiny_artifact, Execution(threads=1, kernels="bodies"))
     assert model._session._enable_fallback is False

@@ -69,7 +69,7 @@ def test_registry_finds_and_creates_every_plugin(module, built):
 
 
 def test_registered_plugins_answer_as_the_records_say(module, built, probe):
-    """Shapes, types, formats, fields after serialising and cloning."""
+    """Shapes, types, formats, fields after serializing and cloning."""
     answer, stderr = ask(module, built, [], probe)
     assert answer["checked"] == list(OPS)
     assert "clada: " not in stderr

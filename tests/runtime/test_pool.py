@@ -63,7 +63,7 @@ def test_a_pool_may_hold_every_neuron():
 
 
 def test_short_prompts_lean_on_the_prior_and_long_ones_on_the_prompt():
-    """The prior favours the first half of a layer, the prompt's tokens the other."""
+    """The prior favors the first half of a layer, the prompt's tokens the other."""
     first, last = np.repeat([1.0, 0.0], 4).astype(np.float32) / 4, np.repeat([0.0, 1.0], 4).astype(np.float32) / 4
     policy = PoolPolicy([4], 20.0, [first], [np.ones(8, np.float32)])
     lengths = np.array([1, 19, 21, 5000])
@@ -190,8 +190,8 @@ def test_a_pool_is_overdue_after_so_many_tokens():
 
 
 @pytest.fixture(scope="module")
-def session(demo_artefact) -> Session:
-    session = Session(demo_artefact, threads=1)
+def session(demo_artifact) -> Session:
+    session = Session(demo_artifact, threads=1)
     policy = session.pool_policy
     sizes = [len(prior) // 2 for prior in policy.prior]
     session.pool_policy = dataclasses.replace(policy, sizes=sizes, prior_tokens=64.0)

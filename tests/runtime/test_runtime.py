@@ -1,4 +1,4 @@
-"""Generation from the demo model's artefact."""
+"""Generation from the demo model's artifact."""
 
 import dataclasses
 import gc
@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from clada.contract.artefact import Artefact
+from clada.contract.artifact import Artifact
 from clada.contract.pool import CLOSED_TOKENS
 from clada.errors import CladaError
 from clada.exporter.graph.greedy import greedy_tokens
@@ -64,14 +64,14 @@ def test_stream_is_the_completion_piece_by_piece(demo_session):
     assert len(completion.tokens) == 24
 
 
-def test_greedy_tokens_are_those_of_pytorch(demo_artefact, demo_session):
+def test_greedy_tokens_are_those_of_pytorch(demo_artifact, demo_session):
     """The same tokens as the patched model in PyTorch: prefill dense, decode sparse, load signal, pools and all.
 
     So many of one text that its pool is opened once for having been closed for long.
     """
     model, _ = load_model(str(DEMO_MODEL), torch.float32)
     sparsify(model)
-    calibrated = Calibrated.from_graph(demo_artefact)
+    calibrated = Calibrated.from_graph(demo_artifact)
     for prompt, count in zip(PROMPTS, (24, CLOSED_TOKENS + 8, 24), strict=True):
         ids = demo_session.encode(prompt)
         ours = demo_session.generate(prompt, GenerationConfig(max_new_tokens=count))[0].tokens
@@ -234,9 +234,9 @@ def test_held_back_text_is_shown_when_no_stop_follows(demo_session):
     assert "".join(stream.push(token) for token in ids) + stream.flush() == "a\n\nb"
 
 
-def test_token_outside_the_vocabulary_is_refused(demo_artefact):
+def test_token_outside_the_vocabulary_is_refused(demo_artifact):
     """A tokenizer may know tokens that were added to it and never to the model."""
-    session = Session(demo_artefact)
+    session = Session(demo_artifact)
     session.tokenizer.add_tokens(["<extra>"])
     with pytest.raises(CladaError, match=r"token 4096 \(<extra>\), which the model's vocabulary of 4096 does not"):
         session.generate("a <extra> b")
@@ -285,15 +285,15 @@ def test_sampling_that_nobody_asked_for_is_the_models(demo_session, monkeypatch)
     assert unasked != demo_session.generate(PROMPTS[0], GREEDY)[0].tokens
 
 
-def test_text_goes_on_until_the_context_ends(tiny_artefact):
-    session = Session(tiny_artefact, threads=1)
+def test_text_goes_on_until_the_context_ends(tiny_artifact):
+    session = Session(tiny_artifact, threads=1)
     completion = session.generate("def f(x):", GenerationConfig(sampling=SamplingConfig()))[0]
     assert completion.finish == "length"
     assert len(session.encode("def f(x):")) + len(completion.tokens) == session.context_length == 128
 
 
-def test_a_closed_session_reads_nothing(tiny_artefact):
-    with Session(tiny_artefact, threads=1) as session:
+def test_a_closed_session_reads_nothing(tiny_artifact):
+    with Session(tiny_artifact, threads=1) as session:
         state = session.prefill([[5, 6]])
         model = weakref.ref(state.model)
     uses = [session.__enter__, partial(session.prefill, [[5, 6]]), partial(session.decode, state, [7])]
@@ -374,8 +374,8 @@ def test_a_failed_step_leaves_the_state_as_it_was(demo_session, texts, monkeypat
             np.testing.assert_array_equal(ours.logits, expected.logits)
 
 
-def test_a_text_as_long_as_the_context_reads_no_more(tiny_artefact):
-    session = Session(tiny_artefact, threads=1)
+def test_a_text_as_long_as_the_context_reads_no_more(tiny_artifact):
+    session = Session(tiny_artifact, threads=1)
     for texts in (1, 2):
         state = session.prefill([[5] * 127] * texts)
         session.decode(state, [6] * texts)
@@ -417,8 +417,8 @@ def test_a_state_is_for_one_thread_at_a_time(demo_session, texts):
 
 
 @pytest.mark.fault("native", "one Session used by several threads", now="each gets what it would get alone")
-def test_threads_share_a_session(tiny_artefact):
-    session = Session(tiny_artefact, threads=1)
+def test_threads_share_a_session(tiny_artifact):
+    session = Session(tiny_artifact, threads=1)
     config = GenerationConfig(16, sampling=SamplingConfig())
     given: dict[int, list] = {}
 
@@ -431,16 +431,16 @@ def test_threads_share_a_session(tiny_artefact):
         thread.start()
     for thread in threads:
         thread.join()
-    alone = Session(tiny_artefact, threads=1)
+    alone = Session(tiny_artifact, threads=1)
     for index in range(6):
         expected = alone.generate(PROMPTS[index % 3] if index % 2 else PROMPTS, config)
         assert given[index] == [completion.tokens for completion in expected]
 
 
-def test_graphs_are_loaded_once_by_all_threads(tiny_artefact, monkeypatch):
-    session, loaded = Session(tiny_artefact, threads=1), []
-    load = Artefact.load_graph
-    monkeypatch.setattr(Artefact, "load_graph", lambda *given: (loaded.append(1), time.sleep(0.05), load(*given))[-1])
+def test_graphs_are_loaded_once_by_all_threads(tiny_artifact, monkeypatch):
+    session, loaded = Session(tiny_artifact, threads=1), []
+    load = Artifact.load_graph
+    monkeypatch.setattr(Artifact, "load_graph", lambda *given: (loaded.append(1), time.sleep(0.05), load(*given))[-1])
     threads = [threading.Thread(target=lambda: session.kernels) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -451,9 +451,9 @@ def test_graphs_are_loaded_once_by_all_threads(tiny_artefact, monkeypatch):
 
 @pytest.mark.fault("native", "a Session made before fork()", now="works in the child; its States are refused there")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_session_goes_on_in_a_forked_process(tiny_artefact, threads):
+def test_a_session_goes_on_in_a_forked_process(tiny_artifact, threads):
     config = GenerationConfig(8, sampling=SamplingConfig())
-    with Session(tiny_artefact, threads=threads) as session:
+    with Session(tiny_artifact, threads=threads) as session:
         expected = session.generate(PROMPTS[0], config)[0].tokens
         state = session.prefill([[5, 6]])
         context = multiprocessing.get_context("fork")
@@ -482,11 +482,11 @@ def test_a_session_goes_on_in_a_forked_process(tiny_artefact, threads):
         assert session.generate(PROMPTS[0], config)[0].tokens == expected
 
 
-def test_threads_change_no_bit(demo_artefact):
+def test_threads_change_no_bit(demo_artifact):
     """Of either graph, in prefill and decode."""
     states = []
     for threads in (1, 2):
-        session = Session(demo_artefact, threads=threads)
+        session = Session(demo_artifact, threads=threads)
         for prompts in (PROMPTS[:1], PROMPTS):
             state = session.prefill([session.encode(prompt) for prompt in prompts])
             stats = [session.decode(state, [token] * len(prompts)) for token in range(300, 312)]

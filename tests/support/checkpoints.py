@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from clada.exporter.calibration.text import read_texts, sample_file
 
 VOCABULARY = 512
-# Of two, the tiny artefact is calibrated to thresholds that no load changes, and tests of the load would see nothing.
+# Of two, the tiny artifact is calibrated to thresholds that no load changes, and tests of the load would see nothing.
 LAYERS = 3
 NEURONS = 88
 

@@ -20,7 +20,7 @@ int calls = 0;
 
 constexpr clada::QuantizedKernels kQuantized = clada::quantized_kernels_for<clada::Portable>();
 
-// The CPU's kernels want quantised weights packed, into whole cache lines.
+// The CPU's kernels want quantized weights packed, into whole cache lines.
 std::unique_ptr<void, void (*)(void*)> cache_lines(size_t bytes) {
   return {aligned_alloc(64, (bytes + 63) / 64 * 64), free};
 }

@@ -1,6 +1,6 @@
 """A TensorRT engine and a GPU's memory, stood in for by ONNX Runtime and this process's memory.
 
-The engine honours what TensorRT honours: shapes within a profile, inputs and outputs at the addresses given, work that
+The engine honors what TensorRT honors: shapes within a profile, inputs and outputs at the addresses given, work that
 is done in the order of a stream and not before somebody waits for it. It refuses, by an assertion, what TensorRT would
 not notice: memory that is not there any more, arrays that do not fit it or overlap.
 """

@@ -60,7 +60,7 @@ def random_case(op: Op, rng: np.random.Generator, element: str) -> Case:
         return large_linear_case(batch, sequence, width, outputs, seed, element, quantization)
     plain = SPARSE_GATED_FFN if op.name.endswith("GatedFFN") else SPARSE_FFN
     if quantization:
-        # Of more tokens none of the thresholds tried may be far from all, as those of quantised weights have to be.
+        # Of more tokens none of the thresholds tried may be far from all, as those of quantized weights have to be.
         width, sequence = of_blocks, min(sequence, 17)
     case = large_case(plain, batch, sequence, width, rows, seed, element=element, quantization=quantization)
     # Booleans are true by any byte but 0.

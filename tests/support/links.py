@@ -1,4 +1,4 @@
-"""Artefacts whose files are links, as caches and copies of folders have them."""
+"""Artifacts whose files are links, as caches and copies of folders have them."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Changes to an artefact's manifest that leave it consistent, as who wrote it could have made them."""
+"""Changes to an artifact's manifest that leave it consistent, as who wrote it could have made them."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def vouch_for(path: Path) -> None:
 
 
 def describe_graph(folder: Path, load_map: Any, model: dict[str, Any], **sections: Any) -> None:
-    """Have the manifest of a copied artefact tell of another graph, written over its ONNX file, with its load map.
+    """Have the manifest of a copied artifact tell of another graph, written over its ONNX file, with its load map.
 
     Args:
         folder: Folder of the copy.

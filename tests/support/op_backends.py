@@ -111,7 +111,7 @@ BACKENDS: dict[str, Backend] = (
         f"native-{instructions}-{threads}": partial(run_native, instructions=instructions, threads=threads)
         for instructions in INSTRUCTIONS
         for threads in (1, 2)
-        # The two that differ for quantised weights alone, on one number of threads.
+        # The two that differ for quantized weights alone, on one number of threads.
         if threads == 1 or "vnni" not in instructions
     }
 )

@@ -1,4 +1,4 @@
-"""A folder in the place of an artefact: its files are read as if a manifest listed all of them."""
+"""A folder in the place of an artifact: its files are read as if a manifest listed all of them."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 
 class PlainFolder:
-    """Part of an artefact that its tokenizer's and template's readers use; see Artefact."""
+    """Part of an artifact that its tokenizer's and template's readers use; see Artifact."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, name: str) -> Path:  # noqa: D102 - as Artefact has it
+    def path(self, name: str) -> Path:  # noqa: D102 - as Artifact has it
         return self.folder / name
 
     def content(self, name: str) -> bytes | None:  # noqa: D102

@@ -29,7 +29,7 @@ def complete(op: Op, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def sizes_of(op: Op) -> dict[str, int]:
-    """A different size for every axis, such that quantised weights fit the default attributes."""
+    """A different size for every axis, such that quantized weights fit the default attributes."""
     axes = dict.fromkeys(axis for spec in op.inputs for axis in spec.axes)
     sizes = {axis: 2 + i for i, axis in enumerate(axes)}
     if "P" in axes:
@@ -47,15 +47,15 @@ def input_shapes(op: Op, sizes: Mapping[str, int]) -> list[list[int]]:
 
 
 def check_fields(library: PluginLibrary, op: Op, fields: Fields) -> None:
-    """Check that fields survive serialising and cloning, and that an engine's make the plugin again."""
+    """Check that fields survive serializing and cloning, and that an engine's make the plugin again."""
     plugin = library.create(op, {**fields, **PLUGIN_ATTRIBUTES})
     assert plugin is not None
     for copy in (plugin, plugin.clone(), plugin.attach()):
         assert copy.name == op.name
-        assert copy.serialised() == fields
-    from_engine = library.create(op, plugin.clone().serialised(), from_engine=True)
+        assert copy.serialized() == fields
+    from_engine = library.create(op, plugin.clone().serialized(), from_engine=True)
     assert from_engine is not None
-    assert from_engine.serialised() == fields
+    assert from_engine.serialized() == fields
 
 
 def check_output_shapes(library: PluginLibrary, op: Op) -> None:

@@ -31,7 +31,7 @@ def _field(trt: Any, name: str, value: str | float) -> Any:
 
 
 def _registry() -> int:
-    """Address of the loaded TensorRT's registry: Python clones and serialises only plugins written in Python."""
+    """Address of the loaded TensorRT's registry: Python clones and serializes only plugins written in Python."""
     paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     for path in sorted(paths):
         if "nvinfer" in path or "tensorrt" in path:

@@ -78,7 +78,7 @@ def sparse_linear(x: Tensor, w: Tensor, threshold: Tensor, scale: Tensor) -> tup
 
 
 def dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
-    """Dequantise packed codes i8[F, P] with scales [F, N] to weights f32[F, D]."""
+    """Dequantize packed codes i8[F, P] with scales [F, N] to weights f32[F, D]."""
     codes = packed
     if bits == 4:
         codes = torch.stack([packed << 4, packed & ~0xF], dim=-1) >> 4
@@ -88,7 +88,7 @@ def dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:
 
 
 def dequantizing(op: Op, kernel: Callable[..., Result]) -> Callable[..., Result]:
-    """Derive the kernel of an op's quantised variant from that of the op itself; products in float32."""
+    """Derive the kernel of an op's quantized variant from that of the op itself; products in float32."""
     tensor_count = len(op.inputs) - 1 + len(matrix_names(op))
 
     def call(x: Tensor, *args: Any) -> Result:

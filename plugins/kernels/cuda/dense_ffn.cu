@@ -22,7 +22,7 @@ struct Chunk {
   void* gates;    // [count, F], replaced by h
   void* ups;      // [count, F]
   float* energy;  // [count], ||h||^2
-  void* piece;    // of a quantised matrix
+  void* piece;    // of a quantized matrix
 };
 
 // Turns a token's products into h and counts what is kept: a block a token.

@@ -1,4 +1,4 @@
-// Quantised weights in an element type, for products of matrices.
+// Quantized weights in an element type, for products of matrices.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -6,7 +6,7 @@
 
 namespace clada::cuda {
 
-// A matrix [rows, width] of weights, which where they are not quantised are of `element`, as all else of its call.
+// A matrix [rows, width] of weights, which where they are not quantized are of `element`, as all else of its call.
 struct Matrix {
   Weights weights;
   int64_t rows, width;
@@ -20,7 +20,7 @@ struct Piece {
   int64_t first_row, rows, first_column, columns;
 };
 
-// Writes [rows, columns] of a quantised matrix in its call's element type.
+// Writes [rows, columns] of a quantized matrix in its call's element type.
 cudaError_t dequantize(const Matrix&, const Piece&, void* out, cudaStream_t);
 
 }  // namespace clada::cuda

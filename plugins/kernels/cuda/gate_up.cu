@@ -36,7 +36,7 @@ struct Shape {
   // where half of the warps wait for something else still what an H200's bandwidth times its latency asks for (33 KB).
   static constexpr int kLoads = kIsQuantized<W> && kTokens <= 2 ? 4 : 8;
   static_assert(kColumns % kSpan == 0, "whole spans are staged");
-  // Four columns of x are a float4: one of each lane, such that neighbouring lanes read neighbouring float4s, then the
+  // Four columns of x are a float4: one of each lane, such that neighboring lanes read neighboring float4s, then the
   // next of each. Where a lane has many, a gap makes those that are written at once lie in different banks.
   static constexpr int kFours = Rows::kWeights / 4;
   static constexpr int kPitch = kFours > 2 ? kWarp + 8 / kFours : kWarp;

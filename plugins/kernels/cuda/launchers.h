@@ -34,7 +34,7 @@ constexpr int64_t kRowwiseTokens = 8;
 // Bytes that sparse_ffn needs beside its inputs and outputs, aligned to 256; from sizes and types alone.
 size_t sparse_ffn_workspace(const SparseFfnCall&);
 
-// One call of SparseGatedFFN, of SparseFFN, or of their quantised variants. Weights that are not quantised have the
+// One call of SparseGatedFFN, of SparseFFN, or of their quantized variants. Weights that are not quantized have the
 // element type of x; those that are, any type of x. `products` may be null where there are at most kRowwiseTokens
 // tokens; cudaErrorInvalidValue where it is needed and null, where weight_element differs, where bits, block or scales
 // are not of this project's formats or do not fit the width, and where a size is negative or larger than the kernels
@@ -44,7 +44,7 @@ cudaError_t sparse_ffn(const SparseFfnCall&, void* workspace, const Products* pr
 // Bytes that sparse_linear needs beside its inputs and outputs, aligned to 256; from sizes and types alone.
 size_t sparse_linear_workspace(const SparseLinearCall&);
 
-// One call of SparseLinear or of its quantised variant. w that is not quantised has the element type of x; codes, any
+// One call of SparseLinear or of its quantized variant. w that is not quantized has the element type of x; codes, any
 // type of x. `products` may be null where there are at most kRowwiseTokens tokens, of which only the rows of w are read
 // whose inputs are kept; cudaErrorInvalidValue where it is needed and null, where weight_element differs, where bits,
 // block or scales are not of this project's formats or do not fit the outputs, and where a size is negative or larger

@@ -137,7 +137,7 @@ struct QuantizedRows {
       for (int i = 0; i < kBytes; ++i) some[i] = from[i];
       memcpy(packed.words, some, sizeof some);
     }
-    // Neighbouring threads want the same or its neighbours: it stays in the cache.
+    // Neighboring threads want the same or its neighbors: it stays in the cache.
     packed.scale = __ldg(row.scales + (column >> scale_shift));
     return packed;
   }

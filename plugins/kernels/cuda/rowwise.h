@@ -26,12 +26,12 @@ constexpr int kRounds = 4;
 constexpr int kSplitRows = 256;
 constexpr int kTileLanes = 16;       // lanes that share a row of a tile: 256 bytes of it in a row
 constexpr int kScoreNeurons = 1024;  // neurons whose scores one block writes
-constexpr int kSmallestBlock = 32;   // of quantised weights; others are this times a power of two
-// Columns of a lane of a tile where weights are quantised: fewer than 16 bytes hold, since each has a sum for each
+constexpr int kSmallestBlock = 32;   // of quantized weights; others are this times a power of two
+// Columns of a lane of a tile where weights are quantized: fewer than 16 bytes hold, since each has a sum for each
 // token.
 constexpr int quantized_columns(int bits, int tokens) { return bits == 4 && tokens == 1 ? 16 : 8; }
 
-// A matrix [neurons, width] of weights, and of their scales where they are quantised.
+// A matrix [neurons, width] of weights, and of their scales where they are quantized.
 struct Weights {
   const void *data, *scales;
 };
@@ -48,7 +48,7 @@ struct Rowwise {
   int tokens, batch, sequence, width, neurons;
   Activation activation;
   Element element;        // of x, the biases and y, and of plain weights
-  int bits, scale_shift;  // of quantised weights, the latter log2 of their block; 0 where they are plain
+  int bits, scale_shift;  // of quantized weights, the latter log2 of their block; 0 where they are plain
   bool vectors;           // whether rows start and end at multiples of 16 bytes
 
   // The sizes below are for `padded` tokens, 1, 2, 4 or 8.
@@ -64,7 +64,7 @@ struct Rowwise {
 // log2 of the block, 0 where there is none.
 int scale_shift(Quantization);
 
-// Whether there are kernels for weights quantised so, in rows of `width`.
+// Whether there are kernels for weights quantized so, in rows of `width`.
 bool are_blocks(Quantization, int64_t width);
 
 // Whether it is a multiple of 16 bytes.

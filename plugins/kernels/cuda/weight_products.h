@@ -1,4 +1,4 @@
-// Products of many tokens with a matrix of weights. Quantised ones are dequantized to the type of the tokens a piece
+// Products of many tokens with a matrix of weights. Quantized ones are dequantized to the type of the tokens a piece
 // at a time, anew for each product, and then multiplied like others.
 #pragma once
 #include <cuda_runtime_api.h>
@@ -8,7 +8,7 @@
 
 namespace clada::cuda {
 
-// Bytes of the piece that a product needs; none where weights are not quantised.
+// Bytes of the piece that a product needs; none where weights are not quantized.
 size_t inward_piece_bytes(const Matrix&);
 size_t outward_piece_bytes(const Matrix&);
 
@@ -24,7 +24,7 @@ struct WeightProducts {
   cudaError_t outward(const Matrix&, int64_t tokens, const void* in, void* out) const;
 
  private:
-  // The product; of quantised weights a piece is `each` of its n.
+  // The product; of quantized weights a piece is `each` of its n.
   cudaError_t multiply(const Matrix&, Product, int64_t each) const;
 };
 

@@ -1,4 +1,4 @@
-// SparseLinear and its quantised variant on CUDA.
+// SparseLinear and its quantized variant on CUDA.
 #pragma once
 #include "launch.h"
 #include "launchers.h"

@@ -1,4 +1,4 @@
-// The scales of quantised weights, checked when a model is loaded.
+// The scales of quantized weights, checked when a model is loaded.
 #pragma once
 #include <string>
 #include <vector>

@@ -1,1 +1,1 @@
-"""Building of an artefact's engines."""
+"""Building of an artifact's engines."""

@@ -1,4 +1,4 @@
-"""Build of an artefact's engine and the engine's record."""
+"""Build of an artifact's engine and the engine's record."""
 
 import mmap
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clada.contract.artefact import CONFIG_NAME, Artefact, open_artefact
+from clada.contract.artifact import CONFIG_NAME, Artifact, open_artifact
 from clada.contract.engine_choices import TrtKernels
 from clada.contract.engine_record import ENGINE_SUFFIX, EngineRecord, Profile, record_path, write_record
 from clada.contract.files import file_hash, unfinished, written
@@ -59,10 +59,10 @@ class BuildConfig:
 def build_engine(
     model: Path, output: Path | None, config: BuildConfig, report: Callable[[str], None] = print
 ) -> EngineRecord:
-    """Build the engine of an artefact; engine and record are written atomically.
+    """Build the engine of an artifact; engine and record are written atomically.
 
     Args:
-        model: The artefact's ONNX file.
+        model: The artifact's ONNX file.
         output: The engine; the model's name with the suffix .engine where None.
         config: Options of the build.
         report: Called with each line of progress.
@@ -70,23 +70,23 @@ def build_engine(
     Raises:
         CladaError: What was given or asked for cannot be built, or nothing can be written there.
     """
-    artefact = open_artefact(model)
-    limits = limits_for(artefact.manifest.model.context_length, config.max_batch, config.max_prompt, config.capacity)
-    output = output or artefact.model.with_suffix(ENGINE_SUFFIX)
-    _check_output(output, artefact)
+    artifact = open_artifact(model)
+    limits = limits_for(artifact.manifest.model.context_length, config.max_batch, config.max_prompt, config.capacity)
+    output = output or artifact.model.with_suffix(ENGINE_SUFFIX)
+    _check_output(output, artifact)
     runtime, trt = load_package(config.runtime)
     targets = targets_for(runtime, trt, config.targets)
     plugins = choose_plugins(runtime, trt, config.kernels)
     log = log_of(trt)
     log.errors.clear()
     builder = trt.Builder(log)
-    network, line = _parse(trt, builder, artefact.path(artefact.model.name), plugins)
+    network, line = _parse(trt, builder, artifact.path(artifact.model.name), plugins)
     report(line)
     report(
         f"{trt.__name__} {trt.__version__} builds for {target_names(targets)}: batch {limits.max_batch}, prompt "
         f"{limits.max_prompt}, text {limits.capacity} tokens"
     )
-    kv_cache, line = cut_cache(trt, network, window_of(_config(artefact)), limits.capacity)
+    kv_cache, line = cut_cache(trt, network, window_of(_config(artifact)), limits.capacity)
     report(line)
     builder_config = builder.create_builder_config()
     # Float32 is what the model was verified in; thresholds decide otherwise on ten bits of mantissa.
@@ -111,8 +111,8 @@ def build_engine(
             plugin_release=version("clada"),
             sha256=file_hash(path),
             manifest=MANIFEST_NAME,
-            manifest_sha256=file_hash(artefact.path(MANIFEST_NAME)),
-            dtype=artefact.manifest.model.dtype,
+            manifest_sha256=file_hash(artifact.path(MANIFEST_NAME)),
+            dtype=artifact.manifest.model.dtype,
             max_batch=limits.max_batch,
             max_prompt=limits.max_prompt,
             capacity=limits.capacity,
@@ -127,23 +127,23 @@ def build_engine(
     return record
 
 
-def _check_output(output: Path, artefact: Artefact) -> None:
+def _check_output(output: Path, artifact: Artifact) -> None:
     if output.suffix != ENGINE_SUFFIX:
         raise CladaError(f"the output is {output}; an engine's name ends in {ENGINE_SUFFIX}")
     if output.is_dir():
         raise CladaError(f"cannot write {output}: it is a folder")
     if not output.parent.is_dir():
-        raise CladaError(f"there is no folder {output.parent}: make it, or write beside {artefact.model}")
-    ours, theirs = artefact.path(MANIFEST_NAME), output.parent / MANIFEST_NAME
+        raise CladaError(f"there is no folder {output.parent}: make it, or write beside {artifact.model}")
+    ours, theirs = artifact.path(MANIFEST_NAME), output.parent / MANIFEST_NAME
     if not theirs.is_file() or file_hash(ours) != file_hash(theirs):
         raise CladaError(
-            f"{output} would not have {MANIFEST_NAME} of {artefact.model} beside it, without which it does not run: "
+            f"{output} would not have {MANIFEST_NAME} of {artifact.model} beside it, without which it does not run: "
             "write it beside the model, or copy the model's files there first"
         )
 
 
-def _config(artefact: Artefact) -> dict[str, Any]:
-    return artefact.settings(CONFIG_NAME)
+def _config(artifact: Artifact) -> dict[str, Any]:
+    return artifact.settings(CONFIG_NAME)
 
 
 def _parse(trt: Any, builder: Any, model: Path, plugins: bool) -> tuple[Any, str]:
@@ -161,7 +161,7 @@ def _parse(trt: Any, builder: Any, model: Path, plugins: bool) -> tuple[Any, str
     _let_attention_be_taken_apart(trt, network)
     imported = check_imported(trt, network, nodes, plugins)
     packed = keep_packed(trt, network)
-    return network, f"{imported}; {packed} quantised matrices stay packed" if packed else imported
+    return network, f"{imported}; {packed} quantized matrices stay packed" if packed else imported
 
 
 def _let_attention_be_taken_apart(trt: Any, network: Any) -> None:
@@ -185,7 +185,7 @@ def _parser_error(parser: Any) -> str:
 
 
 def _serialize(trt: Any, builder: Any, network: Any, config: Any, file: BinaryIO) -> None:
-    """Serialise the engine into a file, in pieces where TensorRT can, so that it is not in memory twice."""
+    """Serialize the engine into a file, in pieces where TensorRT can, so that it is not in memory twice."""
     log, progress = log_of(trt), progress_monitor(trt)
     config.progress_monitor = progress
     failure: list[OSError] = []

@@ -22,14 +22,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the command to `clada`'s."""
     parser = commands.add_parser(
         "build",
-        help="make a TensorRT engine of an artefact",
-        description="Make a TensorRT engine of an artefact, with plugins or function bodies, and a record beside it.",
+        help="make a TensorRT engine of an artifact",
+        description="Make a TensorRT engine of an artifact, with plugins or function bodies, and a record beside it.",
         epilog="What tensorrt measures while it builds is kept in ~/.cache/clada (or $XDG_CACHE_HOME/clada), by "
         "release and GPU, for all models; tensorrt-rtx measures nothing.",
     )
-    parser.add_argument("path", type=Path, help="the artefact's .onnx file or folder")
+    parser.add_argument("path", type=Path, help="the artifact's .onnx file or folder")
     parser.add_argument(
-        "-o", "--output", type=Path, help="the .engine file to write, beside the artefact (default: named as the model)"
+        "-o", "--output", type=Path, help="the .engine file to write, beside the artifact (default: named as the model)"
     )
     parser.add_argument(
         "--runtime",

@@ -1,4 +1,4 @@
-"""Quantised weights of function bodies in a TensorRT network, packed as TensorRT keeps them."""
+"""Quantized weights of function bodies in a TensorRT network, packed as TensorRT keeps them."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _UNPACKED = re.compile(r"w(_\w+)?_wide(_\d+)?")
 
 
 def keep_packed(trt: Any, network: Any) -> int:
-    """Make TensorRT dequantise the weights of function bodies, which it does in its products.
+    """Make TensorRT dequantize the weights of function bodies, which it does in its products.
 
     Without this it cannot build the engine: of 8-bit constants it lets nothing but a DequantizeLinear or a plugin read.
 

@@ -1,4 +1,4 @@
-"""Optimisation profiles of an engine: the shapes it takes in prefill and in decode."""
+"""Optimization profiles of an engine: the shapes it takes in prefill and in decode."""
 
 from dataclasses import dataclass
 from typing import Any

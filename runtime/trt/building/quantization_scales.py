@@ -1,10 +1,10 @@
-"""Check of the scales of quantised weights before an engine is built: a plugin sees them on the device only."""
+"""Check of the scales of quantized weights before an engine is built: a plugin sees them on the device only."""
 
 from pathlib import Path
 
 import numpy as np
 
-from clada.contract.artefact import data_name
+from clada.contract.artifact import data_name
 from clada.contract.onnx_wire import Constant, Node, constants_of
 from clada.errors import CladaError
 from clada.ops import QUANTIZED
@@ -14,7 +14,7 @@ from clada.ops.record import Array
 
 
 def check_scales_of(model: Path, content: bytes, nodes: list[Node]) -> None:
-    """Check that every scale of an artefact's quantised weights can be used.
+    """Check that every scale of an artifact's quantized weights can be used.
 
     Args:
         model: The ONNX file.

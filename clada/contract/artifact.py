@@ -1,4 +1,4 @@
-"""Files of an artefact: located, and checked against its manifest, before any of them is used."""
+"""Files of an artifact: located, and checked against its manifest, before any of them is used."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 CONFIG_NAME = "config.json"
 POOLS_NAME = "pools.safetensors"
 
-# A folder, within an artefact's, that holds a whole one: an export that is written, and being put in place. While it
-# is there, it is the artefact.
+# A folder, within an artifact's, that holds a whole one: an export that is written, and being put in place. While it
+# is there, it is the artifact.
 PENDING_NAME = ".clada-pending"
 _ATTEMPTS = 3
 
@@ -43,8 +43,8 @@ def in_place_name(model: Path) -> str:
     return f"{model.stem}.onnxruntime{model.suffix}"
 
 
-def artefact_files(model: Path) -> list[str]:
-    """Names of the files an artefact may have, the manifest last."""
+def artifact_files(model: Path) -> list[str]:
+    """Names of the files an artifact may have, the manifest last."""
     return [
         model.name,
         data_name(model),
@@ -60,7 +60,7 @@ def artefact_files(model: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """An exported model on disk.
 
     Args:
@@ -98,7 +98,7 @@ class Artefact:
 
     @property
     def quantization(self) -> QuantizationSection | None:
-        """Format of the quantised weights; None where they are not quantised."""
+        """Format of the quantized weights; None where they are not quantized."""
         return self.manifest.quantization
 
     def content(self, name: str) -> bytes | None:
@@ -186,7 +186,7 @@ class Artefact:
 
 
 def _holder(folder: Path) -> Path:
-    """Folder that holds the files of an artefact: its own, or the pending one inside it."""
+    """Folder that holds the files of an artifact: its own, or the pending one inside it."""
     pending = folder / PENDING_NAME
     return pending if _is_file(pending / MANIFEST_NAME) else folder
 
@@ -239,7 +239,7 @@ def _check_graph(path: Path, data: Path, manifest: Manifest) -> None:
 def _check_there(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         if not _is_file(folder / name):
-            raise CladaError(f"the artefact lacks {folder / name}")
+            raise CladaError(f"the artifact lacks {folder / name}")
 
 
 def _check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None:
@@ -260,8 +260,8 @@ def _check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None
             raise _damaged(path)
 
 
-def open_artefact(model: Path | str, *, check_weights: bool = True) -> Artefact:
-    """Open an artefact by its ONNX file; check its manifest, the hash of every file, and its calibrated values.
+def open_artifact(model: Path | str, *, check_weights: bool = True) -> Artifact:
+    """Open an artifact by its ONNX file; check its manifest, the hash of every file, and its calibrated values.
 
     Args:
         model: The ONNX file.
@@ -271,7 +271,7 @@ def open_artefact(model: Path | str, *, check_weights: bool = True) -> Artefact:
         CladaError: A file is missing, not ours or not readable, a hash does not match, or a value makes no sense.
     """
 
-    def checked(folder: Path, model: Path) -> Artefact:
+    def checked(folder: Path, model: Path) -> Artifact:
         manifest = _read_manifest(folder)
         if model.name not in manifest.files:
             raise CladaError(
@@ -285,36 +285,36 @@ def open_artefact(model: Path | str, *, check_weights: bool = True) -> Artefact:
             _check_files(folder, [data_name(model)], manifest)
         for name in graphs:
             _check_graph(folder / name, folder / data_name(model), manifest)
-        return Artefact(model, manifest)
+        return Artifact(model, manifest)
 
     return _open(Path(model), checked)
 
 
-def open_artefact_of_engine(engine: Path) -> Artefact:
-    """Open an artefact by an engine built from it, which replaces its ONNX graphs: those may be elsewhere.
+def open_artifact_of_engine(engine: Path) -> Artifact:
+    """Open an artifact by an engine built from it, which replaces its ONNX graphs: those may be elsewhere.
 
     Raises:
-        CladaError: As of open_artefact, but for those graphs.
+        CladaError: As of open_artifact, but for those graphs.
     """
 
-    def checked(folder: Path, engine: Path) -> Artefact:
+    def checked(folder: Path, engine: Path) -> Artifact:
         manifest = _read_manifest(folder)
         _check_listed(folder, manifest, _companions(manifest))
         _check_files(folder, [name for name in manifest.files if ".onnx" not in Path(name).suffixes], manifest)
-        return Artefact(engine, manifest)
+        return Artifact(engine, manifest)
 
     return _open(engine, checked)
 
 
-def _open(model: Path, checked: Callable[[Path, Path], Artefact]) -> Artefact:
-    """Check an artefact, again where an export to its folder replaces it meanwhile."""
+def _open(model: Path, checked: Callable[[Path, Path], Artifact]) -> Artifact:
+    """Check an artifact, again where an export to its folder replaces it meanwhile."""
     for _ in range(_ATTEMPTS):
         state = _state(model.parent)
         folder = _holder(model.parent)
         try:
             _check_is_one(folder, model)
-            artefact = checked(folder, model)
-            artefact.pool_policy()
+            artifact = checked(folder, model)
+            artifact.pool_policy()
         except CladaError:
             if _state(model.parent) == state:
                 raise
@@ -325,7 +325,7 @@ def _open(model: Path, checked: Callable[[Path, Path], Artefact]) -> Artefact:
                 "until the next export there puts it in place",
                 stacklevel=3,
             )
-        return artefact
+        return artifact
     raise CladaError(f"{model.parent} is being written to; try again")
 
 
@@ -337,7 +337,7 @@ def _check_is_one(folder: Path, model: Path) -> None:
 
 
 def _state(folder: Path) -> tuple[tuple[int, int] | None, ...]:
-    """Identity of a folder's artefact, which changes when it is replaced."""
+    """Identity of a folder's artifact, which changes when it is replaced."""
     return _identity(folder / PENDING_NAME / MANIFEST_NAME), _identity(folder / MANIFEST_NAME)
 
 

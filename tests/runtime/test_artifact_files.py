@@ -1,4 +1,4 @@
-"""Files of an artefact that are read: exactly those that were checked, whatever lies in the folder."""
+"""Files of an artifact that are read: exactly those that were checked, whatever lies in the folder."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from clada.contract.artefact import open_artefact
+from clada.contract.artifact import open_artifact
 from clada.contract.calibrated_values import check_graph
 from clada.contract.manifest import MANIFEST_NAME, AnticipationSection
 from clada.errors import CladaError
@@ -28,23 +28,23 @@ from tests.support.manifests import vouch_for
 
 
 @pytest.fixture
-def artefact(tiny_artefact, tmp_path) -> Path:
-    """A copy of the tiny artefact that a test may change."""
-    shutil.copytree(tiny_artefact.parent, tmp_path / "artefact")
-    return tmp_path / "artefact" / "model.onnx"
+def artifact(tiny_artifact, tmp_path) -> Path:
+    """A copy of the tiny artifact that a test may change."""
+    shutil.copytree(tiny_artifact.parent, tmp_path / "artifact")
+    return tmp_path / "artifact" / "model.onnx"
 
 
 @pytest.fixture
-def linked(tiny_artefact, tmp_path):
-    """A function to the tiny artefact as a layout has it."""
-    return lambda layout: LAYOUTS[layout](tiny_artefact.parent, tmp_path / "linked") / "model.onnx"
+def linked(tiny_artifact, tmp_path):
+    """A function to the tiny artifact as a layout has it."""
+    return lambda layout: LAYOUTS[layout](tiny_artifact.parent, tmp_path / "linked") / "model.onnx"
 
 
-@pytest.mark.fault("files", "artefacts behind symbolic and hard links", now="run, inspect, verify and eval work")
+@pytest.mark.fault("files", "artifacts behind symbolic and hard links", now="run, inspect, verify and eval work")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_verb_works_behind_links(linked, tiny_artefact, checkpoint, tmp_path, capsys, layout):
+def test_every_verb_works_behind_links(linked, tiny_artifact, checkpoint, tmp_path, capsys, layout):
     path, outputs = linked(layout), []
-    for model in (path, tiny_artefact):
+    for model in (path, tiny_artifact):
         capsys.readouterr()
         assert clada_main(["run", str(model), "--prompt", "def f(", "--max-new-tokens", "4"]) == 0
         assert clada_main(["inspect", str(model)]) == 0
@@ -69,41 +69,41 @@ def test_every_verb_works_behind_links(linked, tiny_artefact, checkpoint, tmp_pa
 
 
 @pytest.mark.fault("files", "a tokenizer that is a link out of the folder", now="what it leads to must have its hash")
-def test_what_a_link_leads_to_is_hashed(artefact, tmp_path):
+def test_what_a_link_leads_to_is_hashed(artifact, tmp_path):
     """The content that is read is hashed, so that a cache of links works and no other file is taken."""
-    tokenizer = artefact.with_name("tokenizer.json")
+    tokenizer = artifact.with_name("tokenizer.json")
     outside = tmp_path / "outside.json"
     tokenizer.rename(outside)
     tokenizer.symlink_to(outside)
-    Session(artefact)
+    Session(artifact)
     outside.write_text(outside.read_text().replace('"BPE"', '"BPE" '))
     with pytest.raises(CladaError, match=r"tokenizer\.json does not match its hash"):
-        Session(artefact)
+        Session(artifact)
     outside.unlink()
-    with pytest.raises(CladaError, match="the artefact lacks"):
-        Session(artefact)
+    with pytest.raises(CladaError, match="the artifact lacks"):
+        Session(artifact)
 
 
 @pytest.mark.fault("files", "files that the manifest does not list", now="never read: as if they were not there")
-def test_files_that_are_not_listed_are_not_read(artefact, capsys):
-    artefact.with_name("chat_template.jinja").write_text("{{ messages[0].content }}")
+def test_files_that_are_not_listed_are_not_read(artifact, capsys):
+    artifact.with_name("chat_template.jinja").write_text("{{ messages[0].content }}")
     with pytest.raises(CladaError, match="this model has no chat template"):
-        Session(artefact).encode_chat([{"role": "user", "content": "x"}])
-    vouch_for(artefact.with_name("chat_template.jinja"))
-    assert Session(artefact).encode_chat([{"role": "user", "content": "x"}])
+        Session(artifact).encode_chat([{"role": "user", "content": "x"}])
+    vouch_for(artifact.with_name("chat_template.jinja"))
+    assert Session(artifact).encode_chat([{"role": "user", "content": "x"}])
     # Changed after the session was made, it is not read either.
-    session = Session(artefact)
-    artefact.with_name("chat_template.jinja").write_text("{{ 'other' }}")
+    session = Session(artifact)
+    artifact.with_name("chat_template.jinja").write_text("{{ 'other' }}")
     with pytest.raises(CladaError, match=r"chat_template\.jinja does not match its hash"):
         session.encode_chat([{"role": "user", "content": "x"}])
 
 
 @pytest.mark.fault("files", "graph or weights changed between Session() and the first batch", now="refused in one line")
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
-def test_a_graph_that_is_loaded_late_is_checked_then(artefact, name):
-    session = Session(artefact)
+def test_a_graph_that_is_loaded_late_is_checked_then(artifact, name):
+    session = Session(artifact)
     session.generate("one text", None)
-    path = artefact.with_name(name)
+    path = artifact.with_name(name)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     # A new file, as an export writes it: what is loaded already may be mapped from the old one.
@@ -113,12 +113,12 @@ def test_a_graph_that_is_loaded_late_is_checked_then(artefact, name):
         session.generate(["two", "texts"])
 
 
-def test_an_artefact_replaced_under_a_session_is_not_mixed_with_it(artefact):
+def test_an_artifact_replaced_under_a_session_is_not_mixed_with_it(artifact):
     """The graph for one text is of the old one; that for several would be of the new."""
-    session = Session(artefact)
+    session = Session(artifact)
     session.generate("one text")
-    old = {path.name: path.read_bytes() for path in artefact.parent.iterdir()}
-    with staged(artefact, True) as folder:
+    old = {path.name: path.read_bytes() for path in artifact.parent.iterdir()}
+    with staged(artifact, True) as folder:
         for name, content in old.items():
             (folder / name).write_bytes(content)
         values = onnx.load(folder / "model.onnx", load_external_data=False)
@@ -127,22 +127,22 @@ def test_an_artefact_replaced_under_a_session_is_not_mixed_with_it(artefact):
         vouch_for(folder / "model.onnx")
     with pytest.raises(CladaError, match=r"model\.onnx does not match its hash"):
         session.generate(["two", "texts"])
-    assert Session(artefact).generate(["two", "texts"])
+    assert Session(artifact).generate(["two", "texts"])
 
 
 @pytest.mark.fault("files", "files that cannot be read", now="one line that names the file and the reason")
 @pytest.mark.parametrize(
     "name", [MANIFEST_NAME, "model.onnx", "model.onnx.data", "tokenizer.json", "pools.safetensors", "config.json"]
 )
-def test_a_file_that_cannot_be_read_is_named(artefact, capsys, name):
-    path = artefact.with_name(name)
+def test_a_file_that_cannot_be_read_is_named(artifact, capsys, name):
+    path = artifact.with_name(name)
     path.chmod(0)
     capsys.readouterr()
     # Root may read any file, but not this one, whose first page is mapped nowhere.
     if os.geteuid() == 0:
         path.unlink()
         path.symlink_to("/proc/self/mem")
-    assert clada_main(["inspect", str(artefact)]) == 1
+    assert clada_main(["inspect", str(artifact)]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"error: cannot read {path}: ")
@@ -154,12 +154,12 @@ def test_a_very_long_path_is_one_line(capsys):
         assert capsys.readouterr().err.startswith("error: ")
 
 
-def with_graph(artefact: Path, change) -> None:
+def with_graph(artifact: Path, change) -> None:
     """Change the ONNX file, with a manifest that vouches for it."""
-    model = onnx.load(artefact, load_external_data=False)
+    model = onnx.load(artifact, load_external_data=False)
     change(model)
-    artefact.write_bytes(model.SerializeToString())
-    vouch_for(artefact)
+    artifact.write_bytes(model.SerializeToString())
+    vouch_for(artifact)
 
 
 def replaced(model: onnx.ModelProto, name: str, values: object) -> None:
@@ -224,36 +224,36 @@ BAD_VALUES = {
 @pytest.mark.fault("files", "calibrated values that make no sense, hashes right", now="named in one line when opened")
 @pytest.mark.parametrize("kind", BAD_VALUES)
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnxruntime.onnx"])
-def test_bad_calibrated_values_are_named(tiny_artefact, kind, name):
+def test_bad_calibrated_values_are_named(tiny_artifact, kind, name):
     changes, message = BAD_VALUES[kind]
-    manifest = open_artefact(tiny_artefact).manifest
-    model = onnx.load(tiny_artefact.with_name(name), load_external_data=False)
+    manifest = open_artifact(tiny_artifact).manifest
+    model = onnx.load(tiny_artifact.with_name(name), load_external_data=False)
     for tensor, values in changes.items():
         replaced(model, tensor, values)
-    data = tiny_artefact.with_name("model.onnx.data")
+    data = tiny_artifact.with_name("model.onnx.data")
     with pytest.raises(CladaError) as error:
         check_graph(Path(name), model.SerializeToString(), data, manifest)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_good_calibrated_values_are_taken(tiny_artefact):
+def test_good_calibrated_values_are_taken(tiny_artifact):
     """Neurons that add nothing have the largest threshold there is, and knots may be equal."""
-    model = onnx.load(tiny_artefact, load_external_data=False)
+    model = onnx.load(tiny_artifact, load_external_data=False)
     changes = GOOD_PROBE | {"token_scale": np.ones(VOCABULARY, np.float32), "surprisal_knots": np.zeros(9, np.float32)}
     for name, values in (changes | {"threshold.1": changed(THRESHOLD, 3, np.finfo(np.float32).max)}).items():
         replaced(model, name, values)
-    manifest = open_artefact(tiny_artefact).manifest
+    manifest = open_artifact(tiny_artifact).manifest
     told = dataclasses.replace(manifest.calibration, anticipation=AnticipationSection(1, (1.0, 1.0), None))
     manifest = dataclasses.replace(manifest, calibration=told)
-    check_graph(tiny_artefact, model.SerializeToString(), tiny_artefact.with_name("model.onnx.data"), manifest)
+    check_graph(tiny_artifact, model.SerializeToString(), tiny_artifact.with_name("model.onnx.data"), manifest)
 
 
-def test_bad_values_stop_every_reader(artefact, capsys):
-    with_graph(artefact, lambda model: replaced(model, "threshold.0", changed(THRESHOLD, 0, NAN)))
+def test_bad_values_stop_every_reader(artifact, capsys):
+    with_graph(artifact, lambda model: replaced(model, "threshold.0", changed(THRESHOLD, 0, NAN)))
     capsys.readouterr()
     for command in (["run", "--prompt", "x"], ["inspect"], ["verify", "--model", "nowhere"]):
-        assert clada_main([command[0], str(artefact), *command[1:]]) == 1
+        assert clada_main([command[0], str(artifact), *command[1:]]) == 1
         assert "model.onnx has threshold.0 that holds nan, which is no finite number" in capsys.readouterr().err
 
 
@@ -300,12 +300,12 @@ def no_load_signal(model):
         (no_load_signal, "has the ops {"),
     ],
 )
-def test_what_is_checked_is_what_the_ops_read(tiny_artefact, change, message):
-    model = onnx.load(tiny_artefact, load_external_data=False)
+def test_what_is_checked_is_what_the_ops_read(tiny_artifact, change, message):
+    model = onnx.load(tiny_artifact, load_external_data=False)
     change(model)
-    manifest, data = open_artefact(tiny_artefact).manifest, tiny_artefact.with_name("model.onnx.data")
+    manifest, data = open_artifact(tiny_artifact).manifest, tiny_artifact.with_name("model.onnx.data")
     with pytest.raises(CladaError) as error:
-        check_graph(tiny_artefact, model.SerializeToString(), data, manifest)
+        check_graph(tiny_artifact, model.SerializeToString(), data, manifest)
     assert message in str(error.value)
 
 
@@ -345,36 +345,36 @@ PLACES = {
 
 @pytest.mark.fault("files", "weights in files that the manifest does not list", now="refused before a graph is loaded")
 @pytest.mark.parametrize("place", PLACES)
-def test_tensors_in_other_files_are_found(tiny_artefact, place, record_property):
+def test_tensors_in_other_files_are_found(tiny_artifact, place, record_property):
     locations = ["other.data", "../other.data", "/etc/passwd", "sub/model.onnx.data", "./model.onnx.data", ".data"]
     locations += ["*/_ORT_MEM_ADDR_/*", "model.onnx.data\0", "MODEL.ONNX.DATA", "\u0430"]
     record_property("cases", len(locations))
-    manifest, data = open_artefact(tiny_artefact).manifest, tiny_artefact.with_name("model.onnx.data")
+    manifest, data = open_artifact(tiny_artifact).manifest, tiny_artifact.with_name("model.onnx.data")
     for location in locations:
-        model = onnx.load(tiny_artefact, load_external_data=False)
+        model = onnx.load(tiny_artifact, load_external_data=False)
         PLACES[place](model, elsewhere(location))
         with pytest.raises(CladaError) as error:
-            check_graph(tiny_artefact, model.SerializeToString(), data, manifest)
+            check_graph(tiny_artifact, model.SerializeToString(), data, manifest)
         assert "and its weights belong in model.onnx.data" in str(error.value)
 
 
-def test_a_location_given_twice_hides_nothing(tiny_artefact):
+def test_a_location_given_twice_hides_nothing(tiny_artifact):
     """Readers differ in which of two they take."""
-    manifest, data = open_artefact(tiny_artefact).manifest, tiny_artefact.with_name("model.onnx.data")
+    manifest, data = open_artifact(tiny_artifact).manifest, tiny_artifact.with_name("model.onnx.data")
     for pair in (("model.onnx.data", "other"), ("other", "model.onnx.data"), ("model.onnx", ".data")):
-        model = onnx.load(tiny_artefact, load_external_data=False)
+        model = onnx.load(tiny_artifact, load_external_data=False)
         tensor = elsewhere(pair[0])
         tensor.external_data.add(key="location", value=pair[1])
         model.graph.initializer.append(tensor)
         with pytest.raises(CladaError, match="has tensors in"):
-            check_graph(tiny_artefact, model.SerializeToString(), data, manifest)
+            check_graph(tiny_artifact, model.SerializeToString(), data, manifest)
 
 
 @pytest.mark.fault("files", "graphs of random bytes, hashes right", now="read, or refused in one line, in no time")
-def test_random_graphs_are_refused_or_taken(tiny_artefact, record_property):
+def test_random_graphs_are_refused_or_taken(tiny_artifact, record_property):
     """Whatever the file holds, the reader ends, with nothing but our error."""
-    manifest, data = open_artefact(tiny_artefact).manifest, tiny_artefact.with_name("model.onnx.data")
-    content = tiny_artefact.with_name("model.onnxruntime.onnx").read_bytes()
+    manifest, data = open_artifact(tiny_artifact).manifest, tiny_artifact.with_name("model.onnx.data")
+    content = tiny_artifact.with_name("model.onnxruntime.onnx").read_bytes()
     source = random.Random(0)
     cases = 150
     record_property("cases", cases)
@@ -386,34 +386,34 @@ def test_random_graphs_are_refused_or_taken(tiny_artefact, record_property):
         if case % 3 == 0:
             del wrong[source.randrange(len(wrong)) :]
         try:
-            check_graph(tiny_artefact, bytes(wrong), data, manifest)
+            check_graph(tiny_artifact, bytes(wrong), data, manifest)
         except CladaError as error:
             assert "\n" not in str(error), repr(str(error))
     assert time.process_time() - started < cases
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 1000, b"\x3a\xff\xff\xff\xff\x0f", b"\x3a" * 100, b"\x00" * 100])
-def test_what_is_no_onnx_file_is_refused(artefact, content):
-    artefact.write_bytes(content)
-    vouch_for(artefact)
+def test_what_is_no_onnx_file_is_refused(artifact, content):
+    artifact.write_bytes(content)
+    vouch_for(artifact)
     with pytest.raises(CladaError, match=r"model\.onnx (is no ONNX file that clada-export wrote|has the ops)"):
-        Session(artefact)
+        Session(artifact)
 
 
-def test_a_number_without_an_end_takes_no_time(tiny_artefact):
-    manifest, data = open_artefact(tiny_artefact).manifest, tiny_artefact.with_name("model.onnx.data")
+def test_a_number_without_an_end_takes_no_time(tiny_artifact):
+    manifest, data = open_artifact(tiny_artifact).manifest, tiny_artifact.with_name("model.onnx.data")
     with pytest.raises(CladaError, match="a number of more than 64 bits"):
-        check_graph(tiny_artefact, b"\xff" * 2_000_000, data, manifest)
+        check_graph(tiny_artifact, b"\xff" * 2_000_000, data, manifest)
 
 
-def test_graphs_within_graphs_have_an_end(tiny_artefact):
-    manifest, data = open_artefact(tiny_artefact).manifest, tiny_artefact.with_name("model.onnx.data")
+def test_graphs_within_graphs_have_an_end(tiny_artifact):
+    manifest, data = open_artifact(tiny_artifact).manifest, tiny_artifact.with_name("model.onnx.data")
     inner = b""
     for _ in range(200):
         for number in (6, 5, 1):  # an attribute's graph, a node's attribute, a graph's node
             inner = bytes([number << 3 | 2]) + _varint(len(inner)) + inner
     with pytest.raises(CladaError, match="nested too deeply"):
-        check_graph(tiny_artefact, b"\x3a" + _varint(len(inner)) + inner, data, manifest)
+        check_graph(tiny_artifact, b"\x3a" + _varint(len(inner)) + inner, data, manifest)
 
 
 def _varint(value: int) -> bytes:
@@ -421,15 +421,15 @@ def _varint(value: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["tokenizer.json", "generation_config.json"])
-def test_companions_that_are_nonsense_are_one_error(artefact, kind):
-    artefact.with_name(kind).write_text("nonsense")
-    vouch_for(artefact.with_name(kind))
+def test_companions_that_are_nonsense_are_one_error(artifact, kind):
+    artifact.with_name(kind).write_text("nonsense")
+    vouch_for(artifact.with_name(kind))
     with pytest.raises(CladaError, match=kind.replace(".", r"\.")):
-        Session(artefact)
+        Session(artifact)
 
 
-def test_the_manifest_of_a_session_is_typed(tiny_artefact):
-    manifest = Session(tiny_artefact).manifest
-    content = json.loads(tiny_artefact.with_name(MANIFEST_NAME).read_text())
+def test_the_manifest_of_a_session_is_typed(tiny_artifact):
+    manifest = Session(tiny_artifact).manifest
+    content = json.loads(tiny_artifact.with_name(MANIFEST_NAME).read_text())
     assert manifest.model.neurons == tuple(content["model"]["neurons"])
     assert manifest.policy.goal == ("target_sparsity", 0.5)
