@@ -291,6 +291,7 @@ def test_a_sliding_window_needs_a_newer_onnxruntime(family, release):
 def test_heads_of_another_width_are_refused_and_the_export_says_so(tmp_path, capsys):
     """The portable graph serves such a model alone."""
     model = random_model("llama", num_attention_heads=4)
+    sparsify(model)
     with pytest.raises(CladaError, match="heads are 12 wide, which is no multiple of 8"):
         tracing.trace(model, Calibrated(uniform(model), load_map=LOAD_MAP), in_place_cache=True)
     assert model.config._attn_implementation == "sdpa"

@@ -48,7 +48,7 @@ def test_dense_computes_everything(outcome):
     assert result.divergence == pytest.approx(0, abs=1e-6)
     assert result.agreement == 1
     assert result.pools is None
-    assert anticipation == []
+    assert not anticipation
     assert all(not threshold.any() for threshold in thresholds)
     assert all(layer.realized == 0 and layer.pool == 1 for layer in result.layers)
     assert read.divergence.max() < 1e-4
@@ -68,7 +68,7 @@ def test_rivals_have_what_they_are_described_with(outcome):
     sats, _, anticipation, _ = outcome("sats")
     assert sats.calibrated.load_map.token_scale.shape == (4096,)
     assert set(sats.gains) == {"token"}
-    assert anticipation == []
+    assert not anticipation
 
 
 def test_clada_has_its_parts(outcome):

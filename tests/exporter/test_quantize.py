@@ -338,7 +338,8 @@ def test_gptq_loses_less_than_half_of_what_rounding_does(skips):
         quantized, _ = load_model(str(DEMO_MODEL), torch.float32)
         config = QuantizationConfig(4, 32, method)
         if skips == "neurons":
-            quantize_model(quantized, sparsify(quantized), halves[0], config, lambda _: None)
+            sparsify(quantized)
+            quantize_model(quantized, halves[0], config, lambda _: None)
         else:
             rows = halves[0] if config.follows_text else None
             quantize_products(quantized, find_products(quantized), config, rows, lambda _: None)
