@@ -11,7 +11,7 @@ from clada.benchmark.precisions import BLOCKS, Blocks
 from clada.benchmark.shapes import Shape
 from clada.ops import OPS, QUANTIZED
 from clada.ops.activations import ACTIVATIONS
-from clada.ops.quantized_matrices import is_matrix, scales_name
+from clada.ops.quantized_matrices import scales_name
 from clada.ops.record import Array, Op
 from clada.ops.sparse_ffn import weight_matrices
 from clada.ops.torch import dequantized
@@ -131,11 +131,11 @@ def random_quantized_layer(op: Op, shape: Shape, dtype: torch.dtype, precision: 
     generator = torch.Generator(device).manual_seed(0)
     weights: dict[str, torch.Tensor] = {}
     for spec in op.inputs:
-        if spec.name.startswith("w_"):
+        if spec.role == "matrix":
             names, hidden = (spec.name, scales_name(spec.name)), shape.hidden
             matrix = codes_and_scales(shape.neurons, hidden, hidden, BLOCKS[precision], generator)
             weights |= zip(names, matrix, strict=True)
-        elif spec.name.startswith("b_"):
+        elif spec.role == "bias":
             size = shape.neurons if spec.axes == ("F",) else shape.hidden
             weights[spec.name] = (torch.randn(size, generator=generator, device=device) * 0.25).to(dtype)
     return Layer(QUANTIZED[op.name], shape, _ACTIVATION["w_up" in weights], dtype, weights, precision)
@@ -198,7 +198,7 @@ def widened(
         if spec.name not in tensors:
             continue
         tensor = tensors[spec.name]
-        if is_matrix(spec.name):
+        if spec.role == "matrix":
             tensor = dequantized(tensor, tensors[scales_name(spec.name)], int(attributes["bits"])).to(dtype)
         wide[spec.name] = tensor
     return wide

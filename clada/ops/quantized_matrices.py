@@ -9,11 +9,6 @@ from clada.ops.record import Array, Attribute, Op, Tensor, names_of
 ATTRIBUTES = (Attribute("bits", 4, BITS), Attribute("block_size", 32, BLOCK_SIZES))
 
 
-def is_matrix(name: str) -> bool:
-    """Whether a name is that of a weight matrix, for those who have no record to ask for its role."""
-    return name == "w" or name.startswith("w_")
-
-
 def scales_name(matrix: str) -> str:
     """Name of the input that holds a matrix's scales: s_gate of w_gate."""
     return "s" + matrix.removeprefix("w")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from clada.ops import QUANTIZED_LINEAR, SPARSE_LINEAR
-from clada.ops.quantized_matrices import is_matrix
 from clada.ops.record import Array, Op
 from gpu_suite.calls import OpCall, axis_sizes, op_call
 from gpu_suite.device import POISON, GuardedMemory
@@ -100,7 +99,7 @@ def place_call(
     for spec in op.inputs:
         array = inputs[spec.name]
         if spec.dtype == "T":
-            array = to_element(array, weight_element if is_matrix(spec.name) else element)
+            array = to_element(array, weight_element if spec.role == "matrix" else element)
         placed[spec.name] = memory.place(array)
     sizes = axis_sizes(op, {name: array.shape for name, array in inputs.items()}, attributes)
     stored = "uint16" if element == "bfloat16" else element

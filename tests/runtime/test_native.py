@@ -13,7 +13,6 @@ import onnxruntime
 import pytest
 import torch
 
-import clada.plugins.onnxruntime
 from clada.errors import CladaError
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.decoder_inputs import first_step
@@ -24,6 +23,7 @@ from clada.ops import LOAD_SIGNAL, QUANTIZED, QUANTIZED_LINEAR, SPARSE_GATED_FFN
 from clada.plugins.onnxruntime import library_path, register
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.models.ort_cpu import Execution, OnnxRuntimeModel
+from tests.conftest import ROOT
 from tests.ops.test_ops import case_of, cast
 from tests.support.op_backends import INSTRUCTIONS, body_model, make_constant
 
@@ -178,9 +178,14 @@ def test_a_weight_is_in_memory_once(tmp_path):
 
 @pytest.fixture
 def package(tmp_path) -> Path:
-    """A copy of the installed package that a test may damage; a subprocess finds it before the real one."""
-    installed = Path(clada.plugins.onnxruntime.__file__).parents[2]
-    return Path(shutil.copytree(installed, tmp_path / "site" / "clada"))
+    """A copy of the package, with the kernels, that a test may damage; a subprocess finds it and not the real one."""
+    site = tmp_path / "site"
+    copy = Path(shutil.copytree(ROOT / "clada", site / "clada"))
+    shutil.copy(library_path(), copy / "plugins" / "onnxruntime")
+    # The finder of an editable installation comes before every path.
+    ours_only = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]\n"
+    (site / "sitecustomize.py").write_text(ours_only)
+    return copy
 
 
 GENERATE = """
