@@ -36,7 +36,7 @@ def calibrate_neurons(
     """
     calibration, quantized = _calibrated(model, rows, config, quantization, kept, report)
     for index, layer in enumerate(calibration.layers):
-        report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realized:6.1%}")
+        report(f"  layer {index:3}  pool {layer.pool:6.1%}  not computed {layer.realised:6.1%}")
     report(
         f"  {calibration.ffn_cost:.1%} of the FFN bytes read; KL {calibration.divergence:.4f} nats a token, "
         f"{calibration.agreement:.1%} of next tokens unchanged"

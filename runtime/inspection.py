@@ -42,10 +42,10 @@ def _layer_rows(manifest: Manifest) -> list[_Row]:
     rows: list[_Row] = [("layer", "neurons", "pool", "not computed", "median threshold")]
     layers = manifest.calibration.layers
     for index, (neurons, layer) in enumerate(zip(manifest.model.neurons, layers, strict=True)):
-        share = (f"{layer.pool:.1%}", f"{layer.realized:.1%}")
+        share = (f"{layer.pool:.1%}", f"{layer.realised:.1%}")
         rows.append((str(index), str(neurons), *share, f"{layer.median_threshold:.4g}"))
-    pool, realized = (sum(shares) / len(layers) for shares in zip(*((x.pool, x.realized) for x in layers), strict=True))
-    rows.append(("mean", "", f"{pool:.1%}", f"{realized:.1%}", ""))
+    pool, realised = (sum(shares) / len(layers) for shares in zip(*((x.pool, x.realised) for x in layers), strict=True))
+    rows.append(("mean", "", f"{pool:.1%}", f"{realised:.1%}", ""))
     return rows
 
 

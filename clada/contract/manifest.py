@@ -127,12 +127,12 @@ class LayerCalibration:
     """Calibration of one layer, measured on the calibration tokens.
 
     Args:
-        realized: Share of neurons that were not computed.
+        realised: Share of neurons that were not computed.
         pool: Share of neurons that the pool holds.
         median_threshold: Median threshold of the layer's neurons.
     """
 
-    realized: _Share
+    realised: _Share
     pool: _Share
     median_threshold: Annotated[float, Within(0, 3.5e38)]
 

@@ -38,11 +38,11 @@ def test_target_sparsity_is_reached(demo):
     """By the policy "clada" as a whole; and the reported shares are those of each layer."""
     model, rows = demo
     result = calibrate(model, rows, CalibrationConfig(target_sparsity=0.55))
-    shares = [layer.realized for layer in result.layers]
+    shares = [layer.realised for layer in result.layers]
     assert 0.55 <= sum(shares) / len(shares) < 0.56
     assert max(shares) - min(shares) > 0.05
     assert result.ffn_cost == pytest.approx(
-        sum(layer.pool + 2 * (1 - layer.realized) for layer in result.layers) / 18, abs=0.02
+        sum(layer.pool + 2 * (1 - layer.realised) for layer in result.layers) / 18, abs=0.02
     )
     for layer, threshold in zip(result.layers, result.calibrated.thresholds, strict=True):
         assert layer.median_threshold == pytest.approx(float(threshold.median()))
@@ -77,7 +77,7 @@ def test_what_is_measured_is_what_decoding_gives(demo):
     assert result.divergence == pytest.approx(float(read.divergence.mean()), rel=0.01)
     assert result.ffn_cost == pytest.approx(float(read.read.mean()), abs=1e-3)
     assert result.agreement == pytest.approx(float(read.agrees.float().mean()), abs=0.01)
-    assert [1 - layer.realized for layer in result.layers] == pytest.approx(read.active.mean((0, 1)).tolist(), abs=2e-3)
+    assert [1 - layer.realised for layer in result.layers] == pytest.approx(read.active.mean((0, 1)).tolist(), abs=2e-3)
     shares = [float(pool[0].double().mean()) for pool in pools]
     assert [layer.pool for layer in result.layers] == pytest.approx(shares)
 
@@ -153,7 +153,7 @@ def test_a_model_that_is_sparse_by_itself_is_not_made_sparser():
     rows = rows_for(tiny_tokenizer(), 4 * 64, 64)
     config = CalibrationConfig(target_sparsity=0.3, policy=POLICIES["cats"])
     result = calibrate(model, rows, config)
-    assert sum(layer.realized for layer in result.layers) / 3 > 0.4
+    assert sum(layer.realised for layer in result.layers) / 3 > 0.4
     assert result.divergence < 1e-5
 
 

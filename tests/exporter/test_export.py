@@ -70,8 +70,8 @@ def test_every_family_exports_and_runs(checkpoint, tmp_path, capsys, family, dty
     assert all(file_hash(path.parent / name) == value for name, value in manifest["files"].items())
     assert all(check["required"] <= check["tolerance"] for check in manifest["verification"])
     # What was asked for is met, and not much exceeded.
-    realized = np.mean([layer["realized"] for layer in manifest["calibration"]["layers"]])
-    assert 0.5 <= realized < 0.505
+    realised = np.mean([layer["realised"] for layer in manifest["calibration"]["layers"]])
+    assert 0.5 <= realised < 0.505
 
     completion = Session(path).generate(["def f(x):", "import"], GenerationConfig(max_new_tokens=5))
     assert [len(c.stats) for c in completion] == [5, 5]
@@ -124,14 +124,14 @@ def test_every_policy_exports_and_verifies(checkpoint, tmp_path, capsys, name):
 
     policy, calibration = manifest["policy"], manifest["calibration"]
     assert policy["name"] == name
-    realized = np.mean([layer["realized"] for layer in calibration["layers"]])
+    realised = np.mean([layer["realised"] for layer in calibration["layers"]])
     if name == "dense":
-        assert (realized, calibration["ffn_cost"], calibration["divergence_nats"]) == pytest.approx((0, 1, 0), abs=1e-6)
+        assert (realised, calibration["ffn_cost"], calibration["divergence_nats"]) == pytest.approx((0, 1, 0), abs=1e-6)
     elif "--ffn-cost" in options:
         assert "target_sparsity" not in policy
         assert policy["ffn_cost"] - 0.01 < calibration["ffn_cost"] <= policy["ffn_cost"] == options[-1]
     else:
-        assert policy["target_sparsity"] == 0.5 <= realized < 0.51
+        assert policy["target_sparsity"] == 0.5 <= realised < 0.51
     # The probe that was not asked for was not even tried.
     assert policy["parts"]["anticipation"] is False
     assert calibration["anticipation"] is None
@@ -178,8 +178,8 @@ def test_manifest_tells_what_was_calibrated(tiny_artifact):
     assert 0.5 < calibration["reanalysis_load"] <= 1
     # Not computed is at least what the pools shut out, and bytes are those of the pools and of what is computed.
     assert [layer["pool"] for layer in calibration["layers"]] == [size / NEURONS for size in pool["sizes"]]
-    assert all(1 - layer["realized"] < layer["pool"] <= 1 for layer in calibration["layers"])
-    read = np.mean([(layer["pool"] + 2 * (1 - layer["realized"])) / 3 for layer in calibration["layers"]])
+    assert all(1 - layer["realised"] < layer["pool"] <= 1 for layer in calibration["layers"])
+    read = np.mean([(layer["pool"] + 2 * (1 - layer["realised"])) / 3 for layer in calibration["layers"]])
     assert calibration["ffn_cost"] == pytest.approx(read, abs=0.01)
     assert pool["prior_tokens"] is None or pool["prior_tokens"] >= 0
 

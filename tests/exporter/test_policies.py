@@ -50,7 +50,7 @@ def test_dense_computes_everything(outcome):
     assert result.pools is None
     assert not anticipation
     assert all(not threshold.any() for threshold in thresholds)
-    assert all(layer.realized == 0 and layer.pool == 1 for layer in result.layers)
+    assert all(layer.realised == 0 and layer.pool == 1 for layer in result.layers)
     assert read.divergence.max() < 1e-4
     assert (read.active == 1).all()
 

@@ -477,7 +477,7 @@ WRONG = {
             (("policy", "ffn_cost"), 0.5, "policy.target_sparsity, ffn_cost, error_budget, bytes: one of them must be"),
             (("policy", "target_sparsity"), 1.5, "policy.target_sparsity is 1.5, and must lie from"),
             (("calibration", "layers"), [], "calibration.layers has 0 layers, and model.neurons 3"),
-            (("calibration", "layers", 0, "realized"), "all", "calibration.layers[0].realized is 'all', and must be a"),
+            (("calibration", "layers", 0, "realised"), "all", "calibration.layers[0].realised is 'all', and must be a"),
             (("calibration", "scale_knots"), [], "calibration.scale_knots is [], and must be two or more that do not"),
             (("calibration", "scale_knots"), [0.5, 1.0], "scale_knots is [0.5, 1.0], and must be two or more that"),
             (("calibration", "scale_knots"), [-1, -2], "calibration.scale_knots[0] is -1.0, and must lie from 0"),

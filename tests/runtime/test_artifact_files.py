@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from clada.contract import manifest
 from clada.contract.artifact import open_artifact
 from clada.contract.calibrated_values import check_graph
 from clada.contract.manifest import MANIFEST_NAME, AnticipationSection
@@ -433,3 +434,20 @@ def test_the_manifest_of_a_session_is_typed(tiny_artifact):
     content = json.loads(tiny_artifact.with_name(MANIFEST_NAME).read_text())
     assert manifest.model.neurons == tuple(content["model"]["neurons"])
     assert manifest.policy.goal == ("target_sparsity", 0.5)
+
+
+# Of format version 2: a file that has been written is read under these names, however the code spells them elsewhere.
+KEYS = """
+agreement allocation anticipation bits block_size bytes calibration compensation context_length data
+data_sha256 dial divergence_nats dtype effort error_budget factors family feed_forward ffn_cost files
+fixed_shapes format_version gains hidden_size high in_place_cache inputs kept layer layers linears low
+median_threshold method model name neurons onnxruntime ops opset outputs parameters parts pieces policy pool
+price prior_tokens probes product products prompt_tokens quantization r2 realised reanalysis reanalysis_load
+required scale scale_knots seed sizes surprisal_weight target_sparsity thresholds tokens tolerance tools
+verification vocabulary_size
+"""
+
+
+def test_keys_of_the_manifest_keep_their_names():
+    kinds = [kind for kind in vars(manifest).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    assert {field.name for kind in kinds for field in dataclasses.fields(kind)} == set(KEYS.split())
