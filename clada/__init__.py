@@ -3,9 +3,9 @@
 `export` makes an artifact of a checkpoint and needs `clada[export]`; `Session` generates from one, without torch.
 """
 
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from clada.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clada.errors import CladaError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clada.runtime.sampling import SamplingConfig
     from clada.runtime.session import Session
     from clada.runtime.telemetry import TokenStats
+    from clada.version import __version__
 
 __all__ = [
     "CalibrationConfig",
@@ -32,33 +33,18 @@ __all__ = [
     "export",
 ]
 
-# Each is imported when it is first used: the runtime needs no torch, and the command line's help no ONNX Runtime.
 _HOMES = {
-    "CalibrationConfig": "clada.exporter.calibration.calibrate:CalibrationConfig",
-    "CladaError": "clada.errors:CladaError",
-    "Completion": "clada.runtime.generation:Completion",
-    "ExportConfig": "clada.exporter.export:ExportConfig",
-    "GenerationConfig": "clada.runtime.generation:GenerationConfig",
-    "Piece": "clada.runtime.generation:Piece",
-    "SamplingConfig": "clada.runtime.sampling:SamplingConfig",
-    "Session": "clada.runtime.session:Session",
-    "TokenStats": "clada.runtime.telemetry:TokenStats",
-    "calibrate": "clada.exporter.calibration.to_file:calibrate",
-    "export": "clada.exporter.export:export",
+    "CalibrationConfig": "clada.exporter.calibration.calibrate",
+    "CladaError": "clada.errors",
+    "Completion": "clada.runtime.generation",
+    "ExportConfig": "clada.exporter.export",
+    "GenerationConfig": "clada.runtime.generation",
+    "Piece": "clada.runtime.generation",
+    "SamplingConfig": "clada.runtime.sampling",
+    "Session": "clada.runtime.session",
+    "TokenStats": "clada.runtime.telemetry",
+    "__version__": "clada.version",
+    "calibrate": "clada.exporter.calibration.to_file",
+    "export": "clada.exporter.export",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        try:
-            return version("clada")
-        except PackageNotFoundError:  # a checkout that is not installed
-            return "unknown"
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _HOMES[name].split(":")
-    return getattr(import_module(module), attribute)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,7 +1,8 @@
-"""Runtime of CLADA artifacts; needs numpy, onnxruntime, tokenizers and jinja2, and no torch."""
+"""Runtime of CLADA artifacts; needs numpy, onnxruntime, tokenizers, safetensors and jinja2, and no torch."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from clada.lazy import lazy_names
 
 if TYPE_CHECKING:
     from clada.errors import CladaError
@@ -12,22 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CladaError", "Completion", "GenerationConfig", "Piece", "SamplingConfig", "Session", "TokenStats"]
 
-# Each is imported when it is first used: the command line's help needs none of ONNX Runtime.
-_MODULES = {
-    "clada.errors": ["CladaError"],
-    "clada.runtime.generation": ["Completion", "GenerationConfig", "Piece"],
-    "clada.runtime.sampling": ["SamplingConfig"],
-    "clada.runtime.session": ["Session"],
-    "clada.runtime.telemetry": ["TokenStats"],
+_HOMES = {
+    "CladaError": "clada.errors",
+    "Completion": "clada.runtime.generation",
+    "GenerationConfig": "clada.runtime.generation",
+    "Piece": "clada.runtime.generation",
+    "SamplingConfig": "clada.runtime.sampling",
+    "Session": "clada.runtime.session",
+    "TokenStats": "clada.runtime.telemetry",
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
