@@ -7,7 +7,8 @@ from clada.command_line import Parser, add_version, run_command
 from clada.exporter.command import DESCRIPTION, EPILOG, add_arguments
 
 
-def _parser() -> Parser:
+def command_parser() -> Parser:
+    """Make the parser of `clada-export`."""
     parser = Parser(
         prog="clada-export",
         description=DESCRIPTION,
@@ -22,4 +23,4 @@ def _parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    return run_command(_parser, words, called="clada-export", package=lambda: "clada[export]")
+    return run_command(command_parser, words, called="clada-export", package=lambda: "clada[export]")

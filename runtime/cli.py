@@ -56,7 +56,8 @@ def _add_other_commands(commands: Any) -> None:
         entry.load()(_Needing(commands, _package(needed)) if needed else commands)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Make the parser of `clada`, with the commands of all that is installed."""
     parser: argparse.ArgumentParser = Parser(
         prog="clada", description="Make dynamically sparse language models, and run them."
     )
@@ -78,4 +79,4 @@ def main(argv: list[str] | None = None) -> int:
     def package() -> str:
         return next((_package(entry.extras) for entry in _other_commands() if entry.name == asked), "clada")
 
-    return run_command(_parser, words, f"`clada {asked}`", package)
+    return run_command(command_parser, words, f"`clada {asked}`", package)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from clada.exporter.cli import _parser as export_parser
-from clada.runtime.cli import _parser as clada_parser
+from clada.exporter.cli import command_parser as export_parser
+from clada.runtime.cli import command_parser as clada_parser
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "cli.md"
 INTRODUCTION = """# Command line
