@@ -1,11 +1,12 @@
 """Builds the stand-ins for what is compiled for CUDA, with the compiler of the host (tests/support/CMakeLists.txt)."""
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from filelock import FileLock
 
 from tests.conftest import ROOT
 
@@ -22,8 +23,7 @@ def build_stand_in(target: str) -> Path:
     options += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={_FOLDER / 'lib'}"]
     configure = [cmake, "-S", ROOT, "-B", _FOLDER, "-G", "Ninja", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options]
     # One process at a time, as tests run in several.
-    with (_FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(_FOLDER / "lock"):
         for command in (configure, [cmake, "--build", _FOLDER, "--target", target]):
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             assert result.returncode == 0, result.stdout + result.stderr
