@@ -95,6 +95,7 @@ $(VENV)/export.stamp: $(VENV)/tools.stamp pyproject.toml scripts/requirements.py
 
 # clada itself, as this folder has it: an edit of Python is what runs next.
 $(PACKAGE): $(VENV)/tools.stamp pyproject.toml
+	@rm -f $(VENV)/package.*.stamp
 	$(STEP) "compiling the kernels" $(PIP) install --no-compile --no-deps --no-build-isolation --editable .
 	@touch $@
 
