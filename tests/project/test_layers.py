@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.tree import package_files
 
-# Each stands on those before it; packages that are left out of a list of folders are on their own.
+# Each stands on those before it. What a list leaves out is held by the rule that there is no circle alone.
 LAYERS = {
     "clada": ["errors", "command_line", "ops", "contract", "plugins", "runtime", "exporter", "evaluation", "benchmark"],
     "clada.exporter": ["model", "quantization", "calibration", "graph"],
@@ -18,16 +18,8 @@ LAYERS = {
 
 def modules() -> dict[str, Path]:
     """The files of clada and of the GPU suite by module; a package's own is that of its __init__."""
-    found = {}
-    for folder in (ROOT / "clada", ROOT / "gpu_suite"):
-        for path in sorted(folder.rglob("*.py")) + [
-            file for link in folder.iterdir() if link.is_symlink() for file in sorted(link.resolve().rglob("*.py"))
-        ]:
-            relative = path.relative_to(ROOT)
-            linked = (ROOT / "clada" / relative.parts[0]).is_symlink()
-            parts = ["clada", *relative.with_suffix("").parts] if linked else list(relative.with_suffix("").parts)
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+    files = package_files("clada") | package_files("gpu_suite")
+    return {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for name, path in files.items()}
 
 
 MODULES = modules()
