@@ -127,7 +127,7 @@ class LayerCalibration:
     """Calibration of one layer, measured on the calibration tokens.
 
     Args:
-        realised: Share of neurons that were not computed.
+        realised: Share of neurons that were not computed; spelled as the files have it.
         pool: Share of neurons that the pool holds.
         median_threshold: Median threshold of the layer's neurons.
     """
