@@ -4,7 +4,12 @@ import argparse
 from pathlib import Path
 
 from clada.command_line import add_progress_options, progress
-from clada.exporter.command_options import add_calibration_options, add_trust_options
+from clada.exporter.command_options import (
+    MODEL_HELP,
+    add_calibration_options,
+    add_checkpoint_options,
+    checkpoint_options,
+)
 from clada.exporter.defaults import CALIBRATION_SUFFIX
 
 
@@ -20,8 +25,7 @@ def _run(args: argparse.Namespace) -> None:
         tokens=args.calibration_tokens,
         seed=args.seed,
         report=progress(args),
-        trust_remote_code=args.trust_remote_code,
-        allow_pickle=args.allow_pickle,
+        **checkpoint_options(args),
     )
 
 
@@ -34,7 +38,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--bytes SHARE then makes an artifact of any share without measuring again.",
     )
     parser.add_argument("output", type=Path, help=f"the file to write, *{CALIBRATION_SUFFIX}")
-    parser.add_argument("--model", required=True, help="a checkpoint's folder, or a Hugging Face model id")
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument(
         "--bytes",
         type=float,
@@ -44,6 +48,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="shares of all weights' bytes to measure beside the usual ones",
     )
     add_calibration_options(parser)
-    add_trust_options(parser)
+    add_checkpoint_options(parser)
     add_progress_options(parser)
     parser.set_defaults(run=_run)

@@ -7,7 +7,12 @@ from pathlib import Path
 from clada.command_line import add_progress_options, progress
 from clada.contract.manifest import GOALS
 from clada.exporter.calibration.policies import POLICIES, SUMMARIES, without
-from clada.exporter.command_options import add_calibration_options, add_trust_options
+from clada.exporter.command_options import (
+    MODEL_HELP,
+    add_calibration_options,
+    add_checkpoint_options,
+    checkpoint_options,
+)
 from clada.exporter.defaults import (
     BLOCK_SIZE,
     BYTES,
@@ -29,7 +34,8 @@ EPILOG = "\n".join(
         "policies, all but dense within the same sparsity or cost:",
         *(f"  {name:<8} {summary}" for name, summary in SUMMARIES.items()),
         "",
-        f"model types: {', '.join(FAMILIES)}",
+        "inputs are skipped in dense decoders of every model type that transformers knows, neurons in these:",
+        f"  {', '.join(FAMILIES)}",
     ]
 )
 
@@ -37,7 +43,7 @@ EPILOG = "\n".join(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments, and the function that runs it."""
     parser.add_argument("output", type=Path, help="the .onnx file to write; its companions go beside it")
-    parser.add_argument("--model", required=True, help="a checkpoint's folder, or a Hugging Face model id")
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
     add_calibration_options(parser)
     goal = parser.add_mutually_exclusive_group()
     goal.add_argument(
@@ -88,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all-logits", action="store_true", help="give logits for all positions, not only the last")
     parser.add_argument("--overwrite", action="store_true", help="replace an artifact that is there")
-    add_trust_options(parser)
+    add_checkpoint_options(parser)
     add_progress_options(parser)
     parser.set_defaults(run=_run)
 
@@ -115,8 +121,7 @@ def _run(args: argparse.Namespace) -> None:
         opset=args.opset,
         all_logits=args.all_logits,
         overwrite=args.overwrite,
-        trust_remote_code=args.trust_remote_code,
-        allow_pickle=args.allow_pickle,
+        **checkpoint_options(args),
     )
     export(args.output, args.model, config, progress(args))
 

@@ -31,6 +31,7 @@ from clada.exporter.graph.ort_attention import minimum_onnxruntime
 from clada.exporter.graph.trace import check_opset, save, save_in_place, trace
 from clada.exporter.manifest_sections import model_section, policy_section, quantization_section, write_manifest
 from clada.exporter.model.checkpoint import load_config, load_model
+from clada.exporter.model.families import activation_of
 from clada.exporter.model.sparse_sites import sparse_sites
 from clada.exporter.neuron_export import calibrate_neurons
 from clada.exporter.prepared import Prepared
@@ -59,6 +60,7 @@ class ExportConfig:
         opset: Version of ONNX's standard ops; None for the default, which depends on whether weights are quantized.
         all_logits: Give logits for all positions, not only the last.
         overwrite: Replace an artifact that is there.
+        adapter: Folder of a LoRA adapter to merge into the model.
         trust_remote_code: Run code that the checkpoint brings.
         allow_pickle: Read pickle weights where there are no safetensors.
     """
@@ -75,6 +77,7 @@ class ExportConfig:
     opset: int | None = None
     all_logits: bool = False
     overwrite: bool = False
+    adapter: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
@@ -173,7 +176,7 @@ def export(
 
     Args:
         output: Path of the ONNX file; the artifact's other files are written beside it.
-        source: A checkpoint's folder or a Hugging Face model id.
+        source: A checkpoint's folder, a GGUF file or a Hugging Face model id.
         config: Options of the export.
         report: Called with each line of progress.
 
@@ -185,11 +188,13 @@ def export(
             written then.
     """
     config = config or ExportConfig()
-    trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
+    reading = {name: getattr(config, name) for name in ("adapter", "trust_remote_code", "allow_pickle")}
     with _names_what_is_kept() as kept, staged(output, config.overwrite) as folder:
-        hf_config = load_config(source, **trust)
+        hf_config = load_config(source, **reading)
+        if not config.calibration.skips_inputs:
+            activation_of(hf_config)  # raises where neurons cannot be skipped, before anything is loaded
         text = read_calibration_text(config.calibration_data)
-        model, tokenizer = load_model(source, torch.float32, **trust)
+        model, tokenizer = load_model(source, torch.float32, **reading)
         texts, parameters = texts_of(text.documents, tokenizer), model.num_parameters()
         report(f"{hf_config.model_type}, {parameters:,} parameters")
         drawn = functools.partial(
@@ -210,7 +215,7 @@ def export(
         if dtype != model.dtype:
             del model  # one at a time is in memory
             # Read anew: transformers keeps some of it in float32, unlike a cast.
-            model, _ = load_model(source, dtype, **trust)
+            model, _ = load_model(source, dtype, **reading)
         # Neurons are calibrated in a patched model, inputs in one that is not.
         if not sparse_sites(model):
             prepared.patch(model)

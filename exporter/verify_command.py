@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from clada.command_line import add_quiet
-from clada.exporter.command_options import add_trust_options
+from clada.exporter.command_options import add_checkpoint_options, checkpoint_options
 
 
-def verify_artifact(artifact_model: Path, source: str, **trust: Any) -> None:
+def verify_artifact(artifact_model: Path, source: str, **reading: Any) -> None:
     """Print the comparison of an artifact with a checkpoint.
 
     Raises:
@@ -28,7 +28,7 @@ def verify_artifact(artifact_model: Path, source: str, **trust: Any) -> None:
 
     artifact = open_artifact(artifact_model)
     manifest = artifact.manifest
-    model, tokenizer = load_model(source, getattr(torch, manifest.model.dtype), **trust)
+    model, tokenizer = load_model(source, getattr(torch, manifest.model.dtype), **reading)
     for name, theirs in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
         ours = getattr(manifest.model, name)
         if ours != theirs:
@@ -47,9 +47,7 @@ def verify_artifact(artifact_model: Path, source: str, **trust: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from clada.runtime.find_model import find_model
 
-    verify_artifact(
-        find_model(args.path), args.model, trust_remote_code=args.trust_remote_code, allow_pickle=args.allow_pickle
-    )
+    verify_artifact(find_model(args.path), args.model, **checkpoint_options(args))
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -57,6 +55,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("verify", help="compare an artifact with the checkpoint it was made from")
     parser.add_argument("path", type=Path, help="the artifact's .onnx file or folder")
     parser.add_argument("--model", required=True, help="the checkpoint's folder, or a Hugging Face model id")
-    add_trust_options(parser)
+    add_checkpoint_options(parser)
     add_quiet(parser)
     parser.set_defaults(run=_run)

@@ -5,24 +5,18 @@ its property "cases". Runs them, or reads what an earlier run wrote with `--juni
 """
 
 import argparse
-import subprocess
 import sys
-import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from recorded_runs import ROOT, TableError, recorded, run_tests
+
 TABLE = ROOT / "docs" / "faults.md"
 # As the README has them: wrong results first.
 AREAS = ("results", "native", "files", "text", "command line", "installation")
 # The properties by which tests/support/fault_marker.py writes a test's marker into the XML.
 AREA, KIND, NOW, CASES = "fault area", "fault kind", "fault now", "cases"
-
-
-class TableError(Exception):
-    """Error that prevents writing: one line, with the remedy."""
 
 
 @dataclass
@@ -57,25 +51,20 @@ def rows_of(runs: list[str]) -> list[Row]:
     Raises:
         TableError: It is no such XML, holds no test of a fault, or a marker that nobody can read.
     """
-    try:
-        tests = [test for xml in runs for test in ElementTree.fromstring(xml).iter("testcase")]
-    except ElementTree.ParseError as error:
-        raise TableError(f"this is not what pytest --junitxml writes: {error}") from error
     rows: dict[tuple[str, str], Row] = {}
-    for test in tests:
-        found = {p.get("name"): p.get("value", "") for p in test.iter("property")}
-        if KIND not in found:
+    for test in recorded(runs):
+        if KIND not in test.properties:
             continue
-        area, kind, now = (str(found[name]) for name in (AREA, KIND, NOW))
+        area, kind, now = (test.properties[name] for name in (AREA, KIND, NOW))
         if area not in AREAS:
-            raise TableError(f"{test.get('name')} is of the area {area!r}; it must be one of {', '.join(AREAS)}")
+            raise TableError(f"{test.name} is of the area {area!r}; it must be one of {', '.join(AREAS)}")
         row = rows.setdefault((area, kind), Row(area, kind, now))
         if row.now != now:
             raise TableError(f"tests of {kind!r} say two things of what happens now: {row.now!r} and {now!r}")
-        cases = int(found.get(CASES) or 1)
-        if test.find("failure") is not None or test.find("error") is not None:
+        cases = int(test.properties.get(CASES) or 1)
+        if test.outcome == "failed":
             row.failed += cases
-        elif test.find("skipped") is not None:
+        elif test.outcome == "skipped":
             row.skipped += cases
         else:
             row.passed += cases
@@ -114,21 +103,6 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_tests(arguments: list[str]) -> str:
-    """Run the marked tests; returns the XML."""
-    with tempfile.TemporaryDirectory() as folder:
-        xml = Path(folder) / "faults.xml"
-        subprocess.run(
-            [sys.executable, "-m", "pytest", "-m", "fault", "-q", f"--junitxml={xml}", *arguments],
-            cwd=ROOT,
-            stdout=sys.stderr,
-            check=False,
-        )
-        if not xml.exists():
-            raise TableError("pytest wrote no XML; what it says is above")
-        return xml.read_text(encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--junitxml", type=Path, nargs="+", help="read these instead of running the tests")
@@ -138,7 +112,7 @@ def main() -> int:
         parser.error(f"{' '.join(others)}: arguments are for pytest, which does not run with --junitxml")
     try:
         files = args.junitxml or []
-        rows = rows_of([path.read_text(encoding="utf-8") for path in files] or [run_tests(others)])
+        rows = rows_of([path.read_text(encoding="utf-8") for path in files] or [run_tests(["-m", "fault", *others])])
     except (TableError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clada.command_line import add_bytes, add_quiet
 from clada.evaluation.settings import EvaluationSettings
-from clada.exporter.command_options import add_trust_options
+from clada.exporter.command_options import add_checkpoint_options, checkpoint_options
 
 if TYPE_CHECKING:
     from clada.evaluation.evaluate import Evaluation
@@ -61,8 +61,7 @@ def _run(args: argparse.Namespace) -> None:
         settings,
         threads=args.threads,
         bytes=args.bytes,
-        trust_remote_code=args.trust_remote_code,
-        allow_pickle=args.allow_pickle,
+        **checkpoint_options(args),
     )
     print("\n".join([*_lines(evaluation), *_part_lines(evaluation)]))
     if args.tokens is not None:
@@ -96,6 +95,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
     parser.add_argument("--threads", type=int, default=0, help="0 lets ONNX Runtime choose (default)")
     add_bytes(parser)
-    add_trust_options(parser)
+    add_checkpoint_options(parser)
     add_quiet(parser)
     parser.set_defaults(run=_run)

@@ -57,18 +57,18 @@ def evaluate_artifact(
     *,
     threads: int = 0,
     bytes: float | None = None,
-    **trust: Any,
+    **reading: Any,
 ) -> Evaluation:
     """Evaluate an artifact, in the runtime, against the checkpoint that it was made from, in PyTorch.
 
     Args:
         artifact: Its ONNX file.
-        source: The checkpoint's folder or a Hugging Face model id.
+        source: The checkpoint's folder, its GGUF file or a Hugging Face model id.
         data: A text file, or a JSONL of `{"text": ...}`, that was neither trained nor calibrated on.
         settings: Amount of text to evaluate.
         threads: Number of threads of ONNX Runtime; 0 lets it choose.
         bytes: The share of the weights' bytes that a token is to read, see Session.
-        trust: `trust_remote_code` and `allow_pickle`, see `load_model`.
+        reading: Options of `load_model`.
 
     Returns:
         The evaluation; for quantized weights with two parts: the dense model with them, and the artifact's sparsity
@@ -82,7 +82,7 @@ def evaluate_artifact(
         >>> evaluation.metrics["kl"].value
     """
     session = Session(artifact, threads=threads, bytes=bytes)
-    model, tokenizer = load_model(source, torch.float32, **trust)
+    model, tokenizer = load_model(source, torch.float32, **reading)
     _check_same_model(session, model, tokenizer, source)
     suite = prepare(model, tokenizer, data, settings or EvaluationSettings())
     prompt = suite.rows[0][: suite.settings.prompt_tokens]
@@ -90,14 +90,14 @@ def evaluate_artifact(
     if session.manifest.quantization is None:
         _check_same_weights(session, model, prompt, source)
         return _named(evaluate(SessionSubject(session, name), suite), source)
-    quantized = _with_weights_of(session.artifact, source, **trust)
+    quantized = _with_weights_of(session.artifact, source, **reading)
     _check_same_weights(session, quantized, prompt, source)
     # Of the parts the tasks are left out, which take most of the time.
     text = replace(suite, tasks=[])
     subject = SessionSubject(session, with_weights(name, plain(session.manifest.quantization)))
     parts = [evaluate(_dense(quantized, subject.info), text)]
     del quantized  # one model more than the dense one at a time
-    own_weights = load_model(source, torch.float32, **trust)[0]
+    own_weights = load_model(source, torch.float32, **reading)[0]
     parts.append(evaluate(_sparse(TorchSession(artifact, own_weights, bytes), name), text))
     return _named(replace(evaluate(subject, suite), parts=parts), source)
 
@@ -109,9 +109,9 @@ def _named(evaluation: Evaluation, source: str) -> Evaluation:
     return replace(evaluation, subject=subject, parts=[_named(part, source) for part in evaluation.parts])
 
 
-def _with_weights_of(artifact: Artifact, source: str, **trust: Any) -> Any:
+def _with_weights_of(artifact: Artifact, source: str, **reading: Any) -> Any:
     """Model of a checkpoint in PyTorch, patched and dense, computing with an artifact's quantized weights."""
-    model, _ = load_model(source, torch.float32, **trust)
+    model, _ = load_model(source, torch.float32, **reading)
     make_sparse(model, artifact)
     return model
 

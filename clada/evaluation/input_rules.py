@@ -23,7 +23,7 @@ from clada.evaluation.teal_search import Descent, kept_shares
 from clada.exporter.calibration.decode_pass import Decoded
 from clada.exporter.calibration.input_pass import Run, decode_each, share_by_part
 from clada.exporter.calibration.price import Worth, by_sensitivity, measure, price_of, read_share, sensitivities
-from clada.exporter.model.patch import family_of
+from clada.exporter.model.families import family_of
 from clada.exporter.model.products import Product
 
 Weighing = Literal["price", "wina", "teal"]
@@ -37,7 +37,7 @@ def part_of(model: Any, product: Product) -> Part:
     """Part of the model that a product belongs to: the feed-forward networks, the output matrix, or attention."""
     if product.linears[0] is model.get_output_embeddings():
         return "output"
-    paths = tuple(family_of(model).linears.values())
+    paths = tuple(family_of(model.config).linears.values())
     return "ffn" if product.names[0].endswith(paths) else "attention"
 
 

@@ -131,7 +131,7 @@ def blocks_of(model: Any, worths: Sequence[Worth], rows: Tensor, prompt_tokens: 
         for layer in layers
     ):
         model(input_ids=rows, use_cache=False, logits_to_keep=1)
-    starts = layer_starts(len(layers), len(worths))
+    starts = layer_starts([worth.product for worth in worths])
     decoded = (torch.arange(rows.shape[1]) >= prompt_tokens).expand(rows.shape)
     return [
         Block(layer, *call, worths[start:end], decoded)

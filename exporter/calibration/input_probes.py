@@ -45,10 +45,10 @@ class Foresight:
     gain: float
 
 
-def probed_products(layers: int, products: int) -> list[int]:
+def probed_products(products: Sequence[Product]) -> list[int]:
     """Indices of the products whose inputs are probed: the first of a few layers, and the output matrix."""
-    starts = layer_starts(layers, products)
-    return sorted({starts[round(depth * layers)] for depth in _DEPTHS} | {starts[-1]})
+    starts = layer_starts(products)
+    return sorted({starts[round(depth * (len(starts) - 1))] for depth in _DEPTHS} | {starts[-1]})
 
 
 @torch.no_grad()

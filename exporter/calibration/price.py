@@ -44,12 +44,12 @@ def sensitivities(
         parameter.requires_grad_(False)
     inputs: dict[int, Tensor] = {}
 
-    def keep(index: int, x: Tensor) -> Tensor | None:
-        # Differentiation ends at the first inputs: gradients below them are not needed.
-        replaced = None if x.requires_grad else x.detach().requires_grad_()
-        inputs[index] = x if replaced is None else replaced
+    def keep(index: int, x: Tensor) -> Tensor:
+        # Differentiation ends at the first inputs: gradients below them are not needed. Elsewhere a view, whose
+        # gradient is of this product alone: where attention and FFN are side by side, both read one tensor.
+        inputs[index] = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
         inputs[index].retain_grad()
-        return replaced
+        return inputs[index]
 
     try:
         with torch.enable_grad(), input_hooks(products, keep):

@@ -137,7 +137,7 @@ def calibrate_price(
     scale = scale_by(load_map, loads_there)
     foresight = Foresight([], [], 0.0)
     if load and anticipation and len(rows.decoded) >= FEWEST_ROWS:
-        sites = probed_products(model.config.num_hidden_layers, len(products))
+        sites = probed_products(products)
         inputs, entropy = read_densely(model, products, sites, rows.whole, prompt_tokens)
         foresight = fit_foresight(inputs, entropy, loads_there, scale, tried, _FIT_FACTORS)
         gains["anticipation"] = foresight.gain

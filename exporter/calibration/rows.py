@@ -18,6 +18,7 @@ from clada.exporter.calibration.text import (
     sample_file,
     token_rows,
 )
+from clada.exporter.model.rope import context_length
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def calibration_rows(
     """
 
     def drawn(count: int) -> Tensor:
-        length = row_length(hf_config.max_position_embeddings)
+        length = row_length(context_length(hf_config))
         return token_rows(texts, tokenizer, vocabulary=hf_config.vocab_size, tokens=count, length=length, seed=seed)
 
     rows = drawn(tokens)

@@ -27,19 +27,19 @@ def calibrate(
     tokens: int = CALIBRATION_TOKENS,
     seed: int = 0,
     report: Callable[[str], None] = print,
-    **trust: Any,
+    **reading: Any,
 ) -> None:
     """Calibrate a model by price, and write the measurements to a file.
 
     Args:
         output: The file to write; `export` takes it as `calibration_file`.
-        source: A checkpoint's folder or a Hugging Face model id.
+        source: A checkpoint's folder, a GGUF file or a Hugging Face model id.
         shares: Shares of all weights' bytes to measure beside the usual ones.
         data: See `read_documents`; the sample that ships with the project where None.
         tokens: Number of tokens of it to use.
         seed: Decides which parts of the text are used.
         report: Called with each line of progress.
-        trust: See `load_model`.
+        reading: Options of `load_model`.
 
     Raises:
         CladaError: Anything given cannot be used, or the file cannot be written.
@@ -55,8 +55,8 @@ def calibrate(
         raise CladaError(f"cannot write {output}: {error.strerror or error}") from error
     check_writable(output)
     text = read_calibration_text(data)
-    hf_config = load_config(source, **trust)
-    model, tokenizer = load_model(source, torch.float32, **trust)
+    hf_config = load_config(source, **reading)
+    model, tokenizer = load_model(source, torch.float32, **reading)
     texts = texts_of(text.documents, tokenizer)
     rows = calibration_rows(text, texts, tokenizer, hf_config, tokens, seed, report, FURTHER)
     calibration = calibrate_price(model, find_products(model), rows, prompt_tokens(rows.decoded.shape[1]), shares)

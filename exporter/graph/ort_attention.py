@@ -16,8 +16,9 @@ from clada.exporter.graph.rotary import rotary_ops
 
 OP = "GroupQueryAttention"
 _ATTENTION = "clada_in_place"
+_REFUSAL = f"{OP} cannot stand for the model's attention"
 # Arguments of an attention function that change its result in ways the op cannot express.
-_REFUSED = ("softcap", "s_aux", "position_bias")
+_REFUSED = ("s_aux", "position_bias")
 _WIDTH_MULTIPLE = 8
 _MINIMUM_ONNXRUNTIME = "1.20"
 # Earlier releases count one token more into the window: a graph cannot be right in both.
@@ -61,7 +62,7 @@ def _check(module: nn.Module, key: Tensor, value: Tensor, mask: Tensor | None, o
     elif key.shape[-1] % _WIDTH_MULTIPLE:
         reasons.append(f"its heads are {key.shape[-1]} wide, which is no multiple of {_WIDTH_MULTIPLE}")
     if reasons:
-        raise CladaError(f"{OP} cannot stand for the model's attention: {'; '.join(reasons)}")
+        raise CladaError(f"{_REFUSAL}: {'; '.join(reasons)}")
 
 
 def _attention(
@@ -74,6 +75,7 @@ def _attention(
     buffers: BufferCache,
     scaling: float,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention function as transformers calls it: T[1, H, S, d] each, rotary embedding applied."""
@@ -83,6 +85,8 @@ def _attention(
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": float(scaling)}
     if sliding_window is not None:
         attributes["local_window_size"] = sliding_window
+    if softcap is not None:
+        attributes["softcap"] = float(softcap)
     rows = [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)]
     # Not computed here: what it must give is what PyTorch gives with the model's own attention.
     output, layer.keys, layer.values = torch.onnx.ops.symbolic_multi_out(
@@ -99,16 +103,33 @@ def _attention(
 AttentionInterface.register(_ATTENTION, _attention)
 
 
+def check_in_place(decoder: nn.Module, arguments: dict[str, Any]) -> None:
+    """Run a decoder once within `in_place_attention`, where it cannot be traced yet, to see whether the op is used.
+
+    Raises:
+        CladaError: The op does not support the model's attention, or that is code which does not ask for one.
+    """
+    try:
+        present = decoder(**arguments)[1]
+    except CladaError:
+        raise
+    except Exception as error:  # of the model's own code, which meets buffers that are not for it
+        raise CladaError(f"{_REFUSAL}: it is code of its own ({type(error).__name__})") from error
+    past = [tensor for pair in arguments["past"] for tensor in pair]
+    if any(after is before for after, before in zip(present, past, strict=True)):
+        raise CladaError(f"{_REFUSAL}: it is code of its own")
+
+
 @contextmanager
 def in_place_attention(model: Any) -> Iterator[None]:
     """Make the model attend through the op, within the context, into the buffers given as its argument `buffers`."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(_ATTENTION)
-    try:
-        with rotary_ops(model):
+    with rotary_ops(model):
+        model.set_attn_implementation(_ATTENTION)
+        try:
             yield
-    finally:
-        model.set_attn_implementation(before)
+        finally:
+            model.set_attn_implementation(before)
 
 
 def minimum_onnxruntime(traced: onnx_ir.Model) -> str:

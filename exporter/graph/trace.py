@@ -19,7 +19,7 @@ from clada.errors import CladaError
 from clada.exporter.defaults import DEFAULT_OPSET, MINIMUM_QUANTIZED_OPSET
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.decoder_inputs import random_step
-from clada.exporter.graph.ort_attention import in_place_attention
+from clada.exporter.graph.ort_attention import check_in_place, in_place_attention
 from clada.exporter.graph.rewrites import divide_by_roots, drop_reshapes
 from clada.exporter.graph.static_sizes import state_known_sizes
 from clada.exporter.model.calibrated import Calibrated
@@ -198,7 +198,7 @@ def trace(
     attention = in_place_attention(model) if in_place_cache else nullcontext()
     with _quiet(), torch.no_grad(), packed_weights(model, quantized), rope_by_length(model), attention:
         if in_place_cache:
-            decoder(**arguments)  # an attention that is refused says so itself here, not wrapped by the exporter
+            check_in_place(decoder, arguments)  # refused here, its reason is not wrapped by the exporter
         program = torch.onnx.export(
             decoder,
             (),

@@ -1,8 +1,13 @@
-"""Families of models that can be exported, and the paths of their feed-forward networks; a new family is one row."""
+"""Families whose neurons can be skipped, and the paths of their feed-forward networks; a new family is one row.
+
+Inputs are skipped in dense decoders of every type, of which nothing is listed; see structure.py.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from clada.errors import CladaError
 from clada.ops import SPARSE_FFN, SPARSE_GATED_FFN, Op
 
 
@@ -66,3 +71,29 @@ ACTIVATION_NAMES: dict[str, str] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+
+
+def family_of(config: Any) -> Family:
+    """Row of FAMILIES for a model's configuration.
+
+    Raises:
+        CladaError: The model's type is not in the table.
+    """
+    if config.model_type not in FAMILIES:
+        raise CladaError(
+            f"neurons of model type '{config.model_type}' cannot be skipped, only those of {', '.join(FAMILIES)}; "
+            "a goal of bytes skips inputs, in dense decoders of every type"
+        )
+    return FAMILIES[config.model_type]
+
+
+def activation_of(config: Any) -> str:
+    """Our name of the activation of a model's feed-forward networks.
+
+    Raises:
+        CladaError: The model's type is not in the table, or no op has its activation.
+    """
+    name = str(getattr(config, family_of(config).activation))
+    if name not in ACTIVATION_NAMES:
+        raise CladaError(f"activation '{name}' has no sparse op; known are: {', '.join(ACTIVATION_NAMES)}")
+    return ACTIVATION_NAMES[name]

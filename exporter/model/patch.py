@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clada.errors import CladaError
-from clada.exporter.model.families import ACTIVATION_NAMES, FAMILIES, Family
+from clada.exporter.model.families import Family, activation_of, family_of
 from clada.exporter.model.steering import CurrentPass, SteeredModule
 from clada.ops.record import Op, bias_of, names_of
 from clada.ops.torch import ACTIVATIONS, torch_op
@@ -118,21 +118,9 @@ class SparseLayer(SteeredModule):
         return y.reshape(x.shape)
 
 
-def family_of(model: nn.Module) -> Family:
-    """Row of FAMILIES for a model.
-
-    Raises:
-        CladaError: The model's type is not in the table.
-    """
-    model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-    if model_type not in FAMILIES:
-        raise CladaError(f"model type '{model_type}' is not supported; known are: {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: Any) -> nn.ModuleList:
     """Decoder layers of the model, in order."""
-    layers = model.get_submodule(family_of(model).layers)
+    layers = model.get_submodule(family_of(model.config).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
@@ -140,13 +128,6 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def sparse_layers(model: nn.Module) -> list[SparseLayer]:
     """Sparse feed-forward networks of a patched model, in order."""
     return [module for module in model.modules() if isinstance(module, SparseLayer)]
-
-
-def _activation(model: Any, family: Family) -> str:
-    name = str(getattr(model.config, family.activation))
-    if name not in ACTIVATION_NAMES:
-        raise CladaError(f"activation '{name}' has no sparse op; known are: {', '.join(ACTIVATION_NAMES)}")
-    return ACTIVATION_NAMES[name]
 
 
 def _weights(layer: nn.Module, family: Family) -> dict[str, Tensor]:
@@ -172,7 +153,7 @@ def replace(root: nn.Module, path: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
-def sparsify(model: nn.Module) -> None:
+def sparsify(model: Any) -> None:
     """Replace a causal LM's feed-forward networks, in place, by sparse ones.
 
     One matrix of one layer is in memory twice at a time. The model computes densely but where it is `steered`.
@@ -188,8 +169,7 @@ def sparsify(model: nn.Module) -> None:
         >>> with steered(model, Steering(SiteSettings(thresholds), scale=1.0)) as trace:
         ...     logits = model(input_ids).logits
     """
-    family = family_of(model)
-    activation = _activation(model, family)
+    family, activation = family_of(model.config), activation_of(model.config)
     layers = decoder_layers(model)
     if sparse_layers(model):
         raise CladaError("the model is sparse already")

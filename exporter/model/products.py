@@ -1,5 +1,6 @@
 """Products of a causal LM, found by their inputs: linear layers with the same input are one product."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from clada.exporter.model.hooks import registered, shown_inputs
+
+# The start of a path that says which layer it is in.
+_LAYER = re.compile(r".*?\.\d+\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +74,13 @@ def find_products(model: Any) -> list[Product]:
     return [Product(tuple(names[linear] for linear in group), tuple(group)) for _, group in groups]
 
 
-def layer_starts(layers: int, products: int) -> list[int]:
-    """Index of the first product of each of `layers` layers, and of the output matrix, which is the last."""
-    return [round(layer * (products - 1) / layers) for layer in range(layers + 1)]
+def layer_starts(products: Sequence[Product]) -> list[int]:
+    """Index of the first product of each decoder layer, and of the output matrix, which is the last.
+
+    Products before the layers, such as those of an embedding narrower than the model, are a layer of their own.
+    """
+    layers = [match[0] if (match := _LAYER.match(product.name)) else "" for product in products[:-1]]
+    return [at for at, layer in enumerate(layers) if at == 0 or layer != layers[at - 1]] + [len(layers)]
 
 
 @contextmanager

@@ -35,20 +35,31 @@ def _dynamic(module: Any, length: Tensor) -> Tensor:
     return 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
 
 
+# Fields of a configuration that name the context length, and what it is where a model type has none of them.
+_LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
+_UNNAMED_LENGTHS = {"bloom": 2048}
 # By the rope type of transformers; those that are not here do not depend on the length.
 _BY_LENGTH: dict[str, Frequencies] = {"dynamic": _dynamic, "longrope": _longrope}
 
 
 def _rotary_modules(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "rope_type")]
+    # Where a model's layers differ in it, it is a mapping; see `check_rope`.
+    return [module for module in model.modules() if isinstance(getattr(module, "rope_type", None), str)]
 
 
 def context_length(config: Any) -> int:
-    """Maximum number of tokens a model reads: with dynamic frequencies, `factor` times its training length."""
+    """Maximum number of tokens a model reads: with dynamic frequencies, `factor` times its training length.
+
+    Raises:
+        CladaError: The configuration does not say.
+    """
+    length = next((getattr(config, name) for name in _LENGTHS if getattr(config, name, None) is not None), None)
+    if length is None:
+        length = _UNNAMED_LENGTHS.get(config.model_type)
+    if length is None:
+        raise CladaError(f"the configuration names no context length: it has none of {', '.join(_LENGTHS)}")
     parameters = getattr(config, "rope_parameters", None) or {}
-    if parameters.get("rope_type") == "dynamic":
-        return int(config.max_position_embeddings * parameters["factor"])
-    return int(config.max_position_embeddings)
+    return int(length * parameters["factor"] if parameters.get("rope_type") == "dynamic" else length)
 
 
 def check_rope(config: Any) -> None:

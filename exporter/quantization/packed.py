@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clada.contract.artifact import data_name
-from clada.exporter.model.patch import SparseLayer, decoder_layers, family_of, replace, sparse_layers
+from clada.exporter.model.families import family_of
+from clada.exporter.model.patch import SparseLayer, decoder_layers, replace, sparse_layers
 from clada.exporter.model.sparse_products import sparse_products
 from clada.exporter.quantization.merged_products import AND, BLOCK_AXIS, UNPACKING, widths
 from clada.exporter.quantization.quantize import Packed, Quantized, linear_modules
@@ -105,7 +106,7 @@ def _packed_products(model: Any, quantized: Quantized) -> Iterator[None]:
 @contextmanager
 def _packed_layers(model: Any, quantized: Quantized) -> Iterator[None]:
     linears = linear_modules(model)
-    site = family_of(model).site
+    site = family_of(model.config).site
     layers = sparse_layers(model)
     try:
         for path, packed in quantized.linears.items():

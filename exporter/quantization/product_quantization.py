@@ -49,7 +49,7 @@ def quantize_products(
     round_embedding(model)
     packed: dict[str, Packed] = {}
     wrong = total = 0.0
-    for group in tracked(_layer_by_layer(model, products), "quantizing"):
+    for group in tracked(_layer_by_layer(products), "quantizing"):
         # Of a layer at a time, so that each sees what was rounded before it.
         moments = [None] * len(group) if rows is None else product_moments(model, group, rows)
         for product, of_product in zip(group, moments, strict=True):
@@ -63,9 +63,9 @@ def quantize_products(
     return Quantized(config.bits, config.block_size, products=packed)
 
 
-def _layer_by_layer(model: Any, products: Sequence[Product]) -> list[Sequence[Product]]:
+def _layer_by_layer(products: Sequence[Product]) -> list[Sequence[Product]]:
     """Group the products by layer, with the output matrix last."""
-    starts = layer_starts(model.config.num_hidden_layers, len(products))
+    starts = layer_starts(products)
     return [products[start:end] for start, end in pairwise([*starts, len(products)]) if start < end]
 
 

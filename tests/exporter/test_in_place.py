@@ -309,7 +309,6 @@ def test_heads_of_another_width_are_refused_and_the_export_says_so(tmp_path, cap
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"softcap": 30.0}, "takes softcap"),
         ({"s_aux": torch.zeros(2)}, "takes s_aux"),
         ({"position_bias": torch.zeros(1)}, "takes position_bias"),
         ({"is_causal": False}, "is not causal"),

@@ -33,7 +33,7 @@ def probe(site: int, width: int, seed: int = 0) -> Anticipation:
 
 @pytest.mark.parametrize(("layers", "sites"), [(24, [16, 32, 48, 64, 80, 96]), (3, [0, 4, 8, 12]), (1, [0, 4])])
 def test_probes_are_at_the_first_products_of_layers_and_at_the_last(layers, sites):
-    assert probed_products(layers, 4 * layers + 1) == sites
+    assert probed_products(find_products(random_model("llama", num_hidden_layers=layers))) == sites
 
 
 def test_a_pass_is_what_the_module_decodes_token_by_token():

@@ -170,7 +170,9 @@ def test_steering_ends_with_its_context():
 
 def test_unknown_family_is_refused_with_the_known_ones():
     model = BertModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
-    with pytest.raises(CladaError, match=r"'bert' is not supported; known are: llama, mistral, qwen2, qwen3"):
+    with pytest.raises(
+        CladaError, match=r"neurons of model type .bert. cannot be skipped, only those of llama, mistral"
+    ):
         sparsify(model)
 
 
