@@ -30,7 +30,7 @@ from clada.exporter.defaults import (
 from clada.exporter.graph.ort_attention import minimum_onnxruntime
 from clada.exporter.graph.trace import check_opset, save, save_in_place, trace
 from clada.exporter.manifest_sections import model_section, policy_section, quantization_section, write_manifest
-from clada.exporter.model.checkpoint import load_config, load_model
+from clada.exporter.model.checkpoint import load_config, load_model, stored_as
 from clada.exporter.model.families import activation_of
 from clada.exporter.model.sparse_sites import sparse_sites
 from clada.exporter.neuron_export import calibrate_neurons
@@ -196,7 +196,11 @@ def export(
         text = read_calibration_text(config.calibration_data)
         model, tokenizer = load_model(source, torch.float32, **reading)
         texts, parameters = texts_of(text.documents, tokenizer), model.num_parameters()
-        report(f"{hf_config.model_type}, {parameters:,} parameters")
+        stored = stored_as(source, hf_config)
+        report(
+            f"{hf_config.model_type}, {parameters:,} parameters"
+            + ("" if stored is None else f", dequantized from {stored}")
+        )
         drawn = functools.partial(
             calibration_rows, text, texts, tokenizer, hf_config, config.calibration_tokens, config.seed, report
         )

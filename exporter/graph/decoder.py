@@ -1,5 +1,7 @@
 """Decoder module to trace: a patched model with flat inputs, its load signal and its telemetry."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +12,7 @@ from transformers import DynamicCache
 from clada.exporter.graph.ort_attention import BufferCache
 from clada.exporter.model.anticipation import Anticipation
 from clada.exporter.model.calibrated import Calibrated
+from clada.exporter.model.sparse_products import SparseProduct, sparse_products
 from clada.exporter.model.sparse_sites import check_fits
 from clada.exporter.model.steering import SiteSettings, Steering, Trace, steered
 from clada.ops import LOAD_SIGNAL, graph_names
@@ -121,7 +124,7 @@ class Decoder(nn.Module):
             load=load.unsqueeze(1).expand(input_ids.shape),
         )
         logits, present, trace = self.run(input_ids, attention_mask, position_ids, past, steering)
-        active = _active_of_last(list(trace.active.values()), by_input=bool(row_share))
+        active = _active_of_last(list(trace.active.values()), sparse_products(self.model))
         read = [share @ active.float() for share in row_share]
         return logits, present, list(trace.score.values()), load, surprisal, entropy, active, read
 
@@ -155,10 +158,12 @@ class Decoder(nn.Module):
         return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)], trace
 
 
-def _active_of_last(sites: list[Tensor], by_input: bool) -> Tensor:
-    """i32[L, B], how much each site kept of the last position, of i32[B, S] each."""
-    # One slice for all sites of as many tokens, not one each; the output matrix may have been given one alone.
-    apart = sites[-1:] if by_input else []
-    together = sites[: len(sites) - len(apart)]
-    groups = [torch.cat(group)[:, -1].unflatten(0, (len(group), -1)) for group in (together, apart) if group]
-    return torch.cat(groups) if apart else groups[0]
+def _active_of_last(sites: list[Tensor], products: Sequence[SparseProduct]) -> Tensor:
+    """i32[L, B], how much each site kept of the last position, of i32[B, S] each; some products have that one alone."""
+    alone = [product.of_last for product in products] or [False] * len(sites)
+    groups = []
+    # One slice for all neighbors of as many tokens, not one each.
+    for _, group in itertools.groupby(zip(alone, sites, strict=True), key=lambda site: site[0]):
+        together = [site for _, site in group]
+        groups.append(torch.cat(together)[:, -1].unflatten(0, (len(together), -1)))
+    return torch.cat(groups) if len(groups) > 1 else groups[0]

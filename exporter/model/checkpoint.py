@@ -8,17 +8,15 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils.hub import cached_file
 
 from clada.errors import CladaError
 from clada.exporter.model.adapter import check_adapter, merge_adapter
-from clada.exporter.model.checkpoint_files import check_index, check_source, is_gguf, reading
+from clada.exporter.model.checkpoint_files import check_index, check_source, is_gguf, reading, weight_files
+from clada.exporter.model.dequantize import check_method, dequantized, is_ours, method_of
 from clada.exporter.model.linear_layers import unify_linears
 from clada.exporter.model.rope import check_rope
 from clada.exporter.model.structure import check_behavior, check_weights
 
-# Where transformers lists the files of a checkpoint in parts.
-_INDEX = "model.safetensors.index.json"
 # Classes that are causal language models, and the entry of a configuration that names one of the checkpoint's own.
 _ARCHITECTURES = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _CAUSAL = "AutoModelForCausalLM"
@@ -37,13 +35,8 @@ def _check_config(config: Any, source: str) -> None:
     if not is_causal and not is_gguf(source):  # a GGUF names none
         named = ", ".join(str(name) for name in architectures if name) or "not named"
         raise CladaError(f"{source} is not a causal language model: its architecture is {named}")
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None and not is_gguf(source):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise CladaError(
-            f"the weights of {source} are quantized ({method or 'quantization_config'}), and only checkpoints in "
-            "floating point can be exported: give the model that it was made from, and --quantize int4 or int8"
-        )
+    if not is_gguf(source):
+        check_method(config, source)
     if config.model_type in _UNTRACEABLE:
         raise CladaError(f"model type '{config.model_type}' cannot be exported: {_UNTRACEABLE[config.model_type]}")
     for name in _ACTIVATIONS:
@@ -81,15 +74,46 @@ def load_config(
     where, options = _arguments(source)
     with reading("configuration", source):
         config = AutoConfig.from_pretrained(where, **options, trust_remote_code=trust_remote_code)
-        index = None if options else cached_file(source, _INDEX, _raise_exceptions_for_missing_entries=False)
-    if index is not None:
-        check_index(Path(index), source, allow_pickle)
+    if not options:
+        check_index(source, allow_pickle)
     with reading("configuration", source):
         _check_config(config, source)
-        # Without its weights: what the model is made of follows from the configuration.
-        with torch.device("meta"):
-            check_weights(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        check_weights(_skeleton(config, trust_remote_code))
     return config
+
+
+def stored_as(source: str, config: Any) -> str | None:
+    """Name of the format that a model's weights are dequantized from; None where they are in floating point."""
+    return "GGUF" if is_gguf(source) else method_of(config)
+
+
+def _skeleton(config: Any, trust_remote_code: bool) -> Any:
+    """The model of a configuration, without its weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _loaded(source: str, config: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
+    """The model of a source, dequantized where it is quantized, and transformers' notes on its weights."""
+    # Of weights that do not fit, `load_model` names one.
+    given |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    where, options = _arguments(source)
+    if options:
+        given["quantization_config"] = GgufConfig(dequantize=True)
+    settings: Any = getattr(config, "quantization_config", None)
+    if is_ours(method_of(config)):
+        del config.quantization_config
+        cls = type(_skeleton(config, given["trust_remote_code"]))
+        weights = dequantized(weight_files(source), settings, given["dtype"])
+        loaded = cls.from_pretrained(None, config=config, state_dict=weights, **given)
+    else:
+        if settings is not None:
+            config.quantization_config = settings | {"dequantize": True}
+        loaded = AutoModelForCausalLM.from_pretrained(where, **options, config=config, **given)
+    model, info = loaded
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # it is not quantized any more
+    return model, info
 
 
 def load_model(
@@ -118,21 +142,14 @@ def load_model(
     """
     config = load_config(source, adapter=adapter, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     where, options = _arguments(source)
-    dequantized = {"quantization_config": GgufConfig(dequantize=True)} if options else {}
     with reading("weights", source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where,
-            **options,
-            **dequantized,
-            config=config,
+        model, info = _loaded(
+            source,
+            config,
             dtype=dtype,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            # Checked below, where the weight can be named.
-            ignore_mismatched_sizes=True,
         )
-    model, info = loaded
     if info["mismatched_keys"]:
         name, stored, wanted = sorted(info["mismatched_keys"])[0]
         raise CladaError(

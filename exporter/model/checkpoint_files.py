@@ -7,9 +7,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.utils.hub import cached_file
 
 from clada.errors import CladaError
 
+# The file of a checkpoint's weights, and where transformers lists them when they are in parts.
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
 _GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _GGUF = ".gguf"
@@ -43,12 +47,22 @@ def json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_index(path: Path, source: str, allow_pickle: bool) -> None:
-    """Raise CladaError where a list of parts names anything but a safetensors file of the checkpoint's own folder."""
+def _parts(source: str) -> tuple[str, dict[str, Any]] | None:
+    """The list of a checkpoint's parts: its path, and the file of each tensor; None where there is none."""
     with reading("list of weight files", source):
-        parts = json_object(path).get("weight_map")
+        path = cached_file(source, _INDEX, _raise_exceptions_for_missing_entries=False)
+        if path is None:
+            return None
+        parts = json_object(Path(path)).get("weight_map")
         if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
             raise CladaError(f"{path} lists no weight files: it needs a weight_map of tensor names to file names")
+        return path, parts
+
+
+def check_index(source: str, allow_pickle: bool) -> None:
+    """Raise CladaError where a list of parts names anything but a safetensors file of the checkpoint's own folder."""
+    listed = _parts(source)
+    path, parts = listed or ("", {})
     for name in sorted(set(parts.values())):
         if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
             raise CladaError(f"{path} names the file '{name}', which is not in the checkpoint's own folder")
@@ -57,6 +71,13 @@ def check_index(path: Path, source: str, allow_pickle: bool) -> None:
                 f"{path} names the pickle file '{name}', which can run code when read; "
                 "convert the checkpoint to safetensors, or pass --allow-pickle if you trust it"
             )
+
+
+def weight_files(source: str) -> list[Path]:
+    """Safetensors of a checkpoint whose list of parts, where it has one, was checked."""
+    listed = _parts(source)
+    names = [_WEIGHTS] if listed is None else sorted(set(listed[1].values()))
+    return [Path(str(cached_file(source, name))) for name in names]
 
 
 def is_gguf(source: str) -> bool:

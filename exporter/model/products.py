@@ -22,10 +22,13 @@ class Product:
     Args:
         names: Paths of the linear layers from the model, in the order in which they run.
         linears: The layers.
+        of_last: Whether they are given each text's last token alone where only its logits are wanted: the output
+            matrix, and what some models have before it.
     """
 
     names: tuple[str, ...]
     linears: tuple[nn.Linear, ...]
+    of_last: bool
 
     @property
     def name(self) -> str:
@@ -69,9 +72,13 @@ def find_products(model: Any) -> list[Product]:
         else:
             groups.append((x, [linears[place]]))
 
+    ids = torch.zeros(1, 2, dtype=torch.int64)
     with shown_inputs(linears, note):
-        model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-    return [Product(tuple(names[linear] for linear in group), tuple(group)) for _, group in groups]
+        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    return [
+        Product(tuple(names[linear] for linear in group), tuple(group), of_last=x[..., 0].numel() < ids.numel())
+        for x, group in groups
+    ]
 
 
 def layer_starts(products: Sequence[Product]) -> list[int]:

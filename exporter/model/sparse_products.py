@@ -32,12 +32,11 @@ class SparseProduct(SteeredModule):
         index: Index of the product.
         product: The layers; their weights are copied.
         current: The pass of the model that its thresholds and scale come from.
-        is_output: Whether it is the output matrix, which may be given each text's last token alone.
     """
 
-    def __init__(self, index: int, product: Product, current: CurrentPass, is_output: bool) -> None:
+    def __init__(self, index: int, product: Product, current: CurrentPass) -> None:
         super().__init__(current)
-        self.index, self.is_output = index, is_output
+        self.index, self.of_last = index, product.of_last
         self.widths = [linear.out_features for linear in product.linears]
         self.name, self.weight_names = product.name, list[str]()
         self.set_weights(SPARSE_LINEAR, {"w": joined_weights(product)})
@@ -70,7 +69,7 @@ class SparseProduct(SteeredModule):
 
     def _computed(self, x: Tensor) -> Sequence[Tensor]:
         steering = self.current.steering
-        scale = self.current.scale_at(self.index, x, of_last=self.is_output and steering.last_only)
+        scale = self.current.scale_at(self.index, x, of_last=self.of_last and steering.last_only)
         tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
         if steering.pools is not None:
             tokens_first = torch.where(steering.pools[self.index].unsqueeze(1), tokens_first, 0)
@@ -112,9 +111,8 @@ def sparsify_products(model: Any, products: Sequence[Product]) -> None:
         products: Its products, see `find_products`.
     """
     current = CurrentPass()
-    output = model.get_output_embeddings()
     for index, product in enumerate(products):
-        sparse = SparseProduct(index, product, current, output in product.linears)
+        sparse = SparseProduct(index, product, current)
         for part, (path, linear) in enumerate(zip(product.names, product.linears, strict=True)):
             replace(model, path, ProductPart(sparse, part, linear))
 

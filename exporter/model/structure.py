@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from clada.errors import CladaError
-from clada.exporter.model.products import find_products
+from clada.exporter.model.hooks import shown_inputs
 
 # Modules whose weights a token reads by its own row (an embedding), or by products.
 _KNOWN = (nn.Linear, nn.Embedding, Conv1D)
@@ -74,8 +74,23 @@ def _faults(model: Any) -> Iterator[str]:
         return
     steps: Any = DynamicCache()
     _logits(model, ids[:, :-1], steps)
-    if _differ(_logits(model, ids[:, -1:], steps), whole[:, -1:]):
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    tokens: dict[str, list[int]] = {}
+
+    def note(place: int, x: Tensor) -> None:
+        tokens.setdefault(names[place], []).append(x[..., 0].numel())
+
+    with shown_inputs([model.get_submodule(name) for name in names], note):
+        decoded = _logits(model, ids[:, -1:], steps)
+    if _differ(decoded, whole[:, -1:]):
         yield "token by token it does not predict what it predicts for the whole text"
+    for name, runs in tokens.items():
+        if runs != [1]:
+            yield f"to decode one token {name} is run {len(runs)} times, for {sum(runs)} tokens"
+            return
+    idle = [name for name in names if name not in tokens]
+    if idle:
+        yield f"{len(idle)} linear layers are not run by text alone, such as {idle[0]}"
 
 
 @torch.no_grad()
@@ -91,15 +106,8 @@ def check_behavior(model: Any) -> None:
     kind = model.config.model_type
     try:
         faults = list(_faults(model))
-        ran = {name for product in find_products(model) for name in product.names}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CladaError(f"model type '{kind}' cannot be decoded with a cache of keys and values: {reason}") from error
     if faults:
-        raise CladaError(f"model type '{kind}' is no decoder that can be exported: {'; '.join(faults)}")
-    idle = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in ran]
-    if idle:
-        raise CladaError(
-            f"{len(idle)} linear layers of the model are not run by text alone, such as {idle[0]}: "
-            "only dense decoders can be exported"
-        )
+        raise CladaError(f"model type '{kind}' is no dense decoder that can be exported: {'; '.join(faults)}")

@@ -296,7 +296,7 @@ def test_heads_of_another_width_are_refused_and_the_export_says_so(tmp_path, cap
         tracing.trace(model, Calibrated(uniform(model), load_map=LOAD_MAP), in_place_cache=True)
     assert model.config._attn_implementation == "sdpa"
 
-    checkpoint = write_checkpoint(tmp_path / "hf", "llama", num_attention_heads=4)
+    checkpoint = write_checkpoint(tmp_path / "hf", "llama", num_attention_heads=4, num_hidden_layers=1)
     path = tmp_path / "out" / "model.onnx"
     assert export_main([str(path), "--model", str(checkpoint), "--calibration-tokens", "600"]) == 0
     assert "no graph with an in-place cache: GroupQueryAttention cannot stand for" in capsys.readouterr().out

@@ -64,7 +64,7 @@ OPTIONS = {
     "opt": {"quantize": "int4", "quantize_method": "gptq", "opset": 23},
     "gpt_neox": {"quantize": "int8", "block_size": 128},
 }
-FAMILIES = pytest.mark.parametrize("family", few(OPTIONS, ["llama", "opt"]))
+FAMILIES = pytest.mark.parametrize("family", few(OPTIONS, ["opt"]))
 
 
 @pytest.fixture(scope="module")

@@ -57,13 +57,13 @@ def test_readme_names_the_two_commands():
 
 @pytest.fixture
 def workplace(tmp_path) -> tuple[Path, dict[str, str]]:
-    """A copy of the project, in which the demo model has two of its six layers, and the variables for its programs.
+    """A copy of the project, in which the demo model has one of its six layers, and the variables for its programs.
 
     Tracing takes time by the layer, and here many files are traced; what is compiled again is not optimized.
     """
     folder = tmp_path / "clada"
     environment = copy_project(folder)
-    keep_layers(folder / DEMO_MODEL.relative_to(ROOT), 2)
+    keep_layers(folder / DEMO_MODEL.relative_to(ROOT), 1)
     return folder, {**environment, "SKBUILD_CMAKE_BUILD_TYPE": "Debug", "CXXFLAGS": "-g0"}
 
 

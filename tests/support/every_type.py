@@ -14,13 +14,12 @@ TYPES = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 # fmt: off
 EXPORTED = (
     "apertus", "arcee", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2", "cohere_compass_text", "ctrl",
-    "cwm", "diffllama", "doge", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text",
-    "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo",
-    "gpt_neox", "gpt_neox_japanese", "gptj", "granite", "granite_swa", "helium", "hrm_text", "hunyuan_v1_dense",
-    "hyperclovax", "internlm3", "iquestcoder", "jais2", "lfm2", "llama", "minicpm3", "ministral", "ministral3",
-    "mistral", "modernbert-decoder", "moshi", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "opt",
-    "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma",
-    "xglm", "youtu",
+    "cwm", "diffllama", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text", "gemma4_text",
+    "gemma4_unified_text", "glm", "glm4", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
+    "gpt_neox_japanese", "gptj", "granite", "granite_swa", "helium", "hunyuan_v1_dense", "hyperclovax", "internlm3",
+    "iquestcoder", "jais2", "lfm2", "llama", "ministral", "ministral3", "mistral", "modernbert-decoder", "moshi",
+    "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3",
+    "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm",
 )
 # fmt: on
 CONTEXT = 128
@@ -67,7 +66,6 @@ _SIZES: dict[str, Any] = {
 }
 # What some types need beside or instead of that; None leaves a field as it is.
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
-_GEMMA_LAYERS = {"layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2), "num_kv_shared_layers": 0}
 _ODD: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
@@ -80,7 +78,8 @@ _ODD: dict[str, dict[str, Any]] = {
         "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 0}
     },
     "gemma3n_text": {
-        **_GEMMA_LAYERS,
+        "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        "num_kv_shared_layers": 0,
         "intermediate_size": [88] * LAYERS,
         "activation_sparsity_pattern": [0.0] * LAYERS,
     },
