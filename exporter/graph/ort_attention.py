@@ -45,8 +45,14 @@ class BufferCache(DynamicCache):
         self.total = torch.scalar_tensor(attention_mask.shape[1], dtype=torch.int32)
         self.last = position_ids[:, -1].to(torch.int32)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        # Of each layer that was updated; attention must be given them as they are.
+        self.written: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """Return the keys and values unchanged; a model's attention layer calls this before attention."""
+        self.written[layer_idx] = key_states, value_states
         return key_states, value_states
 
 
@@ -80,7 +86,11 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention function as transformers calls it: T[1, H, S, d] each, rotary embedding applied."""
     _check(module, key, value, attention_mask, options)
-    layer: Any = buffers.layers[int(module.layer_idx)]  # type: ignore[arg-type]
+    index = int(module.layer_idx)  # type: ignore[arg-type]
+    # By their values, which a trace does not have: `check_in_place` runs before it.
+    if not torch.compiler.is_exporting() and not all(map(torch.equal, buffers.written[index], (key, value))):
+        raise CladaError(f"{_REFUSAL}: it changes keys or values after they are kept")
+    layer: Any = buffers.layers[index]
     heads, length, width = query.shape[1:]
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": float(scaling)}
     if sliding_window is not None:

@@ -1,11 +1,13 @@
 """Loading of Hugging Face checkpoints, with one line of explanation where one cannot be used."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -100,6 +102,8 @@ def _loaded(source: str, config: Any, **given: Any) -> tuple[Any, dict[str, Any]
     where, options = _arguments(source)
     if options:
         given["quantization_config"] = GgufConfig(dequantize=True)
+        # Its bar is drawn wherever standard error goes, and is no setting of transformers' logging.
+        modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=True)  # type: ignore[attr-defined]
     settings: Any = getattr(config, "quantization_config", None)
     if is_ours(method_of(config)):
         del config.quantization_config

@@ -17,8 +17,8 @@ _KNOWN = (nn.Linear, nn.Embedding, Conv1D)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _EXPERTS = re.compile("expert|router|moe", re.IGNORECASE)
 _TOKENS = 4
-# Largest difference of logits that rounding makes, as a share of their range.
-_ROUNDING = 1e-3
+# Largest difference of logits that rounding makes, as a share of their range, by the bytes of a model's numbers.
+_ROUNDING = {4: 1e-3, 2: 5e-2}
 
 
 def check_weights(model: nn.Module) -> None:
@@ -50,11 +50,12 @@ def check_weights(model: nn.Module) -> None:
 
 def _logits(model: Any, ids: Tensor, cache: Any) -> Tensor:
     logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-    return logits.float()
+    return logits
 
 
 def _differ(ours: Tensor, theirs: Tensor) -> bool:
-    return bool((ours - theirs).abs().max() > _ROUNDING * (theirs.max() - theirs.min()))
+    difference, reach = (ours.float() - theirs.float()).abs().max(), theirs.float().max() - theirs.float().min()
+    return bool(difference > _ROUNDING[theirs.element_size()] * reach)
 
 
 def _faults(model: Any) -> Iterator[str]:

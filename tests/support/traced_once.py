@@ -4,12 +4,10 @@ What it makes is kept in a folder of the run, which its processes share. What cl
 """
 
 import functools
-import gc
 import hashlib
 import json
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +66,6 @@ def _shapes(value: Any, seen: dict[int, int]) -> Any:
     return [(name, _shapes(item, seen)) for name, item in value.items()]
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Disable garbage collection within the context: among all that a trace makes it takes an eighth of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def traced_once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     """A stand-in for `torch.onnx.export` as the exporter calls it, which takes a graph from the folder if it is there.
 
@@ -90,8 +78,7 @@ def traced_once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
         path = folder / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.onnx"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                with _uncollected():
-                    program = export(module, arguments, kwargs=kwargs, **options)
+                program = export(module, arguments, kwargs=kwargs, **options)
                 onnx_ir.save(program.model, path)
         return types.SimpleNamespace(model=onnx_ir.load(path))
 
