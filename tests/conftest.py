@@ -1,7 +1,6 @@
 """Fixtures of several test files: checkpoints and artifacts, each made once."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from filelock import FileLock
 from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
 from clada.runtime import Session
-from tests.support.checkpoints import keep_layers, write_checkpoint
+from tests.support.checkpoints import write_checkpoint
 from tests.support.fault_marker import write_markers
 from tests.support.traced_once import traced_once
 
@@ -128,18 +127,9 @@ def inputs_artifact(checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_checkpoint(tmp_path_factory) -> Path:
-    """The demo model, of whose six layers three are left: tracing takes time by the layer."""
-    folder = Path(shutil.copytree(DEMO_MODEL, tmp_path_factory.mktemp("demo") / "model"))
-    keep_layers(folder, 3)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def demo_artifact(demo_checkpoint, tmp_path_factory) -> Path:
-    """The ONNX file of it."""
-    config = ExportConfig(HALF_OF_NEURONS, calibration_tokens=2048)
-    return exported_once(tmp_path_factory, "demo", demo_checkpoint, config)
+def demo_artifact(tmp_path_factory) -> Path:
+    """The ONNX file of the demo model."""
+    return exported_once(tmp_path_factory, "demo", DEMO_MODEL, ExportConfig(HALF_OF_NEURONS, calibration_tokens=2048))
 
 
 @pytest.fixture(scope="session")

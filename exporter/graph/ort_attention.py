@@ -25,7 +25,7 @@ _MINIMUM_ONNXRUNTIME = "1.20"
 _MINIMUM_ONNXRUNTIME_WITH_WINDOW = "1.24"
 
 
-class BufferCache(DynamicCache):
+class BufferCache(DynamicCache):  # type: ignore[misc] # of a package that mypy does not read
     """KV cache as buffers of any capacity that attention writes into; a call's own keys and values pass unchanged.
 
     Args:

@@ -103,7 +103,7 @@ def _loaded(source: str, config: Any, **given: Any) -> tuple[Any, dict[str, Any]
     if options:
         given["quantization_config"] = GgufConfig(dequantize=True)
         # Its bar is drawn wherever standard error goes, and is no setting of transformers' logging.
-        modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=True)  # type: ignore[attr-defined]
+        modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=True)
     settings: Any = getattr(config, "quantization_config", None)
     if is_ours(method_of(config)):
         del config.quantization_config

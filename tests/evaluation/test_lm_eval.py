@@ -24,7 +24,7 @@ from clada.exporter.export import ExportConfig, export
 from clada.exporter.model.checkpoint import load_model
 from clada.runtime import GenerationConfig
 from clada.runtime.cli import main
-from tests.conftest import ROOT
+from tests.conftest import DEMO_MODEL, ROOT
 from tests.support.manifests import vouch_for
 
 TEXTS = [json.loads(line)["text"] for line in (ROOT / "benchmarks/data/heldout.jsonl").read_text().splitlines()]
@@ -37,11 +37,11 @@ STOP = "\n"
 
 
 @pytest.fixture(scope="module")
-def near_dense(demo_checkpoint, tmp_path_factory) -> Path:
+def near_dense(tmp_path_factory) -> Path:
     """The demo model with thresholds so low that next to nothing is skipped."""
     path = tmp_path_factory.mktemp("near") / "model.onnx"
     calibration = CalibrationConfig(target_sparsity=0.005, policy=POLICIES["cats"])
-    export(path, str(demo_checkpoint), ExportConfig(calibration, calibration_tokens=256))
+    export(path, str(DEMO_MODEL), ExportConfig(calibration, calibration_tokens=256))
     return path
 
 
@@ -56,8 +56,8 @@ def sparse_lm(demo_artifact) -> CladaLM:
 
 
 @pytest.fixture(scope="module")
-def dense_model(demo_checkpoint) -> Any:
-    return load_model(str(demo_checkpoint), torch.float32)[0]
+def dense_model() -> Any:
+    return load_model(str(DEMO_MODEL), torch.float32)[0]
 
 
 @pytest.fixture(scope="module")

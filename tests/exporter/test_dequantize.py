@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clada.errors import CladaError
-from clada.exporter import cli
 from clada.exporter.model.checkpoint import load_model
 from tests.support.checkpoints import random_model, tiny_tokenizer
 
@@ -136,14 +135,6 @@ def test_a_quantized_checkpoint_is_dequantized(tmp_path, name):
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, theirs(IDS).logits, rtol=1e-4, atol=1e-5)
     assert not hasattr(model.config, "quantization_config")
-
-
-def test_a_quantized_checkpoint_is_exported(tmp_path, capsys):
-    write(tmp_path / "model", "awq")
-    path = tmp_path / "out" / "model.onnx"
-    given = [path, "--model", tmp_path / "model", "--calibration-tokens", 600, "--bytes", 0.6, "--quantize", "int4"]
-    assert cli.main([str(option) for option in given]) == 0
-    assert "dequantized from awq" in capsys.readouterr().out
 
 
 @pytest.mark.fault("files", "a quantized checkpoint whose settings or tensors make no sense", now="refused in one line")

@@ -314,6 +314,8 @@ def test_heads_of_another_width_are_refused_and_the_export_says_so(tmp_path, cap
         ({"is_causal": False}, "is not causal"),
         ({"attention_mask": torch.zeros(1)}, "an attention mask of its own"),
         ({"value": torch.zeros(1, 2, 3, 16)}, "keys are 8 wide and its values 16"),
+        ({"value": torch.ones(1, 2, 3, 8)}, "changes keys or values after they are kept"),
+        ({"key": torch.zeros(1, 1, 3, 8)}, "changes keys or values after they are kept"),
     ],
 )
 def test_attention_that_the_op_does_not_compute_is_refused(options, reason):
@@ -321,6 +323,7 @@ def test_attention_that_the_op_does_not_compute_is_refused(options, reason):
     module.layer_idx = 0
     tensor = torch.zeros(1, 2, 3, 8)
     cache = BufferCache([(tensor, tensor)], *[torch.ones(1, 3, dtype=torch.int64)] * 2)
+    cache.update(tensor, tensor, module.layer_idx)
     given = {"query": tensor, "key": tensor, "value": tensor, "attention_mask": None, "scaling": 1.0} | options
     with pytest.raises(CladaError, match=reason):
         _attention(module, **given, buffers=cache)

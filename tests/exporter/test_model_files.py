@@ -14,7 +14,7 @@ from clada.exporter import cli
 from clada.exporter.model.checkpoint import load_config, load_model
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime import cli as runtime_cli
-from tests.support.checkpoints import random_model, tiny_tokenizer
+from tests.support.checkpoints import random_model, tiny_tokenizer, write_checkpoint
 from tests.support.every_type import tiny_model
 from tests.support.gguf_files import write_gguf
 
@@ -42,7 +42,7 @@ def refused(source: Path, **reading: str) -> str:
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(path, random_model("qwen2", **SIZES))
+    write_gguf(path, random_model("qwen2", **SIZES, num_hidden_layers=1))
     return path
 
 
@@ -56,8 +56,9 @@ def test_a_gguf_has_the_weights_that_llama_cpp_reads(tmp_path):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_gguf_is_exported_and_verified(gguf_file, tmp_path):
+def test_a_gguf_is_exported_and_verified(gguf_file, tmp_path, capsys):
     path = export_of(tmp_path, "--model", gguf_file)
+    assert "dequantized from GGUF" in capsys.readouterr().out
     assert runtime_cli.main(["verify", str(path), "--model", str(gguf_file)]) == 0
     model, _ = load_model(str(gguf_file), torch.float32)
     session = Session(path, bytes=1)
@@ -124,8 +125,9 @@ def test_an_adapter_is_merged_as_peft_computes_it(tmp_path, kind, targets):
     assert (theirs - before).abs().max() > 0.1
 
 
-def test_an_adapter_is_exported_and_verified(checkpoint, adapter, tmp_path):
-    base = checkpoint("llama")
+def test_an_adapter_is_exported_and_verified(tmp_path):
+    base, adapter = write_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1), tmp_path / "adapter"
+    write_adapter(random_model("llama", num_hidden_layers=1), adapter, ["q_proj", "down_proj"])
     path = export_of(tmp_path, "--model", base, "--adapter", adapter)
     assert runtime_cli.main(["verify", str(path), "--model", str(base), "--adapter", str(adapter)]) == 0
     assert runtime_cli.main(["verify", str(path), "--model", str(base)]) == 1

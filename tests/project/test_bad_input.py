@@ -55,7 +55,7 @@ def make_missing(folder, _checkpoint):
 
 def make_file(folder, _checkpoint):
     (folder / "file").write_text("x")
-    return folder / "file", "is a file; give a checkpoint's folder"
+    return folder / "file", "is a file, and no GGUF; give a checkpoint's folder"
 
 
 def make_empty_folder(folder, _checkpoint):
@@ -71,7 +71,7 @@ def make_broken_config(folder, _checkpoint):
 
 def make_other_family(folder, _checkpoint):
     BertForMaskedLM(BertConfig(**SMALL, intermediate_size=16)).save_pretrained(folder)
-    return folder, "model type 'bert' is not supported; known are: llama, mistral, qwen2, qwen3, gpt_neox, opt"
+    return folder, "is not a causal language model: its architecture is BertForMaskedLM"
 
 
 def make_classifier(folder, _checkpoint):

@@ -26,6 +26,7 @@ from clada.runtime.detokenize import TextStream
 from clada.runtime.model_settings import default_sampling, end_tokens
 from clada.runtime.sampling import probabilities
 from clada.runtime.telemetry import mean_stats
+from tests.conftest import DEMO_MODEL
 from tests.support.checkpoints import random_model, tiny_tokenizer
 from tests.support.plain_folder import PlainFolder
 
@@ -63,12 +64,12 @@ def test_stream_is_the_completion_piece_by_piece(demo_session):
     assert len(completion.tokens) == 24
 
 
-def test_greedy_tokens_are_those_of_pytorch(demo_checkpoint, demo_artifact, demo_session):
+def test_greedy_tokens_are_those_of_pytorch(demo_artifact, demo_session):
     """The same tokens as the patched model in PyTorch: prefill dense, decode sparse, load signal, pools and all.
 
     So many of one text that its pool is opened once for having been closed for long.
     """
-    model, _ = load_model(str(demo_checkpoint), torch.float32)
+    model, _ = load_model(str(DEMO_MODEL), torch.float32)
     sparsify(model)
     calibrated = Calibrated.from_graph(demo_artifact)
     for prompt, count in zip(PROMPTS, (24, CLOSED_TOKENS + 8, 24), strict=True):
