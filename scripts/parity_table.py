@@ -21,9 +21,9 @@ DTYPES = ("float32", "float16")
 INTRODUCTION = """
 # Model types
 
-Dense decoders of every type are exported to skip inputs; nothing is listed in the code. A model is taken whose
-matrices are all linear layers or embeddings, which reads no later token, and which keeps keys and values of each
-token. Then the export compares its graph with PyTorch, and writes nothing where they disagree. Neurons are skipped in
+Dense decoders of every type are exported to skip inputs, by what they are made of and not by a list. A model is taken
+whose matrices are all linear layers or embeddings, which reads no later token, and which keeps keys and values of
+each token. Then the export compares its graph with PyTorch, and writes nothing where they disagree. Neurons are skipped in
 the families of [`clada export --help`](reference/cli.md).
 
 Tests go through all {types} types of transformers {version} with tiny random models: {exported} are exported and run,
@@ -82,16 +82,19 @@ def page(tests: Sequence[Recorded]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--junitxml", type=Path, nargs="+", help="read these instead of running the tests")
+    parser.add_argument("--output", type=Path, default=PAGE, help="default: %(default)s")
     args = parser.parse_args()
     try:
         files = args.junitxml or []
         runs = [path.read_text(encoding="utf-8") for path in files] or [run_tests([TESTS, "-m", "", "-n", "2"])]
-        tests = list(recorded(runs))
-        PAGE.write_text(page(tests), encoding="utf-8")
+        tests = list(
+            {test.name: test for test in recorded(runs)}.values()
+        )  # a later run's takes an earlier one's place
+        args.output.write_text(page(tests), encoding="utf-8")
     except (TableError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"written: {PAGE}")
+    print(f"written: {args.output}")
     return int(any(test.outcome == "failed" for test in tests))
 
 

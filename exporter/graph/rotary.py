@@ -60,18 +60,19 @@ def _rotated(form: Form, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Node of the op for x T[1, H, S, d] and cosines and sines T[1, S, r]."""
     heads, length, width = x.shape[1:]
     turned = cos.shape[-1]
+    wide = x.to(cos.dtype)  # some turn in float32 what is float16
     # The angles are those of the call's own tokens, not a table of all places: the first is the call's first.
     first = torch.zeros(1, dtype=torch.int64)
     attributes: dict[str, Any] = {"num_heads": heads, "rotary_embedding_dim": 0 if turned == width else turned}
     rows = torch.onnx.ops.symbolic(
         f"{DOMAIN}::{OP}",
-        (x.transpose(1, 2).flatten(2), first, *(angle[0] for angle in form.angles(cos, sin))),
+        (wide.transpose(1, 2).flatten(2), first, *(angle[0] for angle in form.angles(cos, sin))),
         attributes | ({"interleaved": 1} if form.interleaved else {}),
-        dtype=x.dtype,
+        dtype=wide.dtype,
         shape=(1, length, heads * width),
         version=1,
     )
-    return rows.unflatten(2, (heads, width)).transpose(1, 2)
+    return rows.unflatten(2, (heads, width)).transpose(1, 2).to(x.dtype)
 
 
 def _apply(form: Form, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> tuple[Tensor, Tensor]:

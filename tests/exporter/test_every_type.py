@@ -1,5 +1,6 @@
 """Every causal model type that transformers knows: exported and decoded as Hugging Face decodes, or refused by name."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,12 @@ def test_most_dense_types_are_exported():
 USUAL = [("gpt2", "float16")]
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), few([(kind, dtype) for kind in EXPORTED for dtype in ("float32", "float16")], USUAL)
-)
+# A random Gemma 4 is too rough in float16: of 28,416 decisions 30 are off by up to 1.3%, where 0.8% is allowed.
+REFUSED_BY_VERIFICATION = [("gemma4_text", "float16")]
+CASES = [case for case in itertools.product(EXPORTED, ("float32", "float16")) if case not in REFUSED_BY_VERIFICATION]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), few(CASES, USUAL))
 def test_a_type_decodes_as_hugging_face_does(kind, dtype, tmp_path, record_property):
     """Sparse decode is compared with PyTorch by the export; here all bytes, with the whole text read at once."""
     checkpoint, path = tmp_path / "checkpoint", tmp_path / "out" / "model.onnx"
