@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clada.exporter.defaults import CALIBRATION_TOKENS
+from clada.exporter.defaults import CALIBRATION_TOKENS, READING_OPTIONS
 
 MODEL_HELP = "a checkpoint's folder, a GGUF file, or a Hugging Face model id"
 
@@ -35,4 +35,4 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `load_model` that `add_checkpoint_options` added."""
-    return {name: getattr(args, name) for name in ("adapter", "trust_remote_code", "allow_pickle")}
+    return {name: getattr(args, name) for name in READING_OPTIONS}

@@ -24,3 +24,5 @@ NEURONS_POLICY = "clada"
 MINIMUM_QUANTIZED_OPSET = 21
 DEFAULT_OPSET = 20
 DEFAULT_QUANTIZED_OPSET = MINIMUM_QUANTIZED_OPSET
+# Options of how a checkpoint is read, which commands, ExportConfig and `load_model` have alike.
+READING_OPTIONS = ("adapter", "trust_remote_code", "allow_pickle")

@@ -26,6 +26,7 @@ from clada.exporter.defaults import (
     DTYPES,
     FORMATS,
     FURTHER,
+    READING_OPTIONS,
 )
 from clada.exporter.graph.ort_attention import minimum_onnxruntime
 from clada.exporter.graph.trace import check_opset, save, save_in_place, trace
@@ -188,7 +189,7 @@ def export(
             written then.
     """
     config = config or ExportConfig()
-    reading = {name: getattr(config, name) for name in ("adapter", "trust_remote_code", "allow_pickle")}
+    reading = {name: getattr(config, name) for name in READING_OPTIONS}
     with _names_what_is_kept() as kept, staged(output, config.overwrite) as folder:
         hf_config = load_config(source, **reading)
         if not config.calibration.skips_inputs:

@@ -35,17 +35,16 @@ def merge_adapter(model: Any, folder: str) -> Any:
 
     Args:
         model: A causal LM, as its checkpoint has it; it is changed.
-        folder: Folder of the adapter, in safetensors.
+        folder: Folder of the adapter, see `check_adapter`.
 
     Returns:
         The merged model.
 
     Raises:
-        CladaError: It is no adapter, or one of another model.
+        CladaError: It is of another model, or no LoRA.
     """
     from peft import PeftModel  # seconds of imports, for few
 
-    check_adapter(folder)
     parameters = model.num_parameters()
     try:
         adapted = PeftModel.from_pretrained(model, folder)
