@@ -10,7 +10,7 @@ from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.patch import sparsify
 from clada.exporter.model.products import Product, find_products
 from clada.exporter.model.sparse_products import sparsify_products
-from clada.exporter.quantization.product_quantization import hold_products
+from clada.exporter.quantization.product_quantization import packed_rows
 from clada.exporter.quantization.quantize import Quantized, hold
 
 
@@ -53,6 +53,4 @@ def patch(model: Any, quantized: Quantized | None, products: Sequence[Product] |
         if quantized is not None:
             hold(model, quantized)
         return
-    if quantized is not None:
-        hold_products(model, products, quantized)
-    sparsify_products(model, products)
+    sparsify_products(model, products, () if quantized is None else packed_rows(model, products, quantized))

@@ -365,7 +365,8 @@ def verify(path: Path, model: Any, calibrated: Calibrated, rows: Tensor, in_plac
     decoder, values = Decoder(model, calibrated), calibrated.tensors()
     end = context_length(model.config) - 1
 
-    with _loaded(path, lambda file: OnnxRuntimeModel(file, Execution(kernels="bodies", exact=True))) as exported:
+    bodies = Execution(kernels="bodies", exact=True, spare_memory=True)
+    with _loaded(path, lambda file: OnnxRuntimeModel(file, bodies)) as exported:
         checks = [
             check
             for batch in (1, 2)
@@ -374,7 +375,7 @@ def verify(path: Path, model: Any, calibrated: Calibrated, rows: Tensor, in_plac
         checks += _verify_end(exported, decoder, values, rows[:1], PROMPT_TOKENS, end, "batch 1")
         del exported  # one graph at a time holds its weights
     # And as a session runs it, on the native kernels where they are installed.
-    execution = Execution(exact=True, element=str(model.dtype).removeprefix("torch."))
+    execution = Execution(exact=True, spare_memory=True, element=str(model.dtype).removeprefix("torch."))
     if in_place is None:
         with _loaded(path, lambda file: OnnxRuntimeModel(file, execution)) as exported:
             label = f"batch 2, {exported.model.kernels}"

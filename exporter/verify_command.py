@@ -28,7 +28,8 @@ def verify_artifact(artifact_model: Path, source: str, **reading: Any) -> None:
 
     artifact = open_artifact(artifact_model)
     manifest = artifact.manifest
-    model, tokenizer = load_model(source, getattr(torch, manifest.model.dtype), **reading)
+    dtype, by_input = getattr(torch, manifest.model.dtype), manifest.inputs is not None
+    model, tokenizer = load_model(source, dtype, held=by_input, **reading)
     for name, theirs in (("family", model.config.model_type), ("vocabulary_size", model.config.vocab_size)):
         ours = getattr(manifest.model, name)
         if ours != theirs:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from clada.exporter.calibration.price import BINS, Worth
 from clada.exporter.calibration.price_calibration import PriceCalibration, Rung
 from clada.exporter.calibration.probe import KNOTS
 from clada.exporter.model.anticipation import Anticipation, from_named, named_tensors
+from clada.exporter.model.held_weights import named_weights
 from clada.exporter.model.load_map import LoadMap
 from clada.exporter.model.products import Product
 from clada.ops import graph_names
@@ -87,13 +88,18 @@ class _Content:
 
 def model_hash(model: Any) -> str:
     """SHA-256, in hex, of the names, types and values of a model's weights."""
-    return tensors_hash("", model.state_dict())
+    return _hash("", named_weights(model))
 
 
 def tensors_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256, in hex, of a text and of tensors by name."""
+    return _hash(text, {name: tensor.detach for name, tensor in tensors.items()})
+
+
+def _hash(text: str, tensors: Mapping[str, Callable[[], Tensor]]) -> str:
     digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, values in sorted(tensors.items()):
+        tensor = values()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -56,7 +56,7 @@ def calibrate(
     check_writable(output)
     text = read_calibration_text(data)
     hf_config = load_config(source, **reading)
-    model, tokenizer = load_model(source, torch.float32, **reading)
+    model, tokenizer = load_model(source, torch.float32, held=True, **reading)
     texts = texts_of(text.documents, tokenizer)
     rows = calibration_rows(text, texts, tokenizer, hf_config, tokens, seed, report, FURTHER)
     calibration = calibrate_price(model, find_products(model), rows, prompt_tokens(rows.decoded.shape[1]), shares)

@@ -62,6 +62,7 @@ class Decoder(nn.Module):
         anticipation: list[Tensor],
         token_scale: list[Tensor],
         row_share: list[Tensor],
+        weights: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """Run one step, prefill or decode.
 
@@ -82,6 +83,8 @@ class Decoder(nn.Module):
             anticipation: The tensors of all of Calibrated's, one's after another's.
             token_scale: The table of LoadMap, or none.
             row_share: That of Calibrated, or none.
+            weights: Tensors of all products' weights, one's after another's, as their ops take them; none for those
+                that the products hold.
 
         Returns:
             Logits T[B, 1, V] (or [B, S, V]), keys and values for each layer, scores f32[B, F] for each layer that skips
@@ -122,6 +125,7 @@ class Decoder(nn.Module):
             scale=scales,
             pools=[pool | pool_open for pool in pools] or None,
             load=load.unsqueeze(1).expand(input_ids.shape),
+            weights=self._by_product(weights),
         )
         logits, present, trace = self.run(input_ids, attention_mask, position_ids, past, steering)
         active = _active_of_last(list(trace.active.values()), sparse_products(self.model))
@@ -134,6 +138,11 @@ class Decoder(nn.Module):
             Anticipation(calibrated.site, *tensors[each * n : each * (n + 1)])
             for n, calibrated in enumerate(self.calibrated.anticipations)
         )
+
+    def _by_product(self, weights: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        each = iter(weights)
+        counts = [len(product.rows.tensors) for product in sparse_products(self.model)] if weights else []
+        return [tuple(itertools.islice(each, count)) for count in counts]
 
     def run(
         self,

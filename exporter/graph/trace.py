@@ -23,6 +23,7 @@ from clada.exporter.graph.decoder_inputs import random_step
 from clada.exporter.graph.ort_attention import check_in_place, in_place_attention
 from clada.exporter.graph.rewrites import divide_by_roots, drop_reshapes
 from clada.exporter.graph.static_sizes import state_known_sizes
+from clada.exporter.graph.written_weights import product_weights, stand_in_embedding
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.rope import rope_by_length
 from clada.exporter.quantization.merged_products import merge_products
@@ -106,15 +107,19 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _bake(model: onnx_ir.Model, values: dict[str, Tensor]) -> None:
-    """Turn calibrated inputs into initializers of the same name.
+def _flat(constants: dict[str, Tensor | list[Tensor]]) -> list[Tensor]:
+    return [tensor for value in constants.values() for tensor in (value if isinstance(value, list) else [value])]
+
+
+def _bake(model: onnx_ir.Model, values: dict[str, onnx_ir.TensorProtocol]) -> None:
+    """Turn inputs into initializers of the same name.
 
     They are traced as inputs because the exporter merges initializers of equal value, and names with them.
     """
     for value in list(model.graph.inputs):
         if value.name in values:
             model.graph.inputs.remove(value)
-            value.const_value = onnx_ir.tensor(values[value.name].numpy(), name=value.name)
+            value.const_value = values[value.name]
             model.graph.register_initializer(value)
 
 
@@ -189,7 +194,7 @@ def trace(
         quantized: The packed weights whose values the model holds; None where it is not quantized.
 
     Returns:
-        The ONNX model; its weights still share the torch model's memory.
+        The ONNX model; its weights are made from the torch model's as each is written.
 
     Raises:
         CladaError: The opset is not supported, the constants do not fit the model, or its attention cannot keep its
@@ -201,29 +206,33 @@ def trace(
     # Sizes of 0 and 1 would be taken for constants: right for the batch where it is to be 1, and only there.
     step = random_step(model, batch=1 if in_place_cache else 2, sequence=3, past=5)
     layers = len(step["past"])
-    constants = calibrated.tensors()
+    weights = product_weights(model)
+    constants = calibrated.tensors() | {"weights": [weight.stand_in for weight in weights]}
     # No list of None: torch takes one for the axes of a single input, and with four layers' for another input's.
     fixed: dict[str, Any] = {
         name: [{}] * len(value) if isinstance(value, list) else None for name, value in constants.items()
     }
-    names = calibrated.names()
+    names = calibrated.names() + [weight.name for weight in weights]
     arguments = step | constants
     attention = in_place_attention(model) if in_place_cache else nullcontext()
-    with _quiet(), _uncollected(), torch.no_grad(), packed_weights(model, quantized), rope_by_length(model), attention:
+    embedding = stand_in_embedding(model) if quantized is None else nullcontext({})
+    with _quiet(), _uncollected(), torch.no_grad(), rope_by_length(model), attention:
         if in_place_cache:
-            check_in_place(decoder, arguments)  # refused here, its reason is not wrapped by the exporter
-        program = torch.onnx.export(
-            decoder,
-            (),
-            kwargs=arguments,
-            dynamo=True,
-            dynamic_shapes=_dynamic_shapes(layers, in_place_cache, by_input) | fixed,
-            input_names=input_names(layers, by_input) + names,
-            output_names=output_names(layers, by_input),
-            custom_translation_table={torch_op(op): translation(op) for op in OPS.values()},
-            opset_version=opset,
-            verbose=False,
-        )
+            # Refused here, its reason is not wrapped by the exporter; by the weights' values, which stand-ins have not.
+            check_in_place(decoder, arguments | {"weights": []})
+        with packed_weights(model, quantized), embedding as table:
+            program = torch.onnx.export(
+                decoder,
+                (),
+                kwargs=arguments,
+                dynamo=True,
+                dynamic_shapes=_dynamic_shapes(layers, in_place_cache, by_input) | fixed,
+                input_names=input_names(layers, by_input) + names,
+                output_names=output_names(layers, by_input),
+                custom_translation_table={torch_op(op): translation(op) for op in OPS.values()},
+                opset_version=opset,
+                verbose=False,
+            )
     assert program is not None
     traced = program.model
     state_known_sizes(traced)
@@ -234,8 +243,13 @@ def trace(
     if in_place_cache:
         divide_by_roots(traced)
         drop_reshapes(traced)
-    values = [tensor for value in constants.values() for tensor in (value if isinstance(value, list) else [value])]
-    _bake(traced, dict(zip(names, values, strict=True)))
+    baked = {
+        name: onnx_ir.tensor(value.numpy(), name=name)
+        for name, value in zip(calibrated.names(), _flat(calibrated.tensors()), strict=True)
+    }
+    _bake(traced, baked | {weight.name: weight.written for weight in weights})
+    for name, tensor in table.items():
+        traced.graph.initializers[name].const_value = tensor
     _attach_functions(traced, opset)
     traced.producer_name, traced.graph.name = DOMAIN, str(model.config.model_type)
     return traced

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 from transformers.activations import ACT2FN
@@ -13,8 +14,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from clada.errors import CladaError
 from clada.exporter.model.adapter import check_adapter, merge_adapter
-from clada.exporter.model.checkpoint_files import check_index, check_source, is_gguf, reading, weight_files
+from clada.exporter.model.checkpoint_files import (
+    check_index,
+    check_source,
+    is_gguf,
+    narrow_type,
+    reading,
+    weight_files,
+)
 from clada.exporter.model.dequantize import check_method, dequantized, is_ours, method_of
+from clada.exporter.model.held_weights import hold_narrow
 from clada.exporter.model.linear_layers import unify_linears
 from clada.exporter.model.rope import check_rope
 from clada.exporter.model.structure import check_behavior, check_weights
@@ -120,10 +129,29 @@ def _loaded(source: str, config: Any, **given: Any) -> tuple[Any, dict[str, Any]
     return model, info
 
 
+def _held_type(source: str, config: Any, adapter: str | None, allow_pickle: bool) -> torch.dtype | None:
+    """Type in which a checkpoint's weights can be held; None where they have to be float32."""
+    if is_gguf(source) or method_of(config) is not None or adapter is not None or allow_pickle:
+        return None  # what is dequantized, merged or unpickled is in float32
+    with reading("weights", source):
+        return narrow_type(source)
+
+
+def _widened(narrow: Any, config: Any, trust_remote_code: bool) -> Any:
+    """The same model in float32, which holds the matrices of a narrower one."""
+    with init_empty_weights():  # buffers are computed, as a model in float32 has them
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    unify_linears(model)
+    hold_narrow(model, narrow)
+    model.generation_config = narrow.generation_config
+    return model
+
+
 def load_model(
     source: str,
     dtype: torch.dtype,
     *,
+    held: bool = False,
     adapter: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -132,7 +160,9 @@ def load_model(
 
     Args:
         source: A checkpoint's folder, a GGUF file or a Hugging Face model id.
-        dtype: The dtype to hold the weights in.
+        dtype: The dtype to compute in.
+        held: Keep matrices in the checkpoint's own type where that is narrower, and widen each as it is used: for
+            float32, and for what takes inputs of products alone.
         adapter: Folder of a LoRA adapter to merge into it.
         trust_remote_code: Run code that the checkpoint brings.
         allow_pickle: Read pickle weights where there are no safetensors.
@@ -146,11 +176,12 @@ def load_model(
     """
     config = load_config(source, adapter=adapter, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     where, options = _arguments(source)
+    narrow = _held_type(source, config, adapter, allow_pickle) if held and dtype == torch.float32 else None
     with reading("weights", source):
         model, info = _loaded(
             source,
             config,
-            dtype=dtype,
+            dtype=narrow or dtype,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
         )
@@ -170,5 +201,7 @@ def load_model(
     if adapter is not None:
         model = merge_adapter(model, adapter)
     unify_linears(model)
+    if narrow is not None:
+        model = _widened(model, config, trust_remote_code)
     check_behavior(model.eval())
     return model, tokenizer

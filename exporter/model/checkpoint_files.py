@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
 from clada.errors import CladaError
@@ -15,6 +16,8 @@ from clada.errors import CladaError
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _GENERATION_CONFIG = "generation_config.json"
+# As safetensors name them.
+_NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
 ADAPTER_CONFIG = "adapter_config.json"
 _GGUF = ".gguf"
 
@@ -78,6 +81,15 @@ def weight_files(source: str) -> list[Path]:
     listed = _parts(source)
     names = [_WEIGHTS] if listed is None else sorted(set(listed[1].values()))
     return [Path(str(cached_file(source, name))) for name in names]
+
+
+def narrow_type(source: str) -> torch.dtype | None:
+    """The 16-bit type that all of a checkpoint's tensors are in; None where that is another, or there are several."""
+    found: set[str] = set()
+    for file in weight_files(source):
+        with safe_open(file, "pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118, it is no mapping
+    return _NARROW.get(found.pop()) if len(found) == 1 else None
 
 
 def is_gguf(source: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clada.exporter.model.held_weights import HeldTensor, held_weight
 from clada.exporter.model.hooks import registered, shown_inputs
 
 # The start of a path that says which layer it is in.
@@ -51,9 +52,11 @@ class Product:
         return self.inputs * self.outputs
 
 
-def joined_weights(product: Product) -> Tensor:
-    """Weights T[D, N] of all layers of a product, a row per input."""
-    return torch.cat([linear.weight.data.t() for linear in product.linears], dim=1).contiguous()
+def joined_rows(product: Product) -> HeldTensor:
+    """Weights [D, N] of all layers of a product, a row per input, in the type that they are held in."""
+    held = [held_weight(linear) for linear in product.linears]
+    own = [one.tensor if isinstance(one, HeldTensor) else one.values() for one in held]
+    return HeldTensor(torch.cat([weight.t() for weight in own], dim=1).contiguous())
 
 
 @torch.no_grad()

@@ -1,20 +1,18 @@
 """Replacement of a causal LM's linear layers, in place, by products that skip inputs: every matrix a token reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clada.exporter.model.held_weights import HeldRows, release
 from clada.exporter.model.patch import replace
-from clada.exporter.model.products import Product, joined_weights
+from clada.exporter.model.products import Product, joined_rows
 from clada.exporter.model.steering import CurrentPass, SteeredModule
-from clada.ops import SPARSE_LINEAR, Op
+from clada.ops import SPARSE_LINEAR
 from clada.ops.torch import torch_op
-
-_NO_FORMATS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass
@@ -28,32 +26,23 @@ class _Parts:
 class SparseProduct(SteeredModule):
     """The linear layers of one input as one product that skips inputs.
 
+    It computes by the op for unquantized weights, with the values of what it holds, unless a pass gives it tensors.
+
     Args:
         index: Index of the product.
-        product: The layers; their weights are copied.
+        product: The layers.
+        rows: Their weights [D, N], a row per input.
         current: The pass of the model that its thresholds and scale come from.
     """
 
-    def __init__(self, index: int, product: Product, current: CurrentPass) -> None:
+    op = SPARSE_LINEAR
+
+    def __init__(self, index: int, product: Product, rows: HeldRows, current: CurrentPass) -> None:
         super().__init__(current)
-        self.index, self.of_last = index, product.of_last
+        self.index, self.name, self.of_last = index, product.name, product.of_last
+        self.inputs, self.rows = product.inputs, rows
         self.widths = [linear.out_features for linear in product.linears]
-        self.name, self.weight_names = product.name, list[str]()
-        self.set_weights(SPARSE_LINEAR, {"w": joined_weights(product)})
         self._parts = _Parts()
-
-    @property
-    def inputs(self) -> int:
-        """D, the number of inputs."""
-        return int(self.get_parameter(self.weight_names[0]).shape[0])
-
-    def set_weights(self, op: Op, weights: Mapping[str, Tensor], formats: Mapping[str, int] = _NO_FORMATS) -> None:
-        """Set the op to compute by from here on, with its weights by input name, and its attributes, in order."""
-        for name in self.weight_names:
-            delattr(self, name)
-        self.op, self.weight_names, self.formats = op, list(weights), dict(formats)
-        for name, weight in weights.items():
-            self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
     def forward(self, x: Tensor, part: int) -> Tensor:
         """Output of one of the layers for x [B, S, D], or [B * S, D]; the first call computes those of all."""
@@ -73,11 +62,12 @@ class SparseProduct(SteeredModule):
         tokens_first = x.reshape(scale.shape[0], -1, x.shape[-1])
         if steering.pools is not None:
             tokens_first = torch.where(steering.pools[self.index].unsqueeze(1), tokens_first, 0)
-        weights = [self.get_parameter(name) for name in self.weight_names]
         threshold = self.current.threshold(self.index, self.inputs, x.device)
-        y, self.current.trace.active[self.index] = torch_op(self.op)(
-            tokens_first, *weights, threshold, scale, *self.formats.values()
-        )
+        if steering.weights:
+            op, weights, formats = self.rows.op, steering.weights[self.index], self.rows.formats.values()
+        else:
+            op, weights, formats = self.op, (self.rows.values(x.dtype),), ()
+        y, self.current.trace.active[self.index] = torch_op(op)(tokens_first, *weights, threshold, scale, *formats)
         whole = y.reshape(*x.shape[:-1], y.shape[-1])
         return whole.split(self.widths, dim=-1) if len(self.widths) > 1 else [whole]
 
@@ -101,19 +91,22 @@ def sparse_products(model: nn.Module) -> list[SparseProduct]:
     return [found[index] for index in sorted(found)]
 
 
-def sparsify_products(model: Any, products: Sequence[Product]) -> None:
+def sparsify_products(model: Any, products: Sequence[Product], rows: Sequence[HeldRows] = ()) -> None:
     """Replace a causal LM's linear layers, in place, by products that skip inputs.
 
-    One product of the model is in memory twice at a time. The model computes densely but where it is `steered`.
+    One product of the model is in memory twice at a time: the layers are of no use afterwards. The model computes
+    densely but where it is `steered`.
 
     Args:
         model: A causal LM.
         products: Its products, see `find_products`.
+        rows: Weights [D, N] of each, in the place of the layers' own.
     """
     current = CurrentPass()
     for index, product in enumerate(products):
-        sparse = SparseProduct(index, product, current)
+        sparse = SparseProduct(index, product, rows[index] if rows else joined_rows(product), current)
         for part, (path, linear) in enumerate(zip(product.names, product.linears, strict=True)):
+            release(linear)
             replace(model, path, ProductPart(sparse, part, linear))
 
 

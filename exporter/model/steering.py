@@ -39,6 +39,7 @@ class Steering:
         load: f32[B, S], which anticipation reads; None where there is none.
         sparse: bool[B, S], the tokens whose outputs are compensated; None for those whose scale is above 0.
         last_only: Whether the output matrix is given each text's last token alone.
+        weights: Tensors of each product's weights, as its op takes them, in the place of its own; empty for its own.
     """
 
     settings: SiteSettings = field(default_factory=SiteSettings)
@@ -47,6 +48,7 @@ class Steering:
     load: Tensor | None = None
     sparse: Tensor | None = None
     last_only: bool = False
+    weights: Sequence[Sequence[Tensor]] = ()
 
 
 @dataclass

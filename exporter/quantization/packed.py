@@ -1,7 +1,7 @@
 """Packed weights in the traced graph: in our ops, and in DequantizeLinear before the other products."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from clada.contract.artifact import data_name
 from clada.exporter.model.families import family_of
+from clada.exporter.model.held_weights import held_weight
 from clada.exporter.model.patch import SparseLayer, decoder_layers, replace, sparse_layers
-from clada.exporter.model.sparse_products import sparse_products
 from clada.exporter.quantization.merged_products import AND, BLOCK_AXIS, UNPACKING, widths
 from clada.exporter.quantization.quantize import Packed, Quantized, linear_modules
-from clada.ops import QUANTIZED_FFN, QUANTIZED_LINEAR, SPARSE_LINEAR, graph_names
+from clada.ops import QUANTIZED_FFN, QUANTIZED_LINEAR, graph_names
 from clada.ops.block_quantization import pack, unpack
 from clada.ops.quantized_matrices import matrix_names, scales_name
 
@@ -52,10 +52,10 @@ class PackedLinear(nn.Module):
 class HalfEmbedding(nn.Module):
     """Embedding whose table is float16, whatever the model computes in."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(embedding.weight.half(), requires_grad=False)
-        self.dtype = embedding.weight.dtype
+        self.weight = nn.Parameter(held_weight(embedding).values(torch.float16), requires_grad=False)
+        self.dtype = dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed tokens i64[B, S] to T[B, S, D]."""
@@ -81,26 +81,11 @@ def packed_weights(model: Any, quantized: Quantized | None) -> Iterator[None]:
         return
     embedding = model.get_input_embeddings()
     try:
-        model.set_input_embeddings(HalfEmbedding(embedding))
-        with _packed_products(model, quantized) if quantized.products else _packed_layers(model, quantized):
+        model.set_input_embeddings(HalfEmbedding(embedding, model.dtype))
+        with nullcontext() if quantized.products else _packed_layers(model, quantized):
             yield
     finally:
         model.set_input_embeddings(embedding)
-
-
-@contextmanager
-def _packed_products(model: Any, quantized: Quantized) -> Iterator[None]:
-    formats = {"bits": quantized.bits, "block_size": quantized.block_size}
-    products = sparse_products(model)
-    wide = [product.get_parameter("w").data for product in products]
-    try:
-        for product in products:
-            packed = quantized.products[product.name]
-            product.set_weights(QUANTIZED_LINEAR, {"w": packed.codes, "s": packed.scales}, formats)
-        yield
-    finally:
-        for product, weights in zip(products, wide, strict=True):
-            product.set_weights(SPARSE_LINEAR, {"w": weights})
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Quantization of the products of a model that will skip inputs: blocks lie along their rows, a row per input."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from clada.errors import CladaError
-from clada.exporter.model.products import Product, joined_weights, layer_starts
+from clada.exporter.model.held_weights import hold
+from clada.exporter.model.products import Product, joined_rows, layer_starts
 from clada.exporter.progress import tracked
 from clada.exporter.quantization.gptq import round_outward
 from clada.exporter.quantization.moments import product_moments
@@ -53,14 +55,34 @@ def quantize_products(
         # Of a layer at a time, so that each sees what was rounded before it.
         moments = [None] * len(group) if rows is None else product_moments(model, group, rows)
         for product, of_product in zip(group, moments, strict=True):
-            weights = joined_weights(product)
+            weights = joined_rows(product).values()
             packed[product.name] = _packed(product, weights, config, of_product)
             values = packed[product.name].values()
             wrong += float((weights - values).square().sum())
             total += float(weights.square().sum())
-            _set(product, values)
+            _hold(product, packed[product.name])
     report(f"  weights moved by {(wrong / max(total, 1e-30)) ** 0.5:.1%} of their norm ({config.method})")
     return Quantized(config.bits, config.block_size, products=packed)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Weight [N, D] of one of a product's layers: some columns of its packed rows."""
+
+    packed: Packed
+    start: int
+    end: int
+
+    def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Values of the matrix."""
+        return self.packed.columns(self.start, self.end).t().to(dtype)
+
+
+def _hold(product: Product, packed: Packed) -> None:
+    start = 0
+    for linear in product.linears:
+        hold(linear, _Columns(packed, start, start + linear.out_features))
+        start += linear.out_features
 
 
 def _layer_by_layer(products: Sequence[Product]) -> list[Sequence[Product]]:
@@ -90,28 +112,24 @@ def _check(product: Product, config: QuantizationConfig) -> None:
 
 
 @torch.no_grad()
-def hold_products(model: Any, products: Sequence[Product], quantized: Quantized) -> None:
-    """Make a model compute with the values of packed weights that were made of it before.
+def packed_rows(model: Any, products: Sequence[Product], quantized: Quantized) -> list[Packed]:
+    """Packed weights of each of a model's products, which were made of it before; its embedding is rounded as then.
 
     Raises:
         CladaError: They were made of another model.
     """
     untie(model)
     round_embedding(model)
+    found = []
     for product in products:
         packed = quantized.products.get(product.name)
         if packed is None:
             raise CladaError(f"the artifact has no quantized {product.name}")
-        values, weights = packed.values(), joined_weights(product)
+        values, weights = packed.values(), joined_rows(product).values()
         if values.shape != weights.shape:
             raise CladaError(
                 f"{product.name} is {list(weights.shape)} in the checkpoint, {list(values.shape)} in the artifact"
             )
         check_is_near(product.name, weights, values)
-        _set(product, values)
-
-
-def _set(product: Product, values: Tensor) -> None:
-    widths = [linear.out_features for linear in product.linears]
-    for linear, part in zip(product.linears, values.split(widths, dim=1), strict=True):
-        linear.weight.copy_(part.t())
+        found.append(packed)
+    return found

@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from clada.errors import CladaError
 from clada.exporter.defaults import BLOCK_SIZE, METHOD, METHODS
+from clada.exporter.model.held_weights import HeldEmbedding, HeldLinear, HeldTensor
 from clada.exporter.model.patch import SparseLayer, decoder_layers, sparse_layers
 from clada.exporter.quantization.gptq import quantize_rows, round_inward, round_outward
 from clada.exporter.quantization.moments import input_moments
+from clada.ops import QUANTIZED_LINEAR
 from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
 
 # Rows that are rounded at a time: what that takes beside the matrix.
@@ -62,12 +64,40 @@ class Packed:
     codes: Tensor
     scales: Tensor
     bits: int
+    op = QUANTIZED_LINEAR
 
-    def values(self) -> Tensor:
-        """Dequantized matrix f32[F, D]."""
-        parts = zip(self.codes.split(_ROWS), self.scales.split(_ROWS), strict=True)
-        wide = [dequantize(c.numpy(), s.numpy().astype(np.float32), self.bits) for c, s in parts]
-        return torch.from_numpy(np.concatenate(wide))
+    @property
+    def width(self) -> int:
+        """Weights per row, D."""
+        return self.codes.shape[1] * 8 // self.bits
+
+    @property
+    def block_size(self) -> int:
+        """Weights per scale."""
+        return self.width // max(1, self.scales.shape[1])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """See HeldRows."""
+        return {"w": self.codes, "s": self.scales}
+
+    @property
+    def formats(self) -> dict[str, int]:
+        """See HeldRows."""
+        return {"bits": self.bits, "block_size": self.block_size}
+
+    def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantized matrix [F, D]."""
+        return self.columns(0, self.width).to(dtype)
+
+    def columns(self, start: int, end: int) -> Tensor:
+        """Some columns of the dequantized matrix, f32[F, end - start]."""
+        size = max(1, self.block_size)
+        first, last = start // size, -(-end // size)
+        codes = self.codes[:, first * size * self.bits // 8 : last * size * self.bits // 8]
+        scales = self.scales[:, first:last].numpy().astype(np.float32)
+        whole = torch.from_numpy(dequantize(codes.numpy(), scales, self.bits))
+        return whole[:, start - first * size : end - first * size]
 
 
 @dataclass(frozen=True)
@@ -170,15 +200,18 @@ def _packed(matrix: _Matrix, config: QuantizationConfig, moments: dict[tuple[nn.
 def untie(model: Any) -> None:
     """Give the output matrix values of its own, where it shares the embedding's: that stays as it is."""
     head = model.get_output_embeddings()
-    if head.weight is model.get_input_embeddings().weight:
+    if not isinstance(head, HeldLinear) and head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = False
+    model.config.tie_word_embeddings = False
 
 
 def round_embedding(model: Any) -> None:
     """Round the embedding to float16, the graph's type for it: picking a row of the table costs no time."""
-    weight = model.get_input_embeddings().weight.data
-    weight.copy_(weight.half())
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, HeldEmbedding):
+        embedding.held = HeldTensor(embedding.held.values(torch.float16))
+    else:
+        embedding.weight.data.copy_(embedding.weight.half())
 
 
 @torch.no_grad()

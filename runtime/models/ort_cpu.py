@@ -60,6 +60,8 @@ class Execution:
         cuda_graph: Whether the decode steps of a text are captured in CUDA graphs and replayed.
         exact: Whether products with quantized weights are computed in floating point, as verification wants them, and
             not with tokens rounded to 8 bits.
+        spare_memory: Whether weights stay as the file has them, mapped: dequantized where a step needs them and never
+            rearranged, so that function bodies need no memory of the size of the model, and more time.
 
     Raises:
         CladaError: A value is not one of these.
@@ -73,6 +75,7 @@ class Execution:
     device: Device = "cpu"
     cuda_graph: bool = False
     exact: bool = False
+    spare_memory: bool = False
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
@@ -111,6 +114,9 @@ def session_options(execution: Execution) -> Any:
         options.add_session_config_entry(name, value)
     # Of MatMulNBits, which ONNX Runtime makes of DequantizeLinear and MatMul: 4 is int8, 0 the tokens' own type.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0" if execution.exact else "4")
+    if execution.spare_memory:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False  # it keeps what is freed
     return options
 
 
@@ -119,7 +125,13 @@ def _load(path: Path, options: Any, execution: Execution) -> Any:
     providers = cuda_providers(execution.cuda_graph) if on_cuda else ["CPUExecutionProvider"]
     try:
         # Its fallback would print to standard output and go on elsewhere than requested.
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=providers,
+            enable_fallback=0,
+            disabled_optimizers=["ConstantFolding"] if execution.spare_memory else [],
+        )
     except ONNXRUNTIME_ERRORS as error:
         if on_cuda and memory_is_full(error):
             raise CladaError(

@@ -21,8 +21,8 @@ from clada.exporter.export import ExportConfig, export
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.products import find_products
+from clada.exporter.prepared import patch
 from clada.exporter.quantization.packed import read_packed
-from clada.exporter.quantization.product_quantization import hold_products
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime import cli as runtime_cli
 from tests.conftest import HELDOUT
@@ -312,7 +312,8 @@ def test_quantized_products_skip_inputs_too(quantizable, tmp_path, capsys, quant
     assert size < weights * (bits / 8 + 2 / 32) + 2 * VOCABULARY * 64 + 40_000
 
     model, _ = load_model(str(quantizable), torch.float32)
-    hold_products(model, find_products(model), read_packed(path, [p["name"] for p in manifest["inputs"]["products"]]))
+    packed = read_packed(path, [p["name"] for p in manifest["inputs"]["products"]])
+    patch(model, packed, find_products(model))
     session = Session(path, bytes=1)
     ids = session.encode("def f(x):")
     with torch.no_grad():
