@@ -31,9 +31,8 @@ from clada.exporter.defaults import (
 from clada.exporter.graph.ort_attention import minimum_onnxruntime
 from clada.exporter.graph.trace import check_opset, save, save_in_place, trace
 from clada.exporter.manifest_sections import model_section, policy_section, quantization_section, write_manifest
-from clada.exporter.model.checkpoint import load_config, load_model, stored_as
+from clada.exporter.model.checkpoint import load_config, load_model, parameter_count, stored_as
 from clada.exporter.model.families import activation_of
-from clada.exporter.model.held_weights import count_weights
 from clada.exporter.model.sparse_sites import sparse_sites
 from clada.exporter.neuron_export import calibrate_neurons
 from clada.exporter.prepared import Prepared
@@ -197,7 +196,8 @@ def export(
             activation_of(hf_config)  # raises where neurons cannot be skipped, before anything is loaded
         text = read_calibration_text(config.calibration_data)
         model, tokenizer = load_model(source, torch.float32, held=config.calibration.skips_inputs, **reading)
-        texts, parameters = texts_of(text.documents, tokenizer), count_weights(model)
+        texts = texts_of(text.documents, tokenizer)
+        parameters = parameter_count(hf_config, config.trust_remote_code)
         stored = stored_as(source, hf_config)
         report(
             f"{hf_config.model_type}, {parameters:,} parameters"

@@ -215,7 +215,8 @@ def trace(
     names = calibrated.names() + [weight.name for weight in weights]
     arguments = step | constants
     attention = in_place_attention(model) if in_place_cache else nullcontext()
-    embedding = stand_in_embedding(model) if quantized is None else nullcontext({})
+    no_table: dict[str, onnx_ir.TensorProtocol] = {}
+    embedding = stand_in_embedding(model) if quantized is None else nullcontext(no_table)
     with _quiet(), _uncollected(), torch.no_grad(), rope_by_length(model), attention:
         if in_place_cache:
             # Refused here, its reason is not wrapped by the exporter; by the weights' values, which stand-ins have not.

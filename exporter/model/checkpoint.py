@@ -104,6 +104,11 @@ def _skeleton(config: Any, trust_remote_code: bool) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
+def parameter_count(config: Any, trust_remote_code: bool = False) -> int:
+    """Number of a model's parameters, those that are tied counted once."""
+    return int(_skeleton(config, trust_remote_code).num_parameters())
+
+
 def _loaded(source: str, config: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
     """The model of a source, dequantized where it is quantized, and transformers' notes on its weights."""
     # Of weights that do not fit, `load_model` names one.

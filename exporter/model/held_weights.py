@@ -147,13 +147,6 @@ def named_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     return found
 
 
-def count_weights(model: nn.Module) -> int:
-    """Number of a model's parameters, those that are tied counted once, whether they are held or not."""
-    held = [module.held for module in model.modules() if isinstance(module, HeldLinear | HeldEmbedding)]
-    tensors = {id(one.tensor): one.tensor for one in held if isinstance(one, HeldTensor)}
-    return sum(tensor.numel() for tensor in [*model.parameters(), *tensors.values()])
-
-
 def hold_narrow(model: Any, narrow: nn.Module) -> None:
     """Give a model in float32, whose parameters are on the meta device, those of the same model in a narrower type.
 
@@ -161,6 +154,9 @@ def hold_narrow(model: Any, narrow: nn.Module) -> None:
     others are widened. The narrow model is of no use afterwards.
     """
     embedding = model.get_input_embeddings()
+    linears = [module.weight for module in model.modules() if type(module) is nn.Linear]
+    if {*model.parameters()} <= {embedding.weight, *linears}:
+        embedding = None  # of a model without parameters transformers cannot tell the type
     kept: dict[int, HeldTensor] = {}
 
     def of(weight: Tensor) -> HeldTensor:

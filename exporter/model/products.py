@@ -52,11 +52,15 @@ class Product:
         return self.inputs * self.outputs
 
 
+def own_weights(product: Product) -> list[Tensor]:
+    """Weights [N, D] of each layer of a product, in the type that they are held in."""
+    held = [held_weight(linear) for linear in product.linears]
+    return [one.tensor if isinstance(one, HeldTensor) else one.values() for one in held]
+
+
 def joined_rows(product: Product) -> HeldTensor:
     """Weights [D, N] of all layers of a product, a row per input, in the type that they are held in."""
-    held = [held_weight(linear) for linear in product.linears]
-    own = [one.tensor if isinstance(one, HeldTensor) else one.values() for one in held]
-    return HeldTensor(torch.cat([weight.t() for weight in own], dim=1).contiguous())
+    return HeldTensor(torch.cat([weight.t() for weight in own_weights(product)], dim=1).contiguous())
 
 
 @torch.no_grad()

@@ -64,9 +64,9 @@ class SparseProduct(SteeredModule):
             tokens_first = torch.where(steering.pools[self.index].unsqueeze(1), tokens_first, 0)
         threshold = self.current.threshold(self.index, self.inputs, x.device)
         if steering.weights:
-            op, weights, formats = self.rows.op, steering.weights[self.index], self.rows.formats.values()
+            op, weights, formats = self.rows.op, steering.weights[self.index], [*self.rows.formats.values()]
         else:
-            op, weights, formats = self.op, (self.rows.values(x.dtype),), ()
+            op, weights, formats = self.op, [self.rows.values(x.dtype)], []
         y, self.current.trace.active[self.index] = torch_op(op)(tokens_first, *weights, threshold, scale, *formats)
         whole = y.reshape(*x.shape[:-1], y.shape[-1])
         return whole.split(self.widths, dim=-1) if len(self.widths) > 1 else [whole]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clada.errors import CladaError
 from clada.exporter.model.held_weights import hold
-from clada.exporter.model.products import Product, joined_rows, layer_starts
+from clada.exporter.model.products import Product, joined_rows, layer_starts, own_weights
 from clada.exporter.progress import tracked
 from clada.exporter.quantization.gptq import round_outward
 from clada.exporter.quantization.moments import product_moments
@@ -18,7 +18,7 @@ from clada.exporter.quantization.quantize import (
     Packed,
     QuantizationConfig,
     Quantized,
-    check_is_near,
+    check_is_of,
     round_embedding,
     round_to_nearest,
     untie,
@@ -55,11 +55,10 @@ def quantize_products(
         # Of a layer at a time, so that each sees what was rounded before it.
         moments = [None] * len(group) if rows is None else product_moments(model, group, rows)
         for product, of_product in zip(group, moments, strict=True):
-            weights = joined_rows(product).values()
+            weights = joined_rows(product).tensor
             packed[product.name] = _packed(product, weights, config, of_product)
-            values = packed[product.name].values()
-            wrong += float((weights - values).square().sum())
-            total += float(weights.square().sum())
+            apart, whole = packed[product.name].distance(weights)
+            wrong, total = wrong + apart, total + whole
             _hold(product, packed[product.name])
     report(f"  weights moved by {(wrong / max(total, 1e-30)) ** 0.5:.1%} of their norm ({config.method})")
     return Quantized(config.bits, config.block_size, products=packed)
@@ -96,7 +95,7 @@ def _packed(product: Product, weights: Tensor, config: QuantizationConfig, momen
     try:
         if moments is None:
             return Packed(*round_to_nearest(weights, *form), config.bits)
-        return Packed(*round_outward(weights, moments, *form), config.bits)
+        return Packed(*round_outward(weights.float(), moments, *form), config.bits)
     except CladaError as error:
         raise CladaError(f"{product.name} cannot be quantized: {error}") from error
 
@@ -107,7 +106,7 @@ def _check(product: Product, config: QuantizationConfig) -> None:
             f"{product.name} cannot be quantized: a block of {config.block_size} does not divide its outputs, "
             f"{product.outputs}"
         )
-    if not all(bool(torch.isfinite(linear.weight).all()) for linear in product.linears):
+    if not all(bool(torch.isfinite(weight).all()) for weight in own_weights(product)):
         raise CladaError(f"{product.name} cannot be quantized: it holds NaN or infinite weights")
 
 
@@ -125,11 +124,6 @@ def packed_rows(model: Any, products: Sequence[Product], quantized: Quantized) -
         packed = quantized.products.get(product.name)
         if packed is None:
             raise CladaError(f"the artifact has no quantized {product.name}")
-        values, weights = packed.values(), joined_rows(product).values()
-        if values.shape != weights.shape:
-            raise CladaError(
-                f"{product.name} is {list(weights.shape)} in the checkpoint, {list(values.shape)} in the artifact"
-            )
-        check_is_near(product.name, weights, values)
+        check_is_of(packed, product.name, joined_rows(product).tensor)
         found.append(packed)
     return found

@@ -18,8 +18,8 @@ from clada.exporter.quantization.moments import input_moments
 from clada.ops import QUANTIZED_LINEAR
 from clada.ops.block_quantization import BITS, BLOCK_SIZES, dequantize
 
-# Rows that are rounded at a time: what that takes beside the matrix.
-_ROWS = 4096
+# Weights that are rounded or compared at a time: what that takes beside the matrix.
+_WEIGHTS_AT_A_TIME = 2**22
 # How far weights of the same checkpoint may be from quantized ones, as a share of their norm; int4 needs a quarter.
 _FARTHEST = 0.5
 
@@ -49,6 +49,14 @@ class QuantizationConfig:
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise CladaError(f"{name} is {getattr(self, name)}; it must be one of {', '.join(map(str, values))}")
+
+
+def _rows_at_a_time(width: int) -> int:
+    return max(1, _WEIGHTS_AT_A_TIME // max(1, width))
+
+
+def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
+    return matrix.split(_rows_at_a_time(matrix.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,20 @@ class Packed:
     def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Dequantized matrix [F, D]."""
         return self.columns(0, self.width).to(dtype)
+
+    def distance(self, matrix: Tensor) -> tuple[float, float]:
+        """Sum of squares of what sets the values apart from a matrix [F, D], and of that matrix."""
+        apart = total = 0.0
+        for own, rows in zip(self._parts(), _parts(matrix), strict=True):
+            wide = rows.float()
+            apart += float((wide - own.values()).square().sum(dtype=torch.float64))
+            total += float(wide.square().sum(dtype=torch.float64))
+        return apart, total
+
+    def _parts(self) -> Iterator["Packed"]:
+        size = _rows_at_a_time(self.width)
+        for codes, scales in zip(self.codes.split(size), self.scales.split(size), strict=True):
+            yield Packed(codes, scales, self.bits)
 
     def columns(self, start: int, end: int) -> Tensor:
         """Some columns of the dequantized matrix, f32[F, end - start]."""
@@ -180,8 +202,8 @@ def check_can_be_quantized(model: Any, config: QuantizationConfig) -> None:
 
 
 def round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """Quantize a matrix f32[F, D] to the nearest codes i8[F, P], with scales f16[F, N]."""
-    parts = [quantize_rows(part.numpy(), bits, block_size) for part in matrix.split(_ROWS)]
+    """Quantize a matrix [F, D] to the nearest codes i8[F, P], with scales f16[F, N]."""
+    parts = [quantize_rows(part.float().numpy(), bits, block_size) for part in _parts(matrix)]
     codes, scales = (torch.from_numpy(np.concatenate(of)) for of in zip(*parts, strict=True))
     return codes, scales
 
@@ -240,10 +262,9 @@ def quantize_model(
         moments = input_moments(model, rows, owners) if config.follows_text else {}
         for matrix in group:
             packed = _packed(matrix, config, moments)
-            values = packed.values()
-            wrong += float((matrix.weight - values).square().sum())
-            total += float(matrix.weight.square().sum())
-            matrix.weight.copy_(values)
+            apart, whole = packed.distance(matrix.weight)
+            wrong, total = wrong + apart, total + whole
+            matrix.weight.copy_(packed.values())
             if isinstance(matrix.owner, SparseLayer):
                 quantized.layers[matrix.owner.index][matrix.parameter] = packed
             else:
@@ -269,17 +290,15 @@ def hold(model: Any, quantized: Quantized) -> None:
             packed = quantized.linears.get(paths[id(matrix.owner)])
         if packed is None:
             raise CladaError(f"the artifact has no quantized {matrix.name}")
-        values = packed.values()
-        if values.shape != matrix.weight.shape:
-            raise CladaError(
-                f"{matrix.name} is {list(matrix.weight.shape)} in the checkpoint, {list(values.shape)} in the artifact"
-            )
-        check_is_near(matrix.name, matrix.weight, values)
-        matrix.weight.copy_(values)
+        check_is_of(packed, matrix.name, matrix.weight)
+        matrix.weight.copy_(packed.values())
 
 
-def check_is_near(name: str, weight: Tensor, values: Tensor) -> None:
-    """Raise CladaError for values that are not a rounding of a checkpoint's matrix."""
-    distance = torch.linalg.vector_norm(weight.float() - values)
-    if not bool(distance <= _FARTHEST * torch.linalg.vector_norm(weight.float())):
+def check_is_of(packed: Packed, name: str, weight: Tensor) -> None:
+    """Raise CladaError for packed weights that are not a rounding of a checkpoint's matrix."""
+    theirs = [len(packed.codes), packed.width]
+    if theirs != list(weight.shape):
+        raise CladaError(f"{name} is {list(weight.shape)} in the checkpoint, {theirs} in the artifact")
+    apart, total = packed.distance(weight)
+    if not apart <= _FARTHEST**2 * total:
         raise CladaError(f"{name} of the artifact was not quantized from the checkpoint's: they are far apart")
