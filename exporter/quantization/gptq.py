@@ -20,6 +20,8 @@ from clada.ops.record import Array
 _DAMPING = 0.01
 # Inputs whose corrections reach the later ones together.
 _BATCH = 128
+# Inputs of those whose corrections reach one another one by one: what of the weights is then in a cache.
+_FEW = 16
 
 # Of an input's index and its weights f32[N]: what those are rounded to.
 _Round = Callable[[int, Tensor], Tensor]
@@ -31,30 +33,38 @@ def quantize_rows(matrix: npt.NDArray[np.float32], bits: int, block_size: int) -
 
 
 def _factor(moments: Tensor) -> Tensor:
-    """Upper Cholesky factor f32[K, K] of the inverse of damped second moments."""
-    damped = moments + _DAMPING * moments.diagonal().mean().clamp_min(1e-12) * torch.eye(len(moments))
-    lower, failed = torch.linalg.cholesky_ex(damped.double())
-    if failed:
+    """Upper factor U f32[K, K] of the inverse of damped second moments, which is U^T U.
+
+    With both axes turned around, the moments' lower Cholesky factor is R of R R^T, and U is the inverse of R.
+    """
+    damping = _DAMPING * moments.diagonal().mean().clamp_min(1e-12)
+    turned = (moments + damping * torch.eye(len(moments))).flip(0, 1)
+    lower, failed = torch.linalg.cholesky_ex(turned)
+    if failed:  # by rounding, if at all: the sum of squares is not negative
+        lower, failed = torch.linalg.cholesky_ex(turned.double())
+    if failed or not bool(torch.isfinite(lower).all()):
         raise CladaError(
             "the inputs of a matrix on the calibration text are not finite, so gptq cannot be used: use rtn"
         )
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+    upper = lower.flip(0, 1)
+    return torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True).float()
 
 
 def _compensated(weights: Tensor, moments: Tensor, rounded: _Round) -> None:
-    """Round weights f32[N, K] input by input, given the inputs' second moments f32[K, K]."""
+    """Round weights [K, N] input by input, given the inputs' second moments f32[K, K]."""
     order = moments.diagonal().argsort(descending=True)
-    weights = weights[:, order]
+    rows = weights[order].float()
     factor = _factor(moments[order][:, order])
     for start in range(0, len(order), _BATCH):
         end = min(start + _BATCH, len(order))
-        errors = torch.empty(len(weights), end - start)
-        for k in range(start, end):
-            column = weights[:, k]
-            error = (column - rounded(int(order[k]), column)) / factor[k, k]
-            weights[:, k:end] -= torch.outer(error, factor[k, k:end])
-            errors[:, k - start] = error
-        weights[:, end:] -= errors @ factor[start:end, end:]
+        errors = torch.empty(end - start, rows.shape[1])
+        for first in range(start, end, _FEW):
+            last = min(first + _FEW, end)
+            for k in range(first, last):
+                errors[k - start] = (rows[k] - rounded(int(order[k]), rows[k])) / factor[k, k]
+                rows[k + 1 : last].addr_(factor[k, k + 1 : last], errors[k - start], alpha=-1)
+            rows[last:end].addmm_(factor[first:last, last:end].T, errors[first - start : last - start], alpha=-1)
+        rows[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
 
 
 def round_inward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +89,7 @@ def round_inward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) ->
         codes[:, k] = code.to(torch.int8)
         return code * scale
 
-    _compensated(matrix, moments, rounded)
+    _compensated(matrix.t(), moments, rounded)
     return torch.from_numpy(pack(codes.numpy(), bits)), scales
 
 
@@ -99,9 +109,9 @@ def round_outward(matrix: Tensor, moments: Tensor, bits: int, block_size: int) -
     scales = torch.empty(len(matrix), matrix.shape[1] // block_size, dtype=torch.float16)
 
     def rounded(k: int, column: Tensor) -> Tensor:
-        packed, scale = quantize_rows(np.ascontiguousarray(column.numpy())[None], bits, block_size)
+        packed, scale = quantize_rows(column.numpy()[None], bits, block_size)
         codes[k], scales[k] = torch.from_numpy(packed[0]), torch.from_numpy(scale[0])
         return torch.from_numpy(dequantize(packed, scale.astype(np.float32), bits)[0])
 
-    _compensated(matrix.t(), moments, rounded)
+    _compensated(matrix, moments, rounded)
     return codes, scales

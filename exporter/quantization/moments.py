@@ -1,6 +1,6 @@
 """Second moments of the inputs of a model's matrices, on calibration text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -57,24 +57,22 @@ def input_moments(model: Any, rows: Tensor, owners: Iterable[nn.Module]) -> dict
 
 
 @torch.no_grad()
-def product_moments(model: Any, products: Sequence[Product], rows: Tensor) -> list[Tensor]:
-    """Sum over tokens the products of inputs, f32[D, D] of each product, in dense passes that end at the last one.
+def product_moments(model: Any, products: Sequence[Product], rows: Tensor, take: Callable[[Tensor], None]) -> None:
+    """Sum over tokens the products of inputs, f32[D, D] of each product, in one dense pass over all rows.
 
     Args:
         model: A causal LM, not patched.
-        products: Some of its products, in the order in which they run.
-        rows: i64[N, S] calibration tokens.
+        products: All of its products, in the order in which they run.
+        rows: i64[N, S] calibration tokens; what a layer makes of all of them is in memory at once.
+        take: Given the sums of one product after another. It may change that product's weights: the pass goes on with
+            what they are then, so that later sums are of inputs as they will be.
     """
-    moments = [torch.zeros(product.inputs, product.inputs) for product in products]
 
     def add(index: int, x: Tensor) -> None:
         flat = x.reshape(-1, x.shape[-1]).float()
-        moments[index].addmm_(flat.T, flat)
+        take(flat.T @ flat)
         if index + 1 == len(products):
             raise _SeenError
 
-    with input_hooks(products, add):
-        for ids in rows.split(_ROWS_AT_A_TIME):
-            with suppress(_SeenError):
-                model(input_ids=ids, use_cache=False)
-    return moments
+    with input_hooks(products, add), suppress(_SeenError):
+        model(input_ids=rows, use_cache=False)

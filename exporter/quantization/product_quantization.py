@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from clada.errors import CladaError
 from clada.exporter.model.held_weights import hold
-from clada.exporter.model.products import Product, joined_rows, layer_starts, own_weights
+from clada.exporter.model.products import Product, joined_rows, own_weights
 from clada.exporter.progress import tracked
 from clada.exporter.quantization.gptq import round_outward
 from clada.exporter.quantization.moments import product_moments
@@ -51,15 +50,22 @@ def quantize_products(
     round_embedding(model)
     packed: dict[str, Packed] = {}
     wrong = total = 0.0
-    for group in tracked(_layer_by_layer(products), "quantizing"):
-        # Of a layer at a time, so that each sees what was rounded before it.
-        moments = [None] * len(group) if rows is None else product_moments(model, group, rows)
-        for product, of_product in zip(group, moments, strict=True):
-            weights = joined_rows(product).tensor
-            packed[product.name] = _packed(product, weights, config, of_product)
-            apart, whole = packed[product.name].distance(weights)
-            wrong, total = wrong + apart, total + whole
-            _hold(product, packed[product.name])
+
+    def quantize(product: Product, moments: Tensor | None) -> None:
+        nonlocal wrong, total
+        weights = joined_rows(product).tensor
+        packed[product.name] = _packed(product, weights, config, moments)
+        apart, whole = packed[product.name].distance(weights)
+        wrong, total = wrong + apart, total + whole
+        _hold(product, packed[product.name])
+
+    turns = tracked(products, "quantizing")
+    if rows is None:
+        for product in turns:
+            quantize(product, None)
+    else:
+        product_moments(model, products, rows, lambda moments: quantize(next(turns), moments))
+        next(turns, None)  # ends the progress
     report(f"  weights moved by {(wrong / max(total, 1e-30)) ** 0.5:.1%} of their norm ({config.method})")
     return Quantized(config.bits, config.block_size, products=packed)
 
@@ -82,12 +88,6 @@ def _hold(product: Product, packed: Packed) -> None:
     for linear in product.linears:
         hold(linear, _Columns(packed, start, start + linear.out_features))
         start += linear.out_features
-
-
-def _layer_by_layer(products: Sequence[Product]) -> list[Sequence[Product]]:
-    """Group the products by layer, with the output matrix last."""
-    starts = layer_starts(products)
-    return [products[start:end] for start, end in pairwise([*starts, len(products)]) if start < end]
 
 
 def _packed(product: Product, weights: Tensor, config: QuantizationConfig, moments: Tensor | None) -> Packed:
