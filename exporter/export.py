@@ -37,6 +37,7 @@ from clada.exporter.model.sparse_sites import sparse_sites
 from clada.exporter.neuron_export import calibrate_neurons
 from clada.exporter.prepared import Prepared
 from clada.exporter.price_export import calibrate_inputs, take_inputs
+from clada.exporter.quantization.kept_rounding import rounded_path
 from clada.exporter.quantization.quantize import QuantizationConfig
 from clada.exporter.staging import staged
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
@@ -155,8 +156,8 @@ def _write_in_place(traced: Callable[[], onnx_ir.Model], model: Path, report: Ca
 
 
 @contextmanager
-def _names_what_is_kept() -> Iterator[list[Path]]:
-    """Name the kept files of the list in an error within the context; without an error, remove them."""
+def _names_what_is_kept(output: Path) -> Iterator[list[Path]]:
+    """Name the kept files of the list in an error within the context; without an error, remove all that are kept."""
     kept: list[Path] = []
     try:
         yield kept
@@ -166,7 +167,7 @@ def _names_what_is_kept() -> Iterator[list[Path]]:
         raise CladaError(
             f"{error}; the calibration is kept in {kept[0]}, and the same command, run again, goes on from there"
         ) from error
-    for path in kept:
+    for path in (*kept, rounded_path(output)):
         path.unlink(missing_ok=True)
 
 
@@ -190,7 +191,7 @@ def export(
     """
     config = config or ExportConfig()
     reading = {name: getattr(config, name) for name in READING_OPTIONS}
-    with _names_what_is_kept() as kept, staged(output, config.overwrite) as folder:
+    with _names_what_is_kept(output) as kept, staged(output, config.overwrite) as folder:
         hf_config = load_config(source, **reading)
         if not config.calibration.skips_inputs:
             activation_of(hf_config)  # raises where neurons cannot be skipped, before anything is loaded
@@ -208,13 +209,19 @@ def export(
         )
         if config.calibration_file is None:
             rows = drawn(further=FURTHER if config.calibration.skips_inputs else 0)
-            prepared = _prepared(model, rows, config, (text.name, text.sha256), kept_path(output), report)
+            prepared = _prepared(model, rows, config, (text.name, text.sha256), output, report)
             kept.append(kept_path(output))
         else:
             report(f"calibrated by {config.calibration_file}")
             rounded_on = drawn(what="rounding weights").decoded if config.rounds_by_text else None
             prepared = take_inputs(
-                model, config.calibration_file, config.calibration.goal.value, config.quantization, rounded_on, report
+                model,
+                config.calibration_file,
+                config.calibration.goal.value,
+                config.quantization,
+                rounded_on,
+                rounded_path(output),
+                report,
             )
 
         dtype = getattr(torch, config.dtype)
@@ -268,11 +275,11 @@ def _prepared(
     rows: CalibrationRows,
     config: ExportConfig,
     data: tuple[str, str],
-    kept: Path,
+    output: Path,
     report: Callable[[str], None],
 ) -> Prepared:
-    calibration = config.calibration
+    calibration, kept, rounded = config.calibration, kept_path(output), rounded_path(output)
     if not calibration.skips_inputs:
         return calibrate_neurons(model, rows.decoded, calibration, config.quantization, data, kept, report)
     share, rules = calibration.goal.value, calibration.rules
-    return calibrate_inputs(model, rows, share, rules, config.quantization, data, kept, report)
+    return calibrate_inputs(model, rows, share, rules, config.quantization, data, kept, rounded, report)

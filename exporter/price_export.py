@@ -13,20 +13,16 @@ from clada.contract.manifest import Policy
 from clada.errors import CladaError
 from clada.exporter.calibration.calibrate import prompt_tokens
 from clada.exporter.calibration.price_calibration import PriceCalibration, calibrate_price, choose
-from clada.exporter.calibration.price_file import (
-    CalibratedOn,
-    model_hash,
-    read_price_calibration,
-    tensors_hash,
-    write_price_calibration,
-)
+from clada.exporter.calibration.price_file import CalibratedOn, read_price_calibration, write_price_calibration
 from clada.exporter.calibration.rows import CalibrationRows
 from clada.exporter.manifest_sections import inputs_section, price_section
 from clada.exporter.model.calibrated import Calibrated
+from clada.exporter.model.hashes import model_hash, tensors_hash
 from clada.exporter.model.products import Product, find_products
 from clada.exporter.model.sparse_products import row_shares
 from clada.exporter.prepared import Prepared
-from clada.exporter.quantization.product_quantization import quantize_products
+from clada.exporter.quantization.kept_rounding import keep_rounded, rounding_key, take_rounded
+from clada.exporter.quantization.product_quantization import hold_products, quantize_products
 from clada.exporter.quantization.quantize import QuantizationConfig, Quantized
 
 
@@ -38,6 +34,7 @@ def calibrate_inputs(
     quantization: QuantizationConfig | None,
     data: tuple[str, str],
     kept: Path,
+    rounded: Path,
     report: Callable[[str], None],
 ) -> Prepared:
     """Quantize a model, in place, if requested, and calibrate it.
@@ -50,6 +47,7 @@ def calibrate_inputs(
         quantization: Format to quantize weights to first; None for no quantization.
         data: Name and SHA-256 of the text.
         kept: File of the kept calibration, which is reused where it exists.
+        rounded: That of the weights that were rounded by text.
         report: Called with each line of progress.
 
     Raises:
@@ -59,7 +57,7 @@ def calibrate_inputs(
     settings = json.dumps([version("clada"), share, *follows, None if quantization is None else asdict(quantization)])
     of = CalibratedOn(model_hash(model), *data, tensors_hash(settings, {"rows": rows.whole}))
     products = find_products(model)
-    quantized = _quantized(model, products, quantization, rows.decoded, report)
+    quantized = _quantized(model, of.model, products, quantization, rows.decoded, rounded, report)
     calibration = _kept(kept, of, products)
     if calibration is None:
         prompt = prompt_tokens(rows.decoded.shape[1])
@@ -72,15 +70,27 @@ def calibrate_inputs(
 
 def _quantized(
     model: Any,
+    model_sha256: str,
     products: Sequence[Product],
     config: QuantizationConfig | None,
     rows: Tensor | None,
+    kept: Path,
     report: Callable[[str], None],
 ) -> Quantized | None:
     if config is None:
         return None
     report(f"quantizing to int{config.bits}, a scale for each {config.block_size} weights")
-    return quantize_products(model, products, config, rows if config.follows_text else None, report)
+    if rows is None or not config.follows_text:  # it takes seconds
+        return quantize_products(model, products, config, None, report)
+    key = rounding_key(model_sha256, rows, config)
+    quantized = take_rounded(kept, key, config)
+    if quantized is not None:
+        report(f"taking the weights that an earlier run rounded from {kept}")
+        hold_products(model, products, quantized)
+        return quantized
+    quantized = quantize_products(model, products, config, rows, report)
+    keep_rounded(kept, key, quantized)
+    return quantized
 
 
 def take_inputs(
@@ -89,6 +99,7 @@ def take_inputs(
     share: float,
     quantization: QuantizationConfig | None,
     rows: Tensor | None,
+    rounded: Path,
     report: Callable[[str], None],
 ) -> Prepared:
     """Calibrate a model from a file that `clada calibrate` wrote of it.
@@ -99,6 +110,7 @@ def take_inputs(
         share: Share of all weights' bytes.
         quantization: Format to quantize weights to first.
         rows: i64[N, S] tokens, for a way to quantize that follows text.
+        rounded: See `calibrate_inputs`.
         report: Called with each line of progress.
 
     Raises:
@@ -108,7 +120,7 @@ def take_inputs(
     calibration, of = read_price_calibration(path, products)
     if of.model != model_hash(model):
         raise CladaError(f"{path} is the calibration of another model: its weights are not this model's")
-    quantized = _quantized(model, products, quantization, rows, report)
+    quantized = _quantized(model, of.model, products, quantization, rows, rounded, report)
     return prepared_for(calibration, share, quantized, (of.data, of.data_sha256), report)
 
 

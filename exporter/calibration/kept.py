@@ -17,9 +17,9 @@ from clada.contract.files import write
 from clada.contract.manifest import LayerCalibration
 from clada.contract.pool import PoolPolicy
 from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig
-from clada.exporter.calibration.price_file import tensors_hash
 from clada.exporter.model.anticipation import from_named, named_tensors
 from clada.exporter.model.calibrated import Calibrated
+from clada.exporter.model.hashes import tensors_hash
 from clada.exporter.model.load_map import LoadMap
 from clada.exporter.quantization.quantize import Packed, QuantizationConfig, Quantized
 

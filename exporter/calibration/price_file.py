@@ -1,9 +1,8 @@
 """File of a calibration by price: made once, it serves an artifact of any share of bytes."""
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from clada.exporter.calibration.price import BINS, Worth
 from clada.exporter.calibration.price_calibration import PriceCalibration, Rung
 from clada.exporter.calibration.probe import KNOTS
 from clada.exporter.model.anticipation import Anticipation, from_named, named_tensors
-from clada.exporter.model.held_weights import named_weights
+from clada.exporter.model.hashes import tensors_hash
 from clada.exporter.model.load_map import LoadMap
 from clada.exporter.model.products import Product
 from clada.ops import graph_names
@@ -84,25 +83,6 @@ class _Content:
         sites = [probe.product for probe in self.probes]
         if sorted(set(sites)) != sites or not all(site < len(self.products) for site in sites):
             raise WrongValueError("probes must be of different products, in their order")
-
-
-def model_hash(model: Any) -> str:
-    """SHA-256, in hex, of the names, types and values of a model's weights."""
-    return _hash("", named_weights(model))
-
-
-def tensors_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, of a text and of tensors by name."""
-    return _hash(text, {name: tensor.detach for name, tensor in tensors.items()})
-
-
-def _hash(text: str, tensors: Mapping[str, Callable[[], Tensor]]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, values in sorted(tensors.items()):
-        tensor = values()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def write_price_calibration(path: Path, calibration: PriceCalibration, of: CalibratedOn) -> None:

@@ -10,11 +10,12 @@ from clada.contract.files import check_writable
 from clada.errors import CladaError
 from clada.exporter.calibration.calibrate import prompt_tokens
 from clada.exporter.calibration.price_calibration import calibrate_price
-from clada.exporter.calibration.price_file import CalibratedOn, model_hash, write_price_calibration
+from clada.exporter.calibration.price_file import CalibratedOn, write_price_calibration
 from clada.exporter.calibration.rows import calibration_rows, read_calibration_text
 from clada.exporter.calibration.text import texts_of
 from clada.exporter.defaults import CALIBRATION_SUFFIX, CALIBRATION_TOKENS, FURTHER
 from clada.exporter.model.checkpoint import load_config, load_model
+from clada.exporter.model.hashes import model_hash
 from clada.exporter.model.products import find_products
 
 

@@ -127,3 +127,13 @@ def packed_rows(model: Any, products: Sequence[Product], quantized: Quantized) -
         check_is_of(packed, product.name, joined_rows(product).tensor)
         found.append(packed)
     return found
+
+
+def hold_products(model: Any, products: Sequence[Product], quantized: Quantized) -> None:
+    """Make a model compute with packed weights that were made of it before, as `quantize_products` leaves it.
+
+    Raises:
+        CladaError: They were made of another model.
+    """
+    for product, packed in zip(products, packed_rows(model, products, quantized), strict=True):
+        _hold(product, packed)

@@ -12,9 +12,9 @@ from torch import nn
 from clada.exporter import export as exporting
 from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.calibration.price import sensitivities
-from clada.exporter.calibration.price_file import model_hash
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.model.checkpoint import load_model, parameter_count
+from clada.exporter.model.hashes import model_hash
 from clada.exporter.model.held_weights import HeldEmbedding, HeldLinear, HeldTensor, named_weights
 from clada.exporter.model.products import find_products
 from clada.exporter.quantization.product_quantization import quantize_products

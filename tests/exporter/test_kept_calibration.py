@@ -9,10 +9,11 @@ import pytest
 from clada.contract.artifact import open_artifact
 from clada.errors import CladaError
 from clada.exporter import export as exporting
-from clada.exporter import neuron_export
+from clada.exporter import neuron_export, price_export
 from clada.exporter.calibration.calibrate import CalibrationConfig, calibrate
 from clada.exporter.calibration.kept import kept_path
 from clada.exporter.export import ExportConfig, export
+from clada.exporter.quantization.kept_rounding import rounded_path
 from clada.ops import graph_names
 from tests.conftest import HALF_OF_NEURONS
 from tests.support.checkpoints import LAYERS, write_checkpoint
@@ -86,3 +87,45 @@ def test_calibration_for_something_else_is_not_taken(source, tmp_path, monkeypat
         kept_path(path).write_bytes(damaged)
         with pytest.raises(CladaError, match="they disagree"):
             export(path, source, CONFIG, report=lambda _: None)
+
+
+@pytest.fixture
+def rounding(source, tmp_path, monkeypatch):
+    """An export by bytes that failed once weights were rounded by text, and another attempt at it."""
+    config = ExportConfig(CalibrationConfig(bytes=0.6), calibration_tokens=512, quantize="int4", quantize_method="gptq")
+    path = tmp_path / "rounding" / "model.onnx"
+    with monkeypatch.context() as patch:
+        patch.setattr(price_export, "calibrate_price", fail)
+        with pytest.raises(CladaError, match="they disagree"):
+            export(path, source, config, report=lambda _: None)
+    return path, config
+
+
+@pytest.mark.fault("results", "calibration fails after weights were rounded", now="they are kept, a rerun takes them")
+def test_rerun_takes_the_weights_that_were_rounded(rounding, source, tmp_path, monkeypatch):
+    path, config = rounding
+    assert [file.name for file in path.parent.iterdir()] == [rounded_path(path).name]
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(price_export, "quantize_products", fail)
+        export(path, source, config, report=lines.append)
+    assert any("an earlier run rounded" in line for line in lines)
+    assert not rounded_path(path).exists()
+    whole = tmp_path / "whole" / "model.onnx"
+    export(whole, source, config, report=lambda _: None)
+    assert whole.with_suffix(".onnx.data").read_bytes() == path.with_suffix(".onnx.data").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["damaged", "cut", "another method's"])
+def test_other_rounded_weights_are_rounded_anew(rounding, source, monkeypatch, change):
+    path, config = rounding
+    kept = rounded_path(path)
+    content = bytearray(kept.read_bytes())
+    if change == "damaged":
+        content[-1] ^= 1
+    kept.write_bytes(content[:-9] if change == "cut" else content)
+    if change == "another method's":
+        config = dataclasses.replace(config, block_size=128, quantize="int8")
+    monkeypatch.setattr(price_export, "quantize_products", fail)
+    with pytest.raises(CladaError, match="they disagree"):
+        export(path, source, config, report=lambda _: None)

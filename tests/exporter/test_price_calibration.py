@@ -14,14 +14,9 @@ from clada.contract.dial import DialPoint, effort_of_bytes
 from clada.errors import CladaError, UnreachableError
 from clada.exporter.calibration.input_pass import Run, decode_each
 from clada.exporter.calibration.price_calibration import SHARES, calibrate_price, choose
-from clada.exporter.calibration.price_file import (
-    CalibratedOn,
-    model_hash,
-    read_price_calibration,
-    tensors_hash,
-    write_price_calibration,
-)
+from clada.exporter.calibration.price_file import CalibratedOn, read_price_calibration, write_price_calibration
 from clada.exporter.calibration.rows import CalibrationRows
+from clada.exporter.model.hashes import model_hash, tensors_hash
 from clada.exporter.model.products import find_products
 from clada.exporter.price_export import take_inputs
 from clada.exporter.progress import tracked
@@ -150,16 +145,24 @@ def test_a_file_gives_what_was_measured(measured, file):
     for ours, theirs in zip(read.anticipations, with_probes(calibration, products).anticipations, strict=True):
         assert ours.site == theirs.site
         torch.testing.assert_close(ours.tensors(), theirs.tensors(), rtol=0, atol=0)
-    taken = take_inputs(model, file, 0.5, None, None, lambda _: None)
+    taken = take_inputs(model, file, 0.5, None, None, file.parent / "rounded", lambda _: None)
     assert (taken.section.data, taken.section.data_sha256) == ("some.txt", "ab" * 32)
 
 
 def test_a_file_of_another_model_is_refused(file):
     with pytest.raises(CladaError, match="of another model: its weights are not"):
-        take_inputs(random_model("llama", vocab_size=VOCABULARY, initializer_range=0.2), file, 0.5, None, None, print)
+        take_inputs(
+            random_model("llama", vocab_size=VOCABULARY, initializer_range=0.2),
+            file,
+            0.5,
+            None,
+            None,
+            file.parent / "rounded",
+            print,
+        )
     for other in (random_model("llama", vocab_size=VOCABULARY + 8), random_model("opt", vocab_size=VOCABULARY)):
         with pytest.raises(CladaError, match="of another model: its products are not"):
-            take_inputs(other, file, 0.5, None, None, print)
+            take_inputs(other, file, 0.5, None, None, file.parent / "rounded", print)
 
 
 def test_a_damaged_file_is_refused(measured, file):
