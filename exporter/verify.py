@@ -42,7 +42,7 @@ LOAD_TOLERANCES = {torch.float32: 5e-2, torch.float16: 2e-1}
 # Share of the largest contribution of a layer's neurons below which one is rounding.
 _NEGLIGIBLE = 1e-6
 # The largest cache that is made to look at the end of a context.
-_CACHE_BYTES = 2**29
+_CACHE_BYTES = 2**28
 PROMPT_TOKENS = 48
 DECODE_STEPS = 4
 

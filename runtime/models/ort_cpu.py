@@ -117,6 +117,7 @@ def session_options(execution: Execution) -> Any:
     if execution.spare_memory:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False  # it keeps what is freed
+        options.enable_mem_pattern = False  # all that a step needs would be there from its start to its end
     return options
 
 
