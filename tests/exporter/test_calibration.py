@@ -18,7 +18,7 @@ from clada.exporter.calibration.text import read_texts, token_rows
 from clada.exporter.model.patch import sparsify
 from clada.exporter.model.steering import SiteSettings
 from tests.conftest import HALF_OF_NEURONS
-from tests.support.checkpoints import NEURONS, random_model, tiny_tokenizer
+from tests.support.checkpoints import LAYERS, NEURONS, random_model, tiny_tokenizer
 from tests.support.demo_model import patched_demo, rows_for
 from tests.support.thresholds import uniform
 from tests.support.token_by_token import read_rows
@@ -90,8 +90,8 @@ def test_compensation_is_the_mean_of_what_is_left_out(family):
     settings = SiteSettings(uniform(model, 0.4))
     texts = Texts(model, rows_for(tiny_tokenizer(), 5 * 40, 40), 10)
     generator = torch.Generator().manual_seed(0)
-    pools = [torch.rand(5, NEURONS, generator=generator) < 0.7 for _ in range(3)]
-    inputs: list[list[torch.Tensor]] = [[], [], []]
+    pools = [torch.rand(5, NEURONS, generator=generator) < 0.7 for _ in range(LAYERS)]
+    inputs: list[list[torch.Tensor]] = [[] for _ in range(LAYERS)]
     texts.decode(settings, pools=pools, take=lambda index, x: inputs[index].append(x.clone()))
     expected = []
     for layer, parts, pool in zip(texts.layers, inputs, pools, strict=True):
@@ -110,7 +110,7 @@ def test_policies_without_a_part_leave_it_out():
     sparsify(model)
     rows = rows_for(tiny_tokenizer(), 4 * 64, 64)
     full = calibrate(model, rows, CalibrationConfig(policy=STILL))
-    assert len(full.calibrated.compensation) == 3
+    assert len(full.calibrated.compensation) == LAYERS
     assert full.pools is not None
     assert full.calibrated.load_map.reanalysis_load > 1
     less = calibrate(model, rows, CalibrationConfig(policy=replace(STILL, compensation=False, pool="")))
@@ -153,7 +153,7 @@ def test_a_model_that_is_sparse_by_itself_is_not_made_sparser():
     rows = rows_for(tiny_tokenizer(), 4 * 64, 64)
     config = CalibrationConfig(target_sparsity=0.3, policy=POLICIES["cats"])
     result = calibrate(model, rows, config)
-    assert sum(layer.realised for layer in result.layers) / 3 > 0.4
+    assert sum(layer.realised for layer in result.layers) / LAYERS > 0.4
     assert result.divergence < 1e-5
 
 

@@ -196,7 +196,7 @@ def test_unknown_activation_is_refused():
 def test_thresholds_must_fit():
     model = random_model("llama")
     sparsify(model)
-    with pytest.raises(CladaError, match="thresholds for 1 layers, the model has 3"):
+    with pytest.raises(CladaError, match=f"thresholds for 1 layers, the model has {LAYERS}"):
         check_fits(model, SiteSettings((torch.zeros(NEURONS),)))
     with pytest.raises(CladaError, match=r"threshold of layer 0 is torch.float32 \[5\], expected torch.float32 \[88\]"):
         check_fits(model, SiteSettings((torch.zeros(5),) * LAYERS))

@@ -236,8 +236,8 @@ def test_file_is_what_the_contract_says(exported, family, opset, parts):
     assert shapes["attention_mask"] == ["batch_size", "total_sequence_length"]
     assert shapes["past_logits"] == ["batch_size", VOCABULARY]
     assert shapes["pool.0"] == ["batch_size", NEURONS]
-    assert shapes["past_key_values.2.key"][2] == "past_sequence_length"
-    assert shapes["present.2.value"][2] == "total_sequence_length"
+    assert shapes["past_key_values.1.key"][2] == "past_sequence_length"
+    assert shapes["present.1.value"][2] == "total_sequence_length"
     assert shapes["logits"] == ["batch_size", 1, VOCABULARY]
     assert shapes["active"] == [LAYERS, "batch_size"]
 

@@ -102,7 +102,7 @@ def make_truncated_weights(folder, checkpoint):
 
 def make_incomplete_weights(folder, checkpoint):
     edit_config(folder, checkpoint, num_hidden_layers=5)
-    return folder, "of the model's weights, such as model.layers.3"
+    return folder, "of the model's weights, such as model.layers.2"
 
 
 def make_no_tokenizer(folder, checkpoint):
@@ -404,7 +404,7 @@ WRONG = {
         "does not match the hash that it ends in",
     ),
     "a number of 5,000 digits": (
-        lambda a: raw(a, '"layers": 3', f'"layers": {"1" * 5000}'),
+        lambda a: raw(a, '"layers": 2', f'"layers": {"1" * 5000}'),
         "it holds a number of 5000 digits",
     ),
     "a number that is infinite": (lambda a: raw(a, '"opset": 20', '"opset": 1e999'), "it holds '1e999', which is too"),
@@ -458,13 +458,13 @@ WRONG = {
             (("ops", "SparseGatedFFN"), "1", "ops.SparseGatedFFN is '1', and must be a whole number"),
             (("ops",), {"LoadSignal": 1}, "must name LoadSignal and one op"),
             (("ops",), {"LoadSignal": 1, "QuantizedSparseGatedFFN": 1}, "quantization does not go with the ops it"),
-            (("model", "layers"), 4, "neurons is of 3 layers, and layers is 4"),
+            (("model", "layers"), 4, "neurons is of 2 layers, and layers is 4"),
             (("model", "layers"), True, "model.layers is True, and must be a whole number"),
             (("model", "layers"), 3.0, "model.layers is 3.0, and must be a whole number"),
             (("model", "neurons"), [], "model.neurons and inputs: one of them must be given"),
             (("model", "neurons"), "88", "model.neurons is '88', and must be a list"),
-            (("model", "neurons"), [88, -88, 88], "model.neurons[1] is -88, and must lie from 1 to"),
-            (("model", "neurons"), [88, 88, 80], "has the input pool.2 of sizes (None, 88), and its manifest tells of"),
+            (("model", "neurons"), [88, -88], "model.neurons[1] is -88, and must lie from 1 to"),
+            (("model", "neurons"), [88, 80], "has the input pool.1 of sizes (None, 88), and its manifest tells of"),
             (("model", "vocabulary_size"), 513, "has the input past_logits of sizes (None, 512), and its manifest"),
             (("model", "context_length"), 0, "model.context_length is 0, and must lie from 1 to"),
             (("model", "context_length"), 10**30, "model.context_length is 1000"),
@@ -476,7 +476,7 @@ WRONG = {
             (("policy", "parts", "allocation"), 1, "policy.parts.allocation is 1, and must be true or false"),
             (("policy", "ffn_cost"), 0.5, "policy.target_sparsity, ffn_cost, error_budget, bytes: one of them must be"),
             (("policy", "target_sparsity"), 1.5, "policy.target_sparsity is 1.5, and must lie from"),
-            (("calibration", "layers"), [], "calibration.layers has 0 layers, and model.neurons 3"),
+            (("calibration", "layers"), [], "calibration.layers has 0 layers, and model.neurons 2"),
             (("calibration", "layers", 0, "realised"), "all", "calibration.layers[0].realised is 'all', and must be a"),
             (("calibration", "scale_knots"), [], "calibration.scale_knots is [], and must be two or more that do not"),
             (("calibration", "scale_knots"), [0.5, 1.0], "scale_knots is [0.5, 1.0], and must be two or more that"),
@@ -484,7 +484,7 @@ WRONG = {
             (("calibration", "scale_knots"), [9.0, 8.0], "has scale_knots that are not those of its manifest"),
             (("calibration", "reanalysis_load"), -0.5, "calibration.reanalysis_load is -0.5, and must lie from 0 to 2"),
             (("calibration", "reanalysis_load"), 0.125, "reanalysis_load"),
-            (("calibration", "anticipation"), {"layer": 3, "factors": [], "r2": None}, "there are 3 layers"),
+            (("calibration", "anticipation"), {"layer": 2, "factors": [], "r2": None}, "there are 2 layers"),
             (("calibration", "gains"), {"load": "much"}, "calibration.gains.load is 'much', and must be a number"),
             (("verification",), [1], "verification[0] is 1, and must be an object"),
             (("tools",), {"clada": 1}, "tools.clada is 1, and must be a text"),
@@ -511,7 +511,7 @@ WRONG = {
             ),
             (("pieces",), {"bytes": 2**20, "files": {"model.onnx.data": ["x"]}}, "and must be a SHA-256 in hex"),
             (("pool",), [40, 40, 40], "pool is [40, 40, 40], and must be an object"),
-            (("pool", "sizes"), [40, 40], "pool.sizes is [40, 40], which does not fit layers of [88, 88, 88] neurons"),
+            (("pool", "sizes"), [40], "pool.sizes is [40], which does not fit layers of [88, 88] neurons"),
             (("pool", "sizes"), [40] * 4, "pool.sizes is [40, 40, 40, 40], which does not fit"),
             (("pool", "sizes"), [40, 89, 40], "pool.sizes is [40, 89, 40], which does not fit"),
             (("pool", "sizes"), [40, 0, 40], "pool.sizes[1] is 0, and must lie from 1"),
@@ -609,13 +609,13 @@ def overwrite_pools(artifact: Path, content: bytes) -> None:
     vouch_for(path)
 
 
-WRONG_SIZE = "pools.safetensors is not of layers of [88, 88, 88] neurons"
+WRONG_SIZE = "pools.safetensors is not of layers of [88, 88] neurons"
 NOT_TOLD_OF = "pools.safetensors does not hold the pools that the manifest tells of"
 OUT_OF_RANGE = "holds values that are not float32 from 0 to"
 BAD_POOLS = {
     "no tensors at all": (lambda a: overwrite_pools(a, b"nonsense"), NOT_TOLD_OF),
     "truncated": (lambda a: overwrite_pools(a, a.with_name("pools.safetensors").read_bytes()[:-40]), NOT_TOLD_OF),
-    "a layer short": (lambda a: edit_pools(a, **{"prior.2": None}), f"{NOT_TOLD_OF}: 'prior.2'"),
+    "a layer short": (lambda a: edit_pools(a, **{"prior.1": None}), f"{NOT_TOLD_OF}: 'prior.1'"),
     "narrow prior": (lambda a: edit_pools(a, **{"prior.1": np.zeros(80, np.float32)}), WRONG_SIZE),
     "square weight": (lambda a: edit_pools(a, **{"weight.0": np.ones((88, 88), np.float32)}), WRONG_SIZE),
     "prior of NaN": (

@@ -187,7 +187,7 @@ def test_record_says_what_was_asked_for(copy):
     prefill, decode = record.profiles
     assert (prefill.name, decode.name) == ("prefill", "decode")
     assert prefill.shapes["input_ids"] == ((1, 1), (3, 10), (3, 20))
-    assert prefill.shapes["past_key_values.2.value"] == ((1, 2, 0, 8), (3, 2, 0, 8), (3, 2, 0, 8))
+    assert prefill.shapes["past_key_values.1.value"] == ((1, 2, 0, 8), (3, 2, 0, 8), (3, 2, 0, 8))
     assert decode.shapes["input_ids"] == ((1, 1), (3, 1), (3, 1))
     assert decode.shapes["attention_mask"] == ((1, 2), (3, 33), (3, 65))
     assert decode.shapes["past_key_values.0.key"] == ((1, 2, 1, 8), (3, 2, 32, 8), (3, 2, 64, 8))
