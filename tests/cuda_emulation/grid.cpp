@@ -38,6 +38,7 @@ Fiber host;
 const std::function<void()>* kernel_body;
 const void* kernel_code;
 uint64_t period = 0, block_period = 0;
+unsigned missing_lane = 0;  // the last that was found not to have come: the first to be looked for again
 bool failed;
 
 unsigned number(const Thread& thread) { return static_cast<unsigned>(&thread - threads); }
@@ -191,17 +192,23 @@ Met meet(const Meeting& meeting) {
   }
   running->state = State::kMeeting;
   Thread* first = threads + warp(*running) * kWarp;
-  unsigned ballot = 0, known_tick[kWarp] = {};
-  for (unsigned i = 0; i < kWarp; ++i) {
+  for (unsigned n = 0; n < kWarp; ++n) {
+    const unsigned i = (missing_lane + n) % kWarp;
     if (!in(meeting.mask, i)) continue;
     if (first + i >= threads + thread_count || !meets(first[i], meeting)) {
+      missing_lane = i;
       yield();
       return running->met;
     }
-    ballot |= static_cast<unsigned>(first[i].meeting.value != 0) << i;
-    for (unsigned j = 0; j < kWarp; ++j) known_tick[j] = std::max(known_tick[j], first[i].known_tick[j]);
   }
   // The last to come hands out what was brought.
+  unsigned ballot = 0, known_tick[kWarp] = {};
+  for (unsigned i = 0; i < kWarp; ++i) {
+    if (!in(meeting.mask, i)) continue;
+    ballot |= static_cast<unsigned>(first[i].meeting.value != 0) << i;
+    if (!meeting.orders_memory) continue;
+    for (unsigned j = 0; j < kWarp; ++j) known_tick[j] = std::max(known_tick[j], first[i].known_tick[j]);
+  }
   for (unsigned i = 0; i < kWarp; ++i) {
     if (!in(meeting.mask, i)) continue;
     first[i].met = {first[first[i].meeting.source].meeting.value, ballot};
