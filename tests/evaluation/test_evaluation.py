@@ -33,8 +33,9 @@ from clada.exporter.model.steering import Steering, steered
 from clada.exporter.verify import scale_of_load
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
-from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, HELDOUT
+from tests.conftest import DEMO_MODEL, HELDOUT
 from tests.project.test_bad_input import fails_with, snapshot
+from tests.support.artifacts import HALF_OF_NEURONS
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.support.manifests import read_manifest
 

@@ -17,7 +17,7 @@ from clada.exporter.calibration.selection import pools_of
 from clada.exporter.calibration.text import read_texts, token_rows
 from clada.exporter.model.patch import sparsify
 from clada.exporter.model.steering import SiteSettings
-from tests.conftest import HALF_OF_NEURONS
+from tests.support.artifacts import HALF_OF_NEURONS
 from tests.support.checkpoints import LAYERS, NEURONS, random_model, tiny_tokenizer
 from tests.support.demo_model import patched_demo, rows_for
 from tests.support.thresholds import uniform

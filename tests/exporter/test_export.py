@@ -27,8 +27,8 @@ from clada.ops import LOAD_SIGNAL
 from clada.ops.record import evaluate
 from clada.runtime import GenerationConfig, Session
 from clada.runtime import cli as runtime_cli
-from tests.conftest import HALF_OF_NEURONS
 from tests.exporter.test_trace import with_parts
+from tests.support.artifacts import HALF_OF_NEURONS
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY
 from tests.support.exhaustive import exhaustive, few
 

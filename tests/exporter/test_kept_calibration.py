@@ -15,7 +15,7 @@ from clada.exporter.calibration.kept import kept_path
 from clada.exporter.export import ExportConfig, export
 from clada.exporter.quantization.kept_rounding import rounded_path
 from clada.ops import graph_names
-from tests.conftest import HALF_OF_NEURONS
+from tests.support.artifacts import HALF_OF_NEURONS
 from tests.support.checkpoints import LAYERS, write_checkpoint
 
 CONFIG = ExportConfig(HALF_OF_NEURONS, calibration_tokens=512, quantize="int4", dtype="float16")

@@ -40,10 +40,11 @@ from clada.ops.block_quantization import dequantize, quantize
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
 from clada.runtime.models.ort_cpu import Execution, OnnxRuntimeModel, session_options
-from tests.conftest import DEMO_MODEL, HALF_OF_NEURONS, HELDOUT
+from tests.conftest import DEMO_MODEL, HELDOUT
 from tests.exporter.test_export import batch_dependence
 from tests.exporter.test_trace import LOAD_MAP
 from tests.project.test_bad_input import fails_with, snapshot
+from tests.support.artifacts import HALF_OF_NEURONS
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, write_checkpoint
 from tests.support.demo_model import rows_for
 from tests.support.exhaustive import exhaustive, few

@@ -34,9 +34,10 @@ from clada.runtime.models.ort_cuda_session import GRAPH_ID, check_runs_on_cuda
 from clada.runtime.models.ort_errors import one_line_errors
 from clada.runtime.models.score import DeviceScore, accumulation
 from clada.runtime.telemetry import TokenStats
-from tests.conftest import HALF_OF_NEURONS, built_for_cuda
+from tests.conftest import built_for_cuda
 from tests.exporter.test_in_place import step_inputs
 from tests.exporter.test_trace import LOAD_MAP
+from tests.support.artifacts import HALF_OF_NEURONS
 from tests.support.checkpoints import random_model, write_checkpoint
 from tests.support.manifests import edit_manifest
 from tests.support.op_backends import body_model

@@ -35,8 +35,9 @@ from clada.runtime.trt.contexts import EngineSession
 from clada.runtime.trt.engine_model import EngineModel
 from clada.runtime.trt.load import build_accumulation
 from clada.runtime.trt.package import log_of
-from tests.conftest import HALF_OF_NEURONS, ROOT
+from tests.conftest import ROOT
 from tests.runtime.test_device import PROMPTS, assert_same
+from tests.support.artifacts import HALF_OF_NEURONS
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engine_stand_in import HostMemory, host_model
 
