@@ -44,7 +44,8 @@ test-native: native $(VENV)/dependencies.stamp
 	    CLADA_PLUGIN_PROBE_LIBRARY=$(CURDIR)/build/native/gpu_suite/libclada_plugin_probe.so \
 	    CLADA_TRT_EMULATED_LIBRARY=$(CURDIR)/build/native/tests/tensorrt/libclada_trt_emulated.so \
 	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(CASES) tests/native
+	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(CASES) \
+	    tests/native
 
 # The CUDA kernels as nvcc compiles them, warnings as errors, and what each takes of a multiprocessor compared with the
 # table: for one architecture, and with test-cuda-all, which whoever changes plugins/kernels/cuda runs, for all.
