@@ -43,7 +43,7 @@ def opt():
     """The same of a tiny OPT, which flattens its rows and has no gate."""
     model = random_model("opt")
     sparsify(model)
-    calibrated = Calibrated(uniform(model, 0.3), load_map=load_map((4, 8), (5.95, 6.1), 0.5))
+    calibrated = Calibrated(uniform(model, 0.3), load_map=load_map((4, 8), (5.9, 6.1), 0.5))
     return model, rows_for(tiny_tokenizer(), 3 * 36, 36), calibrated
 
 

@@ -29,7 +29,7 @@ from clada.runtime import GenerationConfig, Session
 from clada.runtime import cli as runtime_cli
 from tests.exporter.test_trace import with_parts
 from tests.support.artifacts import HALF_OF_NEURONS
-from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY
+from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model, tiny_tokenizer
 from tests.support.exhaustive import exhaustive, few
 
 FILES = {"model.onnx", "model.onnx.data", "clada.json", "tokenizer.json", "tokenizer_config.json"}
@@ -300,9 +300,9 @@ def test_verify_notices_a_changed_constant(tiny_artifact, checkpoint, tmp_path, 
 
 
 @pytest.fixture(scope="module")
-def everything(checkpoint, tmp_path_factory):
+def everything(tmp_path_factory):
     """The ONNX file of a tiny Llama with a probe and a table too, and the references for verification."""
-    hf_model, tokenizer = load_model(str(checkpoint("llama")), torch.float32)
+    hf_model, tokenizer = random_model("llama"), tiny_tokenizer()
     sparsify(hf_model)
     calibrated = with_parts("everything")
     path = tmp_path_factory.mktemp("everything") / "model.onnx"

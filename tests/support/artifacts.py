@@ -18,6 +18,8 @@ from tests.support.traced_once import traced_once
 
 # What is exported where a test is about neurons, or about neither way of skipping.
 HALF_OF_NEURONS = CalibrationConfig(target_sparsity=0.5)
+# A Llama of these weights is calibrated to thresholds that change with the load; of others, often to such that do not.
+SEEDS = {"llama": 3}
 
 
 def folder_of_run(factory: pytest.TempPathFactory) -> Path:
@@ -50,7 +52,7 @@ def checkpoint(tmp_path_factory):
 
     def folder(family: str) -> Path:
         if family not in made:
-            made[family] = write_checkpoint(tmp_path_factory.mktemp(f"hf-{family}"), family)
+            made[family] = write_checkpoint(tmp_path_factory.mktemp(f"hf-{family}"), family, SEEDS.get(family, 0))
         return made[family]
 
     return folder

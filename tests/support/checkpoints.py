@@ -15,8 +15,6 @@ from clada.exporter.calibration.text import read_texts, sample_file
 VOCABULARY = 512
 LAYERS = 2
 NEURONS = 88
-# A Llama of these weights is calibrated to thresholds that change with the load; of others, often to such that do not.
-SEED = 3
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -43,10 +41,10 @@ CONFIGS = {
 }
 
 
-def random_model(family: str, **changes) -> transformers.PreTrainedModel:
-    """A tiny model with random weights, biases included, seeded."""
+def random_model(family: str, seed: int = 0, **changes) -> transformers.PreTrainedModel:
+    """A tiny model with random weights, biases included."""
     config = AutoConfig.for_model(family, **{**_COMMON, **CONFIGS[family], **changes})
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -68,9 +66,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<end>", eos_token="<end>", pad_token="<end>")
 
 
-def write_checkpoint(folder: Path, family: str, **changes) -> Path:
+def write_checkpoint(folder: Path, family: str, seed: int = 0, **changes) -> Path:
     """Save a tiny model and its tokenizer."""
-    random_model(family, **changes).save_pretrained(folder)
+    random_model(family, seed, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
