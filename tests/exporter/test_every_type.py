@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -45,8 +46,8 @@ def loaded(kind: str, folder: Path) -> Any:
     return load_model(str(folder), torch.float32)
 
 
-def write_checkpoint(kind: str, folder: Path) -> None:
-    tiny_model(kind).save_pretrained(folder)
+def write_checkpoint(kind: str, folder: Path, **changes: Any) -> None:
+    tiny_model(kind, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
@@ -113,3 +114,21 @@ def test_a_type_decodes_as_hugging_face_does(kind, dtype, tmp_path, record_prope
                 session.decode(state, [tokens[step] for tokens in following[:batch]])
     record_property("path: all bytes", f"{max(apart):.1e}")
     assert max(apart) <= allowed
+
+
+# Types that scale their embedding, and the field of the width that no block of 32 would divide.
+SCALED = [(kind, "intermediate_size") for kind in ("biogpt", "gemma", "gemma2", "gemma3_text", "vaultgemma")]
+SCALED.append(("xglm", "ffn_dim"))
+
+
+@pytest.mark.parametrize(("kind", "width"), few(SCALED, [("gemma2", "intermediate_size")]))
+def test_a_scaled_embedding_is_quantized(kind, width, tmp_path):
+    """Its table is float16 in the graph, its scale the model's own; the export compares that with PyTorch."""
+    write_checkpoint(kind, tmp_path / "checkpoint", **{width: 96})
+    path = tmp_path / "out" / "model.onnx"
+    config = ExportConfig(CalibrationConfig(bytes=0.6), calibration_tokens=600, quantize="int4")
+    export(path, str(tmp_path / "checkpoint"), config)
+    table = next(
+        t for t in onnx.load(path, load_external_data=False).graph.initializer if t.name.endswith("embed_tokens.weight")
+    )
+    assert table.data_type == onnx.TensorProto.FLOAT16
