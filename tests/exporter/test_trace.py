@@ -146,13 +146,8 @@ def test_prefill_is_dense_and_decode_sparse(exported, family, parts):
     variant = exported(family, parts=parts)
     model = variant[0]
     active = {}
-    for name, sizes in {
-        "prompt": (1, 7, 0),
-        "more prompt": (1, 7, 5),
-        "one token": (1, 1, 0),
-        "decode": (3, 1, 5),
-    }.items():
-        given, _ = run_both(*variant, random_step(model, *sizes))
+    for name, sizes in {"prompt": (7, 0), "more prompt": (7, 5), "one token": (1, 0), "decode": (1, 5)}.items():
+        given, _ = run_both(*variant, random_step(model, 8, *sizes))  # of one text the mean varies too much
         active[name] = given[graph_names.ACTIVE].mean(axis=1).sum()
     # Dense drops only what is exactly zero: nothing for SiLU, about half for ReLU.
     dense = LAYERS * NEURONS if family == "llama" else 0.35 * LAYERS * NEURONS

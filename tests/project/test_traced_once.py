@@ -16,6 +16,7 @@ from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.checkpoint import load_model
 from clada.exporter.model.patch import sparsify
 from tests.exporter.test_trace import LOAD_MAP
+from tests.support.artifacts import SEEDS
 from tests.support.checkpoints import random_model
 from tests.support.thresholds import uniform
 from tests.support.traced_once import traced_once
@@ -68,7 +69,7 @@ def test_a_graph_is_made_once(taken, exporter):
 def test_where_a_model_was_loaded_from_is_nothing_to_its_graph(taken, exporter, checkpoint, tmp_path):
     shutil.copytree(checkpoint("llama"), tmp_path / "moved")
     folders = checkpoint("llama"), tmp_path / "moved"
-    models = [random_model("llama"), *(load_model(str(folder), torch.float32)[0] for folder in folders)]
+    models = [random_model("llama", SEEDS["llama"]), *(load_model(str(folder), torch.float32)[0] for folder in folders)]
     for model in models:
         sparsify(model)
         taken(Decoder(model, Calibrated(uniform(model), load_map=LOAD_MAP)).eval())

@@ -42,7 +42,9 @@ def test_effort_reaches_the_device_when_it_changes(artifact):
         found.append((stats, state.logits.copy()))
     assert found[0][0] == found[1][0]
     np.testing.assert_array_equal(found[0][1], found[1][1])
-    assert [s.read_fraction for s in found[1][0][2:]] == pytest.approx([1, 0.4, 1, 0.4], abs=0.12)
+    dense, less = ([s.read_fraction for s in found[1][0][2 + text :: 2]] for text in range(2))
+    assert dense == pytest.approx([1, 1])
+    assert all(0.3 < read < 0.57 for read in less)  # the effort of 1 reads 0.6
 
 
 def test_an_engine_comes_out_as_the_onnx_file(artifact, stood_in):
