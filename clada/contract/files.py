@@ -23,8 +23,9 @@ def unfinished(output: Path) -> Iterator[Path]:
     """
     # Not by tempfile: that makes files for their owner alone.
     path = output.with_name(f".clada-{secrets.token_hex(4)}{output.suffix}")
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        # Here, as an interruption may come as soon as the file is there.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield path
     finally:
         path.unlink(missing_ok=True)

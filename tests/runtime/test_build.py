@@ -17,7 +17,7 @@ import torch
 
 from clada.contract.artifact import CONFIG_NAME
 from clada.contract.engine_record import COPIED, IN_PLACE, PREFILL, read_record, record_path, write_record
-from clada.contract.files import file_hash
+from clada.contract.files import file_hash, write
 from clada.contract.manifest import MANIFEST_NAME
 from clada.contract.onnx_wire import (
     Constant,
@@ -559,6 +559,17 @@ def test_an_interrupted_build_leaves_nothing(copy):
             process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert set(copy.parent.iterdir()) == before
+
+
+def test_an_interruption_as_soon_as_a_file_is_there_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(descriptor: int, close=os.close) -> None:
+        close(descriptor)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "close", interrupted)
+        write(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_build_needs_neither_torch_nor_the_exporter(copy):
