@@ -8,23 +8,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from clada.contract.files import write
 from clada.contract.manifest import LayerCalibration
 from clada.contract.pool import PoolPolicy
 from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig
+from clada.exporter.kept_tensors import keep_tensors, take_tensors
 from clada.exporter.model.anticipation import from_named, named_tensors
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.hashes import tensors_hash
 from clada.exporter.model.load_map import LoadMap
-from clada.exporter.quantization.quantize import Packed, QuantizationConfig, Quantized
+from clada.exporter.quantization.kept_rounding import packed_matrices, packed_tensors
+from clada.exporter.quantization.quantize import QuantizationConfig, Quantized
 
 _SUFFIX = ".calibration.safetensors"
-_KEY, _VALUES, _CONTENT = "key", "values", "content"
 # Of what is kept: a file of another one is of something else.
 _LAYOUT = 2
 _LOAD_MAP = tuple(field.name for field in fields(LoadMap) if field.name != "surprisal_weight")
@@ -60,20 +58,6 @@ def _listed(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     return [tensors[f"{name}.{n}"] for n in range(count)]
 
 
-def _packed_tensors(prefix: str, packed: Mapping[str, Packed]) -> dict[str, Tensor]:
-    return {
-        f"{prefix} {name} {part}": getattr(matrix, part)
-        for name, matrix in packed.items()
-        for part in ("codes", "scales")
-    }
-
-
-def _packed(prefix: str, tensors: Mapping[str, Tensor], bits: int) -> dict[str, Packed]:
-    begin, end = f"{prefix} ", " codes"
-    names = [key[len(begin) : -len(end)] for key in tensors if key.startswith(begin) and key.endswith(end)]
-    return {name: Packed(tensors[f"{prefix} {name} codes"], tensors[f"{prefix} {name} scales"], bits) for name in names}
-
-
 def keep_calibration(path: Path, key: str, calibration: Calibration, quantized: Quantized | None) -> None:
     """Write a calibration, and the weights that were quantized before it, to a file.
 
@@ -105,12 +89,10 @@ def keep_calibration(path: Path, key: str, calibration: Calibration, quantized: 
         tensors |= _indexed("weight", [torch.from_numpy(a) for a in pools.weight])
     if quantized is not None:
         values["quantized"] = [quantized.bits, quantized.block_size, len(quantized.layers)]
-        tensors |= _packed_tensors("linear", quantized.linears)
+        tensors |= packed_tensors("linear", quantized.linears)
         for n, layer in enumerate(quantized.layers):
-            tensors |= _packed_tensors(f"layer {n}", layer)
-    text = json.dumps(values)
-    metadata = {_KEY: key, _VALUES: text, _CONTENT: tensors_hash(text, tensors)}
-    write(path, safetensors.torch.save({name: t.clone().contiguous() for name, t in tensors.items()}, metadata))
+            tensors |= packed_tensors(f"layer {n}", layer)
+    keep_tensors(path, key, {name: tensor.clone() for name, tensor in tensors.items()}, json.dumps(values))
 
 
 def take_calibration(path: Path, key: str) -> tuple[Calibration, Quantized | None] | None:
@@ -123,19 +105,10 @@ def take_calibration(path: Path, key: str) -> tuple[Calibration, Quantized | Non
     Returns:
         The calibration and the packed weights; None where there is none, or it is damaged or of something else.
     """
-    if not path.is_file():
+    taken = take_tensors(path, key)
+    if taken is None:
         return None
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get(_KEY) != key:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (OSError, safetensors.SafetensorError):
-        return None
-    if tensors_hash(metadata.get(_VALUES, ""), tensors) != metadata.get(_CONTENT):
-        return None
-    values = json.loads(metadata[_VALUES])
+    tensors, values = taken[0], json.loads(taken[1])
     pools = None
     if "pools" in values:
         sizes, prior_tokens = values["pools"]
@@ -144,8 +117,8 @@ def take_calibration(path: Path, key: str) -> tuple[Calibration, Quantized | Non
     quantized = None
     if "quantized" in values:
         bits, block_size, count = values["quantized"]
-        layers = [_packed(f"layer {n}", tensors, bits) for n in range(count)]
-        quantized = Quantized(bits, block_size, layers, _packed("linear", tensors, bits))
+        layers = [packed_matrices(f"layer {n}", tensors, bits) for n in range(count)]
+        quantized = Quantized(bits, block_size, layers, packed_matrices("linear", tensors, bits))
     calibrated = Calibrated(
         tuple(_listed("threshold", tensors)),
         tuple(_listed("compensation", tensors)),

@@ -1,25 +1,40 @@
-"""Weights rounded by text, kept beside the output until the artifact is there: a retry need not round them again."""
+"""Packed weights in kept files: those that text has rounded, by themselves, or with what was calibrated after them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
-from clada.contract.files import unfinished, written
+from clada.exporter.kept_tensors import keep_tensors, take_tensors
 from clada.exporter.model.hashes import tensors_hash
 from clada.exporter.quantization.quantize import Packed, QuantizationConfig, Quantized
 
 _SUFFIX = ".rounded.safetensors"
-_KEY, _CONTENT = "key", "content"
+_PRODUCT = "product"
 
 
 def rounded_path(model: Path) -> Path:
     """Path of the kept weights of an ONNX file that could not be written."""
     return model.with_name(model.stem + _SUFFIX)
+
+
+def packed_tensors(kind: str, packed: Mapping[str, Packed]) -> dict[str, Tensor]:
+    """Tensors of packed matrices of a kind, by kind, matrix and part."""
+    return {
+        f"{kind} {name} {part}": getattr(matrix, part)
+        for name, matrix in packed.items()
+        for part in ("codes", "scales")
+    }
+
+
+def packed_matrices(kind: str, tensors: Mapping[str, Tensor], bits: int) -> dict[str, Packed]:
+    """Packed matrices of a kind, by name, from tensors as `packed_tensors` gives them."""
+    begin, end = f"{kind} ", " codes"
+    names = [key[len(begin) : -len(end)] for key in tensors if key.startswith(begin) and key.endswith(end)]
+    return {name: Packed(tensors[f"{kind} {name} codes"], tensors[f"{kind} {name} scales"], bits) for name in names}
 
 
 def rounding_key(model: str, rows: Tensor, config: QuantizationConfig) -> str:
@@ -39,27 +54,12 @@ def keep_rounded(path: Path, key: str, quantized: Quantized) -> None:
     Raises:
         CladaError: The file cannot be written.
     """
-    tensors = {f"{name} codes": packed.codes.contiguous() for name, packed in quantized.products.items()}
-    tensors |= {f"{name} scales": packed.scales.contiguous() for name, packed in quantized.products.items()}
-    with written(path), unfinished(path) as file:
-        safetensors.torch.save_file(tensors, file, {_KEY: key, _CONTENT: tensors_hash(key, tensors)})
-        file.replace(path)
+    keep_tensors(path, key, packed_tensors(_PRODUCT, quantized.products))
 
 
 def take_rounded(path: Path, key: str, config: QuantizationConfig) -> Quantized | None:
     """Packed weights that were kept; None where there are none, or they are damaged or of something else."""
-    if not path.is_file():
+    taken = take_tensors(path, key)
+    if taken is None:
         return None
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get(_KEY) != key:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (OSError, safetensors.SafetensorError):
-        return None
-    if tensors_hash(key, tensors) != metadata.get(_CONTENT):
-        return None
-    names = dict.fromkeys(name.rpartition(" ")[0] for name in tensors)
-    products = {name: Packed(tensors[f"{name} codes"], tensors[f"{name} scales"], config.bits) for name in names}
-    return Quantized(config.bits, config.block_size, products=products)
+    return Quantized(config.bits, config.block_size, products=packed_matrices(_PRODUCT, taken[0], config.bits))
