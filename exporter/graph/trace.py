@@ -215,13 +215,11 @@ def trace(
     names = calibrated.names() + [weight.name for weight in weights]
     arguments = step | constants
     attention = in_place_attention(model) if in_place_cache else nullcontext()
-    no_table: dict[str, onnx_ir.TensorProtocol] = {}
-    embedding = stand_in_embedding(model) if quantized is None else nullcontext(no_table)
     with _quiet(), _uncollected(), torch.no_grad(), rope_by_length(model), attention:
         if in_place_cache:
             # Refused here, its reason is not wrapped by the exporter; by the weights' values, which stand-ins have not.
             check_in_place(decoder, arguments | {"weights": []})
-        with packed_weights(model, quantized), embedding as table:
+        with packed_weights(model, quantized), stand_in_embedding(model) as table:
             program = torch.onnx.export(
                 decoder,
                 (),

@@ -73,15 +73,19 @@ class _Product(torch.autograd.Function):
         return gradient @ ctx.held.values(gradient.dtype), None, None
 
 
-class HeldLinear(nn.Linear):
-    """Linear layer whose weight T[N, D] is held; `hold` makes one of another."""
+class HoldingModule(nn.Module):
+    """Module whose weight is held; `hold` makes one of another."""
 
     held: Held
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight f32[N, D], for reading."""
+    def weight(self) -> Tensor:
+        """The weight in float32, for reading."""
         return self.held.values()
+
+
+class HeldLinear(HoldingModule, nn.Linear):  # type: ignore[override]
+    """Linear layer whose weight T[N, D] is held."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer; differentiable in x alone."""
@@ -89,41 +93,29 @@ class HeldLinear(nn.Linear):
         return y
 
 
-class HeldEmbedding(nn.Embedding):
-    """Embedding whose table T[V, D] is held; `hold_embedding` makes one of another."""
+class HeldEmbedding(HoldingModule, nn.Embedding):  # type: ignore[override]
+    """Embedding whose table T[V, D] is held."""
 
     held: HeldTensor
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The table f32[V, D], for reading."""
-        return self.held.values()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed tokens i64[B, S] to f32[B, S, D]."""
         return functional.embedding(ids, self.held.tensor).float()
 
 
-def hold(linear: nn.Linear, held: Held) -> None:
-    """Make a linear layer compute with a held weight T[N, D] from here on.
+def hold(module: nn.Linear | nn.Embedding, held: Held) -> None:
+    """Make a linear layer or an embedding compute with a held weight from here on.
 
     It stays the object that it is: products, and the model, know it by that.
     """
-    linear._parameters.pop("weight", None)
-    linear.__class__ = HeldLinear
-    linear.held = held  # type: ignore[assignment]
-
-
-def hold_embedding(embedding: nn.Embedding, held: HeldTensor) -> None:
-    """Make an embedding take its rows from a held table T[V, D] from here on; see `hold`."""
-    embedding._parameters.pop("weight", None)
-    embedding.__class__ = HeldEmbedding
-    embedding.held = held  # type: ignore[assignment]
+    module._parameters.pop("weight", None)
+    module.__class__ = HeldEmbedding if isinstance(module, nn.Embedding) else HeldLinear
+    module.held = held  # type: ignore[assignment]
 
 
 def release(linear: nn.Linear) -> None:
     """Let go of the weight of a layer that is not to compute any more, whoever still holds the layer."""
-    if isinstance(linear, HeldLinear):
+    if isinstance(linear, HoldingModule):
         del linear.held
     else:
         del linear.weight
@@ -131,7 +123,7 @@ def release(linear: nn.Linear) -> None:
 
 def held_weight(module: nn.Linear | nn.Embedding) -> Held:
     """Weight of a layer in the type that it is in memory in."""
-    if isinstance(module, HeldLinear | HeldEmbedding):
+    if isinstance(module, HoldingModule):
         return module.held
     return HeldTensor(module.weight.data)
 
@@ -142,7 +134,7 @@ def named_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
         name: tensor.detach for name, tensor in model.state_dict(keep_vars=True).items()
     }
     for name, module in model.named_modules():
-        if isinstance(module, HeldLinear | HeldEmbedding):
+        if isinstance(module, HoldingModule):
             found[f"{name}.weight"] = module.held.values
     return found
 
@@ -165,10 +157,8 @@ def hold_narrow(model: Any, narrow: nn.Module) -> None:
 
     for name, module in list(model.named_modules()):
         other = narrow.get_submodule(name)
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear or (module is embedding and type(module) is nn.Embedding):
             hold(module, of(other.weight))  # type: ignore[arg-type]
-        elif module is embedding and type(module) is nn.Embedding:
-            hold_embedding(module, of(other.weight))  # type: ignore[arg-type]
         for key in list(module._parameters):
             weight = other._parameters[key]
             module._parameters[key] = None if weight is None else nn.Parameter(weight.data.float())

@@ -51,12 +51,8 @@ class QuantizationConfig:
                 raise CladaError(f"{name} is {getattr(self, name)}; it must be one of {', '.join(map(str, values))}")
 
 
-def _rows_at_a_time(width: int) -> int:
-    return max(1, _WEIGHTS_AT_A_TIME // max(1, width))
-
-
-def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
-    return matrix.split(_rows_at_a_time(matrix.shape[1]))
+def _rows_at_a_time(matrix: Tensor) -> int:
+    return max(1, _WEIGHTS_AT_A_TIME // max(1, matrix.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -101,16 +97,12 @@ class Packed:
     def distance(self, matrix: Tensor) -> tuple[float, float]:
         """Sum of squares of what sets the values apart from a matrix [F, D], and of that matrix."""
         apart = total = 0.0
-        for own, rows in zip(self._parts(), _parts(matrix), strict=True):
+        size = _rows_at_a_time(matrix)
+        for codes, scales, rows in zip(*(of.split(size) for of in (self.codes, self.scales, matrix)), strict=True):
             wide = rows.float()
-            apart += float((wide - own.values()).square().sum(dtype=torch.float64))
+            apart += float((wide - Packed(codes, scales, self.bits).values()).square().sum(dtype=torch.float64))
             total += float(wide.square().sum(dtype=torch.float64))
         return apart, total
-
-    def _parts(self) -> Iterator["Packed"]:
-        size = _rows_at_a_time(self.width)
-        for codes, scales in zip(self.codes.split(size), self.scales.split(size), strict=True):
-            yield Packed(codes, scales, self.bits)
 
     def columns(self, start: int, end: int) -> Tensor:
         """Some columns of the dequantized matrix, f32[F, end - start]."""
@@ -203,7 +195,8 @@ def check_can_be_quantized(model: Any, config: QuantizationConfig) -> None:
 
 def round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
     """Quantize a matrix [F, D] to the nearest codes i8[F, P], with scales f16[F, N]."""
-    parts = [quantize_rows(part.float().numpy(), bits, block_size) for part in _parts(matrix)]
+    rows = matrix.split(_rows_at_a_time(matrix))
+    parts = [quantize_rows(part.float().numpy(), bits, block_size) for part in rows]
     codes, scales = (torch.from_numpy(np.concatenate(of)) for of in zip(*parts, strict=True))
     return codes, scales
 
