@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from clada.errors import CladaError
 from clada.exporter.calibration.text import sample_file
 from clada.exporter.calibration.to_file import calibrate
 from clada.exporter.model.checkpoint import load_model
@@ -212,3 +213,13 @@ def test_input_rules_that_cannot_be_compared(tmp_path, options, message):
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert message.format(tmp_path / "none") in result.stderr
+
+
+def test_the_memory_of_a_command_is_measured():
+    measuring = load_script("measure_memory")
+    script = "import time; held = b'x' * {}; time.sleep(0.3)"
+    small, large = (measuring.peak_of([sys.executable, "-c", script.format(size)]) for size in (1, 200_000_000))
+    assert 0.18 < large.own - small.own < 0.25
+    assert small.own < small.mapped_too < large.mapped_too
+    with pytest.raises(CladaError, match="failed: it went wrong"):
+        measuring.peak_of([sys.executable, "-c", "import sys; sys.exit('it went wrong')"])
