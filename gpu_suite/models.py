@@ -3,11 +3,9 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 
 from clada.benchmark.contender import Contender, checked_error, ours
 from clada.benchmark.model_graph import traced_model
+from clada.benchmark.own_process import in_own_process
 from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import MAXIMUM_CONTEXT, Shape, random_tokens
@@ -65,10 +64,7 @@ def _written(shape: Shape, fractions: Sequence[float], folder: Path) -> Files:
 def written_model(shape: Shape, fractions: Sequence[float]) -> Iterator[Files]:
     """Write a model with random weights; its files are gone when the context ends."""
     with TemporaryDirectory(prefix="clada-gpu-") as folder:
-        # In a process of its own, whose memory is free again afterwards.
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            files = process.submit(_written, shape, fractions, Path(folder)).result()
-        yield files
+        yield in_own_process(_written, shape, fractions, Path(folder))
 
 
 class Runner(DeviceInPlaceModel):

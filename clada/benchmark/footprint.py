@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clada.benchmark.own_process import in_own_process
 from clada.errors import CladaError
 
 _STATUS = Path("/proc/self/status")
@@ -75,10 +74,7 @@ def footprint(
     with weights.open("rb") as stream:
         while stream.read(1 << 24):
             pass
-    results = []
-    for _ in range(rounds):
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            results.append(process.submit(_measured, load, use).result())
+    results = [in_own_process(_measured, load, use) for _ in range(rounds)]
     seconds, before, after = zip(*results, strict=True)
     return Footprint(
         shape,

@@ -1,11 +1,9 @@
 """Decode of a whole model by our session, and by onnxruntime-genai's generator from its own int4 model."""
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +20,7 @@ from clada.benchmark.genai_files import (
     write_artifact,
     write_checkpoint,
 )
+from clada.benchmark.own_process import in_own_process
 from clada.benchmark.report import Table, rows
 from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import Shape, random_tokens
@@ -53,10 +52,8 @@ def written_models(shape: Shape) -> Iterator[Files]:
     """Make a model in both forms; the files are gone when the context ends."""
     require_genai()
     with TemporaryDirectory(prefix="clada-bench-") as folder:
-        # In a process of its own, whose memory is free again when the sessions need it.
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            files = process.submit(_written, shape, Path(folder)).result()
-        yield files
+        # The sessions need the memory that this takes.
+        yield in_own_process(_written, shape, Path(folder))
 
 
 def _weights(shape: Shape) -> tuple[int, int]:

@@ -2,11 +2,9 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +15,7 @@ from transformers import DynamicCache
 
 from clada.benchmark.contender import TORCH, Contender, checked_error, dense, ours
 from clada.benchmark.model_graph import random_model, traced_model
+from clada.benchmark.own_process import in_own_process
 from clada.benchmark.precisions import OF_MODELS
 from clada.benchmark.sessions import execution
 from clada.benchmark.settings import BenchSettings
@@ -77,10 +76,8 @@ def opened_model(shape: Shape, settings: BenchSettings) -> Iterator[Model]:
     torch.set_num_threads(settings.threads)
     precisions = [precision for precision in settings.weights if precision in OF_MODELS]
     with TemporaryDirectory(prefix="clada-bench-") as folder:
-        # In a process of its own, whose memory is free again when the sessions need it.
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            arguments = (shape, settings.active, precisions, Path(folder))
-            variants, thresholds = process.submit(_written, *arguments).result()
+        # The sessions need the memory that this takes.
+        variants, thresholds = in_own_process(_written, shape, settings.active, precisions, Path(folder))
         without = {precision: _loaded(source, settings, None) for precision, source in variants.dense.items()}
         sparse = {precision: _loaded(variants.of(precision), settings, precision) for precision in precisions}
         torch_model = random_model(shape) if shape.torch_model and "float32" in precisions else None
