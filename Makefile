@@ -16,7 +16,7 @@ export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
 MAKEFLAGS += --jobs=2
 STEP := @scripts/step.sh
 
-.PHONY: demo native test test-all test-native test-cuda test-cuda-all lint wheels clean
+.PHONY: demo native test test-all sanitized test-native test-cuda test-cuda-all lint wheels clean
 
 demo: $(VENV)/export.stamp native
 	$(BIN)/python scripts/demo.py
@@ -30,14 +30,11 @@ test test-all: lint test-native test-cuda
 	    --no-loadscope-reorder $(CASES)
 
 # For whoever works on clada; a user's compiler may warn of what ours does not know.
-test test-all lint test-native test-cuda test-cuda-all: export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+test test-all lint sanitized test-native test-cuda test-cuda-all: export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 # The kernels alone, built with the address and undefined-behavior sanitizers; those for CUDA in a host emulation, and
 # over it, where TENSORRT_INCLUDE_DIR is set, the TensorRT plugins.
-test-native: native $(VENV)/dependencies.stamp
-	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null
-	MAKEFLAGS= $(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples clada_trt_tests
+test-native: sanitized $(VENV)/dependencies.stamp
 	CLADA_KERNELS_LIBRARY=$(CURDIR)/build/native/tests/native/libclada_kernels_c.so \
 	    CLADA_CUDA_EMULATION_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_emulation.so \
 	    CLADA_CUDA_SAMPLES_LIBRARY=$(CURDIR)/build/native/tests/cuda_emulation/libclada_cuda_samples.so \
@@ -46,6 +43,12 @@ test-native: native $(VENV)/dependencies.stamp
 	    LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(CASES) \
 	    tests/native
+
+# What that runs, which is compiled while what the tests need is installed.
+sanitized: native
+	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null
+	MAKEFLAGS= $(BIN)/cmake --build build/native --target clada_kernels_c clada_cuda_emulation clada_cuda_samples clada_trt_tests
 
 # The CUDA kernels as nvcc compiles them, warnings as errors, and what each takes of a multiprocessor compared with the
 # table: for one architecture, and with test-cuda-all, which whoever changes plugins/kernels/cuda runs, for all.
