@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir
 import pytest
 
+from clada.benchmark import whole_model
 from clada.benchmark.contender import GENAI, REFERENCE, TORCH, dense, ours
 from clada.benchmark.footprint import Footprint
 from clada.benchmark.layer import layer_contenders, opened_layer
@@ -31,6 +32,7 @@ from clada.plugins.onnxruntime import library
 from clada.runtime.cli import main as clada_main
 from tests.project.test_bad_input import fails_with
 from tests.support.checkpoints import write_checkpoint
+from tests.support.own_process import written_here
 
 SHAPE = SHAPES["tiny"]
 
@@ -179,7 +181,8 @@ def test_linears_that_compute_something_else_are_refused(linears, monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    with opened_model(SHAPE, BenchSettings(active=(0.5, 0.2), threads=1, context=40)) as opened:
+    settings = BenchSettings(active=(0.5, 0.2), threads=1, context=40)
+    with written_here(whole_model), opened_model(SHAPE, settings) as opened:
         yield opened
 
 
@@ -252,7 +255,8 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     files = ["--json", folder / "out.json", "--plot", folder / "out.png"]
     options = ["--shape", "tiny", "--active", 0.5, 0.25, "--rounds", 3, "--threads", 1, *files]
-    assert clada_main(["bench", *map(str, options)]) == 0
+    with written_here(whole_model):
+        assert clada_main(["bench", *map(str, options)]) == 0
     return folder, json.loads((folder / "out.json").read_text())
 
 

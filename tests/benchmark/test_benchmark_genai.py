@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from clada.benchmark import genai as genai_benchmark
 from clada.benchmark import genai_files
 from clada.benchmark.contender import GENAI, ours
 from clada.benchmark.decode_loops import TOKENS, GenaiLoop, OurLoop, load_genai, load_ours
@@ -16,6 +17,7 @@ from clada.errors import CladaError
 from clada.runtime.cli import main as clada_main
 from tests.project.test_bad_input import fails_with
 from tests.support.exhaustive import exhaustive
+from tests.support.own_process import written_here
 
 SHAPE = SHAPES["tiny"]
 CONTEXT = 40
@@ -24,7 +26,7 @@ CONTEXT = 40
 @pytest.fixture(scope="module")
 def files():
     pytest.importorskip("onnxruntime_genai")
-    with written_models(SHAPE) as written:
+    with written_here(genai_benchmark), written_models(SHAPE) as written:
         yield written
 
 

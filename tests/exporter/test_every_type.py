@@ -124,7 +124,7 @@ SCALED.append(("xglm", "ffn_dim"))
 @pytest.mark.parametrize(("kind", "width"), few(SCALED, [("gemma2", "intermediate_size")]))
 def test_a_scaled_embedding_is_quantized(kind, width, tmp_path):
     """Its table is float16 in the graph, its scale the model's own; the export compares that with PyTorch."""
-    write_checkpoint(kind, tmp_path / "checkpoint", **{width: 96})
+    write_checkpoint(kind, tmp_path / "checkpoint", num_hidden_layers=2, **{width: 96})
     path = tmp_path / "out" / "model.onnx"
     config = ExportConfig(CalibrationConfig(bytes=0.6), calibration_tokens=600, quantize="int4")
     export(path, str(tmp_path / "checkpoint"), config)

@@ -230,9 +230,9 @@ def test_existing_artifact_is_kept_without_overwrite(tiny_artifact, checkpoint, 
 
     (folder / "chat_template.jinja").write_text("left by another model")
     (folder / "notes.txt").write_text("the user's own")
-    few = ["--calibration-tokens", 600]
-    assert run_export(folder / "model.onnx", "--model", checkpoint("opt"), "--overwrite", *few) == 0
-    assert json.loads((folder / "clada.json").read_text())["model"]["family"] == "opt"
+    other = ["--dtype", "float16", "--target-sparsity", 0.5, "--calibration-tokens", 600]
+    assert run_export(folder / "model.onnx", "--model", checkpoint("llama"), "--overwrite", *other) == 0
+    assert json.loads((folder / "clada.json").read_text())["model"]["dtype"] == "float16"
     assert (folder / "notes.txt").exists()
     Session(folder / "model.onnx")
 
@@ -252,7 +252,7 @@ def test_disagreement_fails_the_export_and_leaves_the_calibration_alone(checkpoi
     """At a tolerance that rounding cannot meet, the export says which one it would need."""
     monkeypatch.setattr(verify, "TOLERANCES", dict.fromkeys(verify.TOLERANCES, 1e-12))
     path = tmp_path / "new" / "model.onnx"
-    assert run_export(path, "--model", checkpoint("llama"), "--calibration-tokens", 600) == 1
+    assert run_export(path, "--model", checkpoint("llama"), "--bytes", 0.6, "--calibration-tokens", 600) == 1
     out, err = capsys.readouterr()
     assert "FAILED" in out
     assert err.strip().splitlines()[-1].startswith("error: ONNX Runtime and PyTorch disagree in")

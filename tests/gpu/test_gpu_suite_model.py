@@ -23,6 +23,7 @@ from gpu_suite.timing import IN_GRAPH, LAUNCHED, LeftOut, Timing
 from tests.conftest import ROOT
 from tests.gpu.conftest import needs_nvcc
 from tests.gpu.test_gpu_suite import HOST_WITH_GRAPHS, SHAPE
+from tests.support.own_process import written_here
 
 FRACTIONS = (0.6, 0.4)
 CONTEXT = 70
@@ -48,7 +49,7 @@ def nothing_built(target: str) -> Path:
 
 @pytest.fixture(scope="module")
 def files():
-    with models.written_model(SHAPE, FRACTIONS) as written:
+    with written_here(models), models.written_model(SHAPE, FRACTIONS) as written:
         yield written
 
 

@@ -28,6 +28,7 @@ from clada.errors import CladaError
 from clada.exporter.cli import main as export_main
 from clada.runtime.cli import main as clada_main
 from tests.conftest import DEMO_MODEL
+from tests.support.artifacts import SEEDS
 from tests.support.checkpoints import random_model, tiny_tokenizer
 from tests.support.manifests import edit_manifest, read_manifest, vouch_for
 
@@ -80,7 +81,7 @@ def make_classifier(folder, _checkpoint):
 
 
 def make_pickle(folder, _checkpoint):
-    model = random_model("llama")
+    model = random_model("llama", SEEDS["llama"])
     model.config.architectures = ["LlamaForCausalLM"]
     model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
@@ -162,7 +163,7 @@ def test_bad_model(make, checkpoint, tmp_path, capsys):
 def test_pickle_is_read_when_asked_for(checkpoint, tmp_path):
     source, _ = make_pickle(tmp_path, checkpoint)
     out = tmp_path / "out" / "model.onnx"
-    args = [out, "--model", source, "--allow-pickle", "--calibration-tokens", 600]
+    args = [out, "--model", source, "--allow-pickle", "--target-sparsity", 0.5, "--calibration-tokens", 600]
     assert export_main([str(a) for a in args]) == 0
     assert out.exists()
 

@@ -36,15 +36,6 @@ def fresh_python(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clean_python(tmp_path_factory) -> Path:
-    """An interpreter in which clada was installed from the clone as README says, with the runtime's requirements."""
-    python = fresh_python(tmp_path_factory.mktemp("clean"))
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", "."]
-    check_output(*install, cwd=ROOT, env=environment())
-    return python
-
-
-@pytest.fixture(scope="module")
 def sdist(tmp_path_factory) -> Path:
     """The archive of the sources."""
     folder = tmp_path_factory.mktemp("sdist")
@@ -71,6 +62,16 @@ def installed_sdist(sdist, tmp_path_factory) -> tuple[Path, Path]:
     # Only a place to look in: our own clada, which a .pth file there leads to, is not to be found.
     (theirs / ours.relative_to(sys.prefix) / "tests.pth").write_text(f"{ours}\n")
     return wheel, python
+
+
+@pytest.fixture(scope="module")
+def clean_python(installed_sdist, tmp_path_factory) -> Path:
+    """An interpreter in which the wheel is installed with what the runtime requires, and nothing else."""
+    wheel, _ = installed_sdist
+    python = fresh_python(tmp_path_factory.mktemp("clean"))
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel]
+    check_output(*install, cwd="/", env=environment())
+    return python
 
 
 WHERE = "import clada.plugins, pathlib; print(pathlib.Path(clada.plugins.__file__).resolve())"
