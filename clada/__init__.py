@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from clada.exporter.calibration.to_file import calibrate
     from clada.exporter.export import ExportConfig, export
     from clada.runtime.generation import Completion, GenerationConfig, Piece
+    from clada.runtime.prefix import Prefix
     from clada.runtime.sampling import SamplingConfig
     from clada.runtime.session import Session
     from clada.runtime.telemetry import TokenStats
@@ -25,6 +26,7 @@ __all__ = [
     "ExportConfig",
     "GenerationConfig",
     "Piece",
+    "Prefix",
     "SamplingConfig",
     "Session",
     "TokenStats",
@@ -40,6 +42,7 @@ _HOMES = {
     "ExportConfig": "clada.exporter.export",
     "GenerationConfig": "clada.runtime.generation",
     "Piece": "clada.runtime.generation",
+    "Prefix": "clada.runtime.prefix",
     "SamplingConfig": "clada.runtime.sampling",
     "Session": "clada.runtime.session",
     "TokenStats": "clada.runtime.telemetry",

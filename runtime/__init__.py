@@ -7,17 +7,19 @@ from clada.lazy import lazy_names
 if TYPE_CHECKING:
     from clada.errors import CladaError
     from clada.runtime.generation import Completion, GenerationConfig, Piece
+    from clada.runtime.prefix import Prefix
     from clada.runtime.sampling import SamplingConfig
     from clada.runtime.session import Session
     from clada.runtime.telemetry import TokenStats
 
-__all__ = ["CladaError", "Completion", "GenerationConfig", "Piece", "SamplingConfig", "Session", "TokenStats"]
+__all__ = ["CladaError", "Completion", "GenerationConfig", "Piece", "Prefix", "SamplingConfig", "Session", "TokenStats"]
 
 _HOMES = {
     "CladaError": "clada.errors",
     "Completion": "clada.runtime.generation",
     "GenerationConfig": "clada.runtime.generation",
     "Piece": "clada.runtime.generation",
+    "Prefix": "clada.runtime.prefix",
     "SamplingConfig": "clada.runtime.sampling",
     "Session": "clada.runtime.session",
     "TokenStats": "clada.runtime.telemetry",

@@ -1,21 +1,25 @@
 """Conversation at a terminal, kept within the model's context."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from clada.command_line import complain, note
 from clada.errors import CladaError
 from clada.runtime.chat.template import Message, render_chat
 from clada.runtime.generation import GenerationConfig
+from clada.runtime.prefix import Prefix
 from clada.runtime.session import Session
-from clada.runtime.terminal import Shown, show
+from clada.runtime.terminal import Shown, read_prompt, show
 
 # Tokens that are kept free for an answer, as far as leaving out earlier turns can do so: these, or a share of a short
 # context.
 _ROOM = 256
 _SHARE = 4
 _USER, _ANSWER = "user", "assistant"
+_COMMANDS = "/clear begins another, /load FILE asks what a file says, /bytes SHARE sets how much is read"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def fit(
     Raises:
         CladaError: The context does not hold the question alone.
     """
-    first = int(messages[0]["role"] != _USER)
+    first = _questions_begin(messages)
     kept = list(messages)
     while True:
         tokens = encode(kept)
@@ -57,6 +61,11 @@ def fit(
         if earlier == 0:
             raise CladaError(f"the question makes {len(tokens)} tokens, and the context is {context}; ask less")
         del kept[first : first + 2]
+
+
+def _questions_begin(messages: Sequence[Message]) -> int:
+    """Number of messages before the first question: 1 with a system message, else 0."""
+    return int(bool(messages) and messages[0]["role"] != _USER)
 
 
 def hold_conversation(
@@ -85,19 +94,25 @@ def hold_conversation(
 
     if sys.stdin is None:
         raise CladaError("there is no standard input to read questions from")
+    with suppress(ImportError):  # where there is none lines are not edited
+        importlib.import_module("readline")
     if hasattr(sys.stdin, "reconfigure"):
         # What is no text is told of, and the conversation goes on.
         sys.stdin.reconfigure(errors="surrogateescape")
     context = session.context_length
     room = min(config.max_new_tokens or _ROOM, _ROOM, context // _SHARE)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    prefix = Prefix()
     # Fails before the first question if the model cannot chat at all.
     fit([*messages, {"role": _USER, "content": "?"}], encode, context, room)
-    say("an empty line ends the conversation, Ctrl-C an answer")
-    while question := _next_question():
+    say(f"an empty line ends the conversation, Ctrl-C an answer; {_COMMANDS}")
+    while line := _next_line():
         try:
+            question = _asked(line, messages, session)
+            if question is None:
+                continue
             fitted = fit([*messages, {"role": _USER, "content": question}], encode, context, room)
-            pieces = session.stream(fitted.tokens, config)
+            pieces = session.stream(fitted.tokens, config, prefix)
         except CladaError as error:
             complain(f"not asked: {error}")
             continue
@@ -107,6 +122,33 @@ def hold_conversation(
         messages = [*fitted.messages, {"role": _ANSWER, "content": shown.text}]
         if reason := _cut(shown, config, context):
             say(reason)
+
+
+def _asked(line: str, messages: list[Message], session: Session) -> str | None:
+    """Question that a line asks; None where it is a command, which is carried out.
+
+    Raises:
+        CladaError: There is no such command, or it cannot be carried out.
+    """
+    command, _, argument = line.partition(" ")
+    if not command.startswith("/"):
+        return line
+    if command == "/load":
+        return read_prompt(argument.strip())
+    if command == "/clear":
+        del messages[_questions_begin(messages) :]
+    elif command == "/bytes":
+        session.set_bytes(_share(argument))
+    else:
+        raise CladaError(f"there is no {command}, but {_COMMANDS}; what begins with a space is a question")
+    return None
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise CladaError(f"/bytes takes a share of the bytes as 0.7, and not {text.strip()!r}") from None
 
 
 def _turns(count: int) -> str:
@@ -124,7 +166,7 @@ def _cut(shown: Shown, config: GenerationConfig, context: int) -> str:
     return f"the answer was cut: the context of {context} tokens is full"
 
 
-def _next_question() -> str:
+def _next_line() -> str:
     """Next line of standard input that is text; empty where there is none."""
     while True:
         try:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from clada.errors import CladaError
 from clada.runtime.detokenize import TextStream
+from clada.runtime.prefix import Prefix, prefill_after
 from clada.runtime.sampling import SamplingConfig, sample
 from clada.runtime.steps import Reader
 from clada.runtime.telemetry import TokenStats
@@ -111,11 +112,15 @@ class Choice:
 
 
 def _pieces(
-    reader: Reader, choice: Choice, prompts: Sequence[Sequence[int]], config: GenerationConfig
+    reader: Reader,
+    choice: Choice,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    prefix: Prefix | None = None,
 ) -> Iterator[tuple[int, Piece]]:
     """Yield pieces of each prompt's continuation, with the prompt's index, until all have ended."""
     sampling = choice.sampling
-    state = reader.prefill(prompts)
+    state = reader.prefill(prompts) if prefix is None else prefill_after(reader, prefix, *prompts)
     texts = [TextStream(reader.tokenizer, prompt, config.stop) for prompt in prompts]
     length = [len(prompt) for prompt in prompts]
     seen = _Seen(prompts, state.logits.shape[1]) if sampling.repetition_penalty != 1 else None
@@ -169,9 +174,11 @@ class _Seen:
         self._holds[row, token] = True
 
 
-def stream(reader: Reader, choice: Choice, prompt: Sequence[int], config: GenerationConfig) -> Iterator[Piece]:
-    """Continue one prompt, token by token."""
-    return (piece for _, piece in _pieces(reader, choice, [prompt], config))
+def stream(
+    reader: Reader, choice: Choice, prompt: Sequence[int], config: GenerationConfig, prefix: Prefix | None = None
+) -> Iterator[Piece]:
+    """Continue one prompt, token by token; after a prefix, only what differs from it is read."""
+    return (piece for _, piece in _pieces(reader, choice, [prompt], config, prefix))
 
 
 def generate(

@@ -74,7 +74,8 @@ def add_chat_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         "chat",
         help="hold a conversation",
         description="Hold a conversation: a question a line. Ctrl-C stops an answer; an empty line or Ctrl-D ends the "
-        "conversation. Of one that outgrows the context, the oldest questions and answers are left out.",
+        "conversation. Of one that outgrows the context, the oldest questions and answers are left out. "
+        "/clear begins another, /load FILE asks what a file says, /bytes SHARE sets how much is read.",
     )
     _add_options(parser)
     parser.add_argument(

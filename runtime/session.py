@@ -13,6 +13,7 @@ from clada.runtime.chat.template import Message, render_chat
 from clada.runtime.generation import Choice, Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.loading import Opened, open_model
 from clada.runtime.model_settings import default_sampling, end_tokens
+from clada.runtime.prefix import Prefix
 from clada.runtime.sampling import SamplingConfig
 from clada.runtime.steps import Reader
 
@@ -152,14 +153,22 @@ class Session(Reader):
         config = config or GenerationConfig()
         return generate(self, self._choice(config), ids, config) if ids else []
 
-    def stream(self, prompt: str | Sequence[int], config: GenerationConfig | None = None) -> Iterator[Piece]:
+    def stream(
+        self, prompt: str | Sequence[int], config: GenerationConfig | None = None, prefix: Prefix | None = None
+    ) -> Iterator[Piece]:
         """Complete one prompt, given as text or token ids, piece by piece.
+
+        Args:
+            prompt: The prompt.
+            config: When to stop and how to choose; the defaults where None.
+            prefix: What the session read for it before: of a prompt that begins as that one, the rest alone is read.
+                Where neurons are skipped, and on a GPU, all of it is.
 
         Raises:
             CladaError: As of `generate`.
         """
         config = config or GenerationConfig()
-        return stream(self, self._choice(config), self._prompt_ids(prompt), config)
+        return stream(self, self._choice(config), self._prompt_ids(prompt), config, prefix)
 
     def _choice(self, config: GenerationConfig) -> Choice:
         return Choice(config.sampling or self.default_sampling, self.end_tokens)

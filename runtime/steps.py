@@ -116,6 +116,17 @@ class Reader:
         self._op = OPS[self.manifest.sparse_op]
         self._reanalysis_load = np.float32(self.manifest.calibration.reanalysis_load)
 
+    def set_bytes(self, share: float) -> None:
+        """Have prompts that are read from now on, and what follows them, read this share of the weights' bytes.
+
+        Raises:
+            CladaError: The artifact cannot read such a share.
+        """
+        self.effort = _effort(self.manifest, share)
+
+    def _efforts(self, model: Model, texts: int) -> npt.NDArray[np.float32] | None:
+        return np.full(texts, self.effort, np.float32) if model.by_input else None
+
     def checked(self, tokens: Any, what: str) -> list[int]:
         """Return ids as a list, if all of them are in the vocabulary; see `checked_ids`."""
         return checked_ids(tokens, what, self.manifest.model.vocabulary_size, self.tokenizer)
@@ -140,8 +151,7 @@ class Reader:
         nothing_read = np.zeros((len(prompts), model.vocabulary), model.dtype)
         with model.turn:
             state = State(model, model.empty_cache(len(prompts)), everything, mask[:, :0], nothing_read)
-            if model.by_input:
-                state.effort = np.full(len(prompts), self.effort, np.float32)
+            state.effort = self._efforts(model, len(prompts))
             step = self._step(state, ids, mask, everything, [graph_names.LOGITS, *self._scores])
             state.cache, state.mask, state.logits = step.cache, step.mask, step.logits
             if self.pool_policy is not None:
@@ -149,6 +159,33 @@ class Reader:
                 state.pools = choose_pools(self.pool_policy, used, mask.sum(axis=1), model.running_score)
                 state.masks = state.pools.masks
         return state
+
+    def reread(self, state: State, kept: int, tokens: Sequence[int]) -> bool:
+        """Go back to the first tokens of a text, and read others after them, densely, as those of a prompt.
+
+        Args:
+            state: Of one text; brought up to date in place.
+            kept: Number of its tokens that stay.
+            tokens: At least two that come after them.
+
+        Returns:
+            Whether that was done. It is not, and the text is to be read from its start, where pools are chosen by the
+            whole of a prompt, on a GPU and by an engine.
+
+        Raises:
+            CladaError: As of `decode`.
+        """
+        with state.reading():
+            cache = None if self.pool_policy is not None else state.model.rewind_cache(state.cache, kept)
+            if cache is None:
+                return False
+            ids = np.array([self.checked(tokens, "the prompt")], np.int64)
+            state.broken = True
+            state.cache, state.mask, state.effort = cache, state.mask[:, :kept], self._efforts(state.model, 1)
+            step = self._step(state, ids, np.ones_like(ids), state.masks, [graph_names.LOGITS])
+            state.cache, state.mask, state.logits = step.cache, step.mask, step.logits
+            state.broken = False
+        return True
 
     def is_full(self, state: State) -> bool:
         """Whether there is no room for another token of each text; an engine's room includes padding."""

@@ -55,6 +55,10 @@ class Model(ABC):
     def copy_cache(self, cache: Any) -> Any:
         """Copy a cache, so that steps from it leave the original unchanged."""
 
+    def rewind_cache(self, cache: Any, tokens: int) -> Any:
+        """Cut the cache of one text down to its first tokens; None where that cannot be. What was given is used up."""
+        return None
+
     def _no_tokens(self, texts: int) -> list[Array]:
         """Keys and values T[B, H, 0, d] of no tokens, those of each layer in turn."""
         return [np.zeros((texts, heads, 0, width), self.dtype) for heads, width in self._cache_sizes]

@@ -233,6 +233,10 @@ class OnnxRuntimeModel(Model):
         """See Model."""
         return list(cache)
 
+    def rewind_cache(self, cache: Any, tokens: int) -> Any:
+        """See Model."""
+        return self.load_cache([np.ascontiguousarray(value.numpy()[:, :, :tokens]) for value in cache])
+
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
         """See Model."""
         feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}

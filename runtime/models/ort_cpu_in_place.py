@@ -88,6 +88,11 @@ class InPlaceModel(OnnxRuntimeModel):
         """Copy a cache into memory of its own."""
         return self.load_cache([buffer[:, :, : cache.length] for buffer in cache.buffers])
 
+    def rewind_cache(self, cache: InPlaceCache, tokens: int) -> InPlaceCache:
+        """See Model."""
+        cache.length = tokens
+        return cache
+
     def _with_room(self, array: Array, length: int, wanted: int) -> Array:
         """Copy the first `length` tokens of a buffer into one that has room for `wanted`."""
         capacity = capacity_for(wanted, self._context_length)

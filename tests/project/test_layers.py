@@ -11,7 +11,7 @@ from tests.support.tree import package_files
 LAYERS = {
     "clada": ["errors", "command_line", "ops", "contract", "plugins", "runtime", "exporter", "evaluation", "benchmark"],
     "clada.exporter": ["model", "quantization", "calibration", "graph"],
-    "clada.runtime": ["models", "trt", "chat", "loading", "steps", "generation", "session", "conversation"],
+    "clada.runtime": ["models", "trt", "chat", "loading", "steps", "prefix", "generation", "session", "conversation"],
     "clada.runtime.trt": ["package", "building"],
 }
 

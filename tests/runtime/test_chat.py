@@ -103,6 +103,66 @@ def test_a_question_that_is_no_text_is_refused(chat, asked):
     assert asked[-1].endswith("[u]last")
 
 
+def test_what_was_read_of_a_conversation_is_not_read_again(asked, inputs_artifact, monkeypatch, capsys):
+    """Of the second prompt, the first answer, which was decoded, and what follows it."""
+    counts = []
+    step = Session._step
+
+    def counted(session, state, ids, *arguments):
+        counts.append(ids.shape[1])
+        return step(session, state, ids, *arguments)
+
+    monkeypatch.setattr(Session, "_step", counted)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a first question\nanother\n"), encoding="utf-8"))
+    assert main(["chat", str(inputs_artifact), *CHAT, "--max-new-tokens", "4"]) == 0
+    capsys.readouterr()
+    first, second = (count for count in counts if count > 1)
+    session = Session(inputs_artifact, threads=1)
+    whole = [len(session.encode(text, add_special_tokens=False)) for text in asked[1:]]
+    assert first == whole[0]
+    assert second < whole[1] - 0.7 * first
+
+
+def test_a_conversation_can_begin_anew(chat, asked):
+    chat(b"first", b"/clear", b"last", options=[*CHAT, "--max-new-tokens", "4", "--system", "be brief"])
+    assert asked[-1] == "[s]be brief[u]last"
+
+
+def test_a_file_can_be_asked(chat, asked, tmp_path):
+    (tmp_path / "a question.txt").write_text("of two\nlines")
+    chat(b"/load %s" % bytes(tmp_path / "a question.txt"))
+    assert asked[-1] == "[u]of two\nlines"
+
+
+def test_the_share_of_bytes_can_be_turned(asked, inputs_artifact, monkeypatch, capsys):
+    """For what is read from then on, of a conversation that goes on too."""
+    lines = io.BytesIO(b"first\n/bytes 1\nsecond\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines, encoding="utf-8"))
+    assert main(["chat", str(inputs_artifact), *CHAT, "--max-new-tokens", "4", "--stats"]) == 0
+    means = [float(line.split()[-1].rstrip("%")) for line in capsys.readouterr().err.splitlines() if "mean" in line]
+    assert means[0] < 80
+    assert means[1] == 100
+
+
+@pytest.mark.fault("text", "a command that a conversation has not", now="refused in one line, the conversation goes on")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"/quit", "there is no /quit, but /clear begins another, "),
+        (b"/load /absent", "cannot read the prompt file /absent: No such file"),
+        (b"/bytes half", "/bytes takes a share of the bytes as 0.7, and not 'half'"),
+        (b"/bytes 0.7", "bytes is 0.7, and the artifact skips neurons"),
+    ],
+)
+def test_what_is_no_command_is_refused(chat, asked, line, message):
+    code, _, err = chat(b"first", line, b" /last", options=[*CHAT, "--max-new-tokens", "4", "-q"])
+    assert code == 0
+    (told,) = err.splitlines()
+    assert told.startswith(f"error: not asked: {message}")
+    assert asked[-1].startswith("[u]first[a]")
+    assert asked[-1].endswith("[u] /last")
+
+
 @pytest.mark.fault("text", "answers longer than 128 tokens", now="as long as the context, and a note where one is cut")
 def test_an_answer_is_cut_by_the_context_alone(chat, monkeypatch):
     monkeypatch.setattr("clada.runtime.session.end_tokens", lambda *_: frozenset())
@@ -117,7 +177,7 @@ def test_an_answer_is_cut_by_the_context_alone(chat, monkeypatch):
 
 @pytest.mark.fault("text", "Ctrl-C during an answer", now="the answer ends, the conversation goes on")
 def test_an_interrupt_ends_the_answer(chat, asked, monkeypatch):
-    def stream(_session, _prompt, _config):
+    def stream(_session, _prompt, _config, _prefix):
         yield Piece(1, "so far", None, None)
         raise KeyboardInterrupt
 
@@ -142,7 +202,7 @@ def configs(monkeypatch):
     """Configurations passed to `Session.stream`, of a model that samples."""
     seen = []
 
-    def stream(_session, prompt, config):
+    def stream(_session, prompt, config, _prefix=None):
         seen.append((prompt, config))
         yield Piece(1, "x", None, "end")
 
