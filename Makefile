@@ -44,7 +44,7 @@ test-native: sanitized $(VENV)/dependencies.stamp
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(CASES) \
 	    tests/native
 
-# What that runs, which is compiled while what the tests need is installed.
+# The libraries that test-native loads; they are compiled while packages are installed.
 sanitized: native
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCLADA_KERNEL_TESTS=ON -DCLADA_SANITIZE=ON >/dev/null

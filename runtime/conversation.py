@@ -12,7 +12,7 @@ from clada.runtime.chat.template import Message, render_chat
 from clada.runtime.generation import GenerationConfig
 from clada.runtime.prefix import Prefix
 from clada.runtime.session import Session
-from clada.runtime.terminal import Shown, read_prompt, show
+from clada.runtime.terminal import STANDARD_INPUT, Shown, read_prompt, show
 
 # Tokens that are kept free for an answer, as far as leaving out earlier turns can do so: these, or a share of a short
 # context.
@@ -134,7 +134,7 @@ def _asked(line: str, messages: list[Message], session: Session) -> str | None:
     if not command.startswith("/"):
         return line
     if command == "/load":
-        return read_prompt(argument.strip())
+        return read_prompt(_file(argument.strip()))
     if command == "/clear":
         del messages[_questions_begin(messages) :]
     elif command == "/bytes":
@@ -142,6 +142,12 @@ def _asked(line: str, messages: list[Message], session: Session) -> str | None:
     else:
         raise CladaError(f"there is no {command}, but {_COMMANDS}; what begins with a space is a question")
     return None
+
+
+def _file(name: str) -> str:
+    if name in ("", STANDARD_INPUT):  # there is the conversation
+        raise CladaError("/load takes the name of a file")
+    return name
 
 
 def _share(text: str) -> float:

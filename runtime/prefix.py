@@ -12,9 +12,9 @@ _FEWEST = 2
 
 @dataclass
 class Prefix:
-    """Prompt that was read last, of prompts one of which begins as another: those of a conversation, for one.
+    """Last prompt of several that begin alike, as those of a conversation do; at first there is none.
 
-    A new one has read nothing. It holds the keys and values of a text, and is for one thread at a time.
+    It holds the keys and values of one text, and is for one session and for one thread at a time.
 
     Args:
         tokens: Ids of that prompt.

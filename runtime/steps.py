@@ -170,16 +170,18 @@ class Reader:
 
         Returns:
             Whether that was done. It is not, and the text is to be read from its start, where pools are chosen by the
-            whole of a prompt, on a GPU and by an engine.
+            whole of a prompt, on a GPU and by an engine, and where another session made the state.
 
         Raises:
-            CladaError: As of `decode`.
+            CladaError: As of `prefill`; what fails after the tokens were checked breaks the state.
         """
+        ids = np.array([self.checked(tokens, "the prompt")], np.int64)
+        if self.pool_policy is not None or state.model is not self.models.of("single"):
+            return False
         with state.reading():
-            cache = None if self.pool_policy is not None else state.model.rewind_cache(state.cache, kept)
+            cache = state.model.rewind_cache(state.cache, kept)
             if cache is None:
                 return False
-            ids = np.array([self.checked(tokens, "the prompt")], np.int64)
             state.broken = True
             state.cache, state.mask, state.effort = cache, state.mask[:, :kept], self._efforts(state.model, 1)
             step = self._step(state, ids, np.ones_like(ids), state.masks, [graph_names.LOGITS])

@@ -149,6 +149,8 @@ def test_the_share_of_bytes_can_be_turned(asked, inputs_artifact, monkeypatch, c
     ("line", "message"),
     [
         (b"/quit", "there is no /quit, but /clear begins another, "),
+        (b"/load", "/load takes the name of a file"),
+        (b"/load -", "/load takes the name of a file"),
         (b"/load /absent", "cannot read the prompt file /absent: No such file"),
         (b"/bytes half", "/bytes takes a share of the bytes as 0.7, and not 'half'"),
         (b"/bytes 0.7", "bytes is 0.7, and the artifact skips neurons"),

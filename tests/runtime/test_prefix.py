@@ -101,8 +101,19 @@ def test_after_a_failure_all_is_read(session, read, monkeypatch):
 def test_tokens_are_checked(session):
     prefix = Prefix()
     list(session.stream(FIRST, GREEDY, prefix))
+    state = prefix.state
     with pytest.raises(CladaError, match="the prompt holds"):
-        prefill_after(session, prefix, [*FIRST, 1, 10**6])
+        session.reread(state, 5, [1, 10**6])
+    # Nothing of it is gone.
+    assert session.reread(state, len(FIRST), REST)
+    np.testing.assert_allclose(state.logits, session.prefill([[*FIRST, *REST]]).logits, rtol=0, atol=1e-4)
+
+
+def test_another_sessions_text_is_not_gone_on_with(session, inputs_artifact):
+    prefix = Prefix()
+    list(Session(inputs_artifact, threads=1).stream(FIRST, GREEDY, prefix))
+    state = prefill_after(session, prefix, [*FIRST, *REST])
+    assert state.model is session.models.of("single")
 
 
 def test_where_neurons_are_skipped_all_is_read(tiny_artifact):
