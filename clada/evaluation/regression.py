@@ -117,7 +117,7 @@ def _predictors(table: TokenTable, counts: Mapping[int, int] | None) -> dict[str
 
 
 def _design(predictors: dict[str, Floats], centers: dict[str, float], scales: dict[str, float]) -> dict[str, Floats]:
-    """Columns of the fixed effects: an intercept, standardised predictors, and the product of two of them."""
+    """Columns of the fixed effects: an intercept, standardized predictors, and the product of two of them."""
     standard = {name: (values - centers[name]) / scales[name] for name, values in predictors.items()}
     product = standard["surprisal"] * standard["entropy"]
     ones = np.ones(len(product))
@@ -196,7 +196,7 @@ def _check(table: TokenTable, columns: dict[str, Floats]) -> None:
 def regress(table: TokenTable, counts: Mapping[int, int] | None = None, seed: int = 0) -> Regression:
     """Regress cost on difficulty: surprisal, entropy, their product, position and log token frequency.
 
-    Predictors are standardised. Sequences and, for active neurons, layers are groups with random intercepts. Of each
+    Predictors are standardized. Sequences and, for active neurons, layers are groups with random intercepts. Of each
     token one layer is drawn: its layers share all predictors, and counted as independent would make the errors small.
 
     Args:

@@ -144,7 +144,7 @@ def test_no_divergence_is_nothing_to_gain():
 
 
 def ridge(features: np.ndarray, target: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
-    """Ridge regression on standardised features, as least squares with rows added for the penalty."""
+    """Ridge regression on standardized features, as least squares with rows added for the penalty."""
     features, target = features.reshape(-1, features.shape[-1]), target.ravel()
     mean, deviation = features.mean(0), features.std(0, ddof=1)
     count = features.shape[1]
