@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clada.benchmark.precisions import OF_MODELS, PRECISIONS
-from clada.benchmark.settings import CONTEXT, SHARES, BenchSettings
+from clada.benchmark.settings import ArtifactSettings, BenchSettings
 from clada.benchmark.shapes import SHAPES, TINY, WHATS
 from clada.command_line import add_quiet
 
@@ -31,27 +31,50 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "read. A whole model of random weights takes several times its size in memory and on disk.",
     )
     parser.add_argument(
-        "path",
-        nargs="?",
+        "paths",
+        nargs="*",
         type=Path,
-        help="an artifact that skips inputs: time it, at several shares of its bytes, and no random weights",
+        metavar="path",
+        help="an artifact that skips inputs, or several of one model: time them, at several shares of their bytes, and "
+        "no random weights",
     )
     parser.add_argument(
         "--bytes",
         nargs="+",
         type=float,
         metavar="SHARE",
-        help=f"with an artifact: shares of the weights' bytes to read (default: {_listed(SHARES)})",
+        help=f"with an artifact: shares of the weights' bytes to read (default: {_listed(ArtifactSettings.shares)})",
     )
     parser.add_argument(
         "--context",
+        nargs="+",
         type=int,
-        help=f"with an artifact: tokens before what is timed (default: {CONTEXT})",
+        metavar="TOKENS",
+        help="with an artifact: numbers of tokens before what is timed "
+        f"(default: {_listed(ArtifactSettings.contexts)})",
     )
     parser.add_argument(
         "--prompt-file",
         metavar="FILE",
         help="with an artifact: text to read, or - for standard input (default: Python sources that come with clada)",
+    )
+    parser.add_argument(
+        "--gguf",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="with an artifact: time these files of the same model too, in llama.cpp, through llama-cpp-python",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="with an artifact: compare what each predicts with this checkpoint in float32",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="with --reference: held-out text, a text file or a JSONL of {text}",
     )
     parser.add_argument("--shape", nargs="+", metavar="NAME", help=f"of {', '.join(SHAPES)} (default: all but {TINY})")
     parser.add_argument(
@@ -79,6 +102,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--threads", type=int, default=BenchSettings.threads, help="0 is one a core (default)")
     parser.add_argument("--rounds", type=int, default=BenchSettings.rounds, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, as .png or .svg")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw the ratios, as .png or .svg; with --reference KL divergence against tokens per second",
+    )
     add_quiet(parser)
     parser.set_defaults(run=_run)

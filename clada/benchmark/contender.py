@@ -1,5 +1,6 @@
 """Contender: one line of a table, with a callable to time and the bytes that it has to read."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,13 +19,17 @@ def dense(precision: str) -> str:
 REFERENCE = dense("float32")
 TORCH = "torch dense float32"
 GENAI = "genai dense int4"
+# Of GGUF files, by whose name the contender goes on.
+LLAMA_CPP = "llama.cpp"
 # In the name of a contender that draws each token; of the same name without it, one that takes the likeliest.
 SAMPLED = "sampled"
 # How far from the reference the output may be; more is not another precision but another computation. Layers of random
 # weights amplify the rounding of 4 bits, but outputs that have nothing in common are 1.4 apart.
-FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int8": 0.1, "int4": 1.2}
+FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int8": 0.1, "int4": 1.2, "int4-gptq": 1.2}
 # The same against what its own weights give, which leaves the rounding of what they are multiplied with.
 FARTHEST_OF_OWN = {"float32": 1e-3, "bfloat16": 0.02, "int4": 0.06, "int4-block128": 0.06, "int8": 0.06}
+# The same of two files of one model, each rounded in its own way, whatever their names.
+FARTHEST_OF_ONE_MODEL: Mapping[str, float] = defaultdict(lambda: 1.2)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Decode loops to compare: onnxruntime-genai's generator and our session, both greedy."""
+"""Decode loops to compare: onnxruntime-genai's generator, llama.cpp and our session, all greedy."""
 
 import itertools
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clada.benchmark.llama_cpp import LlamaProcess
 from clada.benchmark.shapes import Shape, random_tokens
 from clada.ops.record import Array
 from clada.runtime import Session
@@ -68,6 +69,31 @@ class GenaiLoop:
     def text(self) -> list[int]:
         """All tokens read so far, the context first."""
         return [int(token) for token in self._generator.get_sequence(0)]
+
+
+class LlamaLoop:
+    """Decode loop of llama.cpp after a context.
+
+    Args:
+        model: The loaded file.
+        prompt: i64[1, S], what it has read.
+        ids: i64[1, 1 + TOKENS], what is read then.
+    """
+
+    def __init__(self, model: LlamaProcess, prompt: Array, ids: Array) -> None:
+        self._model, self._prompt, self._ids = model, prompt[0].tolist(), ids[0].tolist()
+        self.logits = model.prefill(self._prompt)
+
+    def go_back(self) -> None:
+        """Forget the tokens after the context, and read one token; all is read again after another text."""
+        if self._model.read[: len(self._prompt)] != self._prompt:
+            self._model.prefill(self._prompt)
+        self._model.decode(len(self._prompt), self._ids[:1])
+
+    def run(self) -> float:
+        """Read the next tokens, and all weights for each."""
+        self._model.decode(len(self._prompt) + 1, self._ids[1:])
+        return 1.0
 
 
 class OurLoop:

@@ -1,14 +1,11 @@
-"""Measurements as figures, as a table and as JSON."""
+"""Measured times as figures, and as a table."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from clada.benchmark.contender import GENAI, REFERENCE, SAMPLED, Contender, dense
-from clada.benchmark.footprint import Footprint
 from clada.benchmark.precisions import BLOCKS
 from clada.benchmark.timing import Samples
 
@@ -202,22 +199,3 @@ def _sampled_lines(table: Table) -> list[str]:
         for name, greedy in pairs
         if greedy in times
     ]
-
-
-def json_text(
-    tables: Sequence[Table],
-    footprints: Sequence[Footprint],
-    targets: Sequence[Target],
-    machine: dict[str, Any],
-    settings: dict[str, Any],
-) -> str:
-    """Serialize all measurements with the machine, the settings and the targets."""
-    report = {
-        "machine": machine,
-        "settings": settings,
-        "reference": REFERENCE,
-        "tables": [asdict(table) for table in tables],
-        "footprints": [asdict(footprint) for footprint in footprints],
-        "targets": [asdict(target) | {"met": target.met} for target in targets],
-    }
-    return json.dumps(report, indent=1) + "\n"

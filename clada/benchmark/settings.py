@@ -2,15 +2,13 @@
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from clada.benchmark.precisions import PRECISIONS
 from clada.errors import CladaError
 from clada.runtime.threads import check_threads
 
 PLOT_FORMATS = (".png", ".svg")
-# Of an artifact: shares of its weights' bytes to read, and tokens before what is timed.
-SHARES = (1.0, 0.85, 0.7, 0.6, 0.5)
-CONTEXT = 64
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,47 @@ class BenchSettings:
     def prefill_rounds(self) -> int:
         """Rounds of prefill, which takes seconds each and varies less."""
         return max(2, self.rounds // 5)
+
+
+@dataclass(frozen=True)
+class ArtifactSettings:
+    """What is compared where artifacts are timed, and on what text.
+
+    Args:
+        paths: The artifacts, .onnx files or folders.
+        text: Text that is read while time is taken.
+        shares: Shares of their weights' bytes to read.
+        contexts: Numbers of tokens before what is timed in decode.
+        ggufs: GGUF files for llama.cpp.
+        reference: The checkpoint that predictions are compared with; None where they are not.
+        data: Held-out text to compare them on, a text file or a JSONL of `{"text": ...}`.
+        sequences: Rows of tokens drawn from it.
+        prompt_tokens: Tokens of a row that are read densely, at most.
+        decode_tokens: Tokens after them that are read one by one, and whose successors are scored, at most.
+
+    Raises:
+        CladaError: There is a reference without text, or text without one.
+    """
+
+    paths: tuple[Path, ...]
+    text: str
+    shares: tuple[float, ...] = (1.0, 0.85, 0.7, 0.6, 0.5)
+    contexts: tuple[int, ...] = (64,)
+    ggufs: tuple[Path, ...] = ()
+    reference: str | None = None
+    data: Path | None = None
+    sequences: int = 8
+    prompt_tokens: int = 64
+    decode_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if (self.reference is None) != (self.data is None):
+            raise CladaError("--reference and --data are given together: the checkpoint, and text to compare it on")
+
+    @property
+    def row_tokens(self) -> int:
+        """Number of tokens that a row holds in the cache."""
+        return self.prompt_tokens + self.decode_tokens
 
 
 def checked(settings: BenchSettings) -> BenchSettings:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from importlib.util import find_spec
 
 import numpy as np
 import onnx_ir
@@ -14,6 +15,7 @@ from clada.benchmark.layer import layer_contenders, opened_layer
 from clada.benchmark.layer_graph import exact_threshold, random_input
 from clada.benchmark.layer_output import layer_output, weights_of_ours
 from clada.benchmark.linears import linears_contenders, opened_linears
+from clada.benchmark.llama_cpp import LlamaProcess
 from clada.benchmark.matmul_nbits import packed
 from clada.benchmark.precisions import BLOCKS, PRECISIONS, Blocks
 from clada.benchmark.report import Row, Table, table_lines
@@ -24,14 +26,19 @@ from clada.benchmark.targets import target_lines, targets
 from clada.benchmark.whole_model import model_contenders, opened_model
 from clada.contract.artifact import open_artifact
 from clada.errors import CladaError
+from clada.evaluation.exported import evaluate_artifact
+from clada.evaluation.reference import dense_logits
+from clada.evaluation.settings import EvaluationSettings
 from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
 from clada.ops import SPARSE_GATED_FFN
 from clada.ops.block_quantization import quantize
 from clada.plugins.onnxruntime import library
 from clada.runtime.cli import main as clada_main
+from tests.conftest import HELDOUT
 from tests.project.test_bad_input import fails_with
-from tests.support.checkpoints import write_checkpoint
+from tests.support.checkpoints import random_model, write_checkpoint
+from tests.support.gguf_files import write_gguf
 from tests.support.own_process import written_here
 
 SHAPE = SHAPES["tiny"]
@@ -396,7 +403,8 @@ def test_an_artifact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs
     options = ["--bytes", "1", "0.7", "--rounds", "3", "--threads", "1", "--context", "20"]
     assert clada_main(["bench", str(path), *options, "--json", str(tmp_path / "out.json")]) == 0
     assert sorted(path.parent.iterdir()) == before
-    [table] = json.loads((tmp_path / "out.json").read_text())["tables"]
+    table, prefill = json.loads((tmp_path / "out.json").read_text())["tables"]
+    assert (prefill["phase"], prefill["tokens"]) == ("prefill", 127)
     theirs, all_bytes, fewer = table["rows"]
     precision = "float32" if bits is None else "int4"
     assert [row["name"] for row in table["rows"]] == [dense(precision), ours(None, precision), ours(0.7, precision)]
@@ -412,6 +420,76 @@ def test_an_artifact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs
     )
     # The prompt's logits, which the dense graph computes by itself.
     assert all_bytes["error"] < (1e-4 if bits is None else 0.5)
+
+
+def test_divergence_is_that_of_an_evaluation(inputs_artifact, checkpoint, tmp_path, capsys):
+    """Of each contender, over the rows that `clada eval` draws: what it says of the same artifact."""
+    source, report, image = str(checkpoint("llama")), tmp_path / "out.json", tmp_path / "out.svg"
+    quality = ["--reference", source, "--data", str(HELDOUT), "--plot", str(image)]
+    timing = ["--bytes", "1", "0.6", "--rounds", "2", "--threads", "1", "--context", "8", "20", "--json", str(report)]
+    assert clada_main(["bench", str(inputs_artifact), *timing, *quality]) == 0
+    found = json.loads(report.read_text())
+    assert [(table["phase"], table["context"]) for table in found["tables"]] == [
+        ("decode", 8),
+        ("decode", 20),
+        ("prefill", 0),
+    ]
+    dense_kl, all_bytes, fewer = found["qualities"]
+    names = [dense("float32"), ours(None, "float32"), ours(0.6, "float32")]
+    assert [row["name"] for row in found["qualities"]] == names
+    assert abs(dense_kl["kl"]["value"]) < 1e-6
+    assert abs(all_bytes["kl"]["value"]) < 1e-6
+    settings = EvaluationSettings(8, 64, 63, 1)
+    evaluation = evaluate_artifact(inputs_artifact, source, HELDOUT, settings, threads=1, bytes=0.6)
+    for metric in ("kl", "disagreement"):
+        assert fewer[metric]["value"] == pytest.approx(evaluation.metrics[metric].value, rel=1e-5)
+    assert fewer["kl"]["low"] < fewer["kl"]["value"] < fewer["kl"]["high"]
+    assert "next token differs" in capsys.readouterr().out
+    drawn = image.read_text()
+    assert all(f"<!-- {system} -->" in drawn for system in ("ORT float32", "ours float32"))
+
+
+@pytest.mark.parametrize("missing", ["--reference", "--data"])
+def test_a_checkpoint_and_text_are_given_together(inputs_artifact, capsys, missing):
+    given = {"--reference": "models/demo", "--data": HELDOUT}
+    del given[missing]
+    fails_with(capsys, clada_main, ["bench", inputs_artifact, *given.popitem()], "are given together")
+
+
+def test_artifacts_that_cannot_be_told_apart_are_refused(inputs_artifact, capsys):
+    fails_with(capsys, clada_main, ["bench", inputs_artifact, inputs_artifact], "are both float32: time one of them")
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is not None, reason="llama-cpp-python is installed")
+def test_llama_cpp_is_asked_for_before_anything_is_measured(inputs_artifact, capsys):
+    message = "llama-cpp-python is not installed; install it: pip install llama-cpp-python"
+    fails_with(capsys, clada_main, ["bench", inputs_artifact, "--gguf", "model.gguf"], message)
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+def test_llama_cpp_predicts_what_the_checkpoint_does(tmp_path):
+    """In one batch and token by token, and again after going back; its own rounding to 8 bits apart."""
+    model = random_model("qwen2", hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    file = tmp_path / "tiny.gguf"
+    model.load_state_dict(write_gguf(file, model))
+    ids = np.random.default_rng(0).integers(2, model.config.vocab_size, 24).tolist()
+    expected = dense_logits(model, ids)
+    with LlamaProcess(file, 1, 64) as process:
+        assert process.vocabulary == model.config.vocab_size
+        near = {"rtol": 0, "atol": 0.03 * np.ptp(expected)}
+        np.testing.assert_allclose(process.prefill(ids[:10]), expected[9], **near)
+        np.testing.assert_allclose(process.score(ids[:10], ids[10:]), expected[10:], **near)
+        process.decode(12, ids[12:14])
+        assert process.read == ids[:14]
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"no model at all" * 100])
+def test_what_llama_cpp_cannot_load_is_told(tmp_path, content):
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(content)
+    with pytest.raises(CladaError, match=r"llama\.cpp cannot load .*broken\.gguf: is it a GGUF file"):
+        LlamaProcess(file, 1, 64)
 
 
 @pytest.mark.parametrize(

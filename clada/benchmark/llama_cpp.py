@@ -1,0 +1,149 @@
+"""llama.cpp as a contender, called through llama-cpp-python in a process of its own."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clada.errors import CladaError
+from clada.ops.record import Array
+
+# What its own programs read at once.
+_BATCH = 2048
+
+
+def require_llama_cpp() -> None:
+    """Raise CladaError where llama-cpp-python is not installed."""
+    if find_spec("llama_cpp") is None:
+        raise CladaError("llama-cpp-python is not installed; install it: pip install llama-cpp-python")
+
+
+class LlamaModel:
+    """GGUF file in llama.cpp, reading one text; all settings are llama.cpp's own defaults, but for the threads.
+
+    Args:
+        file: The file.
+        threads: Number of threads.
+        room: Number of tokens that its cache holds.
+
+    Raises:
+        CladaError: llama.cpp cannot load the file.
+    """
+
+    def __init__(self, file: Path, threads: int, room: int) -> None:
+        import llama_cpp
+
+        self._api: Any = llama_cpp
+        # Kept, as what is called by native code must live; it says nothing, where llama.cpp says much.
+        self._silent = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(self._silent, None)
+        llama_cpp.llama_backend_init()
+        of_model = llama_cpp.llama_model_default_params()
+        of_model.n_gpu_layers = 0
+        self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), of_model)
+        if not self._model:
+            raise CladaError(f"llama.cpp cannot load {file}: is it a GGUF file of a language model?")
+        of_context = llama_cpp.llama_context_default_params()
+        of_context.n_ctx, of_context.n_batch = room, _BATCH
+        of_context.n_threads = of_context.n_threads_batch = threads
+        self._context = llama_cpp.llama_init_from_model(self._model, of_context)
+        if not self._context:
+            raise CladaError(f"llama.cpp cannot make a cache of {room} tokens for {file}")
+        self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model)))
+
+    def _go_back(self, kept: int) -> None:
+        self._api.llama_memory_seq_rm(self._api.llama_get_memory(self._context), -1, kept, -1)
+
+    def _read(self, tokens: Sequence[int]) -> Array:
+        """Read tokens at once; the logits f32[V] after the last, until the next are read."""
+        for start in range(0, len(tokens), _BATCH):
+            part = tokens[start : start + _BATCH]
+            batch = self._api.llama_batch_get_one((self._api.llama_token * len(part))(*part), len(part))
+            if self._api.llama_decode(self._context, batch) != 0:
+                raise CladaError(f"llama.cpp cannot read {len(part)} tokens")
+        logits = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(logits, shape=(self.vocabulary,))
+
+    def prefill(self, tokens: Sequence[int]) -> Array:
+        """Read a prompt from its start; the logits f32[V] after it."""
+        self._go_back(0)
+        return self._read(tokens).copy()
+
+    def decode(self, kept: int, tokens: Sequence[int]) -> None:
+        """Go back to the first tokens, and read others one by one, each time looking for the likeliest next one."""
+        self._go_back(kept)
+        for token in tokens:
+            int(np.argmax(self._read([token])))
+
+    def score(self, prompt: Sequence[int], tokens: Sequence[int]) -> Array:
+        """Read a prompt, then tokens one by one; the logits f32[T, V] after each of those."""
+        self.prefill(prompt)
+        return np.stack([self._read([token]).copy() for token in tokens])
+
+
+# Of the process that `LlamaProcess` starts.
+_loaded: LlamaModel | None = None
+
+
+def _load(file: Path, threads: int, room: int) -> int:
+    global _loaded
+    _loaded = LlamaModel(file, threads, room)
+    return _loaded.vocabulary
+
+
+def _call(method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(_loaded, method)(*arguments)
+
+
+class LlamaProcess:
+    """`LlamaModel` in a process of its own, so that neither its threads nor its memory are those of the others.
+
+    It is a context manager; the process ends with the context.
+
+    Args:
+        file: See LlamaModel, as of `threads` and `room`.
+        threads: Number of threads.
+        room: Number of tokens that its cache holds.
+
+    Attributes:
+        name: Name of the contender.
+        bytes: Size of the file.
+        vocabulary: Number of tokens it knows.
+        read: The tokens that its cache holds.
+
+    Raises:
+        CladaError: llama-cpp-python is not installed, or cannot load the file.
+    """
+
+    def __init__(self, file: Path, threads: int, room: int) -> None:
+        require_llama_cpp()
+        self.name = f"llama.cpp {file.stem}"
+        self.bytes = file.stat().st_size
+        self.read: list[int] = []
+        self._process = ProcessPoolExecutor(1, get_context("spawn"))
+        self.vocabulary: int = self._process.submit(_load, file, threads, room).result()
+
+    def __enter__(self) -> "LlamaProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown()
+
+    def prefill(self, tokens: Sequence[int]) -> Array:
+        """See LlamaModel."""
+        self.read = list(tokens)
+        return self._process.submit(_call, "prefill", (tokens,)).result()
+
+    def decode(self, kept: int, tokens: Sequence[int]) -> None:
+        """See LlamaModel."""
+        self.read[kept:] = tokens
+        self._process.submit(_call, "decode", (kept, tokens)).result()
+
+    def score(self, prompt: Sequence[int], tokens: Sequence[int]) -> Array:
+        """See LlamaModel."""
+        self.read = [*prompt, *tokens]
+        return self._process.submit(_call, "score", (prompt, tokens)).result()

@@ -1,0 +1,95 @@
+"""Artifact that is timed: a session for each share of its bytes, and ONNX Runtime's dense graph of its weights."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clada.benchmark.contender import dense, ours
+from clada.benchmark.dense_copy import dense_copy
+from clada.benchmark.precisions import Blocks
+from clada.contract.manifest import Manifest
+from clada.errors import CladaError
+from clada.runtime import Session
+from clada.runtime.find_model import find_model
+from clada.runtime.models.ort_cpu import Execution
+from clada.runtime.models.ort_cpu_in_place import InPlaceModel
+
+
+@dataclass(frozen=True)
+class OpenedArtifact:
+    """Artifact with everything loaded.
+
+    Args:
+        path: Its ONNX file.
+        precision: Of its weights, with how they were rounded where not to the nearest: "int4", "int4-gptq".
+        sessions: For each share of the bytes; they share one loaded graph.
+        dense: Session on ONNX Runtime's dense graph.
+    """
+
+    path: Path
+    precision: str
+    sessions: dict[float, Session]
+    dense: Session
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+        return self.dense.manifest
+
+    @property
+    def dense_name(self) -> str:
+        """Name of ONNX Runtime's dense graph of it."""
+        return dense(self.precision)
+
+    def name(self, share: float) -> str:
+        """Name of it at a share of its bytes."""
+        return ours(None if share == 1 else share, self.precision)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of all matrices that a token may read, their scales included."""
+        assert self.manifest.inputs is not None  # a session is refused a share otherwise
+        weights = sum(product.inputs * product.outputs for product in self.manifest.inputs.products)
+        quantization = self.manifest.quantization
+        if quantization is None:
+            return weights * float(np.dtype(self.manifest.model.dtype).itemsize)
+        return weights * (quantization.bits / 8 + 2 / quantization.block_size)
+
+
+def _precision(manifest: Manifest) -> str:
+    quantization = manifest.quantization
+    if quantization is None:
+        return manifest.model.dtype
+    method = "" if quantization.method == "rtn" else f"-{quantization.method}"
+    return f"int{quantization.bits}{method}"
+
+
+@contextmanager
+def opened_artifact(path: Path, shares: Sequence[float], threads: int) -> Iterator[OpenedArtifact]:
+    """Load an artifact; what was written for it is removed when the context ends.
+
+    Args:
+        path: Its ONNX file or folder.
+        shares: Shares of its weights' bytes to read; 1 is dense.
+        threads: Number of threads.
+
+    Raises:
+        CladaError: The artifact cannot be used, skips neurons, or was not measured at one of the shares.
+    """
+    file = find_model(path)
+    sessions = {share: Session(file, threads=threads, bytes=share) for share in shares}
+    first = next(iter(sessions.values()))
+    if first.artifact.in_place_model is None:
+        raise CladaError(f"{path} has no graph with an in-place cache, which is what is timed")
+    # A share is an input of the graph.
+    for session in sessions.values():
+        session.models.take("single", first.models.of("single"))
+    quantization = first.manifest.quantization
+    blocks = None if quantization is None else Blocks(quantization.bits, quantization.block_size)
+    with dense_copy(first.artifact.in_place_model, blocks) as graph:
+        theirs = Session(file, threads=threads)
+        theirs.models.take("single", InPlaceModel(graph, theirs.context_length, Execution(threads)))
+        yield OpenedArtifact(file, _precision(first.manifest), sessions, theirs)
