@@ -34,6 +34,7 @@ class SparseLinearCall(ctypes.Structure):
         [(name, ctypes.c_int64) for name in ("batch", "sequence", "width", "outputs")]
         + [(name, ctypes.c_int) for name in ("element", "weight_element", "bits", "block_size")]
         + [(name, ctypes.c_void_p) for name in _LINEAR_POINTERS]
+        + [("byte_factors", ctypes.c_bool)]
     )
 
 

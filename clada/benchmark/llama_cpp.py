@@ -62,8 +62,8 @@ class LlamaModel:
         """Read tokens at once; the logits f32[V] after the last, until the next are read."""
         for start in range(0, len(tokens), _BATCH):
             part = tokens[start : start + _BATCH]
-            batch = self._api.llama_batch_get_one((self._api.llama_token * len(part))(*part), len(part))
-            if self._api.llama_decode(self._context, batch) != 0:
+            ids = (self._api.llama_token * len(part))(*part)  # a batch points to it
+            if self._api.llama_decode(self._context, self._api.llama_batch_get_one(ids, len(part))) != 0:
                 raise CladaError(f"llama.cpp cannot read {len(part)} tokens")
         logits = self._api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(logits, shape=(self.vocabulary,))

@@ -55,6 +55,8 @@ struct SparseLinearCall {
   const float* scale;      // [B, S]
   void* y;                 // [B, S, N]
   int32_t* kept;           // [B, S]
+  // On a CPU: whether x times the scales of 4-bit codes may be rounded to 8 bits, where that is faster.
+  bool byte_factors = false;
 };
 
 // One call of LoadSignal; names and formulas as in clada/ops/load_signal.py.

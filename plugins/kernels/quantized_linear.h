@@ -29,32 +29,33 @@ struct PackedLinear {
   }
 };
 
-// How packed rows are summed, and into what sizes the work is cut for that.
-template <class I, int kBits>
+// How packed rows are summed, and into what sizes the work is cut for that; kBytes where factors are rounded to bytes.
+template <class I, int kBits, bool kBytes>
 struct QuantizedSums {
   using Rows = PackedRows<I, kBits>;
+  static constexpr int kGroup = kBytes ? kByteSumRows : kSumRows;  // rows added at a time
   // From this many tokens on, products of matrices are faster, even though they skip nothing.
   static constexpr int64_t kMatrixTokens = Rows::kPaired ? 12 : 28;
   static constexpr int64_t kStripBytes = 8192;  // of a row: what memory gives depends on how much is read in one go
   static constexpr int64_t kLeastInputs = 192;  // of a part, whose sums have eight times the bytes of a row of codes
-  static constexpr int kAhead = 8;              // rows are prefetched so many before they are read
+  static constexpr int kAhead = kGroup;         // rows are prefetched so many before they are read
 
   static int64_t bytes(int64_t columns) { return columns * kBits / 8; }
 
   // Adds the rows of `count` inputs times their factors to columns [first, last) of y.
   static void add(const Rows& w, const int32_t* inputs, int count, const float* factors, int64_t first, int64_t last,
                   float* y) {
-    for (int n = 0; n < count; n += kSumRows) {
-      const int there = count - n < kSumRows ? count - n : kSumRows;
-      typename Rows::Row some[kSumRows], next[kSumRows];
-      float group[kSumRows] = {};
-      for (int r = 0; r < kSumRows; ++r) {
+    for (int n = 0; n < count; n += kGroup) {
+      const int there = count - n < kGroup ? count - n : kGroup;
+      typename Rows::Row some[kGroup], next[kGroup];
+      float group[kGroup] = {};
+      for (int r = 0; r < kGroup; ++r) {
         const int at = n + (r < there ? r : there - 1);
         some[r] = w.row(inputs[at]);
         next[r] = w.row(inputs[at + kAhead < count ? at + kAhead : at]);
         if (r < there) group[r] = factors[at];
       }
-      add_stripes<I, kBits>(w, some, next, there, group, first / Rows::kSpan, last / Rows::kSpan, y);
+      add_stripes<I, kBits, kBytes>(w, some, next, there, group, first / Rows::kSpan, last / Rows::kSpan, y);
     }
   }
 };

@@ -2,6 +2,7 @@
 //
 // Factors times scales are taken in 16 bits, and rows two at a time, so that codes need not be converted.
 #pragma once
+#include "byte_row_sums.h"
 #include "packed_rows.h"
 
 namespace clada {
@@ -93,18 +94,25 @@ void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, co
   }
 }
 
-// y += sum over r of factors[r] * rows[r] in stripes [first, last), of at most kSumRows rows; where their number is odd
-// there is one row more, whose factor is 0.
-template <class I, int kBits>
+// y += sum over r of factors[r] * rows[r] in stripes [first, last), of at most kSumRows rows, or kByteSumRows where
+// factors are rounded to bytes (kBytes); where their number is odd there is one row more, whose factor is 0.
+template <class I, int kBits, bool kBytes = false>
 void add_stripes(const PackedRows<I, kBits>& rows, const uint8_t* const* some, const uint8_t* const* next, int count,
                  const float* factors, int64_t first, int64_t last, float* y) {
   const int64_t whole = rows.width / PackedRows<I, kBits>::kSpan;
   const int pairs = (count + 1) / 2;
+  const auto add = [&](auto is_whole, int64_t stripe) {
+    if constexpr (kBytes) {
+      add_byte_stripe<I, is_whole>(rows, some, next, pairs, factors, stripe, y);
+    } else {
+      add_stripe<I, kBits, is_whole>(rows, some, next, pairs, factors, stripe, y);
+    }
+  };
   for (int64_t stripe = first; stripe < last; ++stripe) {
     if (stripe < whole) {
-      add_stripe<I, kBits, true>(rows, some, next, pairs, factors, stripe, y);
+      add(std::true_type(), stripe);
     } else {
-      add_stripe<I, kBits, false>(rows, some, next, pairs, factors, stripe, y);
+      add(std::false_type(), stripe);
     }
   }
 }

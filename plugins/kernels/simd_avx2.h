@@ -107,6 +107,41 @@ struct Avx2 {
   static Ints high_bytes(Ints halves) { return _mm256_srai_epi16(halves, 8); }
   static Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
   static V to_float(Ints v) { return _mm256_cvtepi32_ps(v); }
+  // Whether sums of rows whose factors are bytes take half of the time, see byte_row_sums.h.
+  static constexpr bool kBytePairs = true;
+  // Bytes of two vectors that take turns: of groups 0, 1, 4 and 5, and of groups 2, 3, 6 and 7.
+  static void interleave(Ints even, Ints odd, Ints* bytes) {
+    bytes[0] = _mm256_unpacklo_epi8(even, odd);
+    bytes[1] = _mm256_unpackhi_epi8(even, odd);
+  }
+  // For each group a factor of either vector, -127 to 127, where interleaved bytes have it.
+  static void byte_factors(V even, V odd, Ints* factors) {
+    const Ints low = _mm256_and_si256(_mm256_cvtps_epi32(even), _mm256_set1_epi32(0xff));
+    const Ints pairs = _mm256_or_si256(low, _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 8));
+    const __m128i first = _mm_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 4, 5, 4, 5, 4, 5, 4, 5);
+    const __m128i second = _mm_setr_epi8(8, 9, 8, 9, 8, 9, 8, 9, 12, 13, 12, 13, 12, 13, 12, 13);
+    factors[0] = _mm256_shuffle_epi8(pairs, _mm256_broadcastsi128_si256(first));
+    factors[1] = _mm256_shuffle_epi8(pairs, _mm256_broadcastsi128_si256(second));
+  }
+  // Adds to each integer of 16 bits the products of two nibbles with the factors of their bytes.
+  static Ints add_byte_pairs(Ints sum, Ints nibbles, Ints factors) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles, factors));
+  }
+  static Ints subtract_eights(Ints sum, Ints factors) {
+    return _mm256_sub_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi8(8), factors));
+  }
+  // Sums of interleaved bytes by the byte of a group: four vectors, each of all groups.
+  static void by_byte(const Ints* sums, V* out) {
+    const __m128i turns = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    const Ints first = _mm256_shuffle_epi8(sums[0], _mm256_broadcastsi128_si256(turns));
+    const Ints second = _mm256_shuffle_epi8(sums[1], _mm256_broadcastsi128_si256(turns));
+    const Ints pairs[] = {_mm256_unpacklo_epi32(first, second), _mm256_unpackhi_epi32(first, second)};
+    for (int i = 0; i < 2; ++i) {
+      const Ints ordered = _mm256_permute4x64_epi64(pairs[i], 0xd8);
+      out[2 * i] = to_float(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(ordered)));
+      out[2 * i + 1] = to_float(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(ordered, 1)));
+    }
+  }
   // high * 256 + low - factor * x
   static V joined(Ints high, Ints low, int factor, Ints x) {
     const Ints sum = _mm256_add_epi32(_mm256_slli_epi32(high, 8), low);

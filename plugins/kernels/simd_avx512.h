@@ -67,6 +67,7 @@ struct Avx512 {
   using Ints = __m512i;
   // Whether products of pairs of 16 bits take half of the time that those of floats do.
   static constexpr bool kFastPairs = false;
+  static constexpr bool kBytePairs = false;
   // Rows whose products with x are summed at a time.
   static constexpr int kDotRows = 4;
   // Products of bytes lack this times the sum of the second factors.

@@ -104,6 +104,7 @@ struct Portable {
   using Ints = Mask;
   // Whether products of pairs of 16 bits take half of the time that those of floats do.
   static constexpr bool kFastPairs = false;
+  static constexpr bool kBytePairs = false;
   // Rows whose products with x are summed at a time.
   static constexpr int kDotRows = 1;
   // Products of bytes lack this times the sum of the second factors.

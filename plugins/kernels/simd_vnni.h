@@ -35,6 +35,7 @@ namespace clada {
 
 struct AvxVnni : Avx2 {
   static constexpr int kByteOffset = 128;
+  static constexpr bool kBytePairs = false;  // products of pairs are as fast
 
   static Ints dot_nibbles(Ints sum, Ints nibbles, Ints x) { return _mm256_dpbusd_avx_epi32(sum, nibbles, x); }
   static Ints dot_bytes(Ints sum, Ints codes, Ints x) {

@@ -83,16 +83,26 @@ void sparse_linear(const SparseLinearCall& call, void* workspace, const Parallel
   });
 }
 
+// Calls f with how the rows of a call are summed.
+template <class I, class F>
+auto with_sums(const SparseLinearCall& call, F f) {
+  return with_bits(call.quantization.bits, [&](auto bits) {
+    if constexpr (I::kBytePairs && bits == 4) {
+      if (call.byte_factors) return f(bits, QuantizedSums<I, bits, true>());
+    }
+    return f(bits, QuantizedSums<I, bits, false>());
+  });
+}
+
 template <class I>
 size_t quantized_linear_workspace(const SparseLinearCall& call) {
-  return with_bits(call.quantization.bits,
-                   [&](auto bits) { return linear_workspace<I, QuantizedSums<I, bits>>(call); });
+  return with_sums<I>(call, [&](auto, auto sums) { return linear_workspace<I, decltype(sums)>(call); });
 }
 
 template <class I>
 void quantized_linear(const SparseLinearCall& call, const void* packed, void* workspace, const ParallelFor& parallel) {
-  with_bits(call.quantization.bits, [&](auto bits) {
-    run_linear<I, QuantizedSums<I, bits>>(call, PackedLinear<I, bits>::rows(call, packed), workspace, parallel);
+  with_sums<I>(call, [&](auto bits, auto sums) {
+    run_linear<I, decltype(sums)>(call, PackedLinear<I, bits>::rows(call, packed), workspace, parallel);
   });
 }
 

@@ -19,9 +19,10 @@ using CpuDomain = Domain<FfnKernel, LinearKernel, QuantizedLinearKernel, LoadSig
 // One for each settings ever requested, never freed: a session may outlive everything of ours.
 CpuDomain& domain_for(const Settings& settings) {
   static std::mutex mutex;
-  static auto& domains = *new std::map<std::array<std::string, 3>, std::unique_ptr<CpuDomain>>();
+  static auto& domains = *new std::map<std::array<std::string, 4>, std::unique_ptr<CpuDomain>>();
   const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<CpuDomain>& domain = domains[{settings.weights, settings.instructions, settings.element}];
+  std::unique_ptr<CpuDomain>& domain =
+      domains[{settings.weights, settings.instructions, settings.element, settings.exact}];
   if (!domain) domain = std::make_unique<CpuDomain>(settings, settings.element);
   return *domain;
 }

@@ -55,7 +55,13 @@ def check_provider() -> None:
 
 
 def register(
-    options: Any, *, device: str = "cpu", weights: str = "", instructions: str = "", element: str = ""
+    options: Any,
+    *,
+    device: str = "cpu",
+    weights: str = "",
+    instructions: str = "",
+    element: str = "",
+    exact: bool = False,
 ) -> None:
     """Register the kernels for sessions that are created with these options.
 
@@ -67,6 +73,7 @@ def register(
             processor has where empty.
         element: "float32", "float16" or "bfloat16", for the CPU: the type T of the model's ops; kernels of every type
             where empty, and then ONNX Runtime may run a float16 op as a float32 one, its weights converted.
+        exact: Whether tokens are multiplied with quantized weights in 16 bits also where 8 are faster.
 
     Raises:
         CladaError: There is no library, or no execution provider for it, or it does not load: it was built for
@@ -83,6 +90,7 @@ def register(
     options.add_session_config_entry("clada.weights", weights)
     options.add_session_config_entry("clada.instructions", instructions)
     options.add_session_config_entry("clada.element", element)
+    options.add_session_config_entry("clada.exact", "1" if exact else "")
     try:
         options.register_custom_ops_library(str(path))
     except (ort_errors.Fail, ort_errors.InvalidArgument) as error:

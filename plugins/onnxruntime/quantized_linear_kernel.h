@@ -17,7 +17,10 @@ class QuantizedLinearKernel {
   static constexpr const char* kProvider = nullptr;  // the CPU's
 
   QuantizedLinearKernel(const Ort::ConstKernelInfo& info, Element element, const Settings& settings)
-      : element_(element), kernels_(settings.kernels->quantized), quantization_(linear_quantization<Table>(info)) {
+      : element_(element),
+        kernels_(settings.kernels->quantized),
+        quantization_(linear_quantization<Table>(info)),
+        exact_(!settings.exact.empty()) {
     check_quantized(settings);
     const QuantizedMatrix w{In::w, In::s, In::specs[In::w].name, In::specs[In::s].name};
     packed_ = pack_linear_input(info, Table::name, w, quantization_, kernels_);
@@ -29,7 +32,8 @@ class QuantizedLinearKernel {
 
  private:
   void compute(OrtKernelContext* context) {
-    const SparseLinearCall call = linear_call<Table>(Ort::KernelContext(context), element_, quantization_);
+    SparseLinearCall call = linear_call<Table>(Ort::KernelContext(context), element_, quantization_);
+    call.byte_factors = !exact_;
     const Scratch workspace(context, kernels_.linear_workspace(call));
     kernels_.linear(call, packed_.get(), workspace.data, thread_pool(context));
   }
@@ -37,6 +41,7 @@ class QuantizedLinearKernel {
   Element element_;
   const QuantizedKernels& kernels_;
   Quantization quantization_;
+  bool exact_;
   HeldWeights packed_;
 };
 

@@ -7,7 +7,8 @@ namespace clada {
 Settings read_settings(Ort::UnownedSessionOptions& options) {
   Settings settings{options.GetConfigEntryOrDefault("clada.weights", ""),
                     options.GetConfigEntryOrDefault("clada.instructions", ""),
-                    options.GetConfigEntryOrDefault("clada.element", ""), nullptr};
+                    options.GetConfigEntryOrDefault("clada.element", ""),
+                    options.GetConfigEntryOrDefault("clada.exact", ""), nullptr};
   if (!settings.weights.empty() && settings.weights != "bfloat16") {
     throw Ort::Exception("clada.weights is '" + settings.weights + "'; it may be empty or bfloat16",
                          ORT_INVALID_ARGUMENT);
@@ -17,6 +18,9 @@ Settings read_settings(Ort::UnownedSessionOptions& options) {
   if (!known) {
     throw Ort::Exception("clada.element is '" + settings.element + "'; it may be empty, float32, float16 or bfloat16",
                          ORT_INVALID_ARGUMENT);
+  }
+  if (!settings.exact.empty() && settings.exact != "1") {
+    throw Ort::Exception("clada.exact is '" + settings.exact + "'; it may be empty or 1", ORT_INVALID_ARGUMENT);
   }
   settings.kernels = find_kernels(settings.instructions.c_str());
   if (!settings.kernels) {

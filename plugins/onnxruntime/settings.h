@@ -11,8 +11,10 @@ namespace clada {
 // "clada.instructions": "" for the best this processor has, or a name that find_kernels knows.
 // "clada.element": "" for kernels of every type, or the name of one. Where there are float32 ones too, ONNX Runtime
 // runs a float16 op between two that it converts to float32 on those, with its weights converted as well.
+// "clada.exact": "" where products with 4-bit weights may round what these are multiplied with to 8 bits, as ONNX
+// Runtime's own do, on processors where that is faster; "1" for 16 bits on all.
 struct Settings {
-  std::string weights, instructions, element;
+  std::string weights, instructions, element, exact;
   const Kernels* kernels;
 };
 

@@ -9,7 +9,7 @@ namespace clada {
 
 inline ParallelFor thread_pool(OrtKernelContext* context) {
   return {context, [](void* pool, size_t count, void (*task)(void*, size_t), void* data) {
-            Ort::KernelContext(static_cast<OrtKernelContext*>(pool)).ParallelFor(task, count, 0, data);
+            Ort::KernelContext(static_cast<OrtKernelContext*>(pool)).ParallelFor(task, count, count, data);
           }};
 }
 

@@ -58,8 +58,8 @@ class Execution:
         element: The type of the model, by its name in the manifest; empty where it is not known. See `register`.
         device: "cpu" or "cuda".
         cuda_graph: Whether the decode steps of a text are captured in CUDA graphs and replayed.
-        exact: Whether products with quantized weights are computed in floating point, as verification wants them, and
-            not with tokens rounded to 8 bits.
+        exact: Whether products with quantized weights are computed in floating point or, in the native kernels, with
+            tokens in 16 bits, as verification wants them, and not with tokens rounded to 8 bits.
         spare_memory: Whether weights stay as the file has them, mapped: dequantized where a step needs them and never
             rearranged, so that function bodies need no memory of the size of the model, and more time.
 
@@ -162,6 +162,7 @@ def _load_native(path: Path, execution: Execution) -> Any:
         weights=execution.weights,
         instructions=execution.instructions,
         element=execution.element,
+        exact=execution.exact,
     )
     return _load(path, options, execution)
 

@@ -59,14 +59,16 @@ def sparse_linear(
     element: str = "float32",
     weight_element: str = "float32",
     quantization: tuple[int, int] | None = None,
+    byte_factors: bool = False,
     offset: int = 0,
 ) -> tuple[Array, Array]:
     """Call the kernel of SparseLinear, or, with bits and a block size, of its quantized variant.
 
-    Other arguments are those of `sparse_ffn`; returns y in float64, and kept.
+    `byte_factors` is that of the call, other arguments are those of `sparse_ffn`; returns y in float64, and kept.
     """
     memory = GuardedArrays(offset)
     call, (y, kept) = place_linear_call(memory, inputs, element, weight_element, quantization)
+    call.byte_factors = byte_factors
     with memory.watched():
         assert _library.test_sparse_linear(instructions.encode(), threads, ctypes.byref(call)) == 0
     return from_element(y, element), kept

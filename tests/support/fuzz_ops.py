@@ -93,7 +93,7 @@ def run(model: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array] | None:
     """The outputs, or None where ONNX Runtime or a kernel refuses the model or the inputs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
-    register(options)
+    register(options, exact=True)
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return session.run(None, {value.name: inputs[value.name] for value in session.get_inputs()})

@@ -74,7 +74,7 @@ def run_onnxruntime(
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     if instructions is not None:
-        register(options, instructions=instructions)
+        register(options, instructions=instructions, exact=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     given = {spec.name: a for spec, a in zip(op.inputs, inputs, strict=True)}
     return session.run(None, {value.name: given[value.name] for value in session.get_inputs()})
