@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from clada.command_line import complain, note
 from clada.errors import CladaError
-from clada.runtime.chat.template import Message, render_chat
+from clada.runtime.chat.messages import Message
+from clada.runtime.chat.template import render_chat
 from clada.runtime.generation import GenerationConfig
 from clada.runtime.prefix import Prefix
 from clada.runtime.session import Session

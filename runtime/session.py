@@ -1,6 +1,6 @@
 """Session of an artifact: prefill, decode, and text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Any
 from clada.contract.artifact import GENERATION_CONFIG_NAME
 from clada.errors import CladaError
 from clada.ops.devices import Device, HeldWeights, OrtKernels
-from clada.runtime.chat.template import Message, render_chat
+from clada.runtime.chat.messages import Message, Tool
+from clada.runtime.chat.template import render_chat
 from clada.runtime.generation import Choice, Completion, GenerationConfig, Piece, generate, stream
 from clada.runtime.loading import Opened, open_model
 from clada.runtime.model_settings import default_sampling, end_tokens
@@ -129,9 +130,28 @@ class Session(Reader):
             )
         return checked
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Encode a conversation to token ids, by the model's chat template."""
-        return self.encode(render_chat(self.artifact, messages), add_special_tokens=False)
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Encode a conversation to token ids, by the model's chat template.
+
+        Args:
+            messages: Each with `role` and `content`; an assistant's may have `tool_calls`, and one of the role "tool"
+                says what a call gave.
+            tools: Functions that the model may call, each as `{"type": "function", "function": {"name": ...,
+                "description": ..., "parameters": JSON schema}}`. Nothing calls them: the model writes its call.
+            template_args: Arguments that the model's own template reads, by name, as `{"enable_thinking": False}`.
+
+        Raises:
+            CladaError: The model has no chat template, or it refuses the messages, or would not read the tools or an
+                argument; as of `encode`.
+        """
+        text = render_chat(self.artifact, messages, tools=tools, template_args=template_args)
+        return self.encode(text, add_special_tokens=False)
 
     def generate(
         self,

@@ -5,14 +5,13 @@ ranges, but not what it computes: that is counted here (template_budget.py).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, wraps
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jinja2
-import numpy as np
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -22,15 +21,13 @@ from jinja2.visitor import NodeTransformer
 
 from clada.contract.artifact import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, Artifact
 from clada.errors import CladaError
+from clada.runtime.chat.messages import Message, Tool, plain, plain_messages, plain_tools
+from clada.runtime.chat.template_arguments import SPECIAL_TOKENS, check_arguments, check_reads_tools
 from clada.runtime.chat.template_budget import Budget, budget, within
 
-Message = Mapping[str, Any]
-
-# Of the tokenizer's configuration: what a template may name.
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Names that a message's reasoning goes by; the first is what most templates read.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 _LARGEST_TEMPLATE = 1_000_000  # characters
+
+T = TypeVar("T")
 
 
 class _Generation(Extension):
@@ -212,40 +209,10 @@ def _compiled(template: str) -> jinja2.Template:
     return environment.from_string(_Counting().visit(tree).set_environment(environment))
 
 
-def _plain(value: Any) -> Any:
-    """Copy of plain data: a template must not reach the methods of anything else."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    # Of a subclass the plain value: not what it says of itself.
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else [_plain(item) for item in value]
-    return f"<{type(value).__name__}>"
-
-
-def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as templates expect them: no key without a value, the reasoning by each of its names."""
-    if not messages:
-        raise CladaError("the conversation is empty: it needs a message")
-    plain = []
-    for message in messages:
-        if not isinstance(message, Mapping):
-            raise CladaError(f"a message is {message!r}; it must be a mapping with role and content")
-        kept: dict[str, Any] = {key: _plain(value) for key, value in message.items() if value is not None}
-        reasoning = next((kept[name] for name in _REASONING if name in kept), None)
-        if reasoning is not None:
-            kept = {"thinking": reasoning, **kept, _REASONING[0]: reasoning}
-        plain.append(kept)
-    return plain
+@lru_cache(maxsize=8)
+def _names_read(template: str) -> frozenset[str]:
+    """Names that a template reads and does not always set itself before, those of functions included."""
+    return frozenset(meta.find_undeclared_variables(_Environment().parse(template)))
 
 
 def render(
@@ -253,9 +220,9 @@ def render(
     messages: Sequence[Message],
     variables: Mapping[str, str],
     *,
-    tools: Sequence[Message] | None = None,
-    documents: Sequence[Message] | None = None,
+    tools: Sequence[Tool] | None = None,
     add_generation_prompt: bool = True,
+    template_args: Mapping[str, Any] | None = None,
 ) -> str:
     """Render a conversation by a chat template.
 
@@ -264,23 +231,36 @@ def render(
         messages: Each with `role` and `content`, and whatever else the template reads.
         variables: Special tokens by their names.
         tools: Functions that the model may call, as JSON schemas.
-        documents: Documents that the model may consult.
         add_generation_prompt: End where the answer begins.
+        template_args: Variables of this template alone, such as `documents` and `enable_thinking`.
 
     Raises:
         CladaError: The template refuses the conversation, is none, or computes too much.
     """
-    given = {
-        **variables,
-        "messages": _messages(messages),
-        "tools": _plain(tools),
-        "documents": _plain(documents),
-        "add_generation_prompt": add_generation_prompt,
-    }
+    _check_size(template)
+    try:
+        given = {
+            "documents": None,
+            **plain(template_args or {}),
+            **variables,
+            "messages": plain_messages(messages),
+            "tools": None if tools is None else plain_tools(tools),
+            "add_generation_prompt": add_generation_prompt,
+        }
+    except RecursionError as error:
+        raise CladaError("what the chat template is to write is nested too deeply") from error
+    return _of_template(lambda: within(Budget(given), lambda: _compiled(template).render(given)))
+
+
+def _check_size(template: str) -> None:
     if len(template) > _LARGEST_TEMPLATE:
         raise CladaError(f"the model's chat template has {len(template):,} characters; {_LARGEST_TEMPLATE:,} are read")
+
+
+def _of_template(work: Callable[[], T]) -> T:
+    """Do what a template may fail in."""
     try:
-        return within(Budget(given), lambda: _compiled(template).render(given))
+        return work()
     except Exception as error:  # a template is a program, and may fail in any way
         raise CladaError(f"the model's chat template refused the conversation: {_reason(error)}") from error
 
@@ -290,16 +270,34 @@ def _reason(error: Exception) -> str:
     return kinds.get(type(error)) or str(error) or type(error).__name__
 
 
-def render_chat(artifact: Artifact, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+def _check_reads(template: str, template_args: Mapping[str, Any], tools: Sequence[Tool] | None) -> None:
+    """Raise CladaError where the template would not read what it is given beside messages."""
+    _check_size(template)
+    names, functions = _of_template(lambda: _names_read(template)), _Environment().globals
+    check_arguments(template_args, names - functions.keys(), functions)
+    if tools is not None:
+        check_reads_tools(names)
+
+
+def render_chat(
+    artifact: Artifact,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    *,
+    tools: Sequence[Tool] | None = None,
+    template_args: Mapping[str, Any] | None = None,
+) -> str:
     """Render a conversation as the model expects it, up to where its answer begins.
 
     Args:
         artifact: Artifact whose chat template renders it.
         messages: Each with `role` and `content`.
         add_generation_prompt: See `render`.
+        tools: Functions that the model may call.
+        template_args: Arguments of the model's own template, by name.
 
     Raises:
-        CladaError: The model has no chat template, or it refuses the messages.
+        CladaError: The model has no chat template, it refuses the messages, or does not read what it is given.
     """
     content = artifact.content(CHAT_TEMPLATE_NAME)
     if content is None:
@@ -309,7 +307,15 @@ def render_chat(artifact: Artifact, messages: Sequence[Message], add_generation_
     except UnicodeDecodeError as error:
         path = artifact.path(CHAT_TEMPLATE_NAME)
         raise CladaError(f"{path} is not UTF-8 text: byte {error.start} is invalid") from error
-    return render(template, messages, special_tokens(artifact), add_generation_prompt=add_generation_prompt)
+    _check_reads(template, template_args or {}, tools)
+    return render(
+        template,
+        messages,
+        special_tokens(artifact),
+        tools=tools,
+        add_generation_prompt=add_generation_prompt,
+        template_args=template_args,
+    )
 
 
 def special_tokens(artifact: Artifact) -> dict[str, str]:

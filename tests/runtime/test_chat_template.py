@@ -171,6 +171,7 @@ def test_the_text_of_transformers(tokenizer, record_property, name):
     for conversation in CONVERSATIONS.values():
         for given in ({}, {"tools": TOOLS}, {"documents": DOCUMENTS}, {"add_generation_prompt": False}):
             options = {"add_generation_prompt": True, **given}
+            ours = {"template_args": given} if "documents" in given else options
             try:
                 expected = tokenizer.apply_chat_template(
                     conversation, chat_template=template, tokenize=False, **options
@@ -178,10 +179,10 @@ def test_the_text_of_transformers(tokenizer, record_property, name):
             except Exception:
                 refused += 1
                 with pytest.raises(CladaError, match="the model's chat template refused the conversation: "):
-                    render(template, conversation, SPECIAL, **options)
+                    render(template, conversation, SPECIAL, **ours)
                 continue
             written += 1
-            assert render(template, conversation, SPECIAL, **options) == expected
+            assert render(template, conversation, SPECIAL, **ours) == expected
     record_property("cases", written + refused)
     assert written >= 4
 
@@ -309,13 +310,15 @@ def test_a_long_conversation_is_within_bounds(tokenizer):
         expected = tokenizer.apply_chat_template(
             turns, chat_template=TEMPLATES[name], documents=documents, tokenize=False
         )
-        assert render(TEMPLATES[name], turns, SPECIAL, documents=documents, add_generation_prompt=False) == expected
+        given = {"template_args": {"documents": documents}, "add_generation_prompt": False}
+        assert render(TEMPLATES[name], turns, SPECIAL, **given) == expected
 
 
 def test_what_the_template_may_not_have_been_given():
     for messages, message in (
         ([], "the conversation is empty"),
         (["hello"], "a message is 'hello'; it must be a mapping"),
+        ([USER, {"content": "x"}], "message 1 has the role None; it must be a text"),
     ):
         with pytest.raises(CladaError, match=message):
             render("x", messages, SPECIAL)
