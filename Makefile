@@ -8,7 +8,9 @@ PACKAGE := $(VENV)/package.$(shell find -L clada -name '*.py' | sort | cksum | c
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles what it imports, when it does, and keeps that: else every process of the tests compiles torch again.
 unexport PYTHONDONTWRITEBYTECODE
-INSTALL := $(PIP) install --no-compile --progress-bar off --constraint constraints.txt
+# LOCKED=1 installs locked.txt before all else, each file only if it has its hash; nothing that is missing is fetched then.
+INSTALL := $(PIP) install --no-compile --progress-bar off --constraint constraints.txt $(if $(LOCKED),--no-index)
+INSTALL_LOCKED := $(PIP) install --no-compile --progress-bar off --no-deps --no-build-isolation --require-hashes --requirement
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 NVCC := $(shell sed -n 's/^nvidia-cuda-crt==//p' constraints.txt)
 export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
@@ -16,7 +18,7 @@ export CLADA_ONNXRUNTIME_INCLUDE ?= $(CURDIR)/build/onnxruntime
 MAKEFLAGS += --jobs=2
 STEP := @scripts/step.sh
 
-.PHONY: demo native test test-all sanitized test-native test-cuda test-cuda-all lint wheels clean
+.PHONY: demo native test test-all sanitized test-native test-cuda test-cuda-all lint lock wheels clean
 
 demo: $(VENV)/export.stamp native
 	$(BIN)/python scripts/demo.py
@@ -81,8 +83,13 @@ lint: native $(VENV)/dependencies.stamp
 	$(BIN)/mypy
 
 # What builds clada.
-$(VENV)/tools.stamp: constraints.txt scripts/onnxruntime_headers.sh
+$(VENV)/tools.stamp: constraints.txt $(if $(LOCKED),locked.txt) scripts/onnxruntime_headers.sh
 	$(STEP) "making $(VENV)" $(PYTHON) -m venv $(VENV)
+ifneq ($(LOCKED),)
+	@sed -n '/^setuptools==/,/[^\\]$$/p' locked.txt >$(VENV)/setuptools.txt
+	$(STEP) "installing setuptools, which builds some, by its hash" $(INSTALL_LOCKED) $(VENV)/setuptools.txt
+	$(STEP) "installing all packages by their hashes" $(INSTALL_LOCKED) locked.txt
+endif
 	$(STEP) "installing CMake and what else builds the kernels" $(INSTALL) scikit-build-core setuptools cmake ninja numpy
 ifneq ($(CLADA_NATIVE),none)
 	$(STEP) "fetching ONNX Runtime's headers" scripts/onnxruntime_headers.sh $(CLADA_ONNXRUNTIME_INCLUDE)
@@ -114,6 +121,18 @@ $(VENV)/dependencies.stamp: $(VENV)/export.stamp
 	@$(BIN)/python scripts/requirements.py export dev >$(VENV)/dev.txt
 	$(STEP) "installing what checks clada" $(INSTALL) --no-build-isolation --requirement $(VENV)/dev.txt
 	@touch $@
+
+# locked.txt anew, after a change of constraints.txt. uv reads UV_INDEX and UV_FIND_LINKS, not pip's settings; one of them,
+# where its usual index has none, must lead to torch's CPU build.
+lock:
+	$(STEP) "making build/lock" $(PYTHON) -m venv build/lock
+	$(STEP) "installing uv" build/lock/bin/python -m pip install --progress-bar off uv
+	@build/lock/bin/python scripts/requirements.py export dev >build/lock/requirements.txt
+	@printf '%s\n' cmake ninja scikit-build-core nvidia-cuda-nvcc==$(NVCC) nvidia-nvvm==$(NVCC) >>build/lock/requirements.txt
+	@sed 's/^torch==.*/&+cpu/' constraints.txt >build/lock/constraints.txt
+	build/lock/bin/uv pip compile --quiet --python-version 3.11.5 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	    --no-annotate --custom-compile-command "make lock" --constraint build/lock/constraints.txt \
+	    --output-file locked.txt build/lock/requirements.txt
 
 # What is published, in dist/: the sources, and of them a wheel with the kernels in it, for every Linux that has the
 # libraries of this one or newer.

@@ -1,5 +1,6 @@
 """Installation of clada as a user does it: in a fresh environment, built in isolation, from a clone and an sdist."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -103,10 +104,24 @@ def test_wheel_holds_only_clada(installed_sdist):
     assert package_files("clada").keys() - set(names) == {"clada/plugins/kernels/op_table.py"}
     assert {"clada/exporter/data/calibration.jsonl", "clada/exporter/data/LICENSE-PSF.txt"} <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    licenses = {name.partition("licenses/")[2] for name in names if ".dist-info/licenses/" in name}
+    assert licenses == {"LICENSE", "THIRD-PARTY-NOTICES.md", "exporter/data/LICENSE-PSF.txt"}
     assert [name for name in names if name.endswith(".so")] == ["clada/plugins/onnxruntime/libclada_onnxruntime.so"]
     sources = (".cpp", ".h", ".cu", ".cuh", ".map", ".a", "CMakeLists.txt", "op_table.py")
     assert not [name for name in names if name.endswith(sources)]
+
+
+def test_wheel_says_what_is_in_it(installed_sdist):
+    """Its bill of materials is where PEP 770 has it, and tells of each file that is no module and not ours."""
+    wheel = zipfile.ZipFile(installed_sdist[0])
+    names = wheel.namelist()
+    assert [name for name in names if "/sboms/" in name] == ["clada-0.1.0.dist-info/sboms/clada.cdx.json"]
+    bill = json.loads(wheel.read("clada-0.1.0.dist-info/sboms/clada.cdx.json"))
+    parts = bill["metadata"]["component"]["components"]
+    told = {place["location"] for part in parts for place in part["evidence"]["occurrences"]}
+    ours = {"clada/py.typed", "clada/evaluation/templates/report.html", "clada/exporter/data/LICENSE-PSF.txt"}
+    others = {name for name in names if name.startswith("clada/") and not name.endswith(".py")}
+    assert others - ours == told
 
 
 @pytest.mark.fault(
