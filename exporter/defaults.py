@@ -1,9 +1,11 @@
 """Names of the choices, and their defaults, separate from the exporter so that help needs no torch."""
 
 from clada.ops.block_quantization import BITS
+from clada.ops.record import NARROW_TYPE
 
-# Types of the weights.
-DTYPES = ("float32", "float16")
+# Types of the weights, and of what is computed with them: no CPU of ONNX Runtime's computes in bfloat16.
+COMPUTES_IN = {"float32": "float32", "float16": "float16", NARROW_TYPE: "float32"}
+DTYPES = tuple(COMPUTES_IN)
 # Bits a weight, by the name on the command line.
 FORMATS = {f"int{bits}": bits for bits in BITS}
 METHODS = ("rtn", "gptq")

@@ -21,6 +21,7 @@ from clada.exporter.calibration.text import texts_of
 from clada.exporter.defaults import (
     BYTES_POLICY,
     CALIBRATION_TOKENS,
+    COMPUTES_IN,
     DEFAULT_OPSET,
     DEFAULT_QUANTIZED_OPSET,
     DTYPES,
@@ -38,6 +39,7 @@ from clada.exporter.neuron_export import calibrate_neurons
 from clada.exporter.prepared import Prepared
 from clada.exporter.price_export import calibrate_inputs, take_inputs
 from clada.exporter.quantization.kept_rounding import rounded_path
+from clada.exporter.quantization.narrow_weights import WEIGHTS_IN
 from clada.exporter.quantization.quantize import QuantizationConfig
 from clada.exporter.staging import staged
 from clada.exporter.verify import check_lines, require_passed, verification_rows, verify
@@ -55,7 +57,7 @@ class ExportConfig:
             for a way to quantize that follows text.
         calibration_tokens: Number of tokens of it to use.
         seed: Decides which parts of the text are used.
-        dtype: One of DTYPES.
+        dtype: Type of the weights, one of DTYPES; bfloat16 ones are multiplied in float32, and are for a goal of bytes.
         quantize: One of FORMATS, what weights are rounded to before anything is calibrated; None for as they are.
         block_size: See QuantizationConfig.
         quantize_method: See QuantizationConfig.
@@ -105,10 +107,29 @@ class ExportConfig:
                 )
         if self.dtype not in DTYPES:
             raise CladaError(f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}")
+        if self.narrow:
+            self._check_narrow()
         if self.calibration_tokens < 1:
             raise CladaError(f"calibration_tokens is {self.calibration_tokens}; it must be at least 1")
         if self.seed < 0:
             raise CladaError(f"seed is {self.seed}; it must be 0 or more")
+
+    def _check_narrow(self) -> None:
+        if self.quantize is not None:
+            raise CladaError(
+                f"weights cannot be in {self.dtype} and quantized to {self.quantize} too: leave out one of dtype and "
+                "quantize"
+            )
+        if not self.calibration.skips_inputs:
+            raise CladaError(
+                f"dtype {self.dtype} is for a goal of bytes, and the goal is {self.calibration.goal.name}: choose "
+                "float16, or bytes"
+            )
+
+    @property
+    def narrow(self) -> bool:
+        """Whether weights are in a narrower type than what is computed with them."""
+        return COMPUTES_IN[self.dtype] != self.dtype
 
     @property
     def rounds_by_text(self) -> bool:
@@ -219,12 +240,13 @@ def export(
                 config.calibration_file,
                 config.calibration.goal.value,
                 config.quantization,
+                config.narrow,
                 rounded_on,
                 rounded_path(output),
                 report,
             )
 
-        dtype = getattr(torch, config.dtype)
+        dtype = getattr(torch, COMPUTES_IN[config.dtype])
         if dtype != model.dtype:
             del model  # one at a time is in memory
             # Read anew: transformers keeps some of it in float32, unlike a cast.
@@ -242,6 +264,7 @@ def export(
             opset=opset,
             all_logits=config.all_logits,
             quantized=prepared.quantized,
+            weights_in=WEIGHTS_IN if config.narrow else None,
         )
         save(traced(), staged_model)
         in_place_needs = _write_in_place(functools.partial(traced, in_place_cache=True), staged_model, report)
@@ -282,4 +305,4 @@ def _prepared(
     if not calibration.skips_inputs:
         return calibrate_neurons(model, rows.decoded, calibration, config.quantization, data, kept, report)
     share, rules = calibration.goal.value, calibration.rules
-    return calibrate_inputs(model, rows, share, rules, config.quantization, data, kept, rounded, report)
+    return calibrate_inputs(model, rows, share, rules, config.quantization, config.narrow, data, kept, rounded, report)

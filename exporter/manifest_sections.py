@@ -31,6 +31,7 @@ from clada.contract.pieces import PIECE_BYTES, piece_hashes
 from clada.contract.pool import PoolPolicy, prior_name, weight_name
 from clada.exporter.calibration.calibrate import Calibration, CalibrationConfig
 from clada.exporter.calibration.price_calibration import PriceCalibration, PriceChoice
+from clada.exporter.defaults import COMPUTES_IN
 from clada.exporter.model.patch import sparse_layers
 from clada.exporter.model.rope import context_length
 from clada.exporter.model.sparse_sites import sparse_sites
@@ -52,8 +53,9 @@ def policy_section(config: CalibrationConfig, seed: int) -> PolicySection:
 
 
 def model_section(model: Any, parameters: int, dtype: str, opset: int) -> ModelSection:
-    """Section of the exported model; `parameters` as the checkpoint has them."""
-    values: dict[str, Any] = {"dtype": dtype}
+    """Section of the exported model; `parameters` as the checkpoint has them, `dtype` that of the weights."""
+    computes_in = COMPUTES_IN[dtype]
+    values: dict[str, Any] = {"dtype": computes_in, "weights": None if dtype == computes_in else dtype}
     return ModelSection(
         family=model.config.model_type,
         layers=model.config.num_hidden_layers,

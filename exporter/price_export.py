@@ -22,6 +22,7 @@ from clada.exporter.model.products import Product, find_products
 from clada.exporter.model.sparse_products import row_shares
 from clada.exporter.prepared import Prepared
 from clada.exporter.quantization.kept_rounding import keep_rounded, rounding_key, take_rounded
+from clada.exporter.quantization.narrow_weights import narrow_weights
 from clada.exporter.quantization.product_quantization import hold_products, quantize_products
 from clada.exporter.quantization.quantize import QuantizationConfig, Quantized
 
@@ -32,12 +33,13 @@ def calibrate_inputs(
     share: float,
     policy: Policy,
     quantization: QuantizationConfig | None,
+    narrow: bool,
     data: tuple[str, str],
     kept: Path,
     rounded: Path,
     report: Callable[[str], None],
 ) -> Prepared:
-    """Quantize a model, in place, if requested, and calibrate it.
+    """Round a model's weights, in place, if requested, and calibrate it.
 
     Args:
         model: A causal LM in float32.
@@ -45,6 +47,7 @@ def calibrate_inputs(
         share: Share of all weights' bytes that a token reads.
         policy: Policy, which decides the adaptation of the scale.
         quantization: Format to quantize weights to first; None for no quantization.
+        narrow: Whether to round weights to bfloat16 first.
         data: Name and SHA-256 of the text.
         kept: File of the kept calibration, which is reused where it exists.
         rounded: That of the weights that were rounded by text.
@@ -54,10 +57,13 @@ def calibrate_inputs(
         CladaError: No price reads that share.
     """
     follows = policy.scale == "load", policy.anticipation
-    settings = json.dumps([version("clada"), share, *follows, None if quantization is None else asdict(quantization)])
+    rounding = None if quantization is None else asdict(quantization)
+    settings = json.dumps([version("clada"), share, *follows, rounding, narrow])
     of = CalibratedOn(model_hash(model), *data, tensors_hash(settings, {"rows": rows.whole}))
     products = find_products(model)
     quantized = _quantized(model, of.model, products, quantization, rows.decoded, rounded, report)
+    if narrow:
+        narrow_weights(model, products, report)
     calibration = _kept(kept, of, products)
     if calibration is None:
         prompt = prompt_tokens(rows.decoded.shape[1])
@@ -98,6 +104,7 @@ def take_inputs(
     path: Path,
     share: float,
     quantization: QuantizationConfig | None,
+    narrow: bool,
     rows: Tensor | None,
     rounded: Path,
     report: Callable[[str], None],
@@ -109,6 +116,7 @@ def take_inputs(
         path: Path of the file.
         share: Share of all weights' bytes.
         quantization: Format to quantize weights to first.
+        narrow: See `calibrate_inputs`.
         rows: i64[N, S] tokens, for a way to quantize that follows text.
         rounded: See `calibrate_inputs`.
         report: Called with each line of progress.
@@ -121,6 +129,8 @@ def take_inputs(
     if of.model != model_hash(model):
         raise CladaError(f"{path} is the calibration of another model: its weights are not this model's")
     quantized = _quantized(model, of.model, products, quantization, rows, rounded, report)
+    if narrow:
+        narrow_weights(model, products, report)
     return prepared_for(calibration, share, quantized, (of.data, of.data_sha256), report)
 
 

@@ -80,9 +80,10 @@ def _model_lines(artifact: Artifact) -> list[str]:
     manifest = artifact.manifest
     model, policy, calibration = manifest.model, manifest.policy, manifest.calibration
     goal, value = policy.goal
+    types = model.dtype if model.weights is None else f"{model.dtype} with {model.weights} weights"
     parts = plain(policy.parts).items()
     return [
-        f"{model.family}, {model.parameters:,} parameters, {model.layers} layers, {model.dtype}, "
+        f"{model.family}, {model.parameters:,} parameters, {model.layers} layers, {types}, "
         f"opset {model.opset}, context {model.context_length}",
         f"ops: {', '.join(f'{name} {v}' for name, v in manifest.ops.items())}; each with its ONNX function body",
         *_quantization_lines(artifact),

@@ -125,6 +125,8 @@ def open_model(
     if execution.device == "cuda":
         check_cuda()
     artifact = open_artifact(path, check_weights=False)
+    if execution.device != "cpu":
+        artifact.check_for_gpu()
     if execution.weights and artifact.quantization is not None:
         raise CladaError(
             f"weights={execution.weights} is for weights in float32, and those of {path} are quantized to "

@@ -101,6 +101,14 @@ class Artifact:
         """Format of the quantized weights; None where they are not quantized."""
         return self.manifest.quantization
 
+    def check_for_gpu(self) -> None:
+        """Raise CladaError for weights that no kernels for GPUs read."""
+        if self.manifest.model.weights is not None:
+            raise CladaError(
+                f"the weights of {self.model} are in {self.manifest.model.weights}, which only the kernels for CPUs "
+                "read: export the model with --dtype float16"
+            )
+
     def content(self, name: str) -> bytes | None:
         """Content of one of the smaller files; None where the manifest does not list it, whatever is in the folder.
 

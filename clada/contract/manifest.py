@@ -47,6 +47,7 @@ class ModelSection:
         parameters: As the checkpoint has them.
         dtype: T of the graph.
         opset: Version of the standard ops.
+        weights: Type of matrices and embedding where that is narrower; None where it is dtype, or they are quantized.
     """
 
     family: str
@@ -58,10 +59,23 @@ class ModelSection:
     parameters: _Count
     dtype: Literal["float32", "float16"]
     opset: _Size
+    weights: Literal["bfloat16"] | None = None
 
     def __post_init__(self) -> None:
+        if self.weights is not None and (self.dtype != "float32" or self.neurons):
+            raise WrongValueError(f"weights is {self.weights!r}, which is for float32 and inputs that are skipped")
         if self.neurons and len(self.neurons) != self.layers:
             raise WrongValueError(f"neurons is of {len(self.neurons)} layers, and layers is {self.layers}")
+
+    @property
+    def weight_type(self) -> str:
+        """Type of the matrices where they are not quantized."""
+        return self.weights or self.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a weight where they are not quantized."""
+        return 4 if self.weight_type == "float32" else 2
 
 
 @dataclass(frozen=True)
@@ -428,6 +442,8 @@ class Manifest:
             raise WrongValueError("inputs does not go with the ops it names")
         if any(op.name in self.ops for op in QUANTIZED.values()) != (self.quantization is not None):
             raise WrongValueError("quantization does not go with the ops it names")
+        if self.quantization is not None and self.model.weights is not None:
+            raise WrongValueError("quantization and model.weights: no more than one of them may be given")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> i
     """
     model = manifest.model
     if quantization is None:
-        of_weight: float = np.dtype(model.dtype).itemsize
+        of_weight: float = model.weight_bytes
     else:
         of_weight = quantization.bits / 8 + np.dtype(np.float16).itemsize / quantization.block_size
     if manifest.inputs is not None:

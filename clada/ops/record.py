@@ -15,6 +15,8 @@ VERSION = 1
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
 
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
+# The type that weights may have where all else is in float32: a float32 without its last 16 bits.
+NARROW_TYPE = "bfloat16"
 Array = npt.NDArray[Any]
 # "data" is what an op computes with or puts out; all others belong to the model, or steer it.
 Role = Literal["data", "matrix", "scales", "bias", "threshold", "knots", "scale", "pool"]
@@ -31,6 +33,7 @@ class Tensor:
         role: Its part in the op.
         of: Name of the matrix that scales or a bias belong to; empty for the other roles.
         least: The smallest size that each of its dimensions may have.
+        narrow: Whether it may be in NARROW_TYPE where T is float32.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Tensor:
     role: Role = "data"
     of: str = ""
     least: int = 0
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,11 @@ def check_inputs(
     if float_type not in FLOAT_TYPES:
         raise CladaError(f"{op.name}: {op.inputs[0].name} is {float_type}, expected one of {', '.join(FLOAT_TYPES)}")
     for spec, shape, dtype in zip(op.inputs, shapes, dtypes, strict=True):
-        wanted = float_type if spec.dtype == "T" else spec.dtype
-        if dtype != wanted:
-            raise CladaError(f"{op.name}: {spec.name} is {dtype}, expected {wanted}")
+        wanted = [float_type if spec.dtype == "T" else spec.dtype]
+        if spec.narrow and float_type == "float32":
+            wanted.append(NARROW_TYPE)
+        if dtype not in wanted:
+            raise CladaError(f"{op.name}: {spec.name} is {dtype}, expected {' or '.join(wanted)}")
         known = [f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in spec.axes]
         if len(shape) != len(spec.axes) or any(
             sizes.setdefault(axis, size) != size for axis, size in zip(spec.axes, shape, strict=True)

@@ -21,7 +21,8 @@ def _body(_attributes: Mapping[str, str | float]) -> str:
     kept = ReduceSum <keepdims = 0> (kept_count, last_axis)
     kept_wide = Where (large, a, zero)
     kept_x = CastLike (kept_wide, x)
-    y = MatMul (kept_x, w)
+    rows = CastLike (w, x)
+    y = MatMul (kept_x, rows)
     """
 
 
@@ -65,10 +66,10 @@ SPARSE_LINEAR = Op(
     y = sum over kept i of x_i * w_i        kept = sum_i kept_i
 
 Row w_i is what input i writes: w is the transposed weight of a linear layer. scale = 0 keeps every input that is not
-zero; scale < 0 marks padding, for which nothing is kept and y is 0.""",
+zero; scale < 0 marks padding, for which nothing is kept and y is 0. Where x is float32, w may be bfloat16.""",
     inputs=(
         Tensor("x", "T", ("B", "S", "D")),
-        Tensor("w", "T", ("D", "N"), "matrix"),
+        Tensor("w", "T", ("D", "N"), "matrix", narrow=True),
         Tensor("threshold", "float32", ("D",), "threshold"),
         Tensor("scale", "float32", ("B", "S"), "scale"),
     ),

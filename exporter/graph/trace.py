@@ -20,6 +20,7 @@ from clada.errors import CladaError
 from clada.exporter.defaults import DEFAULT_OPSET, MINIMUM_QUANTIZED_OPSET
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.decoder_inputs import random_step
+from clada.exporter.graph.narrow_embedding import narrow_embedding
 from clada.exporter.graph.ort_attention import check_in_place, in_place_attention
 from clada.exporter.graph.rewrites import divide_by_roots, drop_reshapes
 from clada.exporter.graph.static_sizes import state_known_sizes
@@ -182,6 +183,7 @@ def trace(
     all_logits: bool = False,
     in_place_cache: bool = False,
     quantized: Quantized | None = None,
+    weights_in: torch.dtype | None = None,
 ) -> onnx_ir.Model:
     """Trace a patched model.
 
@@ -192,6 +194,7 @@ def trace(
         all_logits: Give logits for all positions, not only the last.
         in_place_cache: For ONNX Runtime only and one text: keys and values are buffers that it writes into.
         quantized: The packed weights whose values the model holds; None where it is not quantized.
+        weights_in: Type of the products' weights and of the embedding in the graph; None for the model's.
 
     Returns:
         The ONNX model; its weights are made from the torch model's as each is written.
@@ -206,7 +209,8 @@ def trace(
     # Sizes of 0 and 1 would be taken for constants: right for the batch where it is to be 1, and only there.
     step = random_step(model, batch=1 if in_place_cache else 2, sequence=3, past=5)
     layers = len(step["past"])
-    weights = product_weights(model)
+    weights = product_weights(model, weights_in or model.dtype)
+    table_in = weights_in if quantized is None else torch.float16
     constants = calibrated.tensors() | {"weights": [weight.stand_in for weight in weights]}
     # No list of None: torch takes one for the axes of a single input, and with four layers' for another input's.
     fixed: dict[str, Any] = {
@@ -219,7 +223,7 @@ def trace(
         if in_place_cache:
             # Refused here, its reason is not wrapped by the exporter; by the weights' values, which stand-ins have not.
             check_in_place(decoder, arguments | {"weights": []})
-        with packed_weights(model, quantized), stand_in_embedding(model) as table:
+        with packed_weights(model, quantized), narrow_embedding(model, table_in), stand_in_embedding(model) as table:
             program = torch.onnx.export(
                 decoder,
                 (),

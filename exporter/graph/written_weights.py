@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,8 +37,8 @@ def _stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _written(name: str, tensor: Tensor, dtype: torch.dtype) -> onnx_ir.TensorProtocol:
     return onnx_ir.LazyTensor(
-        lambda: onnx_ir.tensor(tensor.to(dtype).numpy(), name=name),
-        dtype=onnx_ir.DataType.from_numpy(torch.empty(0, dtype=dtype).numpy().dtype),
+        lambda: TorchTensor(tensor.to(dtype), name=name),
+        dtype=from_torch_dtype(dtype),
         shape=onnx_ir.Shape(tensor.shape),
         name=name,
     )
@@ -50,9 +51,14 @@ def _of_product(product: SparseProduct, dtype: torch.dtype) -> Iterator[WrittenW
         yield WrittenWeight(name, _stand_in(tensor, of_graph), _written(name, tensor, of_graph))
 
 
-def product_weights(model: Any) -> list[WrittenWeight]:
-    """Weights of all of a model's products, in order, as the ops of its graph take them; none that skip neurons."""
-    return [weight for product in sparse_products(model) for weight in _of_product(product, model.dtype)]
+def product_weights(model: Any, dtype: torch.dtype) -> list[WrittenWeight]:
+    """Weights of all of a model's products, in order, as the ops of its graph take them; none that skip neurons.
+
+    Args:
+        model: A patched causal LM.
+        dtype: Type to write those in that are not quantized.
+    """
+    return [weight for product in sparse_products(model) for weight in _of_product(product, dtype)]
 
 
 class _StandInEmbedding(nn.Module):

@@ -1,6 +1,5 @@
 """Packed weights in the traced graph: in our ops, and in DequantizeLinear before the other products."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,11 +9,9 @@ import numpy as np
 import onnx_ir
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from clada.contract.artifact import data_name
 from clada.exporter.model.families import family_of
-from clada.exporter.model.held_weights import HeldEmbedding, held_weight
 from clada.exporter.model.patch import SparseLayer, decoder_layers, replace, sparse_layers
 from clada.exporter.quantization.merged_products import AND, BLOCK_AXIS, UNPACKING, widths
 from clada.exporter.quantization.quantize import Packed, Quantized, linear_modules
@@ -50,39 +47,6 @@ class PackedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class _HalfTable(nn.Embedding):
-    """nn.Embedding with a table in float16, whatever the model computes in, for what a family makes of its rows."""
-
-    computes_in: torch.dtype
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The table as the family's own code sees it."""
-        return self._half.to(self.computes_in)
-
-    @property
-    def _half(self) -> Tensor:
-        half = self._parameters["weight"]
-        assert half is not None
-        return half
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Embed tokens i64[B, S] to T[B, S, D]."""
-        return functional.embedding(ids, self._half).to(self.computes_in)
-
-
-def _half_embedding(embedding: nn.Embedding, dtype: torch.dtype) -> nn.Embedding:
-    """The same embedding with a table in float16."""
-    half = copy.copy(embedding)
-    table = held_weight(embedding).values(torch.float16)
-    half._parameters = {"weight": nn.Parameter(table, requires_grad=False)}
-    kind = nn.Embedding if isinstance(embedding, HeldEmbedding) else type(embedding)
-    # Some families scale what nn.Embedding gives: that alone is another's here.
-    half.__class__ = _HalfTable if kind is nn.Embedding else type(f"Half{kind.__name__}", (kind, _HalfTable), {})
-    half.computes_in = dtype  # type: ignore[assignment]
-    return half
-
-
 def _packed_layer(layer: SparseLayer, matrices: dict[str, Packed], block_size: int) -> SparseLayer:
     weights: dict[str, Tensor] = {}
     for name in layer.weight_names:
@@ -100,13 +64,8 @@ def packed_weights(model: Any, quantized: Quantized | None) -> Iterator[None]:
     if quantized is None:
         yield
         return
-    embedding = model.get_input_embeddings()
-    try:
-        model.set_input_embeddings(_half_embedding(embedding, model.dtype))
-        with nullcontext() if quantized.products else _packed_layers(model, quantized):
-            yield
-    finally:
-        model.set_input_embeddings(embedding)
+    with nullcontext() if quantized.products else _packed_layers(model, quantized):
+        yield
 
 
 @contextmanager

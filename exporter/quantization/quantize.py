@@ -51,7 +51,8 @@ class QuantizationConfig:
                 raise CladaError(f"{name} is {getattr(self, name)}; it must be one of {', '.join(map(str, values))}")
 
 
-def _rows_at_a_time(matrix: Tensor) -> int:
+def rows_at_a_time(matrix: Tensor) -> int:
+    """Number of a matrix's rows to round or compare at a time."""
     return max(1, _WEIGHTS_AT_A_TIME // max(1, matrix.shape[1]))
 
 
@@ -97,7 +98,7 @@ class Packed:
     def distance(self, matrix: Tensor) -> tuple[float, float]:
         """Sum of squares of what sets the values apart from a matrix [F, D], and of that matrix."""
         apart = total = 0.0
-        size = _rows_at_a_time(matrix)
+        size = rows_at_a_time(matrix)
         for codes, scales, rows in zip(*(of.split(size) for of in (self.codes, self.scales, matrix)), strict=True):
             wide = rows.float()
             apart += float((wide - Packed(codes, scales, self.bits).values()).square().sum(dtype=torch.float64))
@@ -195,7 +196,7 @@ def check_can_be_quantized(model: Any, config: QuantizationConfig) -> None:
 
 def round_to_nearest(matrix: Tensor, bits: int, block_size: int) -> tuple[Tensor, Tensor]:
     """Quantize a matrix [F, D] to the nearest codes i8[F, P], with scales f16[F, N]."""
-    rows = matrix.split(_rows_at_a_time(matrix))
+    rows = matrix.split(rows_at_a_time(matrix))
     parts = [quantize_rows(part.float().numpy(), bits, block_size) for part in rows]
     codes, scales = (torch.from_numpy(np.concatenate(of)) for of in zip(*parts, strict=True))
     return codes, scales

@@ -14,7 +14,10 @@ from clada.ops.record import Attribute, Op, Tensor
 
 
 def _tensors(name: str, specs: tuple[Tensor, ...]) -> str:
-    rows = ", ".join(f'{{"{spec.name}", "{spec.dtype}", "{",".join(spec.axes)}", {spec.least}}}' for spec in specs)
+    rows = ", ".join(
+        f'{{"{spec.name}", "{spec.dtype}", "{",".join(spec.axes)}", {spec.least}, {str(spec.narrow).lower()}}}'
+        for spec in specs
+    )
     names = ", ".join(spec.name for spec in specs)
     return f"""  struct {name} {{
     enum : size_t {{ {names}, count }};
@@ -63,11 +66,12 @@ inline constexpr int kVersion = {VERSION};
 enum class Activation {{ {", ".join(ACTIVATIONS)} }};
 inline constexpr const char* kActivations[] = {{{", ".join(f'"{name}"' for name in ACTIVATIONS)}}};
 
-// A tensor's name, its type ("T" for the floating-point type of the op), its axes, joined by commas, and the smallest
-// size of each of them.
+// A tensor's name, its type ("T" for the floating-point type of the op), its axes, joined by commas, the smallest size
+// of each of them, and whether it may be bfloat16 where T is float32.
 struct TensorSpec {{
   const char *name, *dtype, *axes;
   int64_t least;
+  bool narrow;
 }};
 // An attribute's name, its type ("str", "int" or "float") and what it may be, joined by commas, empty for anything.
 struct AttributeSpec {{

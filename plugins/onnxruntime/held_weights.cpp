@@ -47,6 +47,11 @@ ConstantInput constant_input(const Ort::ConstKernelInfo& info, size_t index, con
   return {shape.GetShape(), value.GetTensorRawData(), count, count * element_bytes};
 }
 
+bool is_bfloat16(const Ort::ConstKernelInfo& info, size_t index) {
+  const auto type = info.GetInputTypeInfo(index).GetTensorTypeAndShapeInfo().GetElementType();
+  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+}
+
 HeldWeights compact_input(const Ort::ConstKernelInfo& info, size_t index, const char* name, const Kernels& kernels) {
   const ConstantInput input = constant_input(info, index, name, sizeof(float), "clada.weights=bfloat16");
   HeldWeights weights = hold(input.count * sizeof(uint16_t));

@@ -25,6 +25,9 @@ struct ConstantInput {
 ConstantInput constant_input(const Ort::ConstKernelInfo& info, size_t index, const char* name, size_t element_bytes,
                              const char* why);
 
+// Whether an input is of bfloat16.
+bool is_bfloat16(const Ort::ConstKernelInfo& info, size_t index);
+
 // Memory at a multiple of 64 bytes, of huge pages where the system has them.
 HeldWeights hold(size_t bytes);
 

@@ -46,15 +46,16 @@ OrtStatusPtr as_status(F f) {
   }
 }
 
-// A custom op of one element type. Table is the op's entry in the op table. Kernel says where it runs (kProvider), what
-// it is made with besides the node (Settings), and computes.
+// A custom op of one element type, and of one of its weights where they may be narrower. Table is the op's entry in the
+// op table. Kernel says where it runs (kProvider), what it is made with besides the node (Settings), and computes.
 template <class Table, class Kernel>
 struct OpBase : Ort::CustomOpBase<OpBase<Table, Kernel>, Kernel, true> {
   using Settings = typename Kernel::Settings;
-  Element element;
+  Element element, weight_element;
   Settings settings;
 
-  OpBase(Element given_element, const Settings& given_settings) : element(given_element), settings(given_settings) {
+  OpBase(Element given_element, Element given_weight_element, const Settings& given_settings)
+      : element(given_element), weight_element(given_weight_element), settings(given_settings) {
     this->version = kApiVersion;
   }
 
@@ -74,7 +75,10 @@ struct OpBase : Ort::CustomOpBase<OpBase<Table, Kernel>, Kernel, true> {
   const char* GetName() const { return Table::name; }
   const char* GetExecutionProviderType() const { return Kernel::kProvider; }
   size_t GetInputTypeCount() const { return Table::In::count; }
-  ONNXTensorElementDataType GetInputType(size_t i) const { return onnx_type(Table::In::specs[i], element); }
+  ONNXTensorElementDataType GetInputType(size_t i) const {
+    const TensorSpec& spec = Table::In::specs[i];
+    return onnx_type(spec, spec.narrow ? weight_element : element);
+  }
   size_t GetOutputTypeCount() const { return Table::Out::count; }
   ONNXTensorElementDataType GetOutputType(size_t i) const { return onnx_type(Table::Out::specs[i], element); }
 };

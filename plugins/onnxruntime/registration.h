@@ -10,8 +10,8 @@
 
 namespace clada {
 
-// The ops of a device with one set of settings, for every element type, or one by name. ONNX Runtime keeps pointers to
-// them for as long as a session lives.
+// The ops of a device with one set of settings, for every element type, or one by name, and for narrow weights where a
+// kernel takes those (kNarrowWeights). ONNX Runtime keeps pointers to them for as long as a session lives.
 template <template <class> class FfnKernel, class LinearKernel, class QuantizedLinearKernel, class LoadSignalKernel>
 struct Domain {
   Ort::CustomOpDomain domain{kDomain};
@@ -24,6 +24,9 @@ struct Domain {
       add<OpBase<ops::QuantizedSparseGatedFFN, FfnKernel<ops::QuantizedSparseGatedFFN>>>(element, settings);
       add<OpBase<ops::QuantizedSparseFFN, FfnKernel<ops::QuantizedSparseFFN>>>(element, settings);
       add<OpBase<ops::SparseLinear, LinearKernel>>(element, settings);
+      if (LinearKernel::kNarrowWeights && element == Element::kFloat32) {
+        add<OpBase<ops::SparseLinear, LinearKernel>>(element, settings, Element::kBFloat16);
+      }
       add<OpBase<ops::QuantizedSparseLinear, QuantizedLinearKernel>>(element, settings);
       add<OpBase<ops::LoadSignal, LoadSignalKernel>>(element, settings);
     }
@@ -32,7 +35,12 @@ struct Domain {
  private:
   template <class Op>
   void add(Element element, const typename Op::Settings& settings) {
-    const auto op = std::make_shared<Op>(element, settings);
+    add<Op>(element, settings, element);
+  }
+
+  template <class Op>
+  void add(Element element, const typename Op::Settings& settings, Element weight_element) {
+    const auto op = std::make_shared<Op>(element, weight_element, settings);
     domain.Add(op.get());
     ops_.push_back(op);
   }

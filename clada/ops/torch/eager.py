@@ -74,7 +74,7 @@ def sparse_ffn(
 def sparse_linear(x: Tensor, w: Tensor, threshold: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """See `clada.ops.SPARSE_LINEAR`."""
     kept = _large(x.float(), threshold, scale)
-    return torch.where(kept, x, 0) @ w, kept.sum(-1, dtype=torch.int32)
+    return torch.where(kept, x, 0) @ w.to(x.dtype), kept.sum(-1, dtype=torch.int32)
 
 
 def dequantized(packed: Tensor, scales: Tensor, bits: int) -> Tensor:

@@ -16,6 +16,7 @@ class LinearKernel {
  public:
   using Settings = NoSettings;
   static constexpr const char* kProvider = kCudaProvider;
+  static constexpr bool kNarrowWeights = false;
 
   LinearKernel(const Ort::ConstKernelInfo& info, Element element, const Settings&)
       : element_(element), quantization_(linear_quantization<Table>(info)) {

@@ -71,6 +71,7 @@ def build_engine(
         CladaError: What was given or asked for cannot be built, or nothing can be written there.
     """
     artifact = open_artifact(model)
+    artifact.check_for_gpu()
     limits = limits_for(artifact.manifest.model.context_length, config.max_batch, config.max_prompt, config.capacity)
     output = output or artifact.model.with_suffix(ENGINE_SUFFIX)
     _check_output(output, artifact)
