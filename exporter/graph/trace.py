@@ -25,6 +25,7 @@ from clada.exporter.graph.ort_attention import check_in_place, in_place_attentio
 from clada.exporter.graph.rewrites import divide_by_roots, drop_reshapes
 from clada.exporter.graph.static_sizes import state_known_sizes
 from clada.exporter.graph.written_weights import product_weights, stand_in_embedding
+from clada.exporter.model.alibi import alibi_by_length
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.rope import rope_by_length
 from clada.exporter.quantization.merged_products import merge_products
@@ -219,7 +220,7 @@ def trace(
     names = calibrated.names() + [weight.name for weight in weights]
     arguments = step | constants
     attention = in_place_attention(model) if in_place_cache else nullcontext()
-    with _quiet(), _uncollected(), torch.no_grad(), rope_by_length(model), attention:
+    with _quiet(), _uncollected(), torch.no_grad(), rope_by_length(model), alibi_by_length(model), attention:
         if in_place_cache:
             # Refused here, its reason is not wrapped by the exporter; by the weights' values, which stand-ins have not.
             check_in_place(decoder, arguments | {"weights": []})

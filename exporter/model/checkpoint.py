@@ -31,8 +31,6 @@ from clada.exporter.model.structure import check_behavior, check_weights
 # Classes that are causal language models, and the entry of a configuration that names one of the checkpoint's own.
 _ARCHITECTURES = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _CAUSAL = "AutoModelForCausalLM"
-# Dense types whose code cannot be traced, and why.
-_UNTRACEABLE = {"mpt": "its attention cuts its biases to lengths that torch.export cannot follow"}
 # Fields of a configuration that name an activation.
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 # Fields of a configuration that must be 1 at least, where it has them.
@@ -48,8 +46,6 @@ def _check_config(config: Any, source: str) -> None:
         raise CladaError(f"{source} is not a causal language model: its architecture is {named}")
     if not is_gguf(source):
         check_method(config, source)
-    if config.model_type in _UNTRACEABLE:
-        raise CladaError(f"model type '{config.model_type}' cannot be exported: {_UNTRACEABLE[config.model_type]}")
     for name in _ACTIVATIONS:
         activation = getattr(config, name, None)
         if isinstance(activation, str) and activation not in ACT2FN:

@@ -17,7 +17,7 @@ EXPORTED = (
     "cwm", "diffllama", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text", "gemma4_text",
     "gemma4_unified_text", "glm", "glm4", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
     "gpt_neox_japanese", "gptj", "granite", "granite_swa", "helium", "hunyuan_v1_dense", "hyperclovax", "internlm3",
-    "iquestcoder", "jais2", "lfm2", "llama", "ministral", "ministral3", "mistral", "modernbert-decoder", "moshi",
+    "iquestcoder", "jais2", "lfm2", "llama", "ministral", "ministral3", "mistral", "modernbert-decoder", "moshi", "mpt",
     "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3",
     "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm",
 )
