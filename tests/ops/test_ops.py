@@ -10,25 +10,28 @@ import pytest
 import torch
 
 from clada.errors import CladaError
-from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_GATED_FFN
+from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, QUANTIZED, SPARSE_GATED_FFN, SPARSE_LINEAR
 from clada.ops.activations import ACTIVATIONS
 from clada.ops.onnx import function_proto, schema
 from clada.ops.record import Case, Op, evaluate
 from clada.ops.torch import ACTIVATIONS as TORCH_ACTIVATIONS
 from clada.ops.torch import torch_op
 from tests.conftest import ROOT
-from tests.support.op_backends import BACKENDS, body_model, make_constant
+from tests.support.op_backends import BACKENDS, BFLOAT16, body_model, make_constant
 
 CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS.values() for case in op.cases()]
+NARROW_CASES = [case for case in CASES if any(spec.narrow for spec in case.values[0].inputs)]
 FLOAT_CASES = [case for case in CASES if case.values[0] not in QUANTIZED.values()]
 DTYPES = ("float32", "float16")
 backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def cast(op: Op, case: Case, dtype: str) -> tuple[Case, list[np.ndarray]]:
-    """The case with its float inputs rounded to a dtype, and those inputs in that dtype."""
+def cast(op: Op, case: Case, dtype: str, narrow: bool = False) -> tuple[Case, list[np.ndarray]]:
+    """The case with its float inputs rounded to a dtype, and those inputs in that dtype; narrow ones in bfloat16."""
     low = [
-        np.asarray(case.inputs[spec.name]).astype(dtype) if spec.dtype == "T" else np.asarray(case.inputs[spec.name])
+        np.asarray(case.inputs[spec.name]).astype(BFLOAT16 if narrow and spec.narrow else dtype)
+        if spec.dtype == "T"
+        else np.asarray(case.inputs[spec.name])
         for spec in op.inputs
     ]
     rounded = {
@@ -91,6 +94,17 @@ def test_matches_reference(op, case, dtype, backend):
         else:
             bound = op.tolerance[dtype] * np.abs(expected).max()
             assert np.abs(out - expected).max() <= bound, f"{spec.name}: needs {np.abs(out - expected).max():.2e}"
+
+
+@backend
+@pytest.mark.parametrize(("op", "case"), NARROW_CASES)
+def test_weights_in_bfloat16_are_as_exact_as_in_float32(op, case, backend):
+    case, inputs = cast(op, case, "float32", narrow=True)
+    outputs = BACKENDS[backend](op, inputs, case.attributes)
+    for spec, out, expected in zip(op.outputs, outputs, evaluate(op, case), strict=True):
+        assert str(out.dtype) == ("float32" if spec.dtype == "T" else spec.dtype), spec.name
+        bound = 0 if out.dtype.kind == "i" else op.tolerance["float32"] * np.abs(expected).max()
+        assert np.abs(out - expected).max() <= bound, spec.name
 
 
 @pytest.mark.parametrize(("op", "case"), FLOAT_CASES)
@@ -237,6 +251,15 @@ def test_wrong_float_types_are_named():
     inputs[1] = inputs[1].astype(np.float16)
     with pytest.raises(CladaError, match="w_gate is float16, expected float32"):
         torch_op(SPARSE_GATED_FFN)(*map(torch.from_numpy, inputs), "silu")
+
+
+def test_weights_are_narrow_beside_float32_alone():
+    _, inputs = cast(SPARSE_LINEAR, case_of(SPARSE_LINEAR, "mixed-B1-S2"), "float32")
+    x, w, *others = map(torch.from_numpy, inputs)
+    with pytest.raises(CladaError, match="w is float16, expected float32 or bfloat16"):
+        torch_op(SPARSE_LINEAR)(x, w.half(), *others)
+    with pytest.raises(CladaError, match="w is bfloat16, expected float16"):
+        torch_op(SPARSE_LINEAR)(x.half(), w.bfloat16(), *others)
 
 
 def test_unknown_activation_is_refused():

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 
@@ -22,10 +23,10 @@ from clada.ops import (
     SPARSE_GATED_FFN,
     SPARSE_LINEAR,
 )
-from clada.ops.record import Array, Case, Op, check_inputs
+from clada.ops.record import Array, Case, Op, Tensor, check_inputs
 from clada.plugins.onnxruntime import register
 from tests.native.cases import check_outputs, large_case, large_linear_case, rounded_case
-from tests.support.op_backends import body_model, make_constant
+from tests.support.op_backends import BFLOAT16, body_model, is_narrow, make_constant
 
 SIZES = (0, 0, 1, 2, 3, 17, 40)
 TYPES = ("float32", "float32", "float16")
@@ -69,11 +70,13 @@ def random_case(op: Op, rng: np.random.Generator, element: str) -> Case:
     return rounded_case(dataclasses.replace(case, inputs={**case.inputs, "pool": odd}), element, element)
 
 
-def typed(op: Op, case: Case, element: str) -> dict[str, Array]:
-    return {
-        spec.name: case.inputs[spec.name].astype(element if spec.dtype == "T" else case.inputs[spec.name].dtype)
-        for spec in op.inputs
-    }
+def typed(op: Op, case: Case, element: str, narrow: bool) -> dict[str, Array]:
+    def dtype(spec: Tensor) -> npt.DTypeLike:
+        if spec.dtype != "T":
+            return case.inputs[spec.name].dtype
+        return BFLOAT16 if narrow and spec.narrow else element
+
+    return {spec.name: case.inputs[spec.name].astype(dtype(spec)) for spec in op.inputs}
 
 
 def node_model(op: Op, case: Case, inputs: dict[str, Array], element: str) -> onnx.ModelProto:
@@ -84,7 +87,7 @@ def node_model(op: Op, case: Case, inputs: dict[str, Array], element: str) -> on
         value.type.tensor_type.ClearField("shape")
         if value.name in inputs:
             value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(inputs[value.name].dtype)
-    if op in QUANTIZED.values():
+    if op in QUANTIZED.values() or any(map(is_narrow, inputs.values())):
         make_constant(model, inputs)
     return model
 
@@ -188,7 +191,10 @@ def fuzz(number: int) -> None:
     op = list(OPS.values())[number % len(OPS)]
     element = str(rng.choice(TYPES))
     case = random_case(op, rng, element)
-    inputs = typed(op, case, element)
+    narrow = element == "float32" and op is SPARSE_LINEAR and bool(rng.integers(2))
+    if narrow:
+        case = rounded_case(case, element, "bfloat16")
+    inputs = typed(op, case, element, narrow)
     model = node_model(op, case, inputs, element)
     mutation = MUTATIONS[rng.integers(len(MUTATIONS))] if rng.integers(2) else None
     if mutation:

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import torch
 
@@ -16,6 +17,8 @@ from clada.ops.torch import torch_op
 from clada.plugins.onnxruntime import register
 
 OPSETS = (20, 23)
+# NumPy has no such type of its own.
+BFLOAT16 = onnx_ir.DataType.BFLOAT16.numpy()
 
 
 def _is_there(instructions: str) -> bool:
@@ -58,8 +61,13 @@ def body_model(op: Op, dtype: str, attributes: Mapping[str, str | float], opset:
     )
 
 
+def is_narrow(array: Array) -> bool:
+    """Whether an array is in bfloat16, which ONNX Runtime's Python API takes in no input."""
+    return array.dtype == BFLOAT16
+
+
 def make_constant(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> None:
-    """Turn the inputs that are codes or scales into initializers, as kernels want them that pack at load."""
+    """Turn the inputs that are weights or scales into initializers, as kernels want them that pack at load."""
     for value in list(model.graph.input):
         if value.name.partition("_")[0] in ("w", "s"):
             model.graph.input.remove(value)
@@ -83,6 +91,8 @@ def run_onnxruntime(
 def run_body(op: Op, inputs: list[Array], attributes: Mapping[str, str | float], opset: int) -> list[Array]:
     """Run the function body in ONNX Runtime."""
     model = body_model(op, str(inputs[0].dtype), attributes, opset)
+    if any(map(is_narrow, inputs)):
+        make_constant(model, dict(zip((spec.name for spec in op.inputs), inputs, strict=True)))
     onnx.checker.check_model(model, full_check=True)
     return run_onnxruntime(model, op, inputs)
 
@@ -93,14 +103,18 @@ def run_native(
     """Run the native kernel in ONNX Runtime; there is no body that could take its place."""
     model = body_model(op, str(inputs[0].dtype), attributes, OPSETS[0])
     del model.functions[:]
-    if op in QUANTIZED.values():
+    if op in QUANTIZED.values() or any(map(is_narrow, inputs)):
         make_constant(model, dict(zip((spec.name for spec in op.inputs), inputs, strict=True)))
     return run_onnxruntime(model, op, inputs, instructions, threads)
 
 
 def run_torch(op: Op, inputs: list[Array], attributes: Mapping[str, str | float]) -> list[Array]:
     """Run the registered torch op."""
-    return [t.numpy() for t in torch_op(op)(*map(torch.from_numpy, inputs), *attributes.values())]
+    tensors = [
+        torch.from_numpy(a.view(np.uint16)).view(torch.bfloat16) if is_narrow(a) else torch.from_numpy(a)
+        for a in inputs
+    ]
+    return [t.numpy() for t in torch_op(op)(*tensors, *attributes.values())]
 
 
 Backend = Callable[[Op, list[Array], Mapping[str, str | float]], list[Array]]
