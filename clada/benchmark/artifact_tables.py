@@ -74,7 +74,7 @@ def _decode_contenders(compared: Compared, context: int) -> list[Contender]:
         run = partial(always, theirs.run, 1.0)
         name, size = artifact.dense_name, artifact.weight_bytes
         error = None if theirs is reference else _distance(name, theirs, reference)
-        contenders.append(Contender(name, run, size, error=error, repeats=TOKENS, prepare=theirs.go_back))
+        contenders.append(Contender(name, run, artifact.dense_bytes, error=error, repeats=TOKENS, prepare=theirs.go_back))
         for share, session in artifact.sessions.items():
             loop, own = OurLoop(session, prompt, tokens), artifact.name(share)
             # The prompt is read densely by all.

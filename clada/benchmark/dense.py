@@ -43,6 +43,16 @@ def _restored(graph: onnx_ir.Graph, node: onnx_ir.Node) -> onnx_ir.Value:
     return result
 
 
+def _product(node: onnx_ir.Node) -> list[onnx_ir.Node]:
+    """Product in standard ops; ONNX Runtime has none in bfloat16, and widens such weights when it loads them."""
+    x, w = node.inputs[:2]
+    tensor = weight(w)
+    if tensor is None or tensor.dtype != onnx_ir.DataType.BFLOAT16:
+        return [onnx_ir.node("MatMul", [x, w])]
+    wide = onnx_ir.node("Cast", [w], {"to": onnx_ir.DataType.FLOAT})
+    return [wide, onnx_ir.node("MatMul", [x, wide.outputs[0]])]
+
+
 def _gated(graph: onnx_ir.Graph, node: onnx_ir.Node) -> list[onnx_ir.Node]:
     """Feed-forward network in standard ops; the last three nodes give y, active and score."""
     x, w_gate, w_up, w_down = node.inputs[:4]
@@ -67,7 +77,7 @@ def make_dense(model: onnx_ir.Model) -> None:
         if node.op_type == LOAD_SIGNAL.name:
             nodes = [_zero([1], np.float32) for _ in node.outputs]
         elif node.op_type == SPARSE_LINEAR.name:
-            nodes = [onnx_ir.node("MatMul", node.inputs[:2]), _zero([1, 1], np.int32)]
+            nodes = [*_product(node), _zero([1, 1], np.int32)]
         elif node.op_type == QUANTIZED_LINEAR.name:
             product = onnx_ir.node("MatMul", [node.inputs[0], _restored(model.graph, node)])
             nodes = [product, _zero([1, 1], np.int32)]

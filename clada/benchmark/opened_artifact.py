@@ -41,28 +41,39 @@ class OpenedArtifact:
 
     @property
     def dense_name(self) -> str:
-        """Name of ONNX Runtime's dense graph of it."""
-        return dense(self.precision)
+        """Name of ONNX Runtime's dense graph of it, which holds weights in the type that it multiplies in."""
+        return dense(self.precision if self.manifest.quantization else self.manifest.model.dtype)
 
     def name(self, share: float) -> str:
         """Name of it at a share of its bytes."""
         return ours(None if share == 1 else share, self.precision)
 
     @property
-    def weight_bytes(self) -> float:
-        """Bytes of all matrices that a token may read, their scales included."""
+    def weights(self) -> int:
+        """Number of weights in all matrices that a token may read."""
         assert self.manifest.inputs is not None  # a session is refused a share otherwise
-        weights = sum(product.inputs * product.outputs for product in self.manifest.inputs.products)
+        return sum(product.inputs * product.outputs for product in self.manifest.inputs.products)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of those matrices, their scales included."""
         quantization = self.manifest.quantization
         if quantization is None:
-            return weights * float(np.dtype(self.manifest.model.dtype).itemsize)
-        return weights * (quantization.bits / 8 + 2 / quantization.block_size)
+            return self.weights * self.manifest.model.weight_bytes
+        return self.weights * (quantization.bits / 8 + 2 / quantization.block_size)
+
+    @property
+    def dense_bytes(self) -> float:
+        """Bytes that ONNX Runtime's dense graph reads for a token."""
+        if self.manifest.quantization is None:
+            return self.weights * float(np.dtype(self.manifest.model.dtype).itemsize)
+        return self.weight_bytes
 
 
 def _precision(manifest: Manifest) -> str:
     quantization = manifest.quantization
     if quantization is None:
-        return manifest.model.dtype
+        return manifest.model.weight_type
     method = "" if quantization.method == "rtn" else f"-{quantization.method}"
     return f"int{quantization.bits}{method}"
 
