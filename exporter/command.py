@@ -72,7 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-anticipation", action="store_true", help="leave out the probes of the hidden state: the paper's method"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the weights; those in bfloat16 are multiplied in float32 (default: %(default)s)",
+    )
     parser.add_argument("--quantize", choices=FORMATS, help="round weights, in blocks, before anything is calibrated")
     parser.add_argument(
         "--block-size",
