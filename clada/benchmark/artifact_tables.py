@@ -13,7 +13,7 @@ from clada.benchmark.decode_loops import TOKENS, LlamaLoop, OurLoop, load_ours
 from clada.benchmark.floor import read_bandwidth
 from clada.benchmark.footprint import Footprint, footprint
 from clada.benchmark.llama_cpp import LlamaModel, LlamaProcess
-from clada.benchmark.opened_artifact import OpenedArtifact, opened_artifact
+from clada.benchmark.opened_artifact import OpenedArtifact, has_dense, opened_artifact
 from clada.benchmark.quality import Text, quality
 from clada.benchmark.report import Table, rows
 from clada.benchmark.results import Measured
@@ -72,9 +72,11 @@ def _decode_contenders(compared: Compared, context: int) -> list[Contender]:
         reference = reference or theirs
         # It reads everything, and counts nothing.
         run = partial(always, theirs.run, 1.0)
-        name, size = artifact.dense_name, artifact.weight_bytes
+        name, size = artifact.dense_name, artifact.dense_bytes
         error = None if theirs is reference else _distance(name, theirs, reference)
-        contenders.append(Contender(name, run, artifact.dense_bytes, error=error, repeats=TOKENS, prepare=theirs.go_back))
+        if has_dense(artifact, compared.artifacts):
+            contenders.append(Contender(name, run, size, error=error, repeats=TOKENS, prepare=theirs.go_back))
+        size = artifact.weight_bytes
         for share, session in artifact.sessions.items():
             loop, own = OurLoop(session, prompt, tokens), artifact.name(share)
             # The prompt is read densely by all.
@@ -95,8 +97,10 @@ def _prefill_contenders(compared: Compared, tokens: int) -> list[Contender]:
     prompt = compared.ids[:tokens]
     contenders: list[Contender] = []
     for artifact in compared.artifacts:
-        own = next(iter(artifact.sessions.values()))
-        for name, session in ((artifact.dense_name, artifact.dense), (artifact.name(1), own)):
+        sessions = {artifact.name(1): next(iter(artifact.sessions.values()))}
+        if has_dense(artifact, compared.artifacts):
+            sessions = {artifact.dense_name: artifact.dense, **sessions}
+        for name, session in sessions.items():
             contenders.append(Contender(name, partial(always, partial(session.prefill, [prompt]), 1.0)))
     contenders += [Contender(one.name, partial(always, partial(one.prefill, prompt), 1.0)) for one in compared.llamas]
     return contenders

@@ -70,6 +70,11 @@ class OpenedArtifact:
         return self.weight_bytes
 
 
+def has_dense(artifact: OpenedArtifact, artifacts: Sequence[OpenedArtifact]) -> bool:
+    """Whether an artifact's dense graph is to be measured: one of several that have the same is enough."""
+    return artifact is next(one for one in artifacts if one.dense_name == artifact.dense_name)
+
+
 def _precision(manifest: Manifest) -> str:
     quantization = manifest.quantization
     if quantization is None:

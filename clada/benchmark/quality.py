@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clada.benchmark.llama_cpp import LlamaProcess
-from clada.benchmark.opened_artifact import OpenedArtifact
+from clada.benchmark.opened_artifact import OpenedArtifact, has_dense
 from clada.benchmark.settings import ArtifactSettings
 from clada.benchmark.timing import progress_bar
 from clada.errors import CladaError
@@ -92,7 +92,8 @@ def _score_ours(session: Session, prompt: Sequence[int], tokens: Sequence[int]) 
 
 def _scorers(artifacts: Sequence[OpenedArtifact], llamas: Sequence[LlamaProcess]) -> Iterator[tuple[str, _Score]]:
     for artifact in artifacts:
-        yield artifact.dense_name, partial(_score_ours, artifact.dense)
+        if has_dense(artifact, artifacts):
+            yield artifact.dense_name, partial(_score_ours, artifact.dense)
         for share, session in artifact.sessions.items():
             yield artifact.name(share), partial(_score_ours, session)
     for llama in llamas:

@@ -469,7 +469,9 @@ def test_llama_cpp_is_asked_for_before_anything_is_measured(inputs_artifact, cap
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
 def test_llama_cpp_predicts_what_the_checkpoint_does(tmp_path):
     """In one batch and token by token, and again after going back; its own rounding to 8 bits apart."""
-    model = random_model("qwen2", hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    # Whole blocks of 32 weights.
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    model = random_model("qwen2", hidden_size=64, intermediate_size=96, num_hidden_layers=2, **heads)
     file = tmp_path / "tiny.gguf"
     model.load_state_dict(write_gguf(file, model))
     ids = np.random.default_rng(0).integers(2, model.config.vocab_size, 24).tolist()
