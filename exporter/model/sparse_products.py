@@ -42,6 +42,9 @@ class SparseProduct(SteeredModule):
         self.index, self.name, self.of_last = index, product.name, product.of_last
         self.inputs, self.rows = product.inputs, rows
         self.widths = [linear.out_features for linear in product.linears]
+        biases = [linear.bias for linear in product.linears]
+        # Added to all outputs at once where there is one for each: a node less for every layer but one.
+        self.biases = nn.ParameterList(biases) if all(bias is not None for bias in biases) else None
         self._parts = _Parts()
 
     def forward(self, x: Tensor, part: int) -> Tensor:
@@ -69,6 +72,8 @@ class SparseProduct(SteeredModule):
             op, weights, formats = self.op, [self.rows.values(x.dtype)], []
         y, self.current.trace.active[self.index] = torch_op(op)(tokens_first, *weights, threshold, scale, *formats)
         whole = y.reshape(*x.shape[:-1], y.shape[-1])
+        if self.biases is not None:
+            whole = whole + (self.biases[0] if len(self.biases) == 1 else torch.cat(list(self.biases)))
         return whole.split(self.widths, dim=-1) if len(self.widths) > 1 else [whole]
 
 
@@ -77,7 +82,8 @@ class ProductPart(nn.Module):
 
     def __init__(self, product: SparseProduct, part: int, linear: nn.Linear) -> None:
         super().__init__()
-        self.product, self.part, self.bias = product, part, linear.bias
+        self.product, self.part = product, part
+        self.bias = linear.bias if product.biases is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the linear layer without the skipped inputs."""
