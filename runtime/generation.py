@@ -1,10 +1,9 @@
 """Generation loop: sample, decode, emit, until something ends it."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -99,16 +98,96 @@ class Completion:
     finish: Finish = "length"
 
 
-def _alive_rows(alive: Sequence[bool]) -> list[int]:
-    return [row for row, going_on in enumerate(alive) if going_on]
-
-
 @dataclass(frozen=True)
 class Choice:
     """Method of choosing each token, and the tokens that end a text."""
 
     sampling: SamplingConfig
     end_tokens: frozenset[int]
+
+
+class Guide(Protocol):
+    """Rule of which tokens a text may go on with, as a grammar has it."""
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Tokens bool[V] that may come next.
+
+        Raises:
+            CladaError: It cannot be told.
+        """
+
+    def take(self, token: int) -> None:
+        """Go on by one of them."""
+
+
+class Text:
+    """Continuation of one prompt: chooses its tokens by logits, and says when it ends.
+
+    Args:
+        reader: Reader of its tokens.
+        choice: Method of choosing them.
+        prompt: Token ids that come before.
+        config: When to stop.
+        guide: Rule of which tokens may come; None where any may.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        choice: Choice,
+        prompt: Sequence[int],
+        config: GenerationConfig,
+        guide: Guide | None = None,
+    ) -> None:
+        self._reader, self._choice, self._config, self._guide = reader, choice, config, guide
+        self._stream = TextStream(reader.tokenizer, prompt, config.stop)
+        self._prompt, self._count = prompt, 0
+        self._seen: npt.NDArray[np.bool_] | None = None
+        self._source = np.random.default_rng(choice.sampling.seed)
+
+    def choose(self, logits: npt.NDArray[Any]) -> int:
+        """Draw the next token from logits T[V].
+
+        Raises:
+            CladaError: The logits are none to choose from, or the guide fails.
+        """
+        if self._guide is not None:
+            logits = np.where(self._guide.allowed(), logits, logits.dtype.type(-np.inf))
+        token = sample(logits, self._repeated(len(logits)), self._choice.sampling, self._source)
+        if self._guide is not None:
+            self._guide.take(token)
+        if self._seen is not None:
+            self._seen[token] = True
+        return token
+
+    def _repeated(self, vocabulary: int) -> npt.NDArray[np.int64]:
+        """Ids of the tokens of the text so far, where the sampling minds them."""
+        if self._choice.sampling.repetition_penalty == 1:
+            return _NOTHING
+        if self._seen is None:
+            self._seen = np.zeros(vocabulary, np.bool_)
+            self._seen[list(self._prompt)] = True
+        return np.flatnonzero(self._seen)
+
+    def end(self, token: int) -> Piece | None:
+        """Return the last piece, if the token ends the text; it is not read then."""
+        if token in self._choice.end_tokens:
+            return Piece(token, self._stream.flush(), None, "end")
+        return Piece(token, self._stream.flush(), None, "stop") if token in self._config.stop_tokens else None
+
+    def add(self, token: int, stats: TokenStats, is_full: bool) -> Piece:
+        """Add a token that was read; `is_full` says that no other can be."""
+        self._count += 1
+        text, finish = self._stream.push(token), None
+        length = len(self._prompt) + self._count
+        if self._stream.stopped:
+            finish = "stop"
+        elif self._count == self._config.max_new_tokens or length >= self._reader.context_length or is_full:
+            finish, text = "length", text + self._stream.flush()
+        return Piece(token, text, stats, finish)
+
+
+_NOTHING = np.zeros(0, np.int64)
 
 
 def _pieces(
@@ -119,59 +198,24 @@ def _pieces(
     prefix: Prefix | None = None,
 ) -> Iterator[tuple[int, Piece]]:
     """Yield pieces of each prompt's continuation, with the prompt's index, until all have ended."""
-    sampling = choice.sampling
     state = reader.prefill(prompts) if prefix is None else prefill_after(reader, prefix, *prompts)
-    texts = [TextStream(reader.tokenizer, prompt, config.stop) for prompt in prompts]
-    length = [len(prompt) for prompt in prompts]
-    seen = _Seen(prompts, state.logits.shape[1]) if sampling.repetition_penalty != 1 else None
-    sources = [np.random.default_rng(sampling.seed) for _ in prompts]
-    alive = [True] * len(prompts)
-    for count in itertools.count(1):
+    going_on = {row: Text(reader, choice, prompt, config) for row, prompt in enumerate(prompts)}
+    while going_on:
         tokens = [0] * len(prompts)
-        for row in _alive_rows(alive):
-            repeated = _NOTHING if seen is None else seen.of(row)
-            tokens[row] = token = sample(state.logits[row], repeated, sampling, sources[row])
-            length[row] += 1
-            if seen is not None:
-                seen.add(row, token)
-            if token in choice.end_tokens or token in config.stop_tokens:
-                alive[row] = False
-                ended: Finish = "end" if token in choice.end_tokens else "stop"
-                yield row, Piece(token, texts[row].flush(), None, ended)
-        if not any(alive):
+        for row, text in list(going_on.items()):
+            tokens[row] = text.choose(state.logits[row])
+            if last := text.end(tokens[row]):
+                del going_on[row]
+                yield row, last
+        if not going_on:
             return
-        stats = reader.decode(state, tokens, alive)
-        for row in _alive_rows(alive):
-            text = texts[row].push(tokens[row])
-            finish: Finish | None = None
-            if texts[row].stopped:
-                finish = "stop"
-            elif count == config.max_new_tokens or length[row] >= reader.context_length or reader.is_full(state):
-                finish, text = "length", text + texts[row].flush()
-            alive[row] = finish is None
-            yield row, Piece(tokens[row], text, stats[row], finish)
-        if not any(alive):
-            return
-
-
-_NOTHING = np.zeros(0, np.int64)
-
-
-class _Seen:
-    """Tokens that each text holds."""
-
-    def __init__(self, prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
-        self._holds = np.zeros((len(prompts), vocabulary), np.bool_)
-        for holds, prompt in zip(self._holds, prompts, strict=True):
-            holds[list(prompt)] = True
-
-    def of(self, row: int) -> npt.NDArray[np.int64]:
-        """Ids of a text's tokens."""
-        return np.flatnonzero(self._holds[row])
-
-    def add(self, row: int, token: int) -> None:
-        """Add one token."""
-        self._holds[row, token] = True
+        stats = reader.decode(state, tokens, [row in going_on for row in range(len(prompts))])
+        is_full = reader.is_full(state)
+        for row, text in list(going_on.items()):
+            piece = text.add(tokens[row], stats[row], is_full)
+            if piece.finish is not None:
+                del going_on[row]
+            yield row, piece
 
 
 def stream(
