@@ -106,6 +106,10 @@ class Choice:
     end_tokens: frozenset[int]
 
 
+class GuideError(CladaError):
+    """Error of a guide that cannot be followed further."""
+
+
 class Guide(Protocol):
     """Rule of which tokens a text may go on with, as a grammar has it."""
 
@@ -113,7 +117,7 @@ class Guide(Protocol):
         """Tokens bool[V] that may come next.
 
         Raises:
-            CladaError: It cannot be told.
+            GuideError: It cannot be told.
         """
 
     def take(self, token: int) -> None:
@@ -178,7 +182,8 @@ class Text:
     def add(self, token: int, stats: TokenStats, is_full: bool) -> Piece:
         """Add a token that was read; `is_full` says that no other can be."""
         self._count += 1
-        text, finish = self._stream.push(token), None
+        text = self._stream.push(token)
+        finish: Finish | None = None
         length = len(self._prompt) + self._count
         if self._stream.stopped:
             finish = "stop"

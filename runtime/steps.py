@@ -124,6 +124,19 @@ class Reader:
         """
         self.effort = _effort(self.manifest, share)
 
+    def effort_for(self, share: float | None) -> float:
+        """Effort of a text that is to read this share of the weights' bytes; that of other texts where None.
+
+        Raises:
+            CladaError: The artifact cannot read such a share.
+        """
+        return self.effort if share is None else _effort(self.manifest, share)
+
+    def steer(self, state: State, effort: float) -> None:
+        """Have what follows in a state's texts be read with this effort; where neurons are skipped there is none."""
+        if state.effort is not None:
+            state.effort = np.full_like(state.effort, effort)
+
     def _efforts(self, model: Model, texts: int) -> npt.NDArray[np.float32] | None:
         return np.full(texts, self.effort, np.float32) if model.by_input else None
 

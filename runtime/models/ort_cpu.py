@@ -227,7 +227,7 @@ class OnnxRuntimeModel(Model):
         return self.load_cache(self._no_tokens(texts))
 
     def load_cache(self, keys_values: Sequence[Array]) -> Any:
-        """Create a cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
+        """See Model."""
         return [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in keys_values]
 
     def copy_cache(self, cache: Any) -> Any:
@@ -237,6 +237,10 @@ class OnnxRuntimeModel(Model):
     def rewind_cache(self, cache: Any, tokens: int) -> Any:
         """See Model."""
         return self.load_cache([np.ascontiguousarray(value.numpy()[:, :, :tokens]) for value in cache])
+
+    def read_cache(self, cache: Any) -> list[Array] | None:
+        """See Model."""
+        return [value.numpy() for value in cache]
 
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:
         """See Model."""

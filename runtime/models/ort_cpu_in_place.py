@@ -78,7 +78,7 @@ class InPlaceModel(OnnxRuntimeModel):
         self._outputs = {value.name: value for value in self._session.get_outputs()}
 
     def load_cache(self, keys_values: Sequence[Array]) -> InPlaceCache:
-        """Create a cache that holds keys and values T[1, H, P, d], those of each layer in turn."""
+        """See Model; of one text."""
         length = keys_values[0].shape[2]
         buffers = [self._with_room(array, length, length) for array in keys_values]
         logits = (self._output(graph_names.LOGITS, 1), self._output(graph_names.LOGITS, 1))
@@ -87,6 +87,10 @@ class InPlaceModel(OnnxRuntimeModel):
     def copy_cache(self, cache: InPlaceCache) -> InPlaceCache:
         """Copy a cache into memory of its own."""
         return self.load_cache([buffer[:, :, : cache.length] for buffer in cache.buffers])
+
+    def read_cache(self, cache: InPlaceCache) -> list[Array] | None:
+        """See Model."""
+        return [buffer[:, :, : cache.length] for buffer in cache.buffers]
 
     def rewind_cache(self, cache: InPlaceCache, tokens: int) -> InPlaceCache:
         """See Model."""
