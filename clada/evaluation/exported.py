@@ -10,11 +10,12 @@ import torch
 
 from clada.contract.artifact import Artifact
 from clada.contract.typed_json import plain
+from clada.contract.weight_bytes import weight_bytes
 from clada.errors import CladaError
 from clada.evaluation.dense_subject import DenseSubject
 from clada.evaluation.evaluate import Evaluation, evaluate
 from clada.evaluation.reference import dense_logits
-from clada.evaluation.session_subject import SessionSubject, ffn_bytes, policy_name
+from clada.evaluation.session_subject import SessionSubject, policy_name
 from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.subject import SubjectInfo, with_weights
 from clada.evaluation.suite import prepare
@@ -124,5 +125,5 @@ def _dense(model: Any, info: SubjectInfo) -> DenseSubject:
 def _sparse(session: TorchSession, name: str) -> SessionSubject:
     """Subject with an artifact's sparsity and the weights of its checkpoint."""
     subject = SessionSubject(session, name)
-    subject.info = replace(subject.info, quantization=None, ffn_bytes=ffn_bytes(session.manifest, None))
+    subject.info = replace(subject.info, quantization=None, ffn_bytes=weight_bytes(session.manifest, None))
     return subject

@@ -4,29 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clada.contract.manifest import Manifest, QuantizationSection
+from clada.contract.manifest import Manifest
 from clada.contract.typed_json import plain
+from clada.contract.weight_bytes import weight_bytes
 from clada.evaluation.subject import Floats, Reading, Subject, SubjectInfo, with_weights
-from clada.ops import OPS
-from clada.ops.quantized_matrices import matrix_names
 from clada.runtime import Session, TokenStats
 from clada.runtime.steps import State
-
-
-def ffn_bytes(manifest: Manifest, quantization: QuantizationSection | None) -> int:
-    """Size of all matrices subject to skipping, scales included where they are quantized.
-
-    Those of the feed-forward networks where neurons are skipped, and all that a token reads where inputs are.
-    """
-    model = manifest.model
-    if quantization is None:
-        of_weight: float = model.weight_bytes
-    else:
-        of_weight = quantization.bits / 8 + np.dtype(np.float16).itemsize / quantization.block_size
-    if manifest.inputs is not None:
-        return round(sum(product.inputs * product.outputs for product in manifest.inputs.products) * of_weight)
-    matrices = len(matrix_names(OPS[manifest.sparse_op]))
-    return round(matrices * sum(model.neurons) * model.hidden_size * of_weight)
 
 
 def policy_name(manifest: Manifest, bytes: float | None) -> str:
@@ -43,7 +26,7 @@ def _info(session: Session, name: str) -> SubjectInfo:
         family=model.family,
         neurons=manifest.widths,
         parameters=model.parameters,
-        ffn_bytes=ffn_bytes(manifest, manifest.quantization),
+        ffn_bytes=weight_bytes(manifest, manifest.quantization),
         context_length=model.context_length,
         vocabulary=model.vocabulary_size,
         policy=plain(manifest.policy),
