@@ -9,10 +9,33 @@ from tests.support.tree import package_files
 
 # Each stands on those before it. What a list leaves out is held by the rule that there is no circle alone.
 LAYERS = {
-    "clada": ["errors", "command_line", "ops", "contract", "plugins", "runtime", "exporter", "evaluation", "benchmark"],
+    "clada": [
+        "errors",
+        "command_line",
+        "ops",
+        "contract",
+        "plugins",
+        "runtime",
+        "server",
+        "exporter",
+        "evaluation",
+        "benchmark",
+    ],
     "clada.exporter": ["model", "quantization", "calibration", "graph"],
-    "clada.runtime": ["models", "trt", "chat", "loading", "steps", "prefix", "generation", "session", "conversation"],
+    "clada.runtime": [
+        "models",
+        "trt",
+        "chat",
+        "loading",
+        "steps",
+        "batch",
+        "prefix",
+        "generation",
+        "session",
+        "conversation",
+    ],
     "clada.runtime.trt": ["package", "building"],
+    "clada.server": ["limits", "jobs", "scheduler", "preparation", "service", "app", "serving", "command"],
 }
 
 
@@ -59,6 +82,14 @@ def test_no_arrow_runs_up(package):
         if floor(other) > floor(module)
     ]
     assert not up
+
+
+def test_nothing_stands_on_the_server():
+    assert not [
+        name
+        for name in MODULES
+        if not name.startswith("clada.server") and any(other.startswith("clada.server") for other in imported(name))
+    ]
 
 
 def test_there_is_no_circle():
