@@ -149,6 +149,11 @@ class Text:
         self._seen: npt.NDArray[np.bool_] | None = None
         self._source = np.random.default_rng(choice.sampling.seed)
 
+    @property
+    def length(self) -> int:
+        """Number of its tokens that were read, the prompt's included."""
+        return len(self._prompt) + self._count
+
     def choose(self, logits: npt.NDArray[Any]) -> int:
         """Draw the next token from logits T[V].
 
@@ -184,10 +189,9 @@ class Text:
         self._count += 1
         text = self._stream.push(token)
         finish: Finish | None = None
-        length = len(self._prompt) + self._count
         if self._stream.stopped:
             finish = "stop"
-        elif self._count == self._config.max_new_tokens or length >= self._reader.context_length or is_full:
+        elif self._count == self._config.max_new_tokens or self.length >= self._reader.context_length or is_full:
             finish, text = "length", text + self._stream.flush()
         return Piece(token, text, stats, finish)
 

@@ -37,6 +37,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--min-p", type=float, metavar="P", help="sample from those at least p times the likeliest")
     own.add_argument("--repetition-penalty", type=float, metavar="X", help="1 is none")
     own.add_argument("--seed", type=int, metavar="N", help="of the random numbers (default: 0)")
+    add_session_options(parser)
+    parser.add_argument("--stats", action="store_true", help="show surprisal, entropy, load and neurons a token")
+    add_quiet(parser, "no notes")
+
+
+def add_session_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `open_session`, but for the path."""
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0 lets ONNX Runtime choose (default)")
     parser.add_argument(
         "--weights",
@@ -49,8 +56,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cuda-graph", action="store_true", help="capture decode in CUDA graphs (with --device cuda, of float16)"
     )
-    parser.add_argument("--stats", action="store_true", help="show surprisal, entropy, load and neurons a token")
-    add_quiet(parser, "no notes")
 
 
 def add_run_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -90,7 +95,7 @@ def _run(args: argparse.Namespace) -> None:
 
     _check(args)
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
-    session = _session(args)
+    session = open_session(args)
     config = _config(args, session, args.max_new_tokens or _RUN_TOKENS)
     shown = show(session.stream(prompt, config), args.stats)
     if shown.finish == "length" and args.max_new_tokens is None and not args.quiet and shown.count == _RUN_TOKENS:
@@ -101,7 +106,7 @@ def _chat(args: argparse.Namespace) -> None:
     from clada.runtime.conversation import hold_conversation
 
     _check(args)
-    session = _session(args)
+    session = open_session(args)
     config = _config(args, session, args.max_new_tokens)
     hold_conversation(session, config, args.system, show_stats=args.stats, quiet=args.quiet)
 
@@ -151,7 +156,12 @@ def _config(args: argparse.Namespace, session: "Session", tokens: int | None) ->
     return GenerationConfig(tokens, args.stop, sampling, args.stop_token)
 
 
-def _session(args: argparse.Namespace) -> "Session":
+def open_session(args: argparse.Namespace) -> "Session":
+    """Open the model that a command line names.
+
+    Raises:
+        CladaError: As of Session.
+    """
     from clada.runtime.find_model import find_model
     from clada.runtime.session import Session
 

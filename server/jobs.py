@@ -49,7 +49,7 @@ class Job:
         logprobs: Number of likeliest tokens to tell of with each token; None for no log probabilities.
         arrived: When it was asked for, by the monotonic clock.
         begun: Whether its first token was given out.
-        cancelled: Set by whoever wants no more of it.
+        canceled: Set by whoever wants no more of it.
     """
 
     prompt: list[int]
@@ -61,4 +61,4 @@ class Job:
     logprobs: int | None = None
     arrived: float = field(default_factory=time.monotonic)
     begun: bool = False
-    cancelled: bool = False
+    canceled: bool = False

@@ -63,7 +63,7 @@ class Metrics:
 
     def ended(self, event: Event | None) -> None:
         """Count a text that has ended; without an event, as nobody wanted more of it."""
-        finish = "cancelled"
+        finish = "canceled"
         if isinstance(event, Generated):
             finish = event.piece.finish or finish
         elif isinstance(event, Failed):

@@ -14,6 +14,7 @@ from clada.runtime.generation import GuideError, Piece, Text
 from clada.runtime.prefix import Prefix
 from clada.runtime.session import Session
 from clada.runtime.steps import State
+from clada.server.crossover import Crossover, measure_crossover
 from clada.server.jobs import Event, Failed, Generated, Job, PromptRead
 from clada.server.logprobs import Logprobs, logprobs_of
 from clada.server.metrics import Metrics
@@ -50,8 +51,8 @@ class _Running:
 class Scheduler:
     """Scheduler of the texts of a session, in a thread of its own.
 
-    In each round every text that goes on reads one token: in one batch where the session can gather texts, in turns
-    elsewhere. Between two rounds a part of one new prompt is read, so that texts go on while prompts come.
+    In each round every text that goes on reads one token: short ones in one batch, where the session can gather texts,
+    others in turns. Between two rounds a part of one new prompt is read, so that texts go on while prompts come.
 
     Args:
         session: The session; nothing else uses it.
@@ -60,6 +61,10 @@ class Scheduler:
         prefix_tokens: Tokens of earlier prompts that are kept.
         metrics: Counts.
         part: Tokens of a prompt that are read at a time.
+        crossover: Length up to which texts are decoded as a batch; measured where None.
+
+    Raises:
+        CladaError: The model cannot be loaded.
     """
 
     def __init__(
@@ -71,13 +76,14 @@ class Scheduler:
         prefix_tokens: int = 0,
         metrics: Metrics | None = None,
         part: int = _PART,
+        crossover: Crossover | None = None,
     ) -> None:
         self.places = Places(slots + queue)
         self._session, self._slots, self._part = session, slots, part
         self._metrics = metrics or Metrics()
         self._gathers = can_gather(session)
-        if self._gathers and slots > 1:
-            session.models.of("portable")  # now, and not when a second text comes
+        # It loads both graphs: now, and not when a second text comes.
+        self._crossover = crossover or (measure_crossover(session) if self._gathers and slots > 1 else Crossover(0))
         self._prefixes = PrefixCache(session, prefix_tokens if self._gathers else 0)
         self._waiting: deque[Job] = deque()
         self._running: list[_Running] = []
@@ -104,7 +110,7 @@ class Scheduler:
 
     def cancel(self, job: Job) -> None:
         """Want no more of a job; it ends with the step that is being read."""
-        job.cancelled = True
+        job.canceled = True
 
     def stop(self, seconds: float) -> None:
         """Take no new jobs, end those that wait, and those that go on after so many seconds; does not wait for it."""
@@ -159,7 +165,7 @@ class Scheduler:
             prefix, alike = self._prefixes.find(job.prompt)
             self._reading = job, self._read(job, prefix, alike), alike
         job, parts, alike = self._reading
-        if job.cancelled:
+        if job.canceled:
             self._reading = None
             self._end(job, None)
             return
@@ -189,11 +195,11 @@ class Scheduler:
 
     def _drop(self) -> None:
         """Let go of the texts that nobody wants any more."""
-        for running in [running for running in self._running if running.job.cancelled]:
+        for running in [running for running in self._running if running.job.canceled]:
             self._running.remove(running)
             self._end(running.job, None)
         with self._changed:
-            unwanted = [job for job in self._waiting if job.cancelled]
+            unwanted = [job for job in self._waiting if job.canceled]
             for job in unwanted:
                 self._waiting.remove(job)
         for job in unwanted:
@@ -204,11 +210,9 @@ class Scheduler:
         for running in list(self._running):
             with self._blaming([running]):
                 self._choose(running)
-        with self._blaming(self._running):
-            self._gather()
-        groups = [self._running] if self._gathers else [[running] for running in self._running]
-        for together in [list(group) for group in groups if group]:
+        for together in self._groups():
             with self._blaming(together):
+                self._gather(together)
                 self._decode(together)
 
     @contextmanager
@@ -229,14 +233,20 @@ class Scheduler:
         if last := running.text.end(running.token):
             self._give(running, last)
 
-    def _gather(self) -> None:
-        """Put texts of different states together, and leave out of a state what has ended."""
+    def _groups(self) -> list[list[_Running]]:
+        """Texts that are read together, and each of those that are not."""
         if not self._gathers or not self._running:
-            return
-        state = self._running[0].state
-        if len(state.mask) != len(self._running) or any(running.state is not state for running in self._running):
-            state = gather(self._session, [(running.state, running.row) for running in self._running])
-            for row, running in enumerate(self._running):
+            return [[running] for running in self._running]
+        longest = self._crossover.longest(len(self._running))
+        short = [running for running in self._running if running.text.length <= longest]
+        return ([short] if short else []) + [[running] for running in self._running if running.text.length > longest]
+
+    def _gather(self, together: Sequence[_Running]) -> None:
+        """Have texts in one state, and none beside them in it that has ended or is read by itself."""
+        state = together[0].state
+        if len(state.mask) != len(together) or any(running.state is not state for running in together):
+            state = gather(self._session, [(running.state, running.row) for running in together])
+            for row, running in enumerate(together):
                 running.state, running.row = state, row
 
     def _decode(self, together: Sequence[_Running]) -> None:

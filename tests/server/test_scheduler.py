@@ -12,6 +12,7 @@ from clada.errors import CladaError
 from clada.runtime import GenerationConfig, SamplingConfig, Session
 from clada.runtime.batch import can_gather, gather
 from clada.runtime.generation import Choice
+from clada.server.crossover import Crossover, measure_crossover
 from clada.server.jobs import Event, Failed, Generated, Job, PromptRead
 from clada.server.logprobs import logprobs_of
 from clada.server.metrics import Metrics
@@ -80,7 +81,8 @@ def scheduling():
     made = []
 
     def make(session: Session, **options) -> Scheduler:
-        made.append(Scheduler(session, **{"slots": 4, "queue": 16, **options}))
+        # Gathered, as more can go wrong there.
+        made.append(Scheduler(session, **{"slots": 4, "queue": 16, "crossover": Crossover(1000), **options}))
         return made[-1]
 
     yield make
@@ -95,15 +97,47 @@ def alone(session: Session, prompt: list[int], config: GenerationConfig) -> list
     return session.generate(prompt, config)[0].tokens
 
 
-def test_each_text_is_the_one_it_is_alone(session, scheduling):
-    """Of other lengths, seeds and prompts: some join while others go on, as there are more than slots."""
+@pytest.mark.parametrize("crossover", [None, Crossover(0), Crossover(30), Crossover(1000)])
+def test_each_text_is_the_one_it_is_alone(session, scheduling, crossover):
+    """Of other lengths, seeds and prompts: some join while others go on, as there are more than slots.
+
+    As measured here, in turns, in a batch until they are longer, and always in a batch.
+    """
     configs = [GenerationConfig(12 + 5 * n, sampling=SamplingConfig(1.0, seed=n)) for n in range(len(PROMPTS))]
-    scheduler = scheduling(session)
+    scheduler = scheduling(session, crossover=crossover)
     asked = [ask(scheduler, session, prompt, config) for prompt, config in zip(PROMPTS, configs, strict=True)]
     for each in asked:
         each.ended()
     expected = [alone(session, prompt, config) for prompt, config in zip(PROMPTS, configs, strict=True)]
     assert [each.tokens for each in asked] == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tokens"),
+    [
+        # A batch is 2 s faster at 16 tokens and 2 s slower at 64.
+        ({("single", 16): 1, ("portable", 16): 2, ("single", 64): 1, ("portable", 64): 6}, 40),
+        ({("single", 16): 1, ("portable", 16): 5, ("single", 64): 1, ("portable", 64): 9}, 0),
+        ({("single", 16): 1, ("portable", 16): 3, ("single", 64): 2, ("portable", 64): 3}, 128),
+    ],
+)
+def test_the_crossover_is_where_both_take_as_long(inputs_session, monkeypatch, seconds, tokens):
+    """By a clock that each step moves on; the context has 128 tokens."""
+    now = [0.0]
+    step = Session.decode
+
+    def timed(session, state, *given):
+        kind = "single" if len(state.mask) == 1 else "portable"
+        length = min((16, 64), key=lambda length: abs(length - state.mask.shape[1]))
+        now[0] += seconds[kind, length]
+        return step(session, state, *given)
+
+    monkeypatch.setattr(Session, "decode", timed)
+    monkeypatch.setattr("clada.server.crossover.time.perf_counter", lambda: now[0])
+    found = measure_crossover(inputs_session)
+    assert found.tokens == tokens
+    assert found.longest(4) == tokens
+    assert found.longest(1) == 0
 
 
 def test_gathered_texts_have_the_logits_they_have_alone(inputs_session):
@@ -156,14 +190,7 @@ def endless(session: Session, scheduler: Scheduler) -> Asked:
     return ask(scheduler, session, PROMPTS[0], GenerationConfig(sampling=SamplingConfig(1.0)))
 
 
-@pytest.fixture
-def slow(monkeypatch):
-    """Steps take long enough that a text does not end while others are asked for."""
-    step = Session.decode
-    monkeypatch.setattr(Session, "decode", lambda *given: (time.sleep(0.02), step(*given))[1])
-
-
-def test_a_cancelled_text_frees_its_slot(session, scheduling, slow):
+def test_a_canceled_text_frees_its_slot(session, scheduling, slow):
     scheduler = scheduling(session, slots=1)
     first = endless(session, scheduler)
     second = ask(scheduler, session, PROMPTS[1], GenerationConfig(2))
