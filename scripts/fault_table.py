@@ -14,7 +14,7 @@ from recorded_runs import ROOT, TableError, recorded, run_tests
 
 TABLE = ROOT / "docs" / "faults.md"
 # As the README has them: wrong results first.
-AREAS = ("results", "native", "files", "text", "command line", "installation")
+AREAS = ("results", "native", "files", "text", "command line", "server", "installation")
 # The properties by which tests/support/fault_marker.py writes a test's marker into the XML.
 AREA, KIND, NOW, CASES = "fault area", "fault kind", "fault now", "cases"
 

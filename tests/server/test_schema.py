@@ -1,0 +1,66 @@
+"""The served schema against the server: requests made of it, right and wrong ones, by schemathesis."""
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode, checks
+
+CHECKS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.response_headers_conformance,
+    checks.negative_data_rejection,
+]
+
+
+GENERATES = ["POST /v1/completions", "POST /v1/chat/completions"]
+OTHERS = ["GET /v1/models", "GET /v1/models/{model}", "GET /health", "GET /metrics"]
+
+
+@pytest.fixture(scope="module")
+def operations(server) -> dict[str, Any]:
+    """Operations of the schema that the server describes itself by."""
+    served = schemathesis.openapi.from_url(f"{server.address}/openapi.json")
+    return {operation.ok().label: operation.ok() for operation in served.get_all_operations()}
+
+
+def test_every_path_is_described(operations):
+    assert set(operations) == {*GENERATES, *OTHERS}
+
+
+@pytest.mark.fault("server", "requests of any form", now="answered as the served schema says, never by a crash")
+@pytest.mark.parametrize("mode", GenerationMode, ids=lambda mode: mode.value)
+@pytest.mark.parametrize("label", [*GENERATES, *OTHERS])
+def test_answers_are_as_the_schema_says(operations, label, mode, record_property):
+    tried = []
+
+    @settings(
+        max_examples=30 if label in GENERATES else 4,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operations[label].as_strategy(generation_mode=mode))
+    def answered(case: Any) -> None:
+        if isinstance(case.body, dict):
+            # Of any other model nothing is asked further, and of many tokens nothing more is seen than of few.
+            if isinstance(case.body.get("model"), str):
+                case.body["model"] = "tiny"
+            for name in ("max_tokens", "max_completion_tokens"):
+                if isinstance(case.body.get(name), int) and case.body[name] > 3:
+                    case.body[name] = 3
+        tried.append(case.call_and_validate(checks=CHECKS, timeout=60).status_code)
+
+    try:
+        answered()
+    except Unsatisfiable:
+        pytest.skip("there is no wrong request of it")
+    record_property("cases", len(tried))
+    assert mode is GenerationMode.POSITIVE or 200 not in tried or label not in GENERATES
