@@ -90,7 +90,7 @@ async function generate(text) {
   add("user", text);
   const message = add("assistant");
   const begun = performance.now();
-  let answer = "", tokens = 0, read = 0, last = null;
+  let answer = "", tokens = 0, read = 0, last = null, failed = false;
   running = new AbortController();
   send.textContent = "Stop";
   const body = { model: model.id, stream: true, stream_options: { include_usage: true } };
@@ -116,17 +116,20 @@ async function generate(text) {
     }
     tell("");
   } catch (error) {
-    if (error.name !== "AbortError") tell(error.message);
+    failed = error.name !== "AbortError";
+    if (failed) tell(error.message);
   }
   running = null;
   send.textContent = "Send";
-  if (answer) messages.push({ role: "assistant", content: answer });
-  else {
-    // The next question begins where this one did.
+  if (failed && !tokens) {
+    // It can be asked again, as it was not read.
     messages.pop();
+    message.previousSibling?.remove();
     message.remove();
+    question.value ||= text;
     return;
   }
+  messages.push({ role: "assistant", content: answer });
   const facts = document.createElement("span"), seconds = (performance.now() - begun) / 1000;
   facts.className = "facts";
   facts.textContent = `${tokens} tokens in ${seconds.toFixed(1)} s; ${amount(read / Math.max(tokens, 1))} a token, `

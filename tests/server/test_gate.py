@@ -55,12 +55,17 @@ def test_pages_of_other_sites_are_not_answered(server):
 
 def test_only_who_has_the_key_is_answered(serving, capfd):
     server = serving(access=Access("secret"))
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}, {"Authorization": "Bearer é"}):
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic secret"},
+        {"Authorization": "Bearer é"},
+    ):
         found = ask(server, {name: value.encode() for name, value in headers.items()})
         assert found.status_code == 401
         assert found.headers["WWW-Authenticate"] == "Bearer"
         assert found.json()["error"]["code"] == "invalid_api_key"
-        assert ask(server, headers={}, path="/metrics").status_code == 401
+        assert ask(server, {}, "/metrics").status_code == 401
     assert ask(server, {"Authorization": "Bearer secret"}).status_code == 200
     assert ask(server, {}, "/health").json() == {"status": "ok"}
     with pytest.raises(openai.AuthenticationError):

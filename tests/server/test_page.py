@@ -37,7 +37,7 @@ def page(browser) -> Iterator[Any]:
     tab.on("request", lambda request: asked.append(request.url))
     yield tab
     context.close()
-    assert [line for line in told if "401" not in line] == []
+    assert [line for line in told if not line.startswith("Failed to load resource")] == []  # an answer's status
     assert {url.split("/")[2] for url in asked if not url.startswith("data:")} <= {tab.address}
 
 
@@ -81,6 +81,7 @@ def test_the_slider_says_how_many_bytes_are_read(page, server):
     page.wait_for_function("document.getElementById('model').textContent === 'tiny'")
     read = {}
     for share in ("1", "0.7"):
+        page.click("#clear")  # an answer is as long as the context allows
         page.fill("#bytes", share)
         assert page.text_content("#share") == f"{float(share):.0%}"
         read[share] = int(re.search(r"(\d+)% of", ask(page, "x").text_content())[1])
@@ -102,7 +103,7 @@ def test_an_answer_is_stopped_and_a_chat_begun_anew(page, serving, slow):
     opened(page, server)
     page.fill("#question", "x")
     page.press("#question", "Enter")
-    page.wait_for_selector(".token")
+    page.wait_for_selector(".token", state="attached")
     page.click("#send")
     page.wait_for_selector(".assistant .facts")
     assert page.text_content("#send") == "Send"
