@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clada.errors import CladaError
-from clada.runtime.chat.template import Message, render_chat
+from clada.runtime.chat.messages import Message
+from clada.runtime.chat.template import render_chat
 from clada.runtime.generation import Choice, GenerationConfig
 from clada.runtime.session import Session
 from clada.server import limits

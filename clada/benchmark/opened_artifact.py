@@ -11,6 +11,7 @@ from clada.benchmark.contender import dense, ours
 from clada.benchmark.dense_copy import dense_copy
 from clada.benchmark.precisions import Blocks
 from clada.contract.manifest import Manifest
+from clada.contract.weight_bytes import weight_bytes
 from clada.errors import CladaError
 from clada.runtime import Session
 from clada.runtime.find_model import find_model
@@ -49,25 +50,17 @@ class OpenedArtifact:
         return ours(None if share == 1 else share, self.precision)
 
     @property
-    def weights(self) -> int:
-        """Number of weights in all matrices that a token may read."""
-        assert self.manifest.inputs is not None  # a session is refused a share otherwise
-        return sum(product.inputs * product.outputs for product in self.manifest.inputs.products)
+    def weight_bytes(self) -> int:
+        """Bytes of all matrices that a token may read, their scales included."""
+        return weight_bytes(self.manifest, self.manifest.quantization)
 
     @property
-    def weight_bytes(self) -> float:
-        """Bytes of those matrices, their scales included."""
-        quantization = self.manifest.quantization
-        if quantization is None:
-            return self.weights * self.manifest.model.weight_bytes
-        return self.weights * (quantization.bits / 8 + 2 / quantization.block_size)
-
-    @property
-    def dense_bytes(self) -> float:
+    def dense_bytes(self) -> int:
         """Bytes that ONNX Runtime's dense graph reads for a token."""
-        if self.manifest.quantization is None:
-            return self.weights * float(np.dtype(self.manifest.model.dtype).itemsize)
-        return self.weight_bytes
+        model = self.manifest.model
+        if self.manifest.quantization is not None:
+            return self.weight_bytes
+        return self.weight_bytes // model.weight_bytes * np.dtype(model.dtype).itemsize
 
 
 def has_dense(artifact: OpenedArtifact, artifacts: Sequence[OpenedArtifact]) -> bool:
