@@ -2,17 +2,19 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from clada.command_line import complain, note
 from clada.errors import CladaError
-from clada.runtime.chat.messages import Message
+from clada.runtime.chat.messages import Message, Tool
 from clada.runtime.chat.template import render_chat
 from clada.runtime.generation import GenerationConfig
 from clada.runtime.prefix import Prefix
 from clada.runtime.session import Session
+from clada.runtime.status_line import Room
 from clada.runtime.terminal import STANDARD_INPUT, Shown, read_prompt, show
 
 # Tokens that are kept free for an answer, as far as leaving out earlier turns can do so: these, or a share of a short
@@ -70,7 +72,14 @@ def _questions_begin(messages: Sequence[Message]) -> int:
 
 
 def hold_conversation(
-    session: Session, config: GenerationConfig, system: str | None, *, show_stats: bool = False, quiet: bool = False
+    session: Session,
+    config: GenerationConfig,
+    system: str | None,
+    *,
+    tools: Sequence[Tool] | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    show_stats: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Answer questions, a line each, until there are no more.
 
@@ -78,15 +87,17 @@ def hold_conversation(
         session: The model.
         config: Options of the generation.
         system: System message.
+        tools: Functions that the model may call; nothing calls them, and what it writes is shown.
+        template_args: Arguments of the model's chat template.
         show_stats: Whether to show a table of each answer's tokens.
         quiet: Whether to leave out notes.
 
     Raises:
-        CladaError: The model cannot chat.
+        CladaError: The model cannot chat, or would not read the tools or an argument.
     """
 
     def encode(messages: Sequence[Message]) -> list[int]:
-        text = render_chat(session.artifact, messages)
+        text = render_chat(session.artifact, messages, tools=tools, template_args=template_args)
         return list(session.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def say(line: str) -> None:
@@ -119,7 +130,7 @@ def hold_conversation(
             continue
         if fitted.left_out:
             say(f"the conversation outgrows the context of {context} tokens: {_turns(fitted.left_out)} left out")
-        shown = show(pieces, show_stats, interruptible=True)
+        shown = show(pieces, show_stats, room=Room(len(fitted.tokens), context), interruptible=True)
         messages = [*fitted.messages, {"role": _ANSWER, "content": shown.text}]
         if reason := _cut(shown, config, context):
             say(reason)

@@ -87,28 +87,67 @@ def add_chat_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         "--max-new-tokens", type=int, metavar="N", help="the most tokens of an answer (default: what the context holds)"
     )
     parser.add_argument("--system", type=utf8_text, help="a system message to begin with")
+    parser.add_argument(
+        "--template-arg",
+        action="append",
+        default=[],
+        type=utf8_text,
+        metavar="NAME=VALUE",
+        help="an argument of the model's chat template, as enable_thinking=false: JSON, else a text; may be repeated",
+    )
+    parser.add_argument(
+        "--tools",
+        type=Path,
+        metavar="FILE",
+        help="a JSON list of functions that the model is told of, as OpenAI's API takes them; its calls are shown, and "
+        "nothing carries them out",
+    )
     parser.set_defaults(run=_chat)
 
 
 def _run(args: argparse.Namespace) -> None:
+    from clada.runtime.status_line import Room
     from clada.runtime.terminal import read_prompt, show
 
     _check(args)
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     session = open_session(args)
     config = _config(args, session, args.max_new_tokens or _RUN_TOKENS)
-    shown = show(session.stream(prompt, config), args.stats)
+    tokens = session.encode(prompt)
+    shown = show(session.stream(tokens, config), args.stats, room=Room(len(tokens), session.context_length))
     if shown.finish == "length" and args.max_new_tokens is None and not args.quiet and shown.count == _RUN_TOKENS:
         note(f"cut after {_RUN_TOKENS} tokens; --max-new-tokens allows more")
 
 
 def _chat(args: argparse.Namespace) -> None:
+    from clada.runtime.chat.tools_file import read_tools
     from clada.runtime.conversation import hold_conversation
 
     _check(args)
+    template_args = _template_args(args.template_arg)
+    tools = None if args.tools is None else read_tools(args.tools)
     session = open_session(args)
     config = _config(args, session, args.max_new_tokens)
-    hold_conversation(session, config, args.system, show_stats=args.stats, quiet=args.quiet)
+    hold_conversation(
+        session,
+        config,
+        args.system,
+        tools=tools,
+        template_args=template_args,
+        show_stats=args.stats,
+        quiet=args.quiet,
+    )
+
+
+def _template_args(given: list[str]) -> dict[str, Any]:
+    from clada.runtime.chat.template_arguments import parse_argument
+
+    found: dict[str, Any] = {}
+    for name, value in map(parse_argument, given):
+        if name in found:
+            raise CladaError(f"--template-arg gives {name} twice: leave one of them out")
+        found[name] = value
+    return found
 
 
 def _given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:

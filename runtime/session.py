@@ -114,8 +114,13 @@ class Session(Reader):
         """Encode a prompt to token ids, begun as the model expects.
 
         Raises:
-            CladaError: The prompt is empty, leaves no room in the model's context or holds a token it does not know.
+            CladaError: The prompt is empty or no text, leaves no room in the model's context, or holds a token that the
+                model does not know.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise CladaError(f"the prompt holds half a character, {text[error.start]!r}, and is no text") from error
         return self._check_prompt(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def _check_prompt(self, ids: Sequence[int]) -> list[int]:

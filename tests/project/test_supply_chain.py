@@ -1,4 +1,4 @@
-"""What is installed, shipped and claimed: lock, bill of materials, notices and SECURITY.md, against the project."""
+"""Lock, bill of materials, notices and SECURITY.md: compared with what is installed, shipped and tested."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def test_each_package_of_the_lock_has_hashes_and_no_host():
 
 
 def commands(*arguments: str) -> list[str]:
-    """What make would run to install all, from nothing."""
+    """Commands of pip that make would run to install all, from nothing."""
     call = ["make", "--dry-run", "VENV=build/absent", *arguments, "build/absent/dependencies.stamp"]
     result = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
     return [line for line in result.stdout.splitlines() if "pip --disable-pip-version-check install" in line]

@@ -51,7 +51,7 @@ def asked(monkeypatch):
     """The conversations that were written for the model, each as text."""
     seen = []
 
-    def write(folder, messages) -> str:
+    def write(folder, messages, **_) -> str:
         seen.append(write_plainly(folder, messages))
         return seen[-1]
 
@@ -165,6 +165,50 @@ def test_what_is_no_command_is_refused(chat, asked, line, message):
     assert asked[-1].endswith("[u] /last")
 
 
+def test_tools_and_template_arguments_are_given_to_the_template(chat, monkeypatch, tmp_path):
+    given = []
+
+    def write(_folder, messages, **options) -> str:
+        given.append(options)
+        return write_plainly(None, messages)
+
+    monkeypatch.setattr("clada.runtime.conversation.render_chat", write)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
+    short = [*CHAT, "--max-new-tokens", "2"]
+    options = ["--template-arg", "enable_thinking=false", "--template-arg", "date=1 Dec", "--tools"]
+    assert chat(b"why", options=[*short, *options, str(tmp_path / "tools.json")])[0] == 0
+    assert given[-1] == {"tools": tools, "template_args": {"enable_thinking": False, "date": "1 Dec"}}
+    assert chat(b"why", options=short)[0] == 0
+    assert given[-1] == {"tools": None, "template_args": {}}
+
+
+@pytest.mark.fault("command line", "tools and template arguments that make no sense", now="refused in one line")
+@pytest.mark.parametrize(
+    ("options", "content", "line"),
+    [
+        (["--template-arg", "thinking"], "", "a template argument is 'thinking'; it must be NAME=VALUE"),
+        (["--template-arg", "a=1", "--template-arg", "a=2"], "", "--template-arg gives a twice"),
+        (["--tools", "/absent"], "", "cannot read /absent: No such file"),
+        (["--tools", "tools.json"], "[", "tools.json is not valid JSON: Expecting value"),
+        (["--tools", "tools.json"], "\xff", "tools.json is not valid JSON: "),
+        (["--tools", "tools.json"], "[" * 100_000, "tools.json is not valid JSON: "),
+        (["--tools", "tools.json"], '{"f": 1}', "tools.json: tools is {'f': 1}; it must be a list"),
+        (["--tools", "tools.json"], '["f"]', "tools.json: tools[0] is 'f'; it must be "),
+    ],
+)
+def test_tools_and_arguments_that_make_no_sense(tmp_path, monkeypatch, capsys, options, content, line):
+    """Before a model is loaded: here there is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tools.json").write_bytes(content.encode("latin-1"))
+    capsys.readouterr()
+    assert main(["chat", "absent.onnx", *options]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    (told,) = err.splitlines()
+    assert told.startswith(f"error: {line}")
+
+
 @pytest.mark.fault("text", "answers longer than 128 tokens", now="as long as the context, and a note where one is cut")
 def test_an_answer_is_cut_by_the_context_alone(chat, monkeypatch):
     monkeypatch.setattr("clada.runtime.session.end_tokens", lambda *_: frozenset())
@@ -238,7 +282,8 @@ def test_the_models_own_settings_are_the_defaults(tiny_artifact, configs, capsys
     capsys.readouterr()
     command = ["run", str(tiny_artifact), "--prompt", "x", "--stop-token", "7", "--stop-token", "9", "--stop", "y"]
     assert main([*command, *options]) == 0
-    assert configs == [("x", GenerationConfig(128, ["y"], SamplingConfig(**sampling), [7, 9]))]
+    prompt = Session(tiny_artifact).encode("x")
+    assert configs == [(prompt, GenerationConfig(128, ["y"], SamplingConfig(**sampling), [7, 9]))]
     err = capsys.readouterr().err
     assert said in err
     assert bool(said) == bool(err)
@@ -255,7 +300,9 @@ def test_prompts_come_from_files(tiny_artifact, configs, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n\n".encode()), encoding="ascii"))
     for name in (str(tmp_path / "a.txt"), "-"):
         assert main(["run", str(tiny_artifact.parent), "--prompt-file", name]) == 0
-    assert [prompt for prompt, _ in configs] == ["def f(→)\n", "é\n\n"]
+    assert [prompt for prompt, _ in configs] == [
+        Session(tiny_artifact).encode(text) for text in ("def f(→)\n", "é\n\n")
+    ]
 
 
 def test_run_says_where_its_own_limit_cut_a_text(tiny_artifact, capsys, monkeypatch):

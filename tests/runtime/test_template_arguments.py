@@ -295,3 +295,5 @@ def test_a_session_encodes_them(tiny_artifact, tmp_path, tokenizer):
     ids = session.encode_chat(messages, tools=tools, template_args={"enable_thinking": False})
     assert ids == session.encode(expected, add_special_tokens=False)
     assert ids != session.encode_chat(messages)
+    with pytest.raises(CladaError, match=r"the prompt holds half a character, '\\ud800', and is no text"):
+        session.encode_chat([{"role": "user", "content": "a\ud800"}])
