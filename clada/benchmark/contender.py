@@ -19,7 +19,8 @@ def dense(precision: str) -> str:
 REFERENCE = dense("float32")
 TORCH = "torch dense float32"
 GENAI = "genai dense int4"
-# Of GGUF files, by whose name the contender goes on.
+# First words of contenders' names: of ours, and of GGUF files, whose own name follows.
+OURS = "ours"
 LLAMA_CPP = "llama.cpp"
 # In the name of a contender that draws each token; of the same name without it, one that takes the likeliest.
 SAMPLED = "sampled"
@@ -68,7 +69,7 @@ def always(run: Callable[[], object], share: float) -> float:
 def ours(fraction: float | None, precision: str, sampled: bool = False) -> str:
     """Name of one of our contenders; None is dense, and a sampled one also draws the next token."""
     share = "dense" if fraction is None else f"{100 * fraction:g}%"
-    return f"ours {share} {SAMPLED} {precision}" if sampled else f"ours {share} {precision}"
+    return f"{OURS} {share} {SAMPLED} {precision}" if sampled else f"{OURS} {share} {precision}"
 
 
 def checked_error(name: str, output: Array, reference: Array, farthest: Mapping[str, float] = FARTHEST) -> float:

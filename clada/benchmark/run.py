@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clada.benchmark.artifact_tables import artifact_tables
+from clada.benchmark.equal_quality import equal_quality_lines
 from clada.benchmark.genai import genai_tables
 from clada.benchmark.genai_files import require_genai
 from clada.benchmark.machine import machine
@@ -88,6 +89,8 @@ def bench(args: argparse.Namespace) -> None:
     print(f"{subtitle}; medians of {settings.rounds} rounds, of {settings.prefill_rounds} in prefill")
     for measured in _measured(args, settings):
         print("\n" + "\n".join(results.add(measured)), flush=True)
+    if lines := equal_quality_lines(results.tables, results.qualities):
+        print("\n" + "\n".join(lines))
     found = targets(results.tables, results.footprints)
     if found:
         print("\n" + "\n".join(target_lines(found)))

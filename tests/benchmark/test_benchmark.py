@@ -10,6 +10,7 @@ import pytest
 
 from clada.benchmark import whole_model
 from clada.benchmark.contender import GENAI, REFERENCE, TORCH, dense, ours
+from clada.benchmark.equal_quality import equal_quality_lines
 from clada.benchmark.footprint import Footprint
 from clada.benchmark.layer import layer_contenders, opened_layer
 from clada.benchmark.layer_graph import exact_threshold, random_input
@@ -18,6 +19,7 @@ from clada.benchmark.linears import linears_contenders, opened_linears
 from clada.benchmark.llama_cpp import LlamaProcess
 from clada.benchmark.matmul_nbits import packed
 from clada.benchmark.precisions import BLOCKS, PRECISIONS, Blocks
+from clada.benchmark.quality import Qualities, Quality
 from clada.benchmark.report import Row, Table, table_lines
 from clada.benchmark.sessions import Bound
 from clada.benchmark.settings import BenchSettings
@@ -29,6 +31,7 @@ from clada.errors import CladaError
 from clada.evaluation.exported import evaluate_artifact
 from clada.evaluation.reference import dense_logits
 from clada.evaluation.settings import EvaluationSettings
+from clada.evaluation.statistics import Estimate
 from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.export import ExportConfig, export
 from clada.ops import SPARSE_GATED_FFN
@@ -335,6 +338,26 @@ def test_targets_of_a_whole_model_are_of_speed_memory_and_loading():
     assert [(target.reached, target.met) for target in found] == [(1.2, False), (1.2, False), (1.4, True)]
     assert target_lines(found)[2].endswith("1.40x, to be at most 1.50x: met")
     assert not targets([], [theirs])
+
+
+def test_the_fastest_of_those_no_worse_is_compared():
+    """Against each GGUF file, by the rounds' own ratios; that none of ours is as near to the checkpoint is said."""
+    times = {"llama.cpp a": (4.0, 6.0, 5.0), "llama.cpp b": (1.0, 1.0, 1.0)}
+    times |= {
+        ours(None, "int4"): (3.0, 3.0, 2.5),
+        ours(0.7, "int4"): (2.0, 3.0, 2.0),
+        ours(0.5, "int4"): (1.0, 1.0, 1.0),
+    }
+    times |= {dense("int4"): (0.5, 0.5, 0.5)}
+    kl = dict(zip(times, (0.02, 0.001, 0.01, 0.02, 0.03, 0.01), strict=True))
+    rows = tuple(Row(name, ms=float(np.median(ms)), samples_ms=ms) for name, ms in times.items())
+    qualities = Qualities(tuple(Quality(name, Estimate(value, 0, 1), Estimate(0, 0, 1)) for name, value in kl.items()))
+    tables = [Table("tiny", "artifact", "decode", 1, 64, rows), Table("tiny", "artifact", "prefill", 512, 0, rows)]
+    assert equal_quality_lines(tables, qualities) == [
+        "after 64 tokens, at no more KL than llama.cpp a (0.0200): ours 70% int4 (0.0200) is 2.00x as fast",
+        "after 64 tokens, at no more KL than llama.cpp b (0.0010): none of ours",
+    ]
+    assert equal_quality_lines(tables, Qualities(())) == []
 
 
 def test_targets_are_those_of_a_measured_layer():
