@@ -105,6 +105,14 @@ def test_it_is_run_inspected_and_verified(artifact, checkpoints, capsys):
         assert runtime_cli.main(["verify", str(artifact), "--model", str(checkpoint)]) == 0
 
 
+def test_it_is_timed_beside_the_dense_graph(artifact, capsys):
+    """ONNX Runtime's has the same weights in float32, and the same logits."""
+    args = ["bench", str(artifact), "--bytes", "1", "0.8", "--rounds", "1", "--threads", "1"]
+    assert runtime_cli.main(args) == 0, capsys.readouterr().err
+    names = [line[:20].rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert {"ORT dense float32", "ours dense bfloat16", "ours 80% bfloat16"} <= set(names)
+
+
 def test_a_checkpoint_of_another_type_is_rounded(artifact, checkpoints, tmp_path, capsys):
     """The file has the weights that the checkpoint has in bfloat16; a calibration is of those that it has itself."""
     calibration = tmp_path / "tiny.safetensors"
