@@ -79,6 +79,8 @@ def _check(args: argparse.Namespace) -> None:
         given = getattr(args, name)
         if given is not None and given < value:
             raise CladaError(f"--{name.replace('_', '-')} is {given}; it must be {value} or more")
+    if args.cuda_graph and args.slots > 1:
+        raise CladaError(f"--cuda-graph is for one text at a time, and --slots is {args.slots}: add --slots 1")
     if args.port > 65535:
         raise CladaError(f"--port is {args.port}; it must be 65535 or less")
 

@@ -24,6 +24,7 @@ def refused(capsys, *options: str) -> str:
     [
         (["--slots", "0"], "--slots is 0; it must be 1 or more"),
         (["--queue", "-1"], "--queue is -1; it must be 0 or more"),
+        (["--device", "cuda", "--cuda-graph"], "--cuda-graph is for one text at a time, and --slots is 8"),
         (["--port", "70000"], "--port is 70000; it must be 65535 or less"),
         (["--host", "0.0.0.0"], "--host is 0.0.0.0, where other machines may ask: give a key by CLADA_API_KEY"),
         (["--api-key-file", "/nowhere/key"], "/nowhere/key: No such file or directory"),
@@ -84,3 +85,12 @@ def test_a_signal_ends_it_well(chat_artifact, number):
         assert chunks[-1].choices[0].finish_reason is not None
         assert server.wait(30) == 0
         assert server.stderr.read() == ""
+
+
+def test_without_its_extra_one_line_says_what_to_install():
+    program = (
+        "import sys; sys.modules['fastapi'] = None; from clada.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    found = subprocess.run([sys.executable, "-c", program, "serve", "x"], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr == "error: `clada serve` needs fastapi: pip install 'clada[serve]'\n"
