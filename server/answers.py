@@ -186,7 +186,7 @@ class ModelCard(BaseModel):
     can_chat: bool
 
 
-class ModelList(BaseModel):
+class ListedModels(BaseModel):
     """Models that are served."""
 
     object: Literal["list"]

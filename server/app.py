@@ -139,9 +139,9 @@ def _add_state(app: FastAPI, service: Service) -> None:
     )
 
     @app.get("/v1/models", responses=_responses())
-    async def models() -> answers.ModelList:
+    async def models() -> answers.ListedModels:
         """List the model."""
-        return answers.ModelList(object="list", data=[card])
+        return answers.ListedModels(object="list", data=[card])
 
     @app.get("/v1/models/{model}", responses=_responses(404))
     async def model_card(model: str) -> answers.ModelCard:

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from clada.command_line import one_line
 from clada.errors import CladaError
 
 
@@ -44,9 +45,10 @@ class RequestError(CladaError):
 
 
 def error_content(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Content of the answer to a request that failed."""
+    """Content of the answer to a request that failed: a line of text, whatever was given, cut where it is long."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    detail = ErrorDetail(message=message, type=kind, param=param, code=code or _CODES.get(status))
+    named = None if param is None else one_line(param)
+    detail = ErrorDetail(message=one_line(message), type=kind, param=named, code=code or _CODES.get(status))
     return ErrorAnswer(error=detail).model_dump()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 MOST_CHOICES = 16
 MOST_PROMPTS = 16
 MOST_MESSAGES = 1024
+MOST_FIELDS = 64  # of an object
 MOST_STOPS = 16
 LONGEST_STOP = 256  # characters
 MOST_LOGPROBS = 20

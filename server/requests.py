@@ -5,7 +5,7 @@ A field that would change the answer and is not carried out is refused by name, 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from clada.server import limits
 
@@ -13,11 +13,24 @@ _Nothing = Annotated[float, Field(ge=0, le=0)]
 _Stop = Annotated[str, Field(min_length=1, max_length=limits.LONGEST_STOP)]
 _Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Prompt = Annotated[str, Field(min_length=1)]
-_Tokens = Annotated[list[_Token], Field(min_length=1)]
+# At the first that is wrong it is refused: an error for each would take hundreds of times what the request does.
+_Tokens = Annotated[list[_Token], Field(min_length=1, fail_fast=True)]
+
+
+def _few(given: Any) -> Any:
+    """Refuse an object of very many fields before each of them is told of."""
+    if isinstance(given, dict) and len(given) > limits.MOST_FIELDS:
+        raise ValueError(f"it has {len(given)} fields, and {limits.MOST_FIELDS} are the most")
+    return given
 
 
 class _Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few(cls, given: Any) -> Any:
+        return _few(given)
 
 
 class Steering(_Fields):
@@ -95,10 +108,10 @@ class GenerationRequest(_Fields):
     # Not carried out, and refused where they ask for something.
     frequency_penalty: _Nothing | None = None
     presence_penalty: _Nothing | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_few), Field(max_length=0)] | None = None
     # Of who asks and for whom: they change no answer.
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(_few)] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -25,7 +25,7 @@ PATH = re.compile(r"[\w.*-]+/[\w.*/-]*|[\w*-]+\.(?:py|md|toml|yml|csv|h|cpp|cu|c
 NOT_OF_THE_PROJECT = ("out/", "build/", ".venv/", "path/to/", "NvInferRuntime.h")
 # A recipe for the kernels leaves their folder out.
 FOLDERS = [ROOT, ROOT / "plugins" / "kernels", ROOT / "runtime"]
-PACKAGES = ("clada", "exporter", "runtime", "plugins", "gpu_suite", "scripts", "tests")
+PACKAGES = ("clada", "exporter", "runtime", "server", "plugins", "gpu_suite", "scripts", "tests")
 BRITISH = re.compile(
     r"\b(?:quant|dequant|optim|normal|serial|recogn|initial|token|vector|organ|minim|maxim|general|parallel|summar|special"
     r"|util|penal|emphas|memor|random|synchron|visual|author|custom)is(?:e|ed|es|er|ing|ation)\b"

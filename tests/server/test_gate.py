@@ -75,7 +75,7 @@ def test_only_who_has_the_key_is_answered(serving, capfd):
 
 
 def sent(server, content: bytes) -> bytes:
-    """What comes back for bytes, until the server closes the connection or says all that it announced."""
+    """Answer to bytes, until the server closes the connection or has said all of it."""
     address = urlsplit(server.address)
     with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
         connection.sendall(content)
@@ -128,13 +128,18 @@ def test_a_slow_request_is_let_go(serving):
         b'{"model": "tiny", "prompt": {"x": 1}}',
         b'{"model": "tiny", "prompt": "x", "max_tokens": 1.5}',
         b'{"model": "tiny", "prompt": [1, "x"]}',
+        b'{"model": "tiny", "prompt": "x", "\\ud800": 1}',
+        b'{"model": "tiny", "prompt": "x", "' + b"n" * 100_000 + b'": 1}',
+        b'{"model": "tiny", "prompt": "x", "response_format": {"type": "\\ud800"}}',
+        b'{"model": "tiny", "prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"name": "x", '
+        b'"schema": {"\\ud800": 1}}}}',
     ],
     ids=lambda body: repr(body[:50]),
 )
 def test_what_is_no_request_is_refused(server, body):
     found = server.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     assert found.status_code == 400
-    assert found.json()["error"]["message"]
+    assert 0 < len(found.json()["error"]["message"]) < 2000
 
 
 @pytest.mark.parametrize(

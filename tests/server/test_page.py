@@ -54,7 +54,7 @@ def ask(page, text: str) -> Any:
     return page.locator(".assistant").last
 
 
-def test_a_question_is_answered_token_by_token(page, server, record_property):
+def test_a_question_is_answered_token_by_token(page, server):
     opened(page, server)
     page.wait_for_function("document.getElementById('model').textContent === 'tiny'")
     answer = ask(page, "How is a file read?")

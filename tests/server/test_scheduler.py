@@ -248,7 +248,7 @@ def test_a_long_prompt_is_read_between_the_steps_of_others(inputs_session, sched
 
 
 def test_a_prompt_that_was_read_is_not_read_again(inputs_session, scheduling):
-    """What comes of it is what comes of it without the cache; what is not used is let go."""
+    """Its text is the one without the cache; what is not used is let go."""
     session, config = inputs_session, GenerationConfig(10, sampling=SAMPLED)
     system = [int(token) for token in np.random.default_rng(1).integers(1, 500, 30)]
     scheduler = scheduling(session, prefix_tokens=200)
