@@ -32,8 +32,15 @@ def grammar_of_regex(regex: str) -> str:
 
 
 def grammar_of_schema(schema: Mapping[str, Any]) -> str:
-    """Grammar of the JSON that follows a schema, written as models do: with spaces where they put them."""
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    """Grammar of the JSON that follows a schema, written as models do: with spaces where they put them.
+
+    Raises:
+        CladaError: It is no JSON, or nested too deeply.
+    """
+    try:
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    except (ValueError, RecursionError) as error:
+        raise CladaError(f"the schema is no JSON: {error}") from error
 
 
 class GrammarGuide:

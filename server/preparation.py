@@ -1,6 +1,5 @@
 """Preparation of a request: its prompts as token ids, and how each of its texts is generated."""
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from clada.server.requests import (
 # As OpenAI has it where a request to continue a prompt says nothing.
 _COMPLETION_TOKENS = 16
 _SEEDS = 2**63
+_OBJECT = {"type": "object"}
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -144,10 +144,10 @@ def _grammar(request: GenerationRequest) -> str | None:
     if isinstance(form, JsonObjectFormat | JsonSchemaFormat):
         if request.guided_regex is not None:
             raise RequestError("guided_regex and response_format are given: leave one out", param="guided_regex")
-        schema = form.json_schema.schema_ if isinstance(form, JsonSchemaFormat) else {"type": "object"}
-        if len(json.dumps(schema)) > limits.LONGEST_SCHEMA:
+        grammar = grammar_of_schema(form.json_schema.schema_ if isinstance(form, JsonSchemaFormat) else _OBJECT)
+        if len(grammar) > limits.LONGEST_SCHEMA:
             raise RequestError(
                 f"the schema has more than {limits.LONGEST_SCHEMA:,} characters as JSON", param="response_format"
             )
-        return grammar_of_schema(schema)
+        return grammar
     return None if request.guided_regex is None else grammar_of_regex(request.guided_regex)

@@ -133,6 +133,10 @@ def test_a_slow_request_is_let_go(serving):
         b'{"model": "tiny", "prompt": "x", "response_format": {"type": "\\ud800"}}',
         b'{"model": "tiny", "prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"name": "x", '
         b'"schema": {"\\ud800": 1}}}}',
+        b'{"model": "tiny", "prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"name": "x", '
+        b'"schema": {"minimum": NaN}}}}',
+        b'{"model": "tiny", "prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"name": "x", '
+        b'"schema": ' + b'{"items": ' * 900 + b"{}" + b"}" * 900 + b"}}}",
     ],
     ids=lambda body: repr(body[:50]),
 )
