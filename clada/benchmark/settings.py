@@ -39,7 +39,7 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class ArtifactSettings:
-    """What is compared where artifacts are timed, and on what text.
+    """Choice of what is compared where artifacts are timed, and on what text.
 
     Args:
         paths: The artifacts, .onnx files or folders.

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from clada.contract.weight_bytes import weight_bytes
 from clada.errors import CladaError
-from clada.evaluation.session_subject import ffn_bytes
 from clada.exporter import cli, price_export
 from clada.ops import SPARSE_LINEAR
 from clada.runtime import GenerationConfig, SamplingConfig, Session, loading
@@ -70,7 +70,7 @@ def test_the_file_is_half_as_large(artifact):
     numbers = sum(p["inputs"] * p["outputs"] for p in manifest["inputs"]["products"]) + VOCABULARY * WIDTH
     size = artifact.with_name("model.onnx.data").stat().st_size
     assert 2 * numbers <= size < 2 * numbers + 20_000
-    assert ffn_bytes(Session(artifact).manifest, None) == 2 * (numbers - VOCABULARY * WIDTH)
+    assert weight_bytes(Session(artifact).manifest, None) == 2 * (numbers - VOCABULARY * WIDTH)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

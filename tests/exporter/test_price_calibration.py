@@ -145,7 +145,7 @@ def test_a_file_gives_what_was_measured(measured, file):
     for ours, theirs in zip(read.anticipations, with_probes(calibration, products).anticipations, strict=True):
         assert ours.site == theirs.site
         torch.testing.assert_close(ours.tensors(), theirs.tensors(), rtol=0, atol=0)
-    taken = take_inputs(model, file, 0.5, None, None, file.parent / "rounded", lambda _: None)
+    taken = take_inputs(model, file, 0.5, None, False, None, file.parent / "rounded", lambda _: None)
     assert (taken.section.data, taken.section.data_sha256) == ("some.txt", "ab" * 32)
 
 
@@ -156,13 +156,14 @@ def test_a_file_of_another_model_is_refused(file):
             file,
             0.5,
             None,
+            False,
             None,
             file.parent / "rounded",
             print,
         )
     for other in (random_model("llama", vocab_size=VOCABULARY + 8), random_model("opt", vocab_size=VOCABULARY)):
         with pytest.raises(CladaError, match="of another model: its products are not"):
-            take_inputs(other, file, 0.5, None, None, file.parent / "rounded", print)
+            take_inputs(other, file, 0.5, None, False, None, file.parent / "rounded", print)
 
 
 def test_a_damaged_file_is_refused(measured, file):

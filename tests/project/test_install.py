@@ -99,7 +99,7 @@ def test_wheel_holds_only_clada(installed_sdist):
     names = zipfile.ZipFile(installed_sdist[0]).namelist()
     assert {name.split("/")[0] for name in names} == {"clada", "clada-0.1.0.dist-info"}
     packages = {name.split("/")[1] for name in names if name.count("/") > 1 and name.startswith("clada/")}
-    assert packages == {"benchmark", "contract", "evaluation", "exporter", "ops", "plugins", "runtime"}
+    assert packages == {"benchmark", "contract", "evaluation", "exporter", "ops", "plugins", "runtime", "server"}
     assert "clada/py.typed" in names
     assert package_files("clada").keys() - set(names) == {"clada/plugins/kernels/op_table.py"}
     assert {"clada/exporter/data/calibration.jsonl", "clada/exporter/data/LICENSE-PSF.txt"} <= set(names)
@@ -120,6 +120,7 @@ def test_wheel_says_what_is_in_it(installed_sdist):
     parts = bill["metadata"]["component"]["components"]
     told = {place["location"] for part in parts for place in part["evidence"]["occurrences"]}
     ours = {"clada/py.typed", "clada/evaluation/templates/report.html", "clada/exporter/data/LICENSE-PSF.txt"}
+    ours |= {f"clada/server/page/{name}" for name in ("index.html", "page.css", "page.js")}
     others = {name for name in names if name.startswith("clada/") and not name.endswith(".py")}
     assert others - ours == told
 

@@ -444,7 +444,7 @@ fixed_shapes format_version gains hidden_size high in_place_cache inputs kept la
 median_threshold method model name neurons onnxruntime ops opset outputs parameters parts pieces policy pool
 price prior_tokens probes product products prompt_tokens quantization r2 realised reanalysis reanalysis_load
 required scale scale_knots seed sizes surprisal_weight target_sparsity thresholds tokens tolerance tools
-verification vocabulary_size
+verification vocabulary_size weights
 """
 
 
