@@ -57,7 +57,7 @@ def test_answers_are_as_the_schema_says(operations, label, mode, record_property
     tried = []
 
     @settings(
-        max_examples=20 if label in GENERATES else 4,
+        max_examples=10 if label in GENERATES else 2,
         deadline=None,
         derandomize=True,
         database=None,
