@@ -140,6 +140,18 @@ def measured(weights: str) -> list[tuple[float, float, str]]:
     ]
 
 
+def test_speed_beside_llama_cpp_is_what_was_measured():
+    path = ROOT / "benchmarks" / "llama_cpp" / "qwen2.5-coder-0.5b-int4-avx2.json"
+    decode, prefill = json.loads(text_of(path))["tables"]
+    seconds = {row["name"]: f"{row['ms'] / 1000:.2f}" for row in prefill["rows"]}
+    expected = []
+    for row in decode["rows"]:
+        low, high = row["ms_quartiles"]
+        time = f"{row['ms']:.1f} ({low:.1f} - {high:.1f})"
+        expected.append([row["name"], time, f"{row['ratio']:.2f}x", seconds.get(row["name"], "")])
+    assert table(DOCS / "results.md", "contender | ms a token after") == expected
+
+
 def test_speed_of_the_real_model_is_what_was_measured():
     both = list(zip(measured("float32"), measured("int4"), strict=True))
     short, whole = table(README, "`bytes=`"), table(DOCS / "results.md", "asked for")
