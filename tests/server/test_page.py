@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from clada.server.gate import Access
 from clada.server.pages import FOLDER
@@ -56,7 +56,7 @@ def ask(page, text: str) -> Any:
 
 def test_a_question_is_answered_token_by_token(page, server):
     opened(page, server)
-    page.wait_for_function("document.getElementById('model').textContent === 'tiny'")
+    expect(page.locator("#model")).to_have_text("tiny", timeout=20_000)
     answer = ask(page, "How is a file read?")
     tokens = answer.locator(".token")
     count = tokens.count()
@@ -78,7 +78,7 @@ def test_a_question_is_answered_token_by_token(page, server):
 
 def test_the_slider_says_how_many_bytes_are_read(page, server):
     opened(page, server)
-    page.wait_for_function("document.getElementById('model').textContent === 'tiny'")
+    expect(page.locator("#model")).to_have_text("tiny", timeout=20_000)
     read = {}
     for share in ("1", "0.7"):
         page.click("#clear")  # an answer is as long as the context allows
