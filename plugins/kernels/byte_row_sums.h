@@ -4,7 +4,7 @@
 // Of two rows the bytes of codes take turns, and each of a byte's halves is multiplied with its row's factor times
 // scale; sums of all pairs stay within 16 bits. A factor is rounded to the 254th part of the largest of its rows'.
 #pragma once
-#include "packed_rows.h"
+#include "scaled_factors.h"
 
 namespace clada {
 
@@ -18,20 +18,13 @@ void add_byte_stripe(const PackedRows<I, 4>& rows, const uint8_t* const* some, c
   using V = typename I::V;
   using Ints = typename I::Ints;
   const int lanes = rows.lanes(stripe);
-  V scaled[kByteSumRows], top = I::zero(), zeros = I::zero();
-  for (int r = 0; r < 2 * pairs; ++r) {
-    scaled[r] = I::mul(I::all(factors[r]), rows.template scales<kWhole>(some[r], next[r], stripe, lanes));
-    top = I::max(top, I::abs(scaled[r]));
-    zeros = I::fma(I::zero(), scaled[r], zeros);
-  }
-  const V inverse = I::select(I::less(I::all(0x1p-100f), top), I::div(I::all(127.0f), top), I::zero());
-  // Values that are not finite propagate.
-  const V unit = I::fma(top, I::all(1.0f / 127), zeros);
+  ScaledFactors<I, kByteSumRows> scaled;
+  scaled.template take<kWhole>(rows, some, next, 2 * pairs, factors, stripe, 127.0f);
   // For each pair of rows the factors of the lanes that interleaved bytes have, see I::interleave.
   Ints coefficients[kByteSumRows / 2][2];
   Ints starts[2] = {I::zero_ints(), I::zero_ints()};
   for (int p = 0; p < pairs; ++p) {
-    I::byte_factors(I::mul(scaled[2 * p], inverse), I::mul(scaled[2 * p + 1], inverse), coefficients[p]);
+    I::byte_factors(scaled.integer(2 * p), scaled.integer(2 * p + 1), coefficients[p]);
     // Stored values are the code + 8.
     for (int half = 0; half < 2; ++half) starts[half] = I::subtract_eights(starts[half], coefficients[p][half]);
   }
@@ -55,7 +48,7 @@ void add_byte_stripe(const PackedRows<I, 4>& rows, const uint8_t* const* some, c
     float* out = y + stripe * Rows::kSpan + k * Rows::kSteps * I::kWidth;
 #pragma GCC unroll 8
     for (int64_t i = 0; i < Rows::kSteps; ++i) {
-      I::store(out + i * I::kWidth, I::fma(sums[i], unit, I::load(out + i * I::kWidth)));
+      I::store(out + i * I::kWidth, I::fma(sums[i], scaled.unit, I::load(out + i * I::kWidth)));
     }
   }
 }

@@ -3,7 +3,7 @@
 // Factors times scales are taken in 16 bits, and rows two at a time, so that codes need not be converted.
 #pragma once
 #include "byte_row_sums.h"
-#include "packed_rows.h"
+#include "scaled_factors.h"
 
 namespace clada {
 
@@ -48,18 +48,11 @@ void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, co
   constexpr int kOutputs = 8;  // vectors of outputs that are summed in registers
   constexpr int kVectors = kOutputs / static_cast<int>(Rows::kSteps), kPairs = kSumRows / 2;
   const int lanes = rows.lanes(stripe);
-  V scaled[kSumRows], top = I::zero(), zeros = I::zero();
-  for (int r = 0; r < 2 * pairs; ++r) {
-    scaled[r] = I::mul(I::all(factors[r]), rows.template scales<kWhole>(some[r], next[r], stripe, lanes));
-    top = I::max(top, I::abs(scaled[r]));
-    zeros = I::fma(I::zero(), scaled[r], zeros);
-  }
-  const V inverse = I::select(I::less(I::all(0x1p-100f), top), I::div(I::all(32767.0f), top), I::zero());
-  // Values that are not finite propagate.
-  const V unit = I::fma(top, I::all(1.0f / 32767), zeros);
+  ScaledFactors<I, kSumRows> scaled;
+  scaled.template take<kWhole>(rows, some, next, 2 * pairs, factors, stripe, 32767.0f);
   Ints coefficients[kPairs];
   for (int p = 0; p < pairs; ++p) {
-    coefficients[p] = I::pair(I::mul(scaled[2 * p], inverse), I::mul(scaled[2 * p + 1], inverse));
+    coefficients[p] = I::pair(scaled.integer(2 * p), scaled.integer(2 * p + 1));
   }
   Ints starts[kOutputs];
   V units[kOutputs];
@@ -71,7 +64,8 @@ void add_stripe(const PackedRows<I, kBits>& rows, const uint8_t* const* some, co
       const Ints offset = I::all_pairs(static_cast<int16_t>(-8 * (1 << places<kBits>(i))));
       for (int p = 0; p < pairs; ++p) starts[i] = I::dot_pairs(starts[i], coefficients[p], offset);
     }
-    units[i] = places<kBits>(i) == 0 ? unit : I::mul(unit, I::all(1.0f / static_cast<float>(1 << places<kBits>(i))));
+    units[i] = places<kBits>(i) == 0 ? scaled.unit
+                                     : I::mul(scaled.unit, I::all(1.0f / static_cast<float>(1 << places<kBits>(i))));
   }
   for (int64_t k = 0; k < kGroupWeights; k += kOutputs) {
     Ints sums[kOutputs];
