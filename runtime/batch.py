@@ -5,14 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from clada.contract.pool import Masks
-from clada.runtime.models.base import Array
+from clada.runtime.models.base import Array, Model
+from clada.runtime.models.ort_cpu import OnnxRuntimeModel
 from clada.runtime.steps import Reader, State
 
 
 def can_gather(reader: Reader) -> bool:
     """Whether texts of several states can be read as one batch: not where pools are chosen, nor on a GPU."""
-    model = reader.models.of("single")
-    return reader.pool_policy is None and model.read_cache(model.empty_cache(1)) is not None
+    return reader.pool_policy is None and isinstance(reader.models.of("single"), OnnxRuntimeModel)
+
+
+def cpu_graph(model: Model) -> OnnxRuntimeModel:
+    """Graph with a cache that can be read and made here, as all of a reader are that `can_gather`."""
+    assert isinstance(model, OnnxRuntimeModel)
+    return model
 
 
 def gather(reader: Reader, texts: Sequence[tuple[State, int]]) -> State:
@@ -27,7 +33,7 @@ def gather(reader: Reader, texts: Sequence[tuple[State, int]]) -> State:
     Raises:
         CladaError: Another thread reads a state on, or it cannot go on.
     """
-    model = reader.models.of("single" if len(texts) == 1 else "portable")
+    model = cpu_graph(reader.models.of("single" if len(texts) == 1 else "portable"))
     lengths = [int(state.mask[row].sum()) for state, row in texts]
     longest = max(lengths)
     mask = np.zeros((len(texts), longest), np.int64)
@@ -36,7 +42,7 @@ def gather(reader: Reader, texts: Sequence[tuple[State, int]]) -> State:
     for place, ((state, row), length) in enumerate(zip(texts, lengths, strict=True)):
         if id(state) not in held:
             with state.reading():
-                held[id(state)] = state.model.read_cache(state.cache) or []
+                held[id(state)] = cpu_graph(state.model).read_cache(state.cache)
         if not arrays:
             arrays = [np.zeros((len(texts), old.shape[1], longest, old.shape[3]), old.dtype) for old in held[id(state)]]
         mask[place, longest - length :] = 1

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clada.runtime.batch import cpu_graph
 from clada.runtime.loading import Kind
 from clada.runtime.steps import Reader, State
 
@@ -62,8 +63,8 @@ def _gain(reader: Reader, tokens: int) -> float:
 
 def _blank(reader: Reader, kind: Kind, texts: int, tokens: int) -> State:
     """State of texts whose keys and values are zeros."""
-    model = reader.models.of(kind)
-    empty = model.read_cache(model.empty_cache(texts)) or []
+    model = cpu_graph(reader.models.of(kind))
+    empty = model.read_cache(model.empty_cache(texts))
     zeros = [np.zeros((texts, array.shape[1], tokens, array.shape[3]), array.dtype) for array in empty]
     return State(
         model,

@@ -59,14 +59,6 @@ class Model(ABC):
         """Cut the cache of one text down to its first tokens; None where that cannot be. What was given is used up."""
         return None
 
-    def read_cache(self, cache: Any) -> list[Array] | None:
-        """Keys and values T[B, H, P, d] of a cache, those of each layer in turn; None where a device holds them."""
-        return None
-
-    def load_cache(self, keys_values: Sequence[Array]) -> Any:
-        """Create a cache that holds keys and values as `read_cache` gives them, where it does."""
-        raise NotImplementedError
-
     def _no_tokens(self, texts: int) -> list[Array]:
         """Keys and values T[B, H, 0, d] of no tokens, those of each layer in turn."""
         return [np.zeros((texts, heads, 0, width), self.dtype) for heads, width in self._cache_sizes]

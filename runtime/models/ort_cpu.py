@@ -227,7 +227,7 @@ class OnnxRuntimeModel(Model):
         return self.load_cache(self._no_tokens(texts))
 
     def load_cache(self, keys_values: Sequence[Array]) -> Any:
-        """See Model."""
+        """Create a cache that holds keys and values T[B, H, P, d], those of each layer in turn."""
         return [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in keys_values]
 
     def copy_cache(self, cache: Any) -> Any:
@@ -238,8 +238,8 @@ class OnnxRuntimeModel(Model):
         """See Model."""
         return self.load_cache([np.ascontiguousarray(value.numpy()[:, :, :tokens]) for value in cache])
 
-    def read_cache(self, cache: Any) -> list[Array] | None:
-        """See Model."""
+    def read_cache(self, cache: Any) -> list[Array]:
+        """Keys and values T[B, H, P, d] of a cache, those of each layer in turn."""
         return [value.numpy() for value in cache]
 
     def step(self, inputs: Mapping[str, Array], cache: Any, fetch: Sequence[str]) -> tuple[dict[str, Any], Any]:

@@ -78,7 +78,7 @@ class InPlaceModel(OnnxRuntimeModel):
         self._outputs = {value.name: value for value in self._session.get_outputs()}
 
     def load_cache(self, keys_values: Sequence[Array]) -> InPlaceCache:
-        """See Model; of one text."""
+        """See OnnxRuntimeModel; of one text."""
         length = keys_values[0].shape[2]
         buffers = [self._with_room(array, length, length) for array in keys_values]
         logits = (self._output(graph_names.LOGITS, 1), self._output(graph_names.LOGITS, 1))
@@ -88,8 +88,8 @@ class InPlaceModel(OnnxRuntimeModel):
         """Copy a cache into memory of its own."""
         return self.load_cache([buffer[:, :, : cache.length] for buffer in cache.buffers])
 
-    def read_cache(self, cache: InPlaceCache) -> list[Array] | None:
-        """See Model."""
+    def read_cache(self, cache: InPlaceCache) -> list[Array]:
+        """See OnnxRuntimeModel."""
         return [buffer[:, :, : cache.length] for buffer in cache.buffers]
 
     def rewind_cache(self, cache: InPlaceCache, tokens: int) -> InPlaceCache:
