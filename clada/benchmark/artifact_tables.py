@@ -12,7 +12,7 @@ from clada.benchmark.contender import FARTHEST_OF_ONE_MODEL, Contender, always, 
 from clada.benchmark.decode_loops import TOKENS, LlamaLoop, OurLoop, load_ours
 from clada.benchmark.floor import read_bandwidth
 from clada.benchmark.footprint import Footprint, footprint
-from clada.benchmark.llama_cpp import LlamaModel, LlamaProcess
+from clada.benchmark.llama_cpp import LlamaModel, LlamaProcess, check_ggufs
 from clada.benchmark.opened_artifact import OpenedArtifact, has_dense, opened_artifact
 from clada.benchmark.quality import Text, quality
 from clada.benchmark.report import Table, rows
@@ -160,6 +160,7 @@ def artifact_tables(chosen: ArtifactSettings, settings: BenchSettings) -> Iterat
         CladaError: Something cannot be used, an artifact skips neurons, or was not measured at one of the shares, or
             they are not of one model.
     """
+    check_ggufs(chosen.ggufs)
     text = None if chosen.reference is None else Text.of(chosen)
     with ExitStack() as stack:
         artifacts = [

@@ -26,7 +26,8 @@ LLAMA_CPP = "llama.cpp"
 SAMPLED = "sampled"
 # How far from the reference the output may be; more is not another precision but another computation. Layers of random
 # weights amplify the rounding of 4 bits, but outputs that have nothing in common are 1.4 apart.
-FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int8": 0.1, "int4": 1.2, "int4-gptq": 1.2}
+FARTHEST = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1, "int8": 0.1, "int4": 1.2}
+FARTHEST |= {f"{precision}-gptq": FARTHEST[precision] for precision in ("int8", "int4")}
 # The same against what its own weights give, which leaves the rounding of what they are multiplied with.
 FARTHEST_OF_OWN = {"float32": 1e-3, "bfloat16": 0.02, "int4": 0.06, "int4-block128": 0.06, "int8": 0.06}
 # The same of two files of one model, each rounded in its own way, whatever their names.

@@ -1,25 +1,36 @@
 """llama.cpp as a contender, called through llama-cpp-python in a process of its own."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from clada.benchmark.contender import LLAMA_CPP
 from clada.errors import CladaError
 from clada.ops.record import Array
 
+P = ParamSpec("P")
+R = TypeVar("R")
 # What its own programs read at once.
 _BATCH = 2048
 
 
-def require_llama_cpp() -> None:
-    """Raise CladaError where llama-cpp-python is not installed."""
-    if find_spec("llama_cpp") is None:
+def check_ggufs(files: Sequence[Path]) -> None:
+    """Raise CladaError where llama-cpp-python, or a file that it is to run, is missing, or two have the same name."""
+    if files and find_spec("llama_cpp") is None:
         raise CladaError("llama-cpp-python is not installed; install it: pip install llama-cpp-python")
+    for file in files:
+        if not file.is_file():
+            raise CladaError(f"there is no GGUF file {file}")
+    for one, other in itertools.combinations(files, 2):
+        if one.stem == other.stem:
+            raise CladaError(f"{one} and {other} have the same name, which a table tells them by: time one of them")
 
 
 class LlamaModel:
@@ -116,16 +127,20 @@ class LlamaProcess:
         read: The tokens that its cache holds.
 
     Raises:
-        CladaError: llama-cpp-python is not installed, or cannot load the file.
+        CladaError: llama.cpp cannot load the file.
     """
 
     def __init__(self, file: Path, threads: int, room: int) -> None:
-        require_llama_cpp()
-        self.name = f"llama.cpp {file.stem}"
+        self.name = f"{LLAMA_CPP} {file.stem}"
         self.bytes = file.stat().st_size
         self.read: list[int] = []
+        self._file = file
         self._process = ProcessPoolExecutor(1, get_context("spawn"))
-        self.vocabulary: int = self._process.submit(_load, file, threads, room).result()
+        try:
+            self.vocabulary = self._ask(_load, file, threads, room)
+        except CladaError:
+            self._process.shutdown()
+            raise
 
     def __enter__(self) -> "LlamaProcess":
         return self
@@ -133,17 +148,24 @@ class LlamaProcess:
     def __exit__(self, *_: object) -> None:
         self._process.shutdown()
 
+    def _ask(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """Call a function in the process."""
+        try:
+            return self._process.submit(function, *arguments, **options).result()
+        except BrokenProcessPool as error:
+            raise CladaError(f"llama.cpp ended the process that ran {self._file}: is the file damaged?") from error
+
     def prefill(self, tokens: Sequence[int]) -> Array:
         """See LlamaModel."""
         self.read = list(tokens)
-        return self._process.submit(_call, "prefill", (tokens,)).result()
+        return self._ask(_call, "prefill", (tokens,))
 
     def decode(self, kept: int, tokens: Sequence[int]) -> None:
         """See LlamaModel."""
         self.read[kept:] = tokens
-        self._process.submit(_call, "decode", (kept, tokens)).result()
+        self._ask(_call, "decode", (kept, tokens))
 
     def score(self, prompt: Sequence[int], tokens: Sequence[int]) -> Array:
         """See LlamaModel."""
         self.read = [*prompt, *tokens]
-        return self._process.submit(_call, "score", (prompt, tokens)).result()
+        return self._ask(_call, "score", (prompt, tokens))

@@ -68,7 +68,8 @@ def has_dense(artifact: OpenedArtifact, artifacts: Sequence[OpenedArtifact]) -> 
     return artifact is next(one for one in artifacts if one.dense_name == artifact.dense_name)
 
 
-def _precision(manifest: Manifest) -> str:
+def precision_of(manifest: Manifest) -> str:
+    """Precision of an artifact's weights, see OpenedArtifact."""
     quantization = manifest.quantization
     if quantization is None:
         return manifest.model.weight_type
@@ -101,4 +102,4 @@ def opened_artifact(path: Path, shares: Sequence[float], threads: int) -> Iterat
     with dense_copy(first.artifact.in_place_model, blocks) as graph:
         theirs = Session(file, threads=threads)
         theirs.models.take("single", InPlaceModel(graph, theirs.context_length, Execution(threads)))
-        yield OpenedArtifact(file, _precision(first.manifest), sessions, theirs)
+        yield OpenedArtifact(file, precision_of(first.manifest), sessions, theirs)

@@ -3,13 +3,14 @@
 import json
 from collections import Counter
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir
 import pytest
 
 from clada.benchmark import whole_model
-from clada.benchmark.contender import GENAI, REFERENCE, TORCH, dense, ours
+from clada.benchmark.contender import GENAI, REFERENCE, TORCH, checked_error, dense, ours
 from clada.benchmark.equal_quality import equal_quality_lines
 from clada.benchmark.footprint import Footprint
 from clada.benchmark.layer import layer_contenders, opened_layer
@@ -18,6 +19,7 @@ from clada.benchmark.layer_output import layer_output, weights_of_ours
 from clada.benchmark.linears import linears_contenders, opened_linears
 from clada.benchmark.llama_cpp import LlamaProcess
 from clada.benchmark.matmul_nbits import packed
+from clada.benchmark.opened_artifact import has_dense, precision_of
 from clada.benchmark.precisions import BLOCKS, PRECISIONS, Blocks
 from clada.benchmark.quality import Qualities, Quality
 from clada.benchmark.report import Row, Table, table_lines
@@ -33,6 +35,7 @@ from clada.evaluation.reference import dense_logits
 from clada.evaluation.settings import EvaluationSettings
 from clada.evaluation.statistics import Estimate
 from clada.exporter.calibration.calibrate import CalibrationConfig
+from clada.exporter.defaults import FORMATS, METHODS
 from clada.exporter.export import ExportConfig, export
 from clada.ops import SPARSE_GATED_FFN
 from clada.ops.block_quantization import quantize
@@ -479,6 +482,20 @@ def test_a_checkpoint_and_text_are_given_together(inputs_artifact, capsys, missi
     fails_with(capsys, clada_main, ["bench", inputs_artifact, *given.popitem()], "are given together")
 
 
+def test_one_of_the_same_dense_graphs_is_measured():
+    """Float32 and bfloat16 files of a model have one in common."""
+    one, other, third = (SimpleNamespace(dense_name=dense(name)) for name in ("float32", "float32", "int4"))
+    assert [has_dense(artifact, [one, other, third]) for artifact in (one, other, third)] == [True, False, True]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("quantized", FORMATS)
+def test_each_way_to_quantize_has_a_bound(quantized, method):
+    precision = precision_of(SimpleNamespace(quantization=SimpleNamespace(bits=FORMATS[quantized], method=method)))
+    logits = np.float32([1, 2])
+    assert checked_error(ours(0.5, precision), logits, logits) == 0
+
+
 def test_artifacts_that_cannot_be_told_apart_are_refused(inputs_artifact, capsys):
     fails_with(capsys, clada_main, ["bench", inputs_artifact, inputs_artifact], "are both float32: time one of them")
 
@@ -506,6 +523,16 @@ def test_llama_cpp_predicts_what_the_checkpoint_does(tmp_path):
         np.testing.assert_allclose(process.score(ids[:10], ids[10:]), expected[10:], **near)
         process.decode(12, ids[12:14])
         assert process.read == ids[:14]
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+def test_gguf_files_are_looked_for_before_anything_is_loaded(tmp_path, capsys):
+    fails_with(capsys, clada_main, ["bench", "absent.onnx", "--gguf", tmp_path / "none.gguf"], "there is no GGUF file")
+    files = [tmp_path / folder / "same.gguf" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    fails_with(capsys, clada_main, ["bench", "absent.onnx", "--gguf", *files], "have the same name")
 
 
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
