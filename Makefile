@@ -113,7 +113,7 @@ $(PACKAGE): $(VENV)/tools.stamp pyproject.toml
 # The kernels as their sources are now; a tenth of a second where nothing has changed.
 native: $(PACKAGE)
 ifneq ($(CLADA_NATIVE),none)
-	$(STEP) "bringing the kernels up to date" $(BIN)/python -c "import clada; clada.__loader__.rebuild()"
+	$(STEP) "bringing the kernels up to date" env MAKEFLAGS= $(BIN)/python -c "import clada; clada.__loader__.rebuild()"
 endif
 
 # What checks clada.

@@ -10,7 +10,7 @@ from clada.contract.graph_constants import Floats, GraphConstants
 from clada.contract.manifest import Manifest
 from clada.contract.onnx_wire import Node, external_files, inputs_of, nodes_of
 from clada.errors import CladaError
-from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, graph_names
+from clada.ops import DOMAIN, LOAD_SIGNAL, OPS, OPS_OF_CPUS, graph_names
 
 _HIGHEST_LOAD = 2.0  # above 1 where no load opens a pool
 
@@ -55,6 +55,7 @@ def _check(content: bytes, data: Path, manifest: Manifest) -> None:
 def _check_nodes(nodes: list[Node], manifest: Manifest) -> None:
     found = {name: sum(node.op == name for node in nodes) for name in {node.op for node in nodes}}
     expected = {manifest.sparse_op: len(manifest.widths), LOAD_SIGNAL.name: 1}
+    expected |= {name: found[name] for name in OPS_OF_CPUS if 0 < found.get(name, 0) <= manifest.model.layers}
     if found != expected:
         raise _WrongError(f"has the ops {found}, and its manifest tells of {expected}")
     # What is checked by name below is what the ops read.

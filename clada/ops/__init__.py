@@ -1,5 +1,7 @@
 """Ops of the `clada` domain, each defined once."""
 
+from clada.ops.cached_attention import CACHED_ATTENTION
+from clada.ops.gated_activation import GATED_ACTIVATION
 from clada.ops.load_signal import LOAD_SIGNAL
 from clada.ops.quantized_ffn import QUANTIZED_FFN
 from clada.ops.quantized_linear import QUANTIZED_LINEAR
@@ -12,11 +14,16 @@ QUANTIZED: dict[str, Op] = {**QUANTIZED_FFN, SPARSE_LINEAR.name: QUANTIZED_LINEA
 OPS: dict[str, Op] = {
     op.name: op for op in (SPARSE_GATED_FFN, SPARSE_FFN, *QUANTIZED.values(), SPARSE_LINEAR, LOAD_SIGNAL)
 }
+# Of the graph with an in-place cache; kernels of ours are for CPUs alone, and elsewhere their bodies are computed.
+OPS_OF_CPUS: dict[str, Op] = {op.name: op for op in (CACHED_ATTENTION, GATED_ACTIVATION)}
 
 __all__ = [
+    "CACHED_ATTENTION",
     "DOMAIN",
+    "GATED_ACTIVATION",
     "LOAD_SIGNAL",
     "OPS",
+    "OPS_OF_CPUS",
     "PLUGIN_ATTRIBUTES",
     "QUANTIZED",
     "QUANTIZED_FFN",

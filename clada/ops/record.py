@@ -83,6 +83,7 @@ class Op:
         check_sizes: Raises CladaError, given the size of every axis by name and the attributes, where sizes that
             depend on others do not fit them.
         output_sizes: Of the same, the sizes by name of axes that no input has.
+        body_domains: Versions, by domain, of ops that the body has besides the standard ones.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Op:
     output_sizes: Callable[[Mapping[str, int], Mapping[str, str | float]], Mapping[str, int]] = (
         lambda _sizes, _attributes: {}
     )
+    body_domains: Mapping[str, int] = field(default_factory=dict)
 
 
 def names_of(op: Op, role: Role) -> list[str]:

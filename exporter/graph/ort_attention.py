@@ -20,6 +20,7 @@ _REFUSAL = f"{OP} cannot stand for the model's attention"
 # Arguments of an attention function that change its result in ways the op cannot express.
 _REFUSED = ("s_aux", "position_bias")
 _WIDTH_MULTIPLE = 8
+_WINDOW = "local_window_size"
 _MINIMUM_ONNXRUNTIME = "1.20"
 # Earlier releases count one token more into the window: a graph cannot be right in both.
 _MINIMUM_ONNXRUNTIME_WITH_WINDOW = "1.24"
@@ -94,7 +95,7 @@ def _attention(
     heads, length, width = query.shape[1:]
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": float(scaling)}
     if sliding_window is not None:
-        attributes["local_window_size"] = sliding_window
+        attributes[_WINDOW] = sliding_window
     if softcap is not None:
         attributes["softcap"] = float(softcap)
     rows = [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)]
@@ -144,5 +145,5 @@ def in_place_attention(model: Any) -> Iterator[None]:
 
 def minimum_onnxruntime(traced: onnx_ir.Model) -> str:
     """First release of ONNX Runtime that computes a graph with an in-place cache as PyTorch does."""
-    windows = any("local_window_size" in node.attributes for node in traced.graph if node.op_type == OP)
-    return _MINIMUM_ONNXRUNTIME_WITH_WINDOW if windows else _MINIMUM_ONNXRUNTIME
+    windows = [node.attributes[_WINDOW].value for node in traced.graph if _WINDOW in node.attributes]
+    return _MINIMUM_ONNXRUNTIME_WITH_WINDOW if any(int(window) >= 0 for window in windows) else _MINIMUM_ONNXRUNTIME

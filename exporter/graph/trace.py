@@ -18,11 +18,13 @@ from torch import Tensor
 from clada.contract.artifact import data_name, in_place_name
 from clada.errors import CladaError
 from clada.exporter.defaults import DEFAULT_OPSET, MINIMUM_QUANTIZED_OPSET
+from clada.exporter.graph.cached_attention import use_cached_attention
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.decoder_inputs import random_step
+from clada.exporter.graph.gated_activation import use_gated_activation
 from clada.exporter.graph.narrow_embedding import narrow_embedding
 from clada.exporter.graph.ort_attention import check_in_place, in_place_attention
-from clada.exporter.graph.rewrites import divide_by_roots, drop_reshapes
+from clada.exporter.graph.rewrites import add_within_norms, divide_by_roots, drop_reshapes
 from clada.exporter.graph.static_sizes import state_known_sizes
 from clada.exporter.graph.written_weights import product_weights, stand_in_embedding
 from clada.exporter.model.alibi import alibi_by_length
@@ -31,7 +33,7 @@ from clada.exporter.model.rope import rope_by_length
 from clada.exporter.quantization.merged_products import merge_products
 from clada.exporter.quantization.packed import narrow, packed_weights
 from clada.exporter.quantization.quantize import Quantized
-from clada.ops import DOMAIN, OPS, graph_names
+from clada.ops import DOMAIN, OPS, OPS_OF_CPUS, graph_names
 from clada.ops.onnx import function_proto, translation
 from clada.ops.onnx.functions import MINIMUM_OPSET
 from clada.ops.torch import torch_op
@@ -126,13 +128,15 @@ def _bake(model: onnx_ir.Model, values: dict[str, onnx_ir.TensorProtocol]) -> No
 
 
 def _attach_functions(model: onnx_ir.Model, opset: int) -> None:
-    for op in OPS.values():
+    for op in [*OPS.values(), *OPS_OF_CPUS.values()]:
         nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, op.name)]
-        variants = {tuple((a.name, node.attributes[a.name].value) for a in op.attributes) for node in nodes}
+        # Numbers are read from the node: a body is written for the others.
+        told = [{a.name: node.attributes[a.name].value for a in op.attributes} for node in nodes]
+        variants = {tuple((a.name, each[a.name]) for a in op.attributes if isinstance(a.default, str)) for each in told}
         if len(variants) > 1:
             raise CladaError(f"{op.name} is used with different attributes in one model: {sorted(variants)}")
-        for variant in variants:
-            function = onnx_ir.serde.deserialize_function(function_proto(op, dict(variant), opset))
+        if told:
+            function = onnx_ir.serde.deserialize_function(function_proto(op, told[0], opset))
             model.functions[function.identifier()] = function
 
 
@@ -247,6 +251,9 @@ def trace(
     if in_place_cache:
         divide_by_roots(traced)
         drop_reshapes(traced)
+        add_within_norms(traced)
+        use_cached_attention(traced)
+        use_gated_activation(traced)
     baked = {
         name: onnx_ir.tensor(value.numpy(), name=name)
         for name, value in zip(calibrated.names(), _flat(calibrated.tensors()), strict=True)

@@ -59,6 +59,34 @@ struct SparseLinearCall {
   bool byte_factors = false;
 };
 
+constexpr int64_t kMostHeadWidth = 4096;  // of CachedAttention
+
+// One call of CachedAttention; names and formulas as in clada/ops/cached_attention.py.
+struct CachedAttentionCall {
+  int64_t sequence, heads, kv_heads, width, capacity;  // S, H, K, E, C
+  int64_t rotary;                                      // pairs of a head that are turned
+  bool interleaved;
+  int64_t last;  // the place of the last token
+  float scale, softcap;
+  int64_t window;   // tokens that one attends to, itself among them; below 0 for all
+  Element element;  // of all tensors
+  const void* qkv;  // [S, (H + 2 * K) * E]
+  const void* cos;  // [S or more, rotary], as is sin
+  const void* sin;
+  const void *past_key, *past_value;  // [K, C, E]
+  void* y;                            // [S, H * E]
+  void *present_key, *present_value;  // [K, C, E], which may be past_key and past_value
+};
+
+// One call of GatedActivation; names and formulas as in clada/ops/gated_activation.py.
+struct GatedActivationCall {
+  int64_t tokens, width;  // B * S, F
+  Activation activation;
+  Element element;
+  const void* x;  // [B, S, 2 * F]
+  void* y;        // [B, S, F]
+};
+
 // One call of LoadSignal; names and formulas as in clada/ops/load_signal.py.
 struct LoadSignalCall {
   int64_t batch, vocabulary, knots, scale_knots_count;  // B, V, K, M

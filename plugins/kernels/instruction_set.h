@@ -1,5 +1,7 @@
 // All kernels for one instruction set; included once, by the file that is compiled for it.
 #pragma once
+#include "cached_attention.h"
+#include "gated_activation.h"
 #include "load_signal.h"
 #include "quantized_kernels.h"
 
@@ -27,8 +29,18 @@ float read(const void* data, size_t bytes) {
 
 template <class I>
 constexpr Kernels kernels_for(const char* instructions) {
-  return {instructions,   sparse_ffn_workspace<I>, sparse_ffn<I>, sparse_linear_workspace<I>, sparse_linear<I>,
-          load_signal<I>, to_bfloat16<I>,          read<I>,       quantized_kernels_for<I>()};
+  return {instructions,
+          sparse_ffn_workspace<I>,
+          sparse_ffn<I>,
+          sparse_linear_workspace<I>,
+          sparse_linear<I>,
+          cached_attention_workspace<I>,
+          cached_attention<I>,
+          gated_activation<I>,
+          load_signal<I>,
+          to_bfloat16<I>,
+          read<I>,
+          quantized_kernels_for<I>()};
 }
 
 }  // namespace clada

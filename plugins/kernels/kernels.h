@@ -39,6 +39,10 @@ struct Kernels {
   // The same for SparseLinear.
   size_t (*sparse_linear_workspace)(const SparseLinearCall&);
   void (*sparse_linear)(const SparseLinearCall&, void* workspace, const ParallelFor&);
+  // The same for CachedAttention.
+  size_t (*cached_attention_workspace)(const CachedAttentionCall&);
+  void (*cached_attention)(const CachedAttentionCall&, void* workspace, const ParallelFor&);
+  void (*gated_activation)(const GatedActivationCall&, const ParallelFor&);
   // Returns the first row whose token is outside the vocabulary (nothing is written for it), or -1.
   int64_t (*load_signal)(const LoadSignalCall&);
   // Rounds float32 to bfloat16, ties to even.

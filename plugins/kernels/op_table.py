@@ -8,7 +8,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
 
-from clada.ops import DOMAIN, OPS, VERSION
+from clada.ops import DOMAIN, OPS, OPS_OF_CPUS, VERSION
 from clada.ops.activations import ACTIVATIONS
 from clada.ops.record import Attribute, Op, Tensor
 
@@ -78,7 +78,7 @@ struct AttributeSpec {{
   const char *name, *type, *choices;
 }};
 namespace ops {{
-{"".join(map(_op, OPS.values()))}
+{"".join(map(_op, [*OPS.values(), *OPS_OF_CPUS.values()]))}
 }}  // namespace ops
 }}  // namespace clada
 """

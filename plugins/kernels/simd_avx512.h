@@ -61,6 +61,15 @@ struct Avx512 {
     return __builtin_popcount(mask);
   }
   static float sum(V a) { return _mm512_reduce_add_ps(a); }
+  // The sums of four vectors.
+  static void store_sums(float* p, const V* v) {
+    __m256 halves[4];
+    for (int i = 0; i < 4; ++i) {
+      halves[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+    }
+    const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(halves[0], halves[1]), _mm256_hadd_ps(halves[2], halves[3]));
+    _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+  }
   static float largest(V a) { return _mm512_reduce_max_ps(a); }
 
   // Types for quantized weights: vectors of kWidth 32-bit integers, each of four bytes or eight 4-bit codes.

@@ -94,6 +94,10 @@ struct Portable {
     for (int i = 0; i < kWidth; ++i) total += a[i];
     return total;
   }
+  // The sums of four vectors.
+  static void store_sums(float* p, const V* v) {
+    for (int i = 0; i < 4; ++i) p[i] = sum(v[i]);
+  }
   static float largest(V a) {
     float top = a[0];
     for (int i = 1; i < kWidth; ++i) top = a[i] > top ? a[i] : top;

@@ -5,7 +5,9 @@
 #include <memory>
 #include <mutex>
 
+#include "cached_attention_kernel.h"
 #include "ffn_kernel.h"
+#include "gated_activation_kernel.h"
 #include "linear_kernel.h"
 #include "load_signal_kernel.h"
 #include "quantized_linear_kernel.h"
@@ -14,7 +16,9 @@
 namespace clada {
 namespace {
 
-using CpuDomain = Domain<FfnKernel, LinearKernel, QuantizedLinearKernel, LoadSignalKernel>;
+using CpuDomain = Domain<FfnKernel, LinearKernel, QuantizedLinearKernel, LoadSignalKernel,
+                         std::pair<ops::CachedAttention, CachedAttentionKernel>,
+                         std::pair<ops::GatedActivation, GatedActivationKernel>>;
 
 // One for each settings ever requested, never freed: a session may outlive everything of ours.
 CpuDomain& domain_for(const Settings& settings) {

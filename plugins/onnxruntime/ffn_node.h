@@ -1,10 +1,9 @@
 // Nodes of the feed-forward ops, read into calls of a kernel on any device.
 #pragma once
-#include <algorithm>
-#include <iterator>
 #include <limits>
 #include <string>
 
+#include "activation_attribute.h"
 #include "calls.h"
 #include "ffn_inputs.h"
 #include "ort.h"
@@ -23,12 +22,7 @@ struct FfnAttributes {
 // Throws Ort::Exception where an attribute has a value that is not known.
 template <class Table>
 FfnAttributes ffn_attributes(const Ort::ConstKernelInfo& info) {
-  const std::string name = info.GetAttribute<std::string>("activation");
-  const auto known = std::find(std::begin(kActivations), std::end(kActivations), name);
-  if (known == std::end(kActivations)) {
-    throw Ort::Exception(std::string(Table::name) + ": activation '" + name + "' is not known", ORT_INVALID_ARGUMENT);
-  }
-  FfnAttributes attributes{static_cast<Activation>(known - std::begin(kActivations)), {}};
+  FfnAttributes attributes{activation_of(info, Table::name), {}};
   if constexpr (is_quantized<Table>) {
     attributes.quantization = quantization_attributes<Table>(info);
   }

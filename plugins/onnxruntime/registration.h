@@ -2,6 +2,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "op_base.h"
@@ -12,7 +13,9 @@ namespace clada {
 
 // The ops of a device with one set of settings, for every element type, or one by name, and for narrow weights where a
 // kernel takes those (kNarrowWeights). ONNX Runtime keeps pointers to them for as long as a session lives.
-template <template <class> class FfnKernel, class LinearKernel, class QuantizedLinearKernel, class LoadSignalKernel>
+// Others, which one device alone has kernels for, are Others: for each a pair of its table and its kernel.
+template <template <class> class FfnKernel, class LinearKernel, class QuantizedLinearKernel, class LoadSignalKernel,
+          class... Others>
 struct Domain {
   Ort::CustomOpDomain domain{kDomain};
 
@@ -29,6 +32,7 @@ struct Domain {
       }
       add<OpBase<ops::QuantizedSparseLinear, QuantizedLinearKernel>>(element, settings);
       add<OpBase<ops::LoadSignal, LoadSignalKernel>>(element, settings);
+      (add<OpBase<typename Others::first_type, typename Others::second_type>>(element, settings), ...);
     }
   }
 

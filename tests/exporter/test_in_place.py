@@ -17,12 +17,12 @@ from clada.exporter.graph import trace as tracing
 from clada.exporter.graph.decoder import Decoder
 from clada.exporter.graph.decoder_inputs import first_step, next_step, random_step
 from clada.exporter.graph.ort_attention import OP, BufferCache, _attention, minimum_onnxruntime
-from clada.exporter.graph.rewrites import DOMAIN, drop_reshapes
+from clada.exporter.graph.rewrites import drop_reshapes
 from clada.exporter.graph.rotary import OP as ROTARY
 from clada.exporter.model.calibrated import Calibrated
 from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.patch import sparsify
-from clada.ops import graph_names
+from clada.ops import CACHED_ATTENTION, graph_names
 from clada.runtime import GenerationConfig, Session
 from clada.runtime.cli import main as clada_main
 from clada.runtime.models.ort_cpu import OnnxRuntimeModel, older_than
@@ -218,10 +218,12 @@ def test_file_refers_to_the_weights_of_the_portable_graph(exported, family, dtyp
 
     for ours, theirs in ((proto.graph.input, original.graph.input), (proto.graph.output, original.graph.output)):
         assert [value.name for value in ours] == [value.name for value in theirs]
-    assert [f.SerializeToString() for f in proto.functions] == [f.SerializeToString() for f in original.functions]
+    bodies, others = ({f.name: f.SerializeToString() for f in graph.functions} for graph in (proto, original))
+    assert bodies.pop(CACHED_ATTENTION.name)
+    assert bodies == others
     assert set(expected_constants(parts)) <= {tensor.name for tensor in proto.graph.initializer}
     assert_constants_are_kept(path, calibrated, portable.with_name(data_name(portable)))
-    attention = [node for node in proto.graph.node if (node.domain, node.op_type) == (DOMAIN, OP)]
+    attention = [node for node in proto.graph.node if node.op_type == CACHED_ATTENTION.name]
     assert len(attention) == LAYERS
     assert [list(node.input[3:5]) for node in attention] == [list(graph_names.past(n)) for n in range(LAYERS)]
     assert [list(node.output[1:]) for node in attention] == [list(graph_names.present(n)) for n in range(LAYERS)]
@@ -246,19 +248,20 @@ def test_tracing_leaves_the_model_as_it_was(traced_anew, family):
 
 
 @pytest.mark.parametrize(
-    ("family", "turned"), [("llama", 2 * LAYERS), ("qwen3", 2 * LAYERS), ("gpt_neox", 2 * LAYERS), ("opt", 0)]
+    ("family", "rotary", "width"),
+    [("llama", "halves", 8), ("qwen3", "halves", 16), ("gpt_neox", "halves", 2), ("opt", "none", 0)],
 )
-def test_rotary_embedding_is_one_node(exported, family, turned):
-    """For queries and for keys; and heads are not split and joined again around it."""
+def test_attention_and_rotary_embedding_are_one_node(exported, family, rotary, width):
+    """Heads are not split and joined again around it; where they are not normed between, its input is the product."""
     *_, path = exported(family)
     nodes = list(onnx.load(path, load_external_data=False).graph.node)
-    rotary = [node for node in nodes if node.op_type == ROTARY]
-    assert len(rotary) == turned
-    assert all(node.domain == DOMAIN for node in rotary)
-    assert "Neg" not in {node.op_type for node in nodes}
-    if family == "llama":
-        given = {name for node in nodes if node.op_type in (ROTARY, OP) for name in node.input}
-        makers = {node.op_type for node in nodes if given & set(node.output)}
+    assert not {OP, ROTARY, "Neg", "Reshape"} & {node.op_type for node in nodes if node.domain or node.op_type == "Neg"}
+    ours = [node for node in nodes if node.op_type == CACHED_ATTENTION.name]
+    assert len(ours) == LAYERS
+    for node in ours:
+        told = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        assert (told["rotary"].decode(), told["rotary_embedding_dim"]) == (rotary, width)
+        makers = {other.op_type for other in nodes if set(node.input[:1]) & set(other.output)}
         assert "Reshape" not in makers
 
 

@@ -60,6 +60,21 @@ extern "C" int test_sparse_linear(const char* instructions, int threads, const c
   return 0;
 }
 
+extern "C" int test_cached_attention(const char* instructions, int threads, const clada::CachedAttentionCall* call) {
+  const clada::Kernels* kernels = clada::find_kernels(instructions);
+  if (!kernels) return -1;
+  std::vector<char> workspace(kernels->cached_attention_workspace(*call) + 1);
+  kernels->cached_attention(*call, workspace.data() + 1, {&threads, spread});
+  return 0;
+}
+
+extern "C" int test_gated_activation(const char* instructions, int threads, const clada::GatedActivationCall* call) {
+  const clada::Kernels* kernels = clada::find_kernels(instructions);
+  if (!kernels) return -1;
+  kernels->gated_activation(*call, {&threads, spread});
+  return 0;
+}
+
 extern "C" int test_load_signal(const char* instructions, const clada::LoadSignalCall* call) {
   const clada::Kernels* kernels = clada::find_kernels(instructions);
   return kernels ? static_cast<int>(kernels->load_signal(*call) + 1) : -1;

@@ -15,7 +15,7 @@ from tests.native.calls import (
     place_linear_call,
 )
 
-_library = ctypes.CDLL(os.environ["CLADA_KERNELS_LIBRARY"])
+LIBRARY = ctypes.CDLL(os.environ["CLADA_KERNELS_LIBRARY"])
 
 
 def sparse_ffn(
@@ -47,7 +47,7 @@ def sparse_ffn(
     memory = GuardedArrays(offset)
     call, (y, active, score) = place_call(memory, op, inputs, attributes, element, weight_element)
     with memory.watched():
-        assert _library.test_sparse_ffn(instructions.encode(), threads, ctypes.byref(call)) == 0
+        assert LIBRARY.test_sparse_ffn(instructions.encode(), threads, ctypes.byref(call)) == 0
     return from_element(y, element), active, score
 
 
@@ -70,7 +70,7 @@ def sparse_linear(
     call, (y, kept) = place_linear_call(memory, inputs, element, weight_element, quantization)
     call.byte_factors = byte_factors
     with memory.watched():
-        assert _library.test_sparse_linear(instructions.encode(), threads, ctypes.byref(call)) == 0
+        assert LIBRARY.test_sparse_linear(instructions.encode(), threads, ctypes.byref(call)) == 0
     return from_element(y, element), kept
 
 
@@ -86,7 +86,7 @@ def load_signal(
     memory = GuardedArrays(offset)
     call, outputs = place_call(memory, LOAD_SIGNAL, inputs, {"surprisal_weight": surprisal_weight}, element, element)
     with memory.watched():
-        result = _library.test_load_signal(instructions.encode(), ctypes.byref(call))
+        result = LIBRARY.test_load_signal(instructions.encode(), ctypes.byref(call))
     assert result >= 0
     return result, outputs
 
@@ -95,11 +95,11 @@ def to_bfloat16(values: Array, instructions: str) -> Array:
     """The kernels' own rounding: bits of bfloat16."""
     out = np.empty(values.shape, np.uint16)
     size = ctypes.c_int64(values.size)
-    assert _library.test_to_bfloat16(instructions.encode(), values.ctypes, out.ctypes, size) == 0
+    assert LIBRARY.test_to_bfloat16(instructions.encode(), values.ctypes, out.ctypes, size) == 0
     return out
 
 
 def available(instructions: str) -> bool:
     """Whether this processor has an instruction set."""
     nothing = np.empty(0, np.float32)
-    return _library.test_to_bfloat16(instructions.encode(), nothing.ctypes, nothing.ctypes, ctypes.c_int64(0)) == 0
+    return LIBRARY.test_to_bfloat16(instructions.encode(), nothing.ctypes, nothing.ctypes, ctypes.c_int64(0)) == 0

@@ -53,10 +53,11 @@ def body_model(op: Op, dtype: str, attributes: Mapping[str, str | float], opset:
     graph = onnx.helper.make_graph(
         [node], op.name, [value_info(s) for s in op.inputs], [value_info(s) for s in op.outputs]
     )
+    domains = {"": opset, DOMAIN: VERSION, **op.body_domains}
     return onnx.helper.make_model(
         graph,
         functions=[function_proto(op, attributes, opset)],
-        opset_imports=[onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, VERSION)],
+        opset_imports=[onnx.helper.make_opsetid(*domain) for domain in domains.items()],
         ir_version=10,
     )
 
@@ -118,14 +119,12 @@ def run_torch(op: Op, inputs: list[Array], attributes: Mapping[str, str | float]
 
 
 Backend = Callable[[Op, list[Array], Mapping[str, str | float]], list[Array]]
-BACKENDS: dict[str, Backend] = (
-    {"torch": run_torch}
-    | {f"body-opset{opset}": partial(run_body, opset=opset) for opset in OPSETS}
-    | {
-        f"native-{instructions}-{threads}": partial(run_native, instructions=instructions, threads=threads)
-        for instructions in INSTRUCTIONS
-        for threads in (1, 2)
-        # The two that differ for quantized weights alone, on one number of threads.
-        if threads == 1 or "vnni" not in instructions
-    }
-)
+# Those of ONNX Runtime.
+FILE_BACKENDS: dict[str, Backend] = {f"body-opset{opset}": partial(run_body, opset=opset) for opset in OPSETS} | {
+    f"native-{instructions}-{threads}": partial(run_native, instructions=instructions, threads=threads)
+    for instructions in INSTRUCTIONS
+    for threads in (1, 2)
+    # The two that differ for quantized weights alone, on one number of threads.
+    if threads == 1 or "vnni" not in instructions
+}
+BACKENDS: dict[str, Backend] = {"torch": run_torch} | FILE_BACKENDS

@@ -29,8 +29,9 @@ def function_proto(op: Op, attributes: Mapping[str, str | float], opset: int) ->
     names = ", ".join([*attributes, *PLUGIN_ATTRIBUTES])
     inputs = ", ".join(spec.name for spec in op.inputs)
     outputs = ", ".join(spec.name for spec in op.outputs)
+    imports = ", ".join(f'"{domain}" : {version}' for domain, version in {"": opset, **op.body_domains}.items())
     text = f"""
-    <opset_import: ["" : {opset}], domain: "{DOMAIN}">
+    <opset_import: [{imports}], domain: "{DOMAIN}">
     {op.name} <{names}> ({inputs}) => ({outputs})
     {{ {op.body(attributes)} }}
     """
