@@ -24,7 +24,8 @@ from clada.exporter.graph.decoder_inputs import random_step
 from clada.exporter.graph.gated_activation import use_gated_activation
 from clada.exporter.graph.narrow_embedding import narrow_embedding
 from clada.exporter.graph.ort_attention import check_in_place, in_place_attention
-from clada.exporter.graph.rewrites import add_within_norms, divide_by_roots, drop_reshapes
+from clada.exporter.graph.residual_norms import add_within_norms
+from clada.exporter.graph.rewrites import divide_by_roots, drop_reshapes
 from clada.exporter.graph.static_sizes import state_known_sizes
 from clada.exporter.graph.written_weights import product_weights, stand_in_embedding
 from clada.exporter.model.alibi import alibi_by_length

@@ -6,11 +6,13 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnx_ir
 import pytest
 
 from clada.benchmark import whole_model
 from clada.benchmark.contender import GENAI, REFERENCE, TORCH, checked_error, dense, ours
+from clada.benchmark.dense_copy import dense_copy
 from clada.benchmark.equal_quality import equal_quality_lines
 from clada.benchmark.footprint import Footprint
 from clada.benchmark.layer import layer_contenders, opened_layer
@@ -28,7 +30,7 @@ from clada.benchmark.settings import BenchSettings
 from clada.benchmark.shapes import SHAPES
 from clada.benchmark.targets import target_lines, targets
 from clada.benchmark.whole_model import model_contenders, opened_model
-from clada.contract.artifact import open_artifact
+from clada.contract.artifact import in_place_name, open_artifact
 from clada.errors import CladaError
 from clada.evaluation.exported import evaluate_artifact
 from clada.evaluation.reference import dense_logits
@@ -37,7 +39,7 @@ from clada.evaluation.statistics import Estimate
 from clada.exporter.calibration.calibrate import CalibrationConfig
 from clada.exporter.defaults import FORMATS, METHODS
 from clada.exporter.export import ExportConfig, export
-from clada.ops import SPARSE_GATED_FFN
+from clada.ops import DOMAIN, SPARSE_GATED_FFN
 from clada.ops.block_quantization import quantize
 from clada.plugins.onnxruntime import library
 from clada.runtime.cli import main as clada_main
@@ -446,6 +448,15 @@ def test_an_artifact_is_timed_beside_the_dense_graph_of_its_weights(bits, inputs
     )
     # The prompt's logits, which the dense graph computes by itself.
     assert all_bytes["error"] < (1e-4 if bits is None else 0.5)
+
+
+def test_the_dense_graph_has_nothing_of_ours(inputs_artifact):
+    """Not what skips nothing either, else ONNX Runtime would be timed with our kernels."""
+    with dense_copy(inputs_artifact.with_name(in_place_name(inputs_artifact)), None) as path:
+        graph = onnx.load(path, load_external_data=False)
+    assert DOMAIN not in {node.domain for node in graph.graph.node}
+    assert not graph.functions
+    assert "GroupQueryAttention" in {node.op_type for node in graph.graph.node}
 
 
 def test_divergence_is_that_of_an_evaluation(inputs_artifact, checkpoint, tmp_path, capsys):

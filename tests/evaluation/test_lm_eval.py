@@ -1,5 +1,6 @@
 """The lm-eval adapter, by lm-eval's own evaluation of tasks made of held-out text; nothing is downloaded."""
 
+import functools
 import json
 import logging
 import random
@@ -14,6 +15,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 
 from clada.contract.artifact import CHAT_TEMPLATE_NAME
 from clada.errors import CladaError
@@ -34,6 +36,20 @@ CHOICES = [[text[900:960] for text in LONG[i : i + 3]] for i in range(4)]
 # Longer than the demo model's context, so that the text is read in two windows.
 DOCUMENTS = [text[:2300] for text in LONG[:2]]
 STOP = "\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folders_of_tasks_read_once():
+    """lm-eval parses the thousands of files of its own tasks for each run."""
+    build_anew = TaskIndex.build
+    of_folder = functools.cache(lambda folder: build_anew([folder]))
+
+    def build(folders: list[Path]) -> dict[str, Any]:
+        return {name: entry for folder in folders for name, entry in of_folder(folder).items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(build))
+        yield
 
 
 @pytest.fixture(scope="module")
