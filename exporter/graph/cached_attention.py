@@ -39,7 +39,7 @@ def _number(node: onnx_ir.Node, name: str, default: float) -> float:
 
 
 def _turn(node: onnx_ir.Node) -> _Turn | None:
-    """What turns the queries and keys of an attention node, if one kind of rotary embedding does both."""
+    """The rotary embedding of an attention node's queries and keys, if one kind turns both."""
     turned = node.inputs[:2]
     if not all(_is(value, MICROSOFT, rotary.OP) for value in turned):
         return None

@@ -459,6 +459,14 @@ def test_the_dense_graph_has_nothing_of_ours(inputs_artifact):
     assert "GroupQueryAttention" in {node.op_type for node in graph.graph.node}
 
 
+def test_weights_that_another_benchmark_has_linked_are_refused(inputs_artifact):
+    """Where they are read: a second name of their file might lead out of the folder."""
+    graph = inputs_artifact.with_name(in_place_name(inputs_artifact))
+    refused = pytest.raises(CladaError, match=r"model\.onnx\.data has another name besides \(a hard link\)")
+    with dense_copy(graph, None), refused, dense_copy(graph, BLOCKS["int4"]):
+        pass
+
+
 def test_divergence_is_that_of_an_evaluation(inputs_artifact, checkpoint, tmp_path, capsys):
     """Of each contender, over the rows that `clada eval` draws: what it says of the same artifact."""
     source, report, image = str(checkpoint("llama")), tmp_path / "out.json", tmp_path / "out.svg"
