@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir
 import torch
 from torch import Tensor
@@ -131,13 +132,15 @@ def _bake(model: onnx_ir.Model, values: dict[str, onnx_ir.TensorProtocol]) -> No
 def _attach_functions(model: onnx_ir.Model, opset: int) -> None:
     for op in [*OPS.values(), *OPS_OF_CPUS.values()]:
         nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, op.name)]
-        # Numbers are read from the node: a body is written for the others.
-        told = [{a.name: node.attributes[a.name].value for a in op.attributes} for node in nodes]
-        variants = {tuple((a.name, each[a.name]) for a in op.attributes if isinstance(a.default, str)) for each in told}
-        if len(variants) > 1:
+        variants = {tuple((a.name, node.attributes[a.name].value) for a in op.attributes) for node in nodes}
+        # Attributes that a body reads from its node may differ.
+        bodies = {
+            function_proto(op, dict(variant), opset).SerializeToString(deterministic=True) for variant in variants
+        }
+        if len(bodies) > 1:
             raise CladaError(f"{op.name} is used with different attributes in one model: {sorted(variants)}")
-        if told:
-            function = onnx_ir.serde.deserialize_function(function_proto(op, told[0], opset))
+        for body in bodies:
+            function = onnx_ir.serde.deserialize_function(onnx.FunctionProto.FromString(body))
             model.functions[function.identifier()] = function
 
 

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -20,7 +21,7 @@ from clada.exporter.model.families import FAMILIES
 from clada.exporter.model.load_map import LoadMap
 from clada.exporter.model.patch import sparse_layers, sparsify
 from clada.exporter.model.steering import Steering
-from clada.ops import DOMAIN, LOAD_SIGNAL, PLUGIN_ATTRIBUTES, graph_names
+from clada.ops import CACHED_ATTENTION, DOMAIN, LOAD_SIGNAL, PLUGIN_ATTRIBUTES, QUANTIZED_LINEAR, graph_names
 from tests.support.checkpoints import LAYERS, NEURONS, VOCABULARY, random_model
 from tests.support.exhaustive import exhaustive, few
 from tests.support.thresholds import uniform
@@ -353,3 +354,26 @@ def test_four_layers_are_traced(in_place_cache):
         {graph_names.CACHE_CAPACITY} if in_place_cache else {graph_names.BATCH_SIZE, graph_names.PAST_SEQUENCE_LENGTH}
     )
     assert sizes == wanted
+
+
+@pytest.mark.parametrize(
+    ("op", "changes", "bodies"),
+    [(CACHED_ATTENTION, {"local_window_size": 6}, 1), (QUANTIZED_LINEAR, {"bits": 8}, None)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_nodes_of_an_op_share_one_body_or_are_refused(op, changes, bodies):
+    """Layers with windows and without read theirs from the node; a body for 4 bits is not one for 8."""
+    attributes = dict(next(iter(op.cases())).attributes)
+    nodes = [
+        onnx_ir.node(
+            op.name, [onnx_ir.val(spec.name) for spec in op.inputs], given, domain=DOMAIN, num_outputs=len(op.outputs)
+        )
+        for given in (attributes, {**attributes, **changes})
+    ]
+    model = onnx_ir.Model(onnx_ir.Graph([], [], nodes=nodes, opset_imports={"": 20}), ir_version=10)
+    if bodies is None:
+        with pytest.raises(CladaError, match="is used with different attributes in one model"):
+            tracing._attach_functions(model, 20)
+        return
+    tracing._attach_functions(model, 20)
+    assert len(model.functions) == bodies
