@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, TextIO, cast
 
 from clada.errors import CladaError
+from clada.interrupts import interrupted_between_imports
 
 _LONGEST_MESSAGE = 1000  # characters; a path alone may have thousands
 
@@ -155,7 +156,8 @@ def exit_code(command: Callable[[], None]) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         try:
-            command()
+            with interrupted_between_imports():
+                command()
         except SystemExit:
             _flush()
             raise

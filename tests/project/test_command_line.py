@@ -258,6 +258,42 @@ def test_a_prompt_in_an_ascii_locale(places):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+# A module that ends the process where it is interrupted, as native ones may, and takes a second to import.
+_ABORTS = """
+import os, time
+print("begun", flush=True)
+try:
+    time.sleep(1)
+except KeyboardInterrupt:
+    os.abort()
+"""
+_IMPORTS_IT = """
+import sys
+from clada.command_line import exit_code
+def command():
+    import aborts
+    print("imported", flush=True)
+    sys.stdin.read()
+sys.exit(exit_code(command))
+"""
+
+
+def test_an_interrupt_waits_for_an_import(tmp_path):
+    """Its C++ may abort the process on an exception of Python."""
+    (tmp_path / "aborts.py").write_text(_ABORTS)
+    call = [sys.executable, "-c", _IMPORTS_IT]
+    paths = os.pathsep.join([str(ROOT), str(tmp_path)])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    running = subprocess.Popen(call, text=True, env={**os.environ, "PYTHONPATH": paths}, **pipes)
+    assert running.stdout is not None
+    assert running.stdout.readline() == "begun\n"
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=30) == 130
+    out, err = running.communicate()
+    assert out in ("", "imported\n")
+    assert err == ""
+
+
 @pytest.mark.fault("command line", "Ctrl-C while modules are imported", now="exit code 130, and not a word")
 @pytest.mark.parametrize("seconds", [0.5, 1.5])
 def test_an_early_interrupt(places, seconds):
