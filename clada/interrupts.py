@@ -20,10 +20,14 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def _interrupt(_number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, or look again soon where it would meet C++ that aborts the process on it."""
-    if _is_importing(frame):
-        signal.setitimer(signal.ITIMER_REAL, _SECONDS)
-        return
-    raise KeyboardInterrupt
+    if not _is_importing(frame):
+        raise KeyboardInterrupt
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+
+
+def _interrupt_again(_number: int, _frame: FrameType | None) -> None:
+    """Leave an interrupt that was put off to whoever handles them by now."""
+    signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -41,8 +45,8 @@ def interrupted_between_imports() -> Iterator[None]:
     if not ours:
         yield
         return
-    for number in (signal.SIGINT, signal.SIGALRM):
-        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt_again)
     try:
         yield
     finally:

@@ -294,6 +294,21 @@ def test_an_interrupt_waits_for_an_import(tmp_path):
     assert err == ""
 
 
+def test_an_interrupt_that_waited_is_left_to_who_handles_them_by_then():
+    """As in work that defers them until it is done."""
+    handled = []
+
+    def command():
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # as after one within an import
+        before = signal.signal(signal.SIGINT, lambda number, _frame: handled.append(number))
+        time.sleep(0.1)
+        signal.signal(signal.SIGINT, before)
+
+    assert exit_code(command) == 0
+    assert handled == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.fault("command line", "Ctrl-C while modules are imported", now="exit code 130, and not a word")
 @pytest.mark.parametrize("seconds", [0.5, 1.5])
 def test_an_early_interrupt(places, seconds):
