@@ -23,13 +23,13 @@ struct CachedAttention {
   static constexpr int64_t kSpan = 256;                   // keys of a task, where they are cut
   static constexpr int64_t kEnoughTasks = 16;             // from so many on, keys are not cut
   static constexpr int64_t kFewProducts = 1 << 17;        // so many are computed before other threads are awake
+  static constexpr int64_t kTail = 16;  // beside a row's sum: its largest score, and the sum of its weights
 
   const CachedAttentionCall& call;
   int64_t group, rows, past, total, padded_width;
   int64_t rows_of_task, blocks, keys_at_a_time, spans;
-  float* queries;                       // [kv_heads, rows, padded_width], scaled
-  float* partial;                       // [kv_heads, blocks, spans, rows_of_task, padded_width + kTail]
-  static constexpr int64_t kTail = 16;  // beside a row's sum: its largest score, and the sum of its weights
+  float* queries;  // [kv_heads, rows, padded_width], scaled
+  float* partial;  // [kv_heads, blocks, spans, rows_of_task, padded_width + kTail]
 
   static size_t workspace_bytes(const CachedAttentionCall& call) {
     const CachedAttention sized(call, nullptr);
@@ -72,7 +72,8 @@ struct CachedAttention {
     }
   }
 
-  E* key(void* buffer, int64_t kv_head, int64_t place) const {
+  // A token's place in a buffer of keys or of values.
+  E* slot(void* buffer, int64_t kv_head, int64_t place) const {
     return static_cast<E*>(buffer) + (kv_head * call.capacity + place) * call.width;
   }
 
@@ -92,10 +93,10 @@ struct CachedAttention {
       float row[kMostHeadWidth + 16];
       widen<I>(from, row, width);
       turn(row, token);
-      narrow<I>(row, call.element, key(call.present_key, h, past + token), 0, width);
+      narrow<I>(row, call.element, slot(call.present_key, h, past + token), 0, width);
     }
     for (int64_t h = 0; h < call.kv_heads; ++h, from += width) {
-      memcpy(key(call.present_value, h, past + token), from, static_cast<size_t>(width) * sizeof(E));
+      memcpy(slot(call.present_value, h, past + token), from, static_cast<size_t>(width) * sizeof(E));
     }
   }
 
@@ -273,7 +274,7 @@ struct CachedAttention {
     }
     for (; first < end; first += keys_at_a_time) {
       const int64_t count = end - first < keys_at_a_time ? end - first : keys_at_a_time;
-      const E *keys = key(call.present_key, kv_head, first), *values = key(call.present_value, kv_head, first);
+      const E *keys = slot(call.present_key, kv_head, first), *values = slot(call.present_value, kv_head, first);
       if (padded_width == call.width) {
         attend_keys(tile, keys, values, call.width, first, count);
         continue;
